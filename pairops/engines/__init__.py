@@ -1,0 +1,59 @@
+"""The engines, who serves a call, and why another does not.
+
+An engine is a module with `gather(pairs, rows, cols)`, the statistics of a call, `weigh`, its gradient,
+and `declines(pairs, rows, cols)`, a reason or None. `dense` has no `weigh`: torch differentiates it. To add an
+engine, write the module and name it in ENGINES, in order of preference.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+from ..pairs import Pairs
+from ..terms import Term
+from . import blockwise, dense
+
+__all__ = ["ENGINES", "choose", "use"]
+
+ENGINES: dict[str, ModuleType] = {"blockwise": blockwise, "dense": dense}  # in order of preference
+
+_ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
+_default = os.environ.get("PAIROPS_ENGINE", "auto")
+
+
+def _known(name: str, source: str) -> str:
+    if name != "auto" and name not in ENGINES:
+        names = ", ".join(["auto", *ENGINES])
+        raise ValueError(f"{source} is {name!r}; it must be one of {names}")
+    return name
+
+
+@contextlib.contextmanager
+def use(engine: str) -> Iterator[None]:
+    """Within this context, calls of this thread take the named engine; "auto" chooses again.
+
+    Outside of it PAIROPS_ENGINE decides, read once at import; without it, "auto". A backward pass takes
+    the engine of its forward pass.
+    """
+    before = getattr(_ambient, "engine", None)
+    _ambient.engine = _known(engine, "engine")
+    try:
+        yield
+    finally:
+        _ambient.engine = before
+
+
+def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
+    """The name of the engine that serves this call; ValueError if the named one cannot."""
+    named = getattr(_ambient, "engine", None) or _known(_default, "PAIROPS_ENGINE")
+    if named != "auto":
+        reason = ENGINES[named].declines(pairs, rows, cols)
+        if reason is not None:
+            raise ValueError(f"engine {named!r} cannot serve this call: {reason}")
+        return named
+    for name, engine in ENGINES.items():
+        if engine.declines(pairs, rows, cols) is None:
+            return name
+    raise AssertionError("dense serves every call")

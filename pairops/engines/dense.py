@@ -1,0 +1,80 @@
+"""The truth: the whole matrix, written for reading, differentiated by autograd alone.
+
+It shares the vocabulary with the other engines but none of their tricks, and it never calls a
+function's slopes, unless the function declares that its slope is not the derivative.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pairs import Pairs
+from ..terms import ALL, POS, Partner, Term
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    return None
+
+
+def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Tensor]:
+    """Row statistics (N,), then column statistics (M,), in the caller's order."""
+    pairs = pairs.with_own_scales()
+    x = _scaled(pairs.x, pairs.scale_x, pairs.keep_x, pairs.dtype)
+    y = _scaled(pairs.other, pairs.scale_y, pairs.keep_y, pairs.dtype)
+    s = x @ y.T
+    positive, present = _masks(pairs)
+    statistics = [_statistic(s, positive, present, term) for term in rows]
+    return statistics + [_statistic(s.T, positive.T, present.T, term) for term in cols]
+
+
+def _scaled(x: Tensor, scale: Tensor | None, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = torch.where(keep[:, None], x, 0).to(dtype)
+    return wide if scale is None else wide * torch.where(keep, scale, 0)[:, None]
+
+
+def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """(N, M) is j positive for i; is (i, j) a pair at all."""
+    n, m = pairs.shape
+    place = torch.arange(m, device=pairs.x.device)
+    in_order = torch.stack(
+        [
+            (place >= pairs.lo[:, None]) & (place < pairs.hi[:, None]),
+            place != pairs.own[:, None],
+        ]
+    )
+    masks = torch.empty_like(in_order)
+    masks[:, pairs.order_x[:, None], pairs.order_y] = in_order
+    return masks[0], masks[1] & pairs.keep_x[:, None] & pairs.keep_y
+
+
+def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:
+    """(N,) of s (N, M); a column term gets everything transposed."""
+    kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    if term.above is not None:
+        kept = kept & ~(s <= term.above[:, None])
+    if term.below is not None:
+        kept = kept & ~(s >= term.below[:, None])
+    args = [_spread(argument) for argument in term.args]
+    f = term.function.value(s, *args)
+    if not term.function.is_derivative:
+        slope = term.function.slopes(s, *args)[0]  # type: ignore[misc]
+        f = term.function.value(s.detach(), *args) + (s - s.detach()) * slope.detach()
+    fill = term.monoid.fill
+    f = torch.where(kept, f, fill)
+    if term.gather == "sum":
+        return f.sum(1)
+    if s.shape[1] == 0:
+        return f.sum(1) + fill
+    if term.gather == "lse":
+        return torch.logsumexp(f, 1)
+    extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
+    first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
+    return f.gather(1, first).squeeze(1)
+
+
+def _spread(argument: Any) -> Any:
+    if isinstance(argument, Partner):
+        return argument.values[None, :]
+    return argument[:, None] if isinstance(argument, Tensor) else argument

@@ -1,0 +1,131 @@
+"""What one pair contributes: each function as a value and its slopes, one scalar similarity at a time.
+
+A built-in function is written in the five words imported below and in arithmetic, so that one source
+serves every engine written in Python: torch binds the words here, a kernel language binds them to its
+own. `csrc/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import abs, exp, log1p, relu, sigmoid  # the five words
+
+__all__ = ["FUNCTIONS", "Function", "affine", "hinge", "identity", "softplus"]
+
+FUNCTIONS: dict[str, "Function"] = {}  # by name: a recipe names its functions, never a callable
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A pair function `value(s, *args)` with `slopes(s, *args) = (d/ds, d/darg_1, ...)`.
+
+    `s` is one similarity and each argument one number; torch calls them on whole tiles, elementwise.
+    Without `slopes` they are derived from `value` by torch, once, here. With `is_derivative=False` the
+    first slope is taken as given although it is not the derivative (a weight held constant, as in
+    circle loss); every engine, `dense` included, then uses that slope.
+
+    A second function of the same name gets a name of its own, so a recipe always means one function.
+    """
+
+    value: Callable[..., Any]
+    slopes: Callable[..., Any] | None = None
+    name: str = ""
+    is_derivative: bool = True
+    arity: int = 0  # arguments besides s; read off `value`
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.value).parameters.values()
+        if not parameters or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+            raise TypeError(
+                f"value must take (s, *arguments) one by one, but its signature is "
+                f"{inspect.signature(self.value)}"
+            )
+        object.__setattr__(self, "arity", len(parameters) - 1)
+        stem = re.sub(r"\W", "_", self.name or self.value.__name__)
+        name, copies = stem, 1
+        while name in FUNCTIONS:
+            copies += 1
+            name = f"{stem}_{copies}"
+        object.__setattr__(self, "name", name)
+        if self.slopes is None:
+            object.__setattr__(self, "slopes", _derive(self.value, self.arity))
+        FUNCTIONS[name] = self
+
+
+def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:
+    """Slopes of `value` as a graph of plain operations.
+
+    A graph, not a call into autograd: an op's body runs below autograd under `torch.compile`.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def slopes(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output, pullback = torch.func.vjp(value, *inputs)
+        return tuple(pullback(torch.ones_like(output)))
+
+    samples = [torch.rand(3, 5) for _ in range(arity + 1)]
+    try:
+        graph = make_fx(slopes, tracing_mode="symbolic")(*samples)
+    except Exception as error:
+        name = getattr(value, "__name__", repr(value))
+        raise ValueError(
+            f"the slopes of {name} cannot be derived ({error}); pass slopes=, a function of the same "
+            f"arguments that returns (d/ds, d/darg_1, ...)"
+        ) from error
+
+    def derived(s: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
+        spread = [torch.as_tensor(a, dtype=s.dtype, device=s.device).expand_as(s) for a in args]
+        result: tuple[torch.Tensor, ...] = graph(s, *spread)
+        return result
+
+    return derived
+
+
+def _identity(s):  # type: ignore[no-untyped-def]
+    return s
+
+
+def _identity_slopes(s):  # type: ignore[no-untyped-def]
+    return (1.0,)
+
+
+def _affine(s, scale, base):  # type: ignore[no-untyped-def]
+    return scale * (s - base)
+
+
+def _affine_slopes(s, scale, base):  # type: ignore[no-untyped-def]
+    return scale, s - base, -scale
+
+
+def _hinge(s, scale, base):  # type: ignore[no-untyped-def]
+    return relu(scale * (s - base))
+
+
+def _hinge_slopes(s, scale, base):  # type: ignore[no-untyped-def]
+    z = scale * (s - base)
+    active = (z > 0) + 0.0 * z  # 0 or 1, and NaN for NaN: a bare comparison would hide it
+    return active * scale, active * (s - base), active * -scale
+
+
+def _softplus(s, scale, bias):  # type: ignore[no-untyped-def]
+    z = scale * s + bias
+    return 0.5 * (z + abs(z)) + log1p(exp(-abs(z)))
+
+
+def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
+    share = sigmoid(scale * s + bias)
+    return share * scale, share * s, share
+
+
+# s
+identity = Function(_identity, _identity_slopes, "identity")
+# scale (s - base)
+affine = Function(_affine, _affine_slopes, "affine")
+# max(0, scale (s - base)), with slope 0 at the kink
+hinge = Function(_hinge, _hinge_slopes, "hinge")
+# log(1 + exp(scale s + bias)); a bias, not a base, because a learned scale may pass through 0
+softplus = Function(_softplus, _softplus_slopes, "softplus")

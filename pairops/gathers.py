@@ -1,0 +1,122 @@
+"""How contributions become one statistic: four monoids over tiles, the twins of `csrc/gathers.h`.
+
+Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, and the fill that a
+pair which does not count leaves in a tile. Because they are monoids, tiles, threads, memory queues and
+ranks divide the work in the same way; a fixed merge order makes the result reproducible bit for bit.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+NOWHERE = torch.iinfo(torch.int64).max  # the argument of an extreme over no pairs, before `result`
+
+
+class Gather(Protocol):
+    """What the engines ask of a gather. `dim` is the axis that is gathered over."""
+
+    fill: float  # also the statistic of an empty side
+
+    def identity(self, like: Tensor) -> State: ...
+    def of(self, f: Tensor, dim: int, where: Tensor) -> State: ...
+    def merge(self, a: State, b: State) -> State: ...
+    def result(self, state: State) -> Tensor: ...
+
+
+class Sum:
+    """Σ f; every pair has share 1."""
+
+    fill = 0.0
+
+    def identity(self, like: Tensor) -> State:
+        return (torch.zeros_like(like),)
+
+    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+        return (f.sum(dim),)
+
+    def merge(self, a: State, b: State) -> State:
+        return (a[0] + b[0],)
+
+    def result(self, state: State) -> Tensor:
+        return state[0]
+
+
+class LogSumExp:
+    """log Σ exp f; a pair's share is exp(f − R). State: the maximum, and Σ exp(f − maximum)."""
+
+    fill = -torch.inf
+
+    def identity(self, like: Tensor) -> State:
+        return torch.full_like(like, -torch.inf), torch.zeros_like(like)
+
+    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+        top = f.amax(dim)
+        return top, torch.exp(f - finite(top).unsqueeze(dim)).sum(dim)
+
+    def merge(self, a: State, b: State) -> State:
+        top = torch.maximum(a[0], b[0])
+        shift = finite(top)
+        return top, a[1] * torch.exp(a[0] - shift) + b[1] * torch.exp(b[0] - shift)
+
+    def result(self, state: State) -> Tensor:
+        return state[0] + torch.log(state[1])
+
+
+class Extreme:
+    """The lowest or highest f and, if it is wanted, the caller's index of the pair that attains it.
+
+    Ties go to the lowest index; a NaN wins over everything.
+    """
+
+    def __init__(self, sign: int, with_argument: bool) -> None:
+        self.fill = sign * -torch.inf
+        self.sign = sign
+        self.with_argument = with_argument
+
+    def identity(self, like: Tensor) -> State:
+        value = torch.full_like(like, self.fill)
+        argument = torch.full_like(like, NOWHERE, dtype=torch.int64)
+        return (value, argument) if self.with_argument else (value,)
+
+    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+        value = f.amax(dim) if self.sign > 0 else f.amin(dim)
+        if not self.with_argument:
+            return (value,)
+        at = where.unsqueeze(1 - dim).expand_as(f)
+        return value, _attained(f, value.unsqueeze(dim), at).amin(dim)
+
+    def merge(self, a: State, b: State) -> State:
+        value = (torch.maximum if self.sign > 0 else torch.minimum)(a[0], b[0])
+        if not self.with_argument:
+            return (value,)
+        at = torch.minimum(_attained(a[0], value, a[1]), _attained(b[0], value, b[1]))
+        return value, at
+
+    def result(self, state: State) -> Tensor:
+        return state[0]
+
+    def argument(self, state: State) -> Tensor:
+        """The caller's index, −1 where no pair counted."""
+        nobody = (state[0] == self.fill) | (state[1] == NOWHERE)
+        return torch.where(nobody, -1, state[1])
+
+
+def _attained(f: Tensor, extreme: Tensor, index: Tensor) -> Tensor:
+    return torch.where((f == extreme) | f.isnan(), index, NOWHERE)
+
+
+def finite(statistic: Tensor) -> Tensor:
+    """`statistic` with −inf replaced by 0, so that exp(−inf − it) is 0 and not NaN."""
+    return torch.where(statistic == -torch.inf, 0.0, statistic)
+
+
+GATHERS: dict[tuple[str, bool], Gather] = {
+    ("sum", False): Sum(),
+    ("lse", False): LogSumExp(),
+    ("lowest", False): Extreme(-1, False),
+    ("lowest", True): Extreme(-1, True),
+    ("highest", False): Extreme(+1, False),
+    ("highest", True): Extreme(+1, True),
+}

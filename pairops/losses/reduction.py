@@ -1,0 +1,67 @@
+"""From one loss per anchor to the number that is trained on, and what a loss's own arguments must be."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..pairs import Pairs
+
+Reduction = Literal["mean", "mean_nonzero", "sum", "none"]
+_REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+
+
+def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduction) -> Tensor:
+    """(N,) losses, weighted and reduced.
+
+    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors with
+    ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored anchor.
+    """
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}")
+    counted = pairs.keep_x
+    if reduction == "mean_nonzero":
+        counted = counted & ~(losses <= 0)
+    losses = torch.where(counted, losses, 0)
+    if weight is not None:
+        losses = losses * _weight(weight, losses)
+    if reduction == "none":
+        return losses
+    numerator = losses.sum()
+    return numerator if reduction == "sum" else numerator / counted.sum().clamp(min=1)
+
+
+def _weight(weight: Tensor, losses: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({len(losses)},)")
+    if weight.shape != losses.shape:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; it must be ({losses.shape[0]},), one per anchor"
+        )
+    return weight.to(losses.dtype)
+
+
+def number(name: str, value: float | Tensor, *, positive: bool = False) -> float | Tensor:
+    """`value`, a finite number or a 0-d tensor. A tensor's value is not looked at: that would synchronise."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; "
+                "it must be a number or a 0-d floating-point tensor"
+            )
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be a number or a 0-d tensor")
+    if not (0 if positive else -math.inf) < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be a finite number{' above 0' * positive}")
+    return float(value)
+
+
+def log1p_exp(statistic: Tensor) -> Tensor:
+    """log(1 + exp R), the log of 1 + Σ exp of a log-sum-exp.
+
+    Not `softplus`, which is linear above 20 and so 2e-9 off; and 0 with all its derivatives at −inf.
+    """
+    return -torch.nn.functional.logsigmoid(-statistic)

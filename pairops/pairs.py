@@ -1,0 +1,267 @@
+"""Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
+
+Rows and columns are sorted by label once. Then the positives of row i are the columns [lo_i, hi_i), a
+mining mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by index
+(CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations (multi-hot labels, label
+windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_IGNORED = torch.iinfo(torch.int64).max
+
+
+class Pairing(TypedDict, total=False):
+    """The keywords of `Pairs.of` that every labelled loss passes on."""
+
+    ref_emb: Tensor | None
+    ref_labels: Tensor | None
+    ids: Tensor | None
+    ref_ids: Tensor | None
+    exclude_self: bool | Literal["auto"]
+    normalize: bool
+    ignore_index: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Two sets of embeddings and the relation between them.
+
+    x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i belongs
+    to row order_x[i] and speaks of places in order_y.
+    """
+
+    x: Tensor  # (N, D)
+    y: Tensor | None  # (M, D); None: the same set
+    scale_x: Tensor | None  # (N,) r_i: s_ij = r_i r_j <x_i, y_j>; None: dot products
+    scale_y: Tensor | None  # (M,)
+    order_x: Tensor  # (N,) int64
+    order_y: Tensor  # (M,) int64
+    lo: Tensor  # (N,) int64: the positives of row i are the places [lo_i, hi_i)
+    hi: Tensor  # (N,) int64
+    own: Tensor  # (N,) int64: the place that row i itself is, or −1
+    keep_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
+    keep_y: Tensor  # (M,) bool
+
+    @property
+    def other(self) -> Tensor:
+        return self.x if self.y is None else self.y
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.other.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of statistics and accumulators."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    def relation(self) -> list[Tensor]:
+        return [self.order_x, self.order_y, self.lo, self.hi, self.own, self.keep_x, self.keep_y]
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
+        own_counts = (self.own >= 0) & (self.own < self.keep_y.sum())
+        own_positive = own_counts & (self.own >= self.lo) & (self.own < self.hi)
+        positives = self.hi - self.lo - own_positive.long()
+        negatives = self.keep_y.sum() - own_counts.long() - positives
+        return tuple(
+            torch.zeros_like(count).scatter(0, self.order_x, count) * self.keep_x
+            for count in (positives, negatives)
+        )  # type: ignore[return-value]
+
+    def aliased(self) -> "Pairs":
+        """The same pairs over views of x and y: a gradient by one view does not reach the other set
+        along a path from x to y that the caller's graph may hold."""
+        return replace(
+            self, x=self.x.view_as(self.x), y=None if self.y is None else self.y.view_as(self.y)
+        )
+
+    def with_own_scales(self) -> "Pairs":
+        """The same pairs with scales that carry a gradient to x and y."""
+        if self.scale_x is None:
+            return self
+        scale_x = inverse_norm(self.x)
+        scale_y = scale_x if self.y is None else inverse_norm(self.y)
+        return replace(self, scale_x=scale_x, scale_y=scale_y)
+
+    @staticmethod
+    def of(
+        x: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+        exclude_self: bool | Literal["auto"] = "auto",
+        normalize: bool = True,
+        ignore_index: int | None = -100,
+    ) -> "Pairs":
+        """Pairs by label: j is a positive of i if their labels are equal, else a negative.
+
+        x: (N, D) float16, bfloat16, float32 or float64.  labels: (N,) integers, compared exactly.
+        ref_emb, ref_labels: (M, D) and (M,); the other set. Without them x is compared with itself.
+        ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id of
+        an anchor is that anchor itself (the first one, should several have it) and no pair of it.
+        exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when ref_emb is
+        the very tensor x, and by ids where they are given; True says that reference i is anchor i;
+        False keeps every pair.
+        normalize: compare by cosine; a row with a norm below 1e-12 counts as 0 and gets no gradient.
+        ignore_index: a row with this label is neither anchor nor reference.
+        """
+        check_embeddings("x", x)
+        if exclude_self not in (True, False, "auto"):
+            raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
+        key, keep_x = _key(_whole_numbers("labels", labels, "x", x), ignore_index)
+        order = torch.argsort(key, stable=True)
+        rows = key[order]
+        if ref_emb is None:
+            for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
+                if given is not None:
+                    raise ValueError(f"{name} is given without ref_emb; it must come with one")
+            columns, order_y, keep_y = rows, order, keep_x
+            own = _arange(x) if exclude_self else torch.full_like(order, -1)
+        else:
+            check_embeddings("ref_emb", ref_emb, like=("x", x))
+            if ref_labels is None:
+                raise ValueError("ref_labels is None; it must be given with ref_emb")
+            ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+            ref_key, keep_y = _key(ref_labels, ignore_index)
+            order_y = torch.argsort(ref_key, stable=True)
+            columns = ref_key[order_y]
+            own = _own(x, ref_emb, ids, ref_ids, exclude_self)
+            if ref_emb.shape[0]:
+                places = torch.empty_like(order_y).scatter(0, order_y, _arange(ref_emb))
+                own = torch.where(own < 0, -1, places[own.clamp(min=0)])[order]
+        return Pairs(
+            x,
+            ref_emb,
+            *_scales(x, ref_emb, normalize),
+            order,
+            order_y,
+            torch.searchsorted(columns, rows),
+            torch.searchsorted(columns, rows, right=True),
+            own,
+            keep_x,
+            keep_y,
+        )
+
+    @staticmethod
+    def paired(x: Tensor, y: Tensor, *, normalize: bool = True) -> "Pairs":
+        """Pairs by index: y_i is the one positive of x_i, every other y_j a negative."""
+        check_embeddings("x", x)
+        check_embeddings("y", y, like=("x", x))
+        if x.shape[0] != y.shape[0]:
+            raise ValueError(f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x")
+        place = _arange(x)
+        everyone = torch.ones_like(place, dtype=torch.bool)
+        nobody = torch.full_like(place, -1)
+        scales = _scales(x, y, normalize)
+        return Pairs(x, y, *scales, place, place, place, place + 1, nobody, everyone, everyone)
+
+
+def inverse_norm(x: Tensor) -> Tensor:
+    """(N,) 1/‖x_i‖ in the dtype of statistics; 0, with zero gradient, for a norm below 1e-12."""
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    square = (wide * wide).sum(1)
+    vanishes = square < 1e-24
+    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+
+
+def _scales(x: Tensor, y: Tensor | None, normalize: bool) -> tuple[Tensor | None, Tensor | None]:
+    if not normalize:
+        return None, None
+    scale = inverse_norm(x.detach())
+    return scale, scale if y is None else inverse_norm(y.detach())
+
+
+def _arange(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[0], device=x.device)
+
+
+def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Sort keys that put ignore_index last, and who is kept.
+
+    The exclusive or is a bijection of int64: keys are equal exactly if labels are, whatever their size.
+    """
+    if ignore_index is None:
+        return labels, torch.ones_like(labels, dtype=torch.bool)
+    return labels ^ (ignore_index ^ _IGNORED), labels != ignore_index
+
+
+def _own(
+    x: Tensor,
+    ref_emb: Tensor,
+    ids: Tensor | None,
+    ref_ids: Tensor | None,
+    exclude_self: bool | Literal["auto"],
+) -> Tensor:
+    """(N,) index of the reference that anchor i itself is, or −1."""
+    nobody = torch.full_like(_arange(x), -1)
+    if (ids is None) != (ref_ids is None):
+        given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
+        raise ValueError(f"{missing} is None; it must be given with {given}")
+    if ids is not None and ref_ids is not None:
+        ids = _whole_numbers("ids", ids, "x", x)
+        ref_ids = _whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+        if exclude_self is False or ref_emb.shape[0] == 0:
+            return nobody
+        names, index = torch.sort(ref_ids, stable=True)
+        place = torch.searchsorted(names, ids).clamp(max=ref_emb.shape[0] - 1)
+        return torch.where(names[place] == ids, index[place], -1)
+    if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
+        raise ValueError(
+            f"exclude_self=True says that reference i is anchor i, but ref_emb has {ref_emb.shape[0]} "
+            f"rows and x has {x.shape[0]}"
+        )
+    if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
+        return _arange(x)
+    return nobody
+
+
+def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {type(x).__name__}; it must be a tensor (N, D)")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} is {x.dtype}; it must be float16, bfloat16, float32 or float64")
+    if x.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (N, D)")
+    if x.shape[1] == 0 and x.shape[0] > 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; D must be at least 1")
+    if like is None:
+        return
+    other_name, other = like
+    for what, mine, theirs in (
+        ("dtype", x.dtype, other.dtype),
+        ("device", x.device, other.device),
+        ("D", x.shape[1], other.shape[1]),
+    ):
+        if mine != theirs:
+            kind = TypeError if what == "dtype" else ValueError
+            raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
+
+
+def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
+    """`values` as int64 on the device of x, checked."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
+    if values.is_floating_point() or values.is_complex():
+        hint = " (and without requires_grad)" if values.requires_grad else ""
+        raise TypeError(f"{name} is {values.dtype}; it must be an integer tensor{hint}")
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), one for each row of {owner}"
+        )
+    if values.device != x.device:
+        warnings.warn(
+            f"{name} is on {values.device} and {owner} on {x.device}: it is copied at every call",
+            stacklevel=4,
+        )
+    return values.to(x.device, torch.int64)

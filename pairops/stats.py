@@ -1,0 +1,152 @@
+"""`row_stats`, the one differentiable primitive: all that a loss needs to know of the N×M similarities.
+
+The path of a call: a loss states terms; `row_stats` names them in a recipe and runs the op
+`pairops::gather`, in which an engine streams the tiles; back come the statistics. In the backward pass
+the op `pairops::weigh` turns their gradients into a weight per pair, and the weights into dX and dY.
+Saved in between: x, y, the intervals, one number per statistic and row, and one byte per tile.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import engines, weights
+from .pairs import Pairs
+from .terms import Term, pack, unpack
+
+_RELATION = 7  # tensors in Pairs.relation()
+_CALL = (
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] vectors, "
+    "float[] numbers, str recipe, str engine"
+)
+
+_library = torch.library.Library("pairops", "DEF")
+_library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
+_library.define(
+    f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
+    "bool need_x, bool need_y) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
+)
+
+
+def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
+    """Statistics of every row, then those of every column, of the similarities of `pairs`.
+
+    R_i = gather_j∈side f(s_ij, args) over the pairs inside the window, in the caller's order: (N,) for
+    each of `rows`, (M,) for each of `cols`; float32, or float64 for float64 embeddings. An empty side
+    gives the identity (0, −inf, +inf, −inf for sum, lse, lowest, highest) and no gradient. Gradients
+    reach x, y and the tensor arguments, any number of times; never the windows.
+    """
+    if not rows and not cols:
+        raise ValueError("row_stats got no terms; it must get at least one")
+    with torch.autocast(pairs.x.device.type, enabled=False):
+        n, m = pairs.shape
+        rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
+        cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
+        engine = engines.choose(pairs, rows, cols)
+        if engine == "dense":
+            return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
+        recipe, numbers, vectors = pack(rows, cols)
+        constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
+        inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation(), *vectors)
+        if torch.compiler.is_compiling():  # which refuses the same tensor twice among the inputs of a node
+            inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
+        result: tuple[Tensor, ...] = _RowStats.apply(recipe, numbers, engine, constant, *inputs)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _RowStats(torch.autograd.Function):
+    """The ops as one node of the graph.
+
+    Under create_graph the backward pass is differentiable torch, a function of the saved *outputs*,
+    whose own gradient leads through here again: hence differentiable any number of times. (A
+    `once_differentiable` backward would be silently wrong for gradient penalties.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, recipe: str, numbers: list[float], engine: str, constant: tuple[int, ...], *inputs: Any
+    ) -> tuple[Tensor, ...]:
+        statistics, arguments, bits = torch.ops.pairops.gather(
+            *inputs[:4], inputs[4 : 4 + _RELATION], inputs[4 + _RELATION :], numbers, recipe, engine
+        )
+        ctx.save_for_backward(*inputs, bits, *statistics, *arguments)
+        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
+        ctx.call = numbers, recipe, engine
+        ctx.ends = len(inputs), len(inputs) + 1 + len(statistics)
+        return tuple(statistics)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        ends = ctx.ends
+        inputs, bits = saved[: ends[0]], saved[ends[0]]
+        statistics, arguments = saved[ends[0] + 1 : ends[1]], saved[ends[1] :]
+        relation, vectors = inputs[4 : 4 + _RELATION], inputs[4 + _RELATION :]
+        needs = ctx.needs_input_grad[4:]
+        run = _weigh if torch.is_grad_enabled() else torch.ops.pairops.weigh
+        dx, dy, dvectors = run(
+            *inputs[:4], relation, vectors, *ctx.call,
+            statistics, arguments, bits, cotangents, needs[0], needs[1],
+        )  # fmt: skip
+        gradients = [dx, dy, None, None, *[None] * _RELATION, *dvectors]
+        wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return (None, None, None, None, *wanted)
+
+
+def _gather(
+    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
+    numbers: list[float], recipe: str, engine: str,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:  # fmt: skip
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        pairs = Pairs(x, y, scale_x, scale_y, *relation)
+        terms = unpack(recipe, numbers, vectors)
+        result: tuple[list[Tensor], list[Tensor], Tensor] = engines.ENGINES[engine].gather(pairs, *terms)
+        return result
+
+
+def _weigh(
+    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], *call: Any
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    with torch.autocast(x.device.type, enabled=False):
+        pairs = Pairs(x, y, scale_x, scale_y, *relation)
+        return weights.weigh(pairs, *call[:-2], needs=call[-2:])
+
+
+def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    with torch.no_grad():
+        return _weigh(*call)
+
+
+def _gather_fake(
+    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
+    numbers: list[float], recipe: str, engine: str,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:  # fmt: skip
+    pairs = Pairs(x, y, scale_x, scale_y, *relation)
+    n, m = pairs.shape
+    rows, cols = unpack(recipe, numbers, vectors)
+    owners = [(term, n) for term in rows] + [(term, m) for term in cols]
+    statistics = [x.new_empty(length, dtype=pairs.dtype) for _, length in owners]
+    arguments = [
+        x.new_empty(length, dtype=torch.int64) for term, length in owners if term.extreme and term.grad
+    ]
+    bits = engines.ENGINES[engine].bits_shape(pairs, rows, cols)
+    return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
+
+
+def _weigh_fake(
+    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
+    numbers: list[float], recipe: str, *rest: Any,
+) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    rows, cols = unpack(recipe, numbers, vectors)
+    need_x, need_y = rest[-2:]
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    dy = torch.empty_like(y, memory_format=torch.contiguous_format) if need_y else x.new_empty(0)
+    return dx, dy, weights.by_vector([*rows, *cols], {}, unknown=True)
+
+
+_library.impl("gather", _gather, "CompositeExplicitAutograd")
+_library.impl("weigh", _weigh_op, "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::gather", _gather_fake)
+torch.library.register_fake("pairops::weigh", _weigh_fake)

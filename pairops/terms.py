@@ -1,0 +1,221 @@
+"""What a loss asks for: terms (gather × side × function × window), and the recipe that names a set of them.
+
+A `Term` holds tensors and a callable; an op takes neither. So terms travel as a recipe, such as
+`"lowest:pos:identity lse:neg:affine>"`, with their numbers and vectors beside it in order. The recipe is
+op argument, lookup key, test id and benchmark row:
+
+    recipe   = row terms separated by spaces [ " | " column terms ]
+    term     = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
+    kinds    = per argument f (number), o (one value per owner), p (one per partner); left out if all are f
+    > <      = a window `above=`, `below=`;    @ = an extreme that keeps its argument, hence has a gradient
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+import torch
+from torch import Tensor
+
+from .functions import FUNCTIONS, Function, affine, identity
+from .gathers import GATHERS, Gather
+
+POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
+
+
+@dataclass(frozen=True, eq=False)
+class Partner:
+    """Values (M,) that vary with the partner of a pair, not with the owner of the statistic."""
+
+    values: Tensor  # (M,) in a row term, (N,) in a column term
+
+
+Argument = float | Tensor | Partner
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One statistic per owner (a row, or in `cols=` a column): gather over a side of function(s, *args).
+
+    args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value per
+    partner. Gradients reach all tensors among them.
+    above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
+    dropped; a NaN is neither, and stays.
+    grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
+    """
+
+    gather: str
+    side: str
+    function: Function
+    args: tuple[Argument, ...] = ()
+    above: Tensor | None = None
+    below: Tensor | None = None
+    grad: bool = True
+
+    def __post_init__(self) -> None:
+        if self.side not in (POS, NEG, ALL):
+            raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
+        if len(self.args) != self.function.arity:
+            raise ValueError(
+                f"{self.function.name} takes {self.function.arity} arguments besides s, "
+                f"but the term gives {len(self.args)}"
+            )
+
+    def over(self, owners: int, partners: int, dtype: torch.dtype) -> "Term":
+        """This term with every tensor checked, in `dtype`, one value per owner or partner."""
+        args: list[Argument] = []
+        for k, a in enumerate(self.args):
+            name = f"argument {k} of {self.function.name}"
+            if isinstance(a, Partner):
+                args.append(Partner(_vector(name, a.values, partners, dtype)))
+            elif isinstance(a, Tensor):
+                args.append(_vector(name, a, owners, dtype))
+            else:
+                args.append(float(a))
+        above, below = (
+            None if bound is None else _vector(name, bound.detach(), owners, dtype)
+            for name, bound in (("above", self.above), ("below", self.below))
+        )
+        return replace(self, args=tuple(args), above=above, below=below)
+
+    def vectors(self) -> list[Tensor]:
+        return [a.values if isinstance(a, Partner) else a for a in self.args if not isinstance(a, float)]
+
+    def windows(self) -> list[Tensor]:
+        return [bound for bound in (self.above, self.below) if bound is not None]
+
+    @property
+    def extreme(self) -> bool:
+        return self.gather in ("lowest", "highest")
+
+    @property
+    def windowed(self) -> bool:
+        return self.above is not None or self.below is not None
+
+    @property
+    def keeps_bits(self) -> bool:
+        """An engine may note in `gather`, tile by tile, whether the window kept a pair for `weigh`."""
+        return self.windowed and not self.extreme
+
+    @property
+    def monoid(self) -> Gather:
+        return GATHERS[self.gather, self.extreme and self.grad]
+
+
+def partner(values: Tensor) -> Partner:
+    return Partner(values)
+
+
+def total(
+    side: str,
+    *args: Argument,
+    function: Function = affine,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+) -> Term:
+    """Σ over a side of function(s, *args); by default of scale·(s − base)."""
+    return Term("sum", side, function, args, above, below)
+
+
+def lse(
+    side: str,
+    *args: Argument,
+    function: Function = affine,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+) -> Term:
+    """log Σ exp over a side of function(s, *args); by default of scale·(s − base)."""
+    return Term("lse", side, function, args, above, below)
+
+
+def lowest(
+    side: str,
+    *args: Argument,
+    function: Function = identity,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    grad: bool = True,
+) -> Term:
+    """The lowest function(s, *args) of a side; by default the lowest similarity."""
+    return Term("lowest", side, function, args, above, below, grad)
+
+
+def highest(
+    side: str,
+    *args: Argument,
+    function: Function = identity,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    grad: bool = True,
+) -> Term:
+    """The highest function(s, *args) of a side; by default the highest similarity."""
+    return Term("highest", side, function, args, above, below, grad)
+
+
+def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], list[Tensor]]:
+    """Terms, all of them `over` their pairs, as (recipe, numbers, vectors)."""
+    terms = (*rows, *cols)
+    recipe = " ".join([_word(term) for term in rows])
+    if cols:
+        recipe += " | " + " ".join([_word(term) for term in cols])
+    numbers = [a for term in terms for a in term.args if isinstance(a, float)]
+    vectors = [v for term in terms for v in (*term.vectors(), *term.windows())]
+    return recipe, numbers, vectors
+
+
+def _word(term: Term) -> str:
+    word = f"{term.gather}:{term.side}:{term.function.name}"
+    if term.vectors():
+        letter = {float: "f", Partner: "p"}
+        word += "(" + "".join([letter.get(type(a), "o") for a in term.args]) + ")"
+    word += "" if term.above is None else ">"
+    word += "" if term.below is None else "<"
+    return word + ("@" if term.extreme and term.grad else "")
+
+
+def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != length):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be 0-d or ({length},)")
+    return values.to(dtype).expand(length)
+
+
+@functools.cache
+def _template(word: str) -> tuple[Term, str]:
+    parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>?)(<?)(@?)", word)
+    if parts is None or parts[3] not in FUNCTIONS:
+        raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
+    gather, side, name, kinds, above, below, keeps = parts.groups()
+    function = FUNCTIONS[name]
+    holder = torch.empty(0)
+    term = Term(
+        gather,
+        side,
+        function,
+        (0.0,) * function.arity,
+        holder if above else None,
+        holder if below else None,
+        grad=bool(keeps) or gather not in ("lowest", "highest"),
+    )
+    return term, kinds or "f" * function.arity
+
+
+def unpack(
+    recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]
+) -> tuple[list[Term], list[Term]]:
+    """The inverse of `pack`: row terms and column terms."""
+    number, vector = iter(numbers), iter(vectors)
+
+    def read(word: str) -> Term:
+        term, kinds = _template(word)
+        args: list[Argument] = []
+        for kind in kinds:
+            if kind == "f":
+                args.append(next(number))
+            else:
+                args.append(next(vector) if kind == "o" else Partner(next(vector)))
+        above = None if term.above is None else next(vector)
+        below = None if term.below is None else next(vector)
+        return replace(term, args=tuple(args), above=above, below=below)
+
+    rows, _, cols = recipe.partition(" | ")
+    return [read(word) for word in rows.split()], [read(word) for word in cols.split()]

@@ -1,0 +1,104 @@
+"""The gradient of row statistics: an engine's sweep, the pairs of extremes, and the way through the scale."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engines import ENGINES, blockwise
+from .extremes import weigh_extreme
+from .pairs import Pairs
+from .terms import Term, unpack
+
+
+def weigh(
+    pairs: Pairs,
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    engine: str,
+    statistics: list[Tensor],
+    arguments: list[Tensor],
+    bits: Tensor,
+    cotangents: list[Tensor],
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x and y (empty if not needed) and by every vector.
+
+    A vector without a gradient, a window's, gets an empty tensor. In grad mode all of it is a
+    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
+    blockwise's whatever the engine was, and its tile bits are of use only to itself.
+    """
+    sweep: Any = ENGINES[engine]
+    tile_bits: Tensor | None = bits
+    if torch.is_grad_enabled():
+        pairs, sweep = pairs.aliased().with_own_scales(), blockwise
+        tile_bits = bits if engine == "blockwise" else None
+    rows, cols = unpack(recipe, numbers, vectors)
+    terms = [(0, term) for term in rows] + [(1, term) for term in cols]
+    swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
+    gradients: list[tuple[Tensor, Tensor]] = []
+    by_term: dict[int, list[Tensor]] = {}
+    if swept:
+        dx, dy, flat = sweep.weigh(
+            pairs,
+            [terms[k][1] for k in swept if terms[k][0] == 0],
+            [terms[k][1] for k in swept if terms[k][0] == 1],
+            [statistics[k] for k in swept],
+            [cotangents[k] for k in swept],
+            tile_bits,
+            needs,
+        )
+        gradients.append((dx, dy))
+        remaining = iter(flat)
+        for k in swept:
+            by_term[k] = [next(remaining) for _ in terms[k][1].vectors()]
+    argument = iter(arguments)
+    for k, (axis, term) in enumerate(terms):
+        if term.extreme and term.grad:
+            dx, dy, by_term[k] = weigh_extreme(pairs, term, axis, next(argument), cotangents[k])
+            gradients.append((dx + dy, dy) if pairs.y is None else (dx, dy))
+
+    dx = dy = pairs.x.new_empty(0)
+    if needs[0]:
+        dx = _through_scale([g for g, _ in gradients], pairs.x, pairs.scale_x, pairs.keep_x)
+    if needs[1]:
+        dy = _through_scale([g for _, g in gradients], pairs.other, pairs.scale_y, pairs.keep_y)
+    return dx, dy, by_vector([term for _, term in terms], by_term)
+
+
+def _through_scale(
+    gradients: Sequence[Tensor], x: Tensor, scale: Tensor | None, keep: Tensor
+) -> Tensor:
+    """dx = r (g − x̂ <x̂, g>) of the gradient g by x̂ = r x, in the dtype of x and rounded once.
+
+    A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are constant.
+    """
+    g = gradients[0]
+    for more in gradients[1:]:
+        g = g + more
+    wide = x.to(g.dtype)
+    if scale is None:
+        dx = g + 0.0 * wide
+    else:
+        r = scale.unsqueeze(1)
+        unit = r * wide
+        dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
+    return torch.where(keep.unsqueeze(1), dx, 0.0).to(x.dtype)
+
+
+def by_vector(
+    terms: Sequence[Term], by_term: Mapping[int, Sequence[Tensor]], *, unknown: bool = False
+) -> list[Tensor]:
+    """Gradients in the order in which `pack` lists the vectors; with `unknown`, only their shapes."""
+    result: list[Tensor] = []
+    for k, term in enumerate(terms):
+        if term.grad and unknown:
+            result += [torch.empty_like(v, memory_format=torch.contiguous_format) for v in term.vectors()]
+        elif term.grad:
+            result += by_term[k]
+        else:
+            result += [v.new_empty(0) for v in term.vectors()]
+        result += [bound.new_empty(0) for bound in term.windows()]
+    return result
