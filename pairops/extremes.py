@@ -1,4 +1,4 @@
-"""The gradient of a lowest or highest: it goes to one pair per owner, so it costs O(N·D) and no sweep."""
+"""The gradient of a lowest or highest: it goes to one pair per owner, at O(N·D) and no sweep."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ def weigh_extreme(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients by the scaled rows of x and of y, and by the term's tensor arguments.
 
-    axis: 0 if the owners are the rows, 1 if they are the columns.  argument: (owners,) the partner that
-    attained the extreme, or −1.  Differentiable: plain torch throughout.
+    axis: 0 if the owners are the rows, 1 if they are the columns.  argument: (owners,) the partner
+    that attained the extreme, or −1.  Differentiable: plain torch throughout.
     """
     scaled = [
         _scaled(z, scale, pairs.dtype)
@@ -35,7 +35,9 @@ def weigh_extreme(
     owner = torch.where(found.unsqueeze(1), owners, 0)
     partner = torch.where(found.unsqueeze(1), partners.index_select(0, at), 0)
     s = (owner * partner).sum(1)
-    args: list[Any] = [a.values.index_select(0, at) if isinstance(a, Partner) else a for a in term.args]
+    args: list[Any] = [
+        a.values.index_select(0, at) if isinstance(a, Partner) else a for a in term.args
+    ]
     slopes: Sequence[Any] = term.function.slopes(s, *args)  # type: ignore[misc]
     cotangent = torch.where(found, cotangent, 0)
     weight = (cotangent * slopes[0]).unsqueeze(1)

@@ -1,8 +1,8 @@
-"""What one pair contributes: each function as a value and its slopes, one scalar similarity at a time.
+"""What one pair contributes: each function as a value and its slopes, one scalar at a time.
 
-A built-in function is written in the five words imported below and in arithmetic, so that one source
-serves every engine written in Python: torch binds the words here, a kernel language binds them to its
-own. `csrc/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
+A built-in function is written in the five words imported below and in arithmetic, so that one
+source serves every engine written in Python: torch binds the words here, a kernel language binds
+them to its own. `csrc/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
 """
 
 import inspect
@@ -23,12 +23,13 @@ FUNCTIONS: dict[str, "Function"] = {}  # by name: a recipe names its functions, 
 class Function:
     """A pair function `value(s, *args)` with `slopes(s, *args) = (d/ds, d/darg_1, ...)`.
 
-    `s` is one similarity and each argument one number; torch calls them on whole tiles, elementwise.
-    Without `slopes` they are derived from `value` by torch, once, here. With `is_derivative=False` the
-    first slope is taken as given although it is not the derivative (a weight held constant, as in
-    circle loss); every engine, `dense` included, then uses that slope.
+    `s` is one similarity and each argument one number; torch calls them on whole tiles,
+    elementwise. Without `slopes` they are derived from `value` by torch, once, here. With
+    `is_derivative=False` the first slope is taken as given although it is not the derivative (a
+    weight held constant, as in circle loss); every engine, `dense` included, then uses that slope.
 
-    A second function of the same name gets a name of its own, so a recipe always means one function.
+    A second function of the same name gets a name of its own, so a recipe always means one
+    function.
     """
 
     value: Callable[..., Any]
@@ -64,8 +65,8 @@ def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def slopes(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output, pullback = torch.func.vjp(value, *inputs)
-        return tuple(pullback(torch.ones_like(output)))
+        output, *pullback = torch.func.vjp(value, *inputs)
+        return tuple(pullback[0](torch.ones_like(output)))
 
     samples = [torch.rand(3, 5) for _ in range(arity + 1)]
     try:
@@ -73,8 +74,8 @@ def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:
     except Exception as error:
         name = getattr(value, "__name__", repr(value))
         raise ValueError(
-            f"the slopes of {name} cannot be derived ({error}); pass slopes=, a function of the same "
-            f"arguments that returns (d/ds, d/darg_1, ...)"
+            f"the slopes of {name} cannot be derived ({error}); pass slopes=, a function "
+            "of the same arguments that returns (d/ds, d/darg_1, ...)"
         ) from error
 
     def derived(s: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
@@ -89,7 +90,7 @@ def _identity(s):  # type: ignore[no-untyped-def]
     return s
 
 
-def _identity_slopes(s):  # type: ignore[no-untyped-def]
+def _identity_slopes(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return (1.0,)
 
 

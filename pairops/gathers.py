@@ -1,8 +1,9 @@
 """How contributions become one statistic: four monoids over tiles, the twins of `csrc/gathers.h`.
 
-Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, and the fill that a
-pair which does not count leaves in a tile. Because they are monoids, tiles, threads, memory queues and
-ranks divide the work in the same way; a fixed merge order makes the result reproducible bit for bit.
+Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, and the fill
+that a pair which does not count leaves in a tile. Because they are monoids, tiles, threads, memory
+queues and ranks divide the work in the same way; a fixed merge order makes the result reproducible
+bit for bit.
 """
 
 from typing import Protocol
@@ -20,7 +21,7 @@ class Gather(Protocol):
     fill: float  # also the statistic of an empty side
 
     def identity(self, like: Tensor) -> State: ...
-    def of(self, f: Tensor, dim: int, where: Tensor) -> State: ...
+    def of(self, f: Tensor, dim: int, where: Tensor, /) -> State: ...
     def merge(self, a: State, b: State) -> State: ...
     def result(self, state: State) -> Tensor: ...
 
@@ -33,7 +34,7 @@ class Sum:
     def identity(self, like: Tensor) -> State:
         return (torch.zeros_like(like),)
 
-    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+    def of(self, f: Tensor, dim: int, _where: Tensor) -> State:
         return (f.sum(dim),)
 
     def merge(self, a: State, b: State) -> State:
@@ -51,7 +52,7 @@ class LogSumExp:
     def identity(self, like: Tensor) -> State:
         return torch.full_like(like, -torch.inf), torch.zeros_like(like)
 
-    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+    def of(self, f: Tensor, dim: int, _where: Tensor) -> State:
         top = f.amax(dim)
         return top, torch.exp(f - finite(top).unsqueeze(dim)).sum(dim)
 

@@ -1,9 +1,9 @@
 """Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
 
-Rows and columns are sorted by label once. Then the positives of row i are the columns [lo_i, hi_i), a
-mining mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by index
-(CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations (multi-hot labels, label
-windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
+Rows and columns are sorted by label once. Then the positives of row i are the columns [lo_i, hi_i),
+a mining mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by
+index (CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations (multi-hot labels,
+label windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
 """
 
 import warnings
@@ -33,8 +33,8 @@ class Pairing(TypedDict, total=False):
 class Pairs:
     """Two sets of embeddings and the relation between them.
 
-    x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i belongs
-    to row order_x[i] and speaks of places in order_y.
+    x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i
+    belongs to row order_x[i] and speaks of places in order_y.
     """
 
     x: Tensor  # (N, D)
@@ -108,13 +108,13 @@ class Pairs:
 
         x: (N, D) float16, bfloat16, float32 or float64.  labels: (N,) integers, compared exactly.
         ref_emb, ref_labels: (M, D) and (M,); the other set. Without them x is compared with itself.
-        ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id of
-        an anchor is that anchor itself (the first one, should several have it) and no pair of it.
-        exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when ref_emb is
-        the very tensor x, and by ids where they are given; True says that reference i is anchor i;
-        False keeps every pair.
-        normalize: compare by cosine; a row with a norm below 1e-12 counts as 0 and gets no gradient.
-        ignore_index: a row with this label is neither anchor nor reference.
+        ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id
+        of an anchor is that anchor itself (the first one, should several have it) and no pair of
+        it. exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
+        ref_emb is the very tensor x, and by ids where they are given; True says that reference i is
+        anchor i; False keeps every pair. normalize: compare by cosine; a row with a norm below
+        1e-12 counts as 0 and gets no gradient. ignore_index: a row with this label is neither
+        anchor nor reference.
         """
         check_embeddings("x", x)
         if exclude_self not in (True, False, "auto"):
@@ -159,7 +159,9 @@ class Pairs:
         check_embeddings("x", x)
         check_embeddings("y", y, like=("x", x))
         if x.shape[0] != y.shape[0]:
-            raise ValueError(f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x")
+            raise ValueError(
+                f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x"
+            )
         place = _arange(x)
         everyone = torch.ones_like(place, dtype=torch.bool)
         nobody = torch.full_like(place, -1)
@@ -168,11 +170,16 @@ class Pairs:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """(N,) 1/‖x_i‖ in the dtype of statistics; 0, with zero gradient, for a norm below 1e-12."""
-    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    """(N,) 1/‖x_i‖ in the dtype of statistics; 0, with zero gradient, for a norm below 1e-12.
+
+    In float64 and rounded once: an error here is common to a whole row of similarities, and a loss
+    multiplies it by its sharpness.
+    """
+    wide = x.double()
     square = (wide * wide).sum(1)
     vanishes = square < 1e-24
-    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+    inverse = torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+    return inverse.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _scales(x: Tensor, y: Tensor | None, normalize: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -189,7 +196,8 @@ def _arange(x: Tensor) -> Tensor:
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """Sort keys that put ignore_index last, and who is kept.
 
-    The exclusive or is a bijection of int64: keys are equal exactly if labels are, whatever their size.
+    The exclusive or is a bijection of int64: keys are equal exactly if labels are, whatever their
+    size.
     """
     if ignore_index is None:
         return labels, torch.ones_like(labels, dtype=torch.bool)
@@ -218,8 +226,8 @@ def _own(
         return torch.where(names[place] == ids, index[place], -1)
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(
-            f"exclude_self=True says that reference i is anchor i, but ref_emb has {ref_emb.shape[0]} "
-            f"rows and x has {x.shape[0]}"
+            f"exclude_self=True says that reference i is anchor i, but ref_emb has "
+            f"{ref_emb.shape[0]} rows and x has {x.shape[0]}"
         )
     if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
         return _arange(x)
@@ -257,7 +265,8 @@ def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
         raise TypeError(f"{name} is {values.dtype}; it must be an integer tensor{hint}")
     if values.shape != x.shape[:1]:
         raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), one for each row of {owner}"
+            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
+            f"one for each row of {owner}"
         )
     if values.device != x.device:
         warnings.warn(

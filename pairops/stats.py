@@ -1,9 +1,10 @@
-"""`row_stats`, the one differentiable primitive: all that a loss needs to know of the N×M similarities.
+"""`row_stats`, the one differentiable primitive: all a loss needs to know of N×M similarities.
 
 The path of a call: a loss states terms; `row_stats` names them in a recipe and runs the op
-`pairops::gather`, in which an engine streams the tiles; back come the statistics. In the backward pass
-the op `pairops::weigh` turns their gradients into a weight per pair, and the weights into dX and dY.
-Saved in between: x, y, the intervals, one number per statistic and row, and one byte per tile.
+`pairops::gather`, in which an engine streams the tiles; back come the statistics. In the backward
+pass the op `pairops::weigh` turns their gradients into a weight per pair, and the weights into dX
+and dY. Saved in between: x, y, the intervals, one number per statistic and row, and one byte per
+tile.
 """
 
 from collections.abc import Sequence
@@ -33,10 +34,10 @@ _library.define(
 def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
     """Statistics of every row, then those of every column, of the similarities of `pairs`.
 
-    R_i = gather_j∈side f(s_ij, args) over the pairs inside the window, in the caller's order: (N,) for
-    each of `rows`, (M,) for each of `cols`; float32, or float64 for float64 embeddings. An empty side
-    gives the identity (0, −inf, +inf, −inf for sum, lse, lowest, highest) and no gradient. Gradients
-    reach x, y and the tensor arguments, any number of times; never the windows.
+    R_i = gather_j∈side f(s_ij, args) over the pairs inside the window, in the caller's order: (N,)
+    for each of `rows`, (M,) for each of `cols`; float32, or float64 for float64 embeddings. An
+    empty side gives the identity (0, −inf, +inf, −inf for sum, lse, lowest, highest) and no
+    gradient. Gradients reach x, y and the tensor arguments, any number of times; never the windows.
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")
@@ -50,7 +51,9 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         recipe, numbers, vectors = pack(rows, cols)
         constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
         inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation(), *vectors)
-        if torch.compiler.is_compiling():  # which refuses the same tensor twice among the inputs of a node
+        if (
+            torch.compiler.is_compiling()
+        ):  # which refuses the same tensor twice among the inputs of a node
             inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
         result: tuple[Tensor, ...] = _RowStats.apply(recipe, numbers, engine, constant, *inputs)  # type: ignore[no-untyped-call]
         return result
@@ -66,7 +69,12 @@ class _RowStats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, recipe: str, numbers: list[float], engine: str, constant: tuple[int, ...], *inputs: Any
+        ctx: Any,
+        recipe: str,
+        numbers: list[float],
+        engine: str,
+        constant: tuple[int, ...],
+        *inputs: Any,
     ) -> tuple[Tensor, ...]:
         statistics, arguments, bits = torch.ops.pairops.gather(
             *inputs[:4], inputs[4 : 4 + _RELATION], inputs[4 + _RELATION :], numbers, recipe, engine
@@ -95,23 +103,27 @@ class _RowStats(torch.autograd.Function):
         return (None, None, None, None, *wanted)
 
 
-def _gather(
-    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
-    numbers: list[float], recipe: str, engine: str,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:  # fmt: skip
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        pairs = Pairs(x, y, scale_x, scale_y, *relation)
+def _read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
+    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
+    x, y, scale_x, scale_y, relation, vectors, numbers, recipe, engine = call[:9]
+    return Pairs(x, y, scale_x, scale_y, *relation), vectors, numbers, recipe, engine
+
+
+def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs, vectors, numbers, recipe, engine = _read(call)
+    with torch.no_grad(), torch.autocast(pairs.x.device.type, enabled=False):
         terms = unpack(recipe, numbers, vectors)
-        result: tuple[list[Tensor], list[Tensor], Tensor] = engines.ENGINES[engine].gather(pairs, *terms)
+        result: tuple[list[Tensor], list[Tensor], Tensor]
+        result = engines.ENGINES[engine].gather(pairs, *terms)
         return result
 
 
-def _weigh(
-    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], *call: Any
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    with torch.autocast(x.device.type, enabled=False):
-        pairs = Pairs(x, y, scale_x, scale_y, *relation)
-        return weights.weigh(pairs, *call[:-2], needs=call[-2:])
+def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    statistics, arguments, bits, cotangents, *needs = call[9:]
+    with torch.autocast(call[0].device.type, enabled=False):
+        return weights.weigh(
+            *_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1])
+        )
 
 
 def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -119,30 +131,26 @@ def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         return _weigh(*call)
 
 
-def _gather_fake(
-    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
-    numbers: list[float], recipe: str, engine: str,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:  # fmt: skip
-    pairs = Pairs(x, y, scale_x, scale_y, *relation)
+def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs, vectors, numbers, recipe, engine = _read(call)
     n, m = pairs.shape
     rows, cols = unpack(recipe, numbers, vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]
-    statistics = [x.new_empty(length, dtype=pairs.dtype) for _, length in owners]
-    arguments = [
-        x.new_empty(length, dtype=torch.int64) for term, length in owners if term.extreme and term.grad
-    ]
+    new = pairs.x.new_empty
+    statistics = [new(length, dtype=pairs.dtype) for _, length in owners]
+    arguments = [new(length, dtype=torch.int64) for term, length in owners if term.keeps_argument]
     bits = engines.ENGINES[engine].bits_shape(pairs, rows, cols)
-    return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
+    return statistics, arguments, new(bits, dtype=torch.uint8)
 
 
-def _weigh_fake(
-    x: Tensor, y: Any, scale_x: Any, scale_y: Any, relation: list[Tensor], vectors: list[Tensor],
-    numbers: list[float], recipe: str, *rest: Any,
-) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
+def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    pairs, vectors, numbers, recipe, _ = _read(call)
+    need_x, need_y = call[-2:]
     rows, cols = unpack(recipe, numbers, vectors)
-    need_x, need_y = rest[-2:]
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
-    dy = torch.empty_like(y, memory_format=torch.contiguous_format) if need_y else x.new_empty(0)
+    dx, dy = (
+        torch.empty_like(z, memory_format=torch.contiguous_format) if needed else z.new_empty(0)
+        for z, needed in ((pairs.x, need_x), (pairs.other, need_y))
+    )
     return dx, dy, weights.by_vector([*rows, *cols], {}, unknown=True)
 
 

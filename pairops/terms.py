@@ -1,19 +1,22 @@
-"""What a loss asks for: terms (gather × side × function × window), and the recipe that names a set of them.
+"""What a loss asks for: terms, and the recipe that names a set of them.
 
 A `Term` holds tensors and a callable; an op takes neither. So terms travel as a recipe, such as
-`"lowest:pos:identity lse:neg:affine>"`, with their numbers and vectors beside it in order. The recipe is
-op argument, lookup key, test id and benchmark row:
+`"lowest:pos:identity lse:neg:affine>"`, with their numbers and vectors beside it in order. The
+recipe is op argument, lookup key, test id and benchmark row:
 
-    recipe   = row terms separated by spaces [ " | " column terms ]
-    term     = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
-    kinds    = per argument f (number), o (one value per owner), p (one per partner); left out if all are f
-    > <      = a window `above=`, `below=`;    @ = an extreme that keeps its argument, hence has a gradient
+    recipe = row terms separated by spaces [ " | " column terms ]
+    term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
+    kinds  = one letter per argument, left out if all are f:
+             f a number, o one value per owner, p one value per partner
+    > <    = a window, `above=` or `below=`
+    @      = an extreme that keeps its argument, and so has a gradient
 """
 
 import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -35,12 +38,11 @@ Argument = float | Tensor | Partner
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One statistic per owner (a row, or in `cols=` a column): gather over a side of function(s, *args).
+    """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
 
-    args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value per
-    partner. Gradients reach all tensors among them.
-    above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
-    dropped; a NaN is neither, and stays.
+    args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value
+    per partner. Gradients reach all tensors among them. above, below: thresholds (N,) per owner,
+    without gradient. Pairs with s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
     grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
     """
 
@@ -79,7 +81,9 @@ class Term:
         return replace(self, args=tuple(args), above=above, below=below)
 
     def vectors(self) -> list[Tensor]:
-        return [a.values if isinstance(a, Partner) else a for a in self.args if not isinstance(a, float)]
+        return [
+            a.values if isinstance(a, Partner) else a for a in self.args if not isinstance(a, float)
+        ]
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
@@ -89,17 +93,22 @@ class Term:
         return self.gather in ("lowest", "highest")
 
     @property
+    def keeps_argument(self) -> bool:
+        """Does `gather` also return which partner attained the extreme?"""
+        return self.extreme and self.grad
+
+    @property
     def windowed(self) -> bool:
         return self.above is not None or self.below is not None
 
     @property
     def keeps_bits(self) -> bool:
-        """An engine may note in `gather`, tile by tile, whether the window kept a pair for `weigh`."""
+        """May `gather` note for `weigh`, tile by tile, whether the window kept a pair?"""
         return self.windowed and not self.extreme
 
     @property
     def monoid(self) -> Gather:
-        return GATHERS[self.gather, self.extreme and self.grad]
+        return GATHERS[self.gather, self.keeps_argument]
 
 
 def partner(values: Tensor) -> Partner:
@@ -170,7 +179,7 @@ def _word(term: Term) -> str:
         word += "(" + "".join([letter.get(type(a), "o") for a in term.args]) + ")"
     word += "" if term.above is None else ">"
     word += "" if term.below is None else "<"
-    return word + ("@" if term.extreme and term.grad else "")
+    return word + ("@" if term.keeps_argument else "")
 
 
 def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype) -> Tensor:

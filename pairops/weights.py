@@ -1,4 +1,4 @@
-"""The gradient of row statistics: an engine's sweep, the pairs of extremes, and the way through the scale."""
+"""The gradient of row statistics: an engine's sweep, the pairs of extremes, then the scale."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def weigh(
             by_term[k] = [next(remaining) for _ in terms[k][1].vectors()]
     argument = iter(arguments)
     for k, (axis, term) in enumerate(terms):
-        if term.extreme and term.grad:
+        if term.keeps_argument:
             dx, dy, by_term[k] = weigh_extreme(pairs, term, axis, next(argument), cotangents[k])
             gradients.append((dx + dy, dy) if pairs.y is None else (dx, dy))
 
@@ -73,7 +73,8 @@ def _through_scale(
 ) -> Tensor:
     """dx = r (g − x̂ <x̂, g>) of the gradient g by x̂ = r x, in the dtype of x and rounded once.
 
-    A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are constant.
+    A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are
+    constant.
     """
     g = gradients[0]
     for more in gradients[1:]:
@@ -91,11 +92,13 @@ def _through_scale(
 def by_vector(
     terms: Sequence[Term], by_term: Mapping[int, Sequence[Tensor]], *, unknown: bool = False
 ) -> list[Tensor]:
-    """Gradients in the order in which `pack` lists the vectors; with `unknown`, only their shapes."""
+    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes."""
     result: list[Tensor] = []
     for k, term in enumerate(terms):
         if term.grad and unknown:
-            result += [torch.empty_like(v, memory_format=torch.contiguous_format) for v in term.vectors()]
+            result += [
+                torch.empty_like(v, memory_format=torch.contiguous_format) for v in term.vectors()
+            ]
         elif term.grad:
             result += by_term[k]
         else:

@@ -1,8 +1,9 @@
 """The engines, who serves a call, and why another does not.
 
-An engine is a module with `gather(pairs, rows, cols)`, the statistics of a call, `weigh`, its gradient,
-and `declines(pairs, rows, cols)`, a reason or None. `dense` has no `weigh`: torch differentiates it. To add an
-engine, write the module and name it in ENGINES, in order of preference.
+An engine is a module with `gather(pairs, rows, cols)`, the statistics of a call, `weigh`, its
+gradient, and `declines(pairs, rows, cols)`, a reason or None. `dense` has no `weigh`: torch
+differentiates it. To add an engine, write the module and name it in ENGINES, in order of
+preference.
 """
 
 import contextlib
@@ -34,8 +35,8 @@ def _known(name: str, source: str) -> str:
 def use(engine: str) -> Iterator[None]:
     """Within this context, calls of this thread take the named engine; "auto" chooses again.
 
-    Outside of it PAIROPS_ENGINE decides, read once at import; without it, "auto". A backward pass takes
-    the engine of its forward pass.
+    Outside of it PAIROPS_ENGINE decides, read once at import; without it, "auto". A backward pass
+    takes the engine of its forward pass.
     """
     before = getattr(_ambient, "engine", None)
     _ambient.engine = _known(engine, "engine")

@@ -10,33 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs import Pairs
+from ..pairs import Pairs, inverse_norm
 from ..terms import ALL, POS, Partner, Term
 
 
-def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+def declines(*_call: object) -> str | None:
     return None
 
 
 def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Tensor]:
     """Row statistics (N,), then column statistics (M,), in the caller's order."""
-    pairs = pairs.with_own_scales()
-    x = _scaled(pairs.x, pairs.scale_x, pairs.keep_x, pairs.dtype)
-    y = _scaled(pairs.other, pairs.scale_y, pairs.keep_y, pairs.dtype)
+    x = _comparable(pairs.x, pairs.keep_x, pairs)
+    y = x if pairs.y is None else _comparable(pairs.y, pairs.keep_y, pairs)
     s = x @ y.T
     positive, present = _masks(pairs)
     statistics = [_statistic(s, positive, present, term) for term in rows]
     return statistics + [_statistic(s.T, positive.T, present.T, term) for term in cols]
 
 
-def _scaled(x: Tensor, scale: Tensor | None, keep: Tensor, dtype: torch.dtype) -> Tensor:
-    wide = torch.where(keep[:, None], x, 0).to(dtype)
-    return wide if scale is None else wide * torch.where(keep, scale, 0)[:, None]
+def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
+    """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
+    wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
+    if pairs.scale_x is None:
+        return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
+    return wide * inverse_norm(wide)[:, None]
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(N, M) is j positive for i; is (i, j) a pair at all."""
-    n, m = pairs.shape
+    _, m = pairs.shape
     place = torch.arange(m, device=pairs.x.device)
     in_order = torch.stack(
         [
@@ -51,6 +53,8 @@ def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:
     """(N,) of s (N, M); a column term gets everything transposed."""
+    if not term.grad:
+        s = s.detach()
     kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
     if term.above is not None:
         kept = kept & ~(s <= term.above[:, None])

@@ -22,12 +22,12 @@ def contrastive_loss(
 ) -> Tensor:
     """ℓ_i = Σ_p [pos_margin − s_ip]₊ + Σ_n [s_in − neg_margin]₊.
 
-    pos_margin, neg_margin: similarities; numbers or 0-d tensors with gradient. Other arguments, errors
-    and the returned dtype: as in `ms_loss`.
+    pos_margin, neg_margin: similarities; numbers or 0-d tensors with gradient. Other arguments,
+    errors and the returned dtype: as in `ms_loss`.
 
-    Source: Hadsell et al., CVPR 2006, in the similarity form of the general-pair-weighting paper. The
-    code released with cross-batch memory adds s_in, not s_in − neg_margin, and so jumps at the margin;
-    pytorch-metric-learning averages each sum over its non-zero pairs, on L2 distances.
+    Source: Hadsell et al., CVPR 2006, in the similarity form of the general-pair-weighting paper.
+    The code released with cross-batch memory adds s_in, not s_in − neg_margin, and so jumps at the
+    margin; pytorch-metric-learning averages each sum over its non-zero pairs, on L2 distances.
     """
     pos_margin, neg_margin = number("pos_margin", pos_margin), number("neg_margin", neg_margin)
     pairs = Pairs.of(x, labels, **pairing)

@@ -1,8 +1,7 @@
-"""Multi-similarity loss: mine the pairs that are hard for their anchor, weigh them by their similarities."""
-
-from typing_extensions import Unpack
+"""Multi-similarity loss: mine the pairs that are hard for their anchor, then weigh them."""
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
@@ -24,31 +23,31 @@ def ms_loss(
 ) -> Tensor:
     """ℓ_i = 1/α log(1 + Σ_{P*_i} e^{−α(s_ip − λ)}) + 1/β log(1 + Σ_{N*_i} e^{β(s_in − λ)}).
 
-    P*_i holds the positives with s_ip − ε < max_n s_in, N*_i the negatives with s_in + ε > min_p s_ip:
-    an anchor without positives, or without negatives, has neither and contributes 0. With
+    P*_i holds the positives with s_ip − ε < max_n s_in, N*_i the negatives with s_in + ε > min_p
+    s_ip: an anchor without positives, or without negatives, has neither and contributes 0. With
     `epsilon=None` nothing is mined, and a side without pairs contributes 0.
 
     x: embeddings, compared by cosine.  labels: integers.  alpha, beta: sharpness on positives and
-    negatives, above 0.  base: λ, a similarity.  epsilon: ε, a difference of similarities.  alpha, beta
-    and base may be 0-d tensors with gradient.  weight: (N,) per anchor.  reduction: see
+    negatives, above 0.  base: λ, a similarity.  epsilon: ε, a difference of similarities.  alpha,
+    beta and base may be 0-d tensors with gradient.  weight: (N,) per anchor.  reduction: see
     `pairops.losses.reduction`.  Further keywords: see `Pairs.of`.  Returns float32, or float64 for
     float64 embeddings.  Raises ValueError or TypeError that names a bad argument.
 
-    Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019. The official code
-    uses β = 40, leaves self pairs out by value (s < 1 − 1e-5, and exact duplicates with them) and fails
-    on an anchor without positives; here a row's own pair is left out by index. Equal to
+    Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019. The official
+    code uses β = 40, leaves self pairs out by value (s < 1 − 1e-5, and exact duplicates with them)
+    and fails on an anchor without positives; here a row's own pair is left out by index. Equal to
     pytorch-metric-learning's MultiSimilarityLoss, with MultiSimilarityMiner unless `epsilon=None`.
     """
     alpha, beta = number("alpha", alpha, positive=True), number("beta", beta, positive=True)
     base = number("base", base)
+    slack = None if epsilon is None else number("epsilon", epsilon)
     pairs = Pairs.of(x, labels, **pairing)
-    if epsilon is None:
+    if slack is None:
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
     else:
-        epsilon = number("epsilon", epsilon)
         (far,) = row_stats(pairs, lowest(POS, grad=False))
         near, neg = row_stats(
-            pairs, highest(NEG, grad=False), lse(NEG, beta, base, above=far - epsilon)
+            pairs, highest(NEG, grad=False), lse(NEG, beta, base, above=far - slack)
         )
-        (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near + epsilon))
+        (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near + slack))
     return reduce(log1p_exp(pos) / alpha + log1p_exp(neg) / beta, pairs, weight, reduction)

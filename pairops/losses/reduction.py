@@ -1,4 +1,4 @@
-"""From one loss per anchor to the number that is trained on, and what a loss's own arguments must be."""
+"""From one loss per anchor to the number that is trained on, and checks of a loss's arguments."""
 
 import math
 from typing import Literal
@@ -15,8 +15,9 @@ _REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduction) -> Tensor:
     """(N,) losses, weighted and reduced.
 
-    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors with
-    ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored anchor.
+    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
+    with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
+    anchor.
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}")
@@ -37,14 +38,12 @@ def _weight(weight: Tensor, losses: Tensor) -> Tensor:
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({len(losses)},)")
     if weight.shape != losses.shape:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; it must be ({losses.shape[0]},), one per anchor"
-        )
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({losses.shape[0]},)")
     return weight.to(losses.dtype)
 
 
 def number(name: str, value: float | Tensor, *, positive: bool = False) -> float | Tensor:
-    """`value`, a finite number or a 0-d tensor. A tensor's value is not looked at: that would synchronise."""
+    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(
@@ -62,6 +61,7 @@ def number(name: str, value: float | Tensor, *, positive: bool = False) -> float
 def log1p_exp(statistic: Tensor) -> Tensor:
     """log(1 + exp R), the log of 1 + Σ exp of a log-sum-exp.
 
-    Not `softplus`, which is linear above 20 and so 2e-9 off; and 0 with all its derivatives at −inf.
+    Not `softplus`, which is linear above 20 and so 2e-9 off; and 0 with all its derivatives at
+    −inf.
     """
     return -torch.nn.functional.logsigmoid(-statistic)

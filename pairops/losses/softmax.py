@@ -49,12 +49,12 @@ def info_nce_loss(
 ) -> Tensor:
     """ℓ_i = ½ (log Σ_j e^{s_ij/τ} + log Σ_j e^{s_ji/τ}) − s_ii/τ: x_i finds y_i, and y_i finds x_i.
 
-    x, y: embeddings; y_i is the one positive of x_i.  temperature: τ above 0; a number or a 0-d tensor
-    with gradient.  normalize: compare by cosine.  weight: (N,) per pair (i, i).  reduction: see
-    `pairops.losses.reduction`.  Errors and the returned dtype: as in `ms_loss`.
+    x, y: embeddings; y_i is the one positive of x_i.  temperature: τ above 0; a number or a 0-d
+    tensor with gradient.  normalize: compare by cosine.  weight: (N,) per pair (i, i).  reduction:
+    see `pairops.losses.reduction`.  Errors and the returned dtype: as in `ms_loss`.
 
-    Source: van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021), equal to open_clip's
-    ClipLoss with logit_scale = 1/τ.
+    Source: van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021), equal to
+    open_clip's ClipLoss with logit_scale = 1/τ.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     pairs = Pairs.paired(x, y, normalize=normalize)
@@ -76,8 +76,8 @@ def siglip_loss(
 ) -> Tensor:
     """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
 
-    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Other arguments:
-    as in `info_nce_loss`.
+    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Other
+    arguments: as in `info_nce_loss`.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
     SigLipLoss with logit_scale = t.

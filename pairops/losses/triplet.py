@@ -20,11 +20,12 @@ def triplet_loss(
 ) -> Tensor:
     """ℓ_i = [max_n s_in − min_p s_ip + margin]₊, 0 for an anchor without positives or negatives.
 
-    margin: a difference of similarities; a number or a 0-d tensor with gradient. Other arguments, errors
-    and the returned dtype: as in `ms_loss`. Of equal extremes the lowest index gets the gradient.
+    margin: a difference of similarities; a number or a 0-d tensor with gradient. Other arguments,
+    errors and the returned dtype: as in `ms_loss`. Of equal extremes the lowest index gets the
+    gradient.
 
-    Source: Hermans et al., In Defense of the Triplet Loss, 2017, with cosine similarity in place of a
-    distance. sentence-transformers counts an anchor without positives as if its farthest were at
+    Source: Hermans et al., In Defense of the Triplet Loss, 2017, with cosine similarity in place of
+    a distance. sentence-transformers counts an anchor without positives as if its farthest were at
     distance 0.
     """
     margin = number("margin", margin)

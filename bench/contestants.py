@@ -1,0 +1,87 @@
+"""Who is compared: every engine of pairops, what people use today, and torch.mm, the yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+import pairops
+from bench.problems import Problem, function
+from bench.rivals import by_hand, by_pytorch_metric_learning
+from pairops.engines import ENGINES
+
+Loss = Callable[..., Tensor]  # (x, labels or y, **learned) -> scalar
+Step = Callable[[], object]  # the work that is measured
+
+YARDSTICK = "mm"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    key: str
+    label: str
+    make: Callable[[str], Loss]  # from the name of a loss; raises where there is none
+    compiles: bool = False  # the first call at each N is unlike those that follow
+
+    def step(self, problem: Problem) -> Step:
+        """Forward and backward as one call, giving (value, gradients)."""
+        loss, leaves = self.make(problem.setting.loss), problem.leaves
+
+        def forward_backward() -> tuple[Tensor, tuple[Tensor, ...]]:
+            value = loss(problem.x, problem.other, **problem.learned)
+            return value.detach(), torch.autograd.grad(value, leaves)
+
+        return forward_backward
+
+
+class Yardstick(Contestant):
+    """One product N×D by D×N: what holding the similarity matrix costs before any loss."""
+
+    def step(self, problem: Problem) -> Step:
+        x = problem.x.detach()
+        other = problem.other.detach() if problem.other.is_floating_point() else x
+        return lambda: torch.mm(x, other.T)
+
+
+def on_engine(engine: str, loss: str) -> Loss:
+    def call(*args: Tensor, **learned: Tensor) -> Tensor:
+        with pairops.use(engine):
+            return function(loss)(*args, **learned)
+
+    return call
+
+
+@cache
+def compiled(loss: str) -> Loss:
+    """With static shapes, the compiler's best case: a training run has one batch size."""
+    return torch.compile(by_hand(loss), dynamic=False, fullgraph=True)
+
+
+def no_loss(loss: str) -> Loss:
+    raise NotImplementedError(f"a matrix product is no {loss}")
+
+
+def contestants() -> dict[str, Contestant]:
+    """Everyone, by key. An engine takes part by being in `pairops.engines.ENGINES`."""
+    engines = [
+        Contestant(key, f"pairops {key}", lambda loss, key=key: on_engine(key, loss))
+        for key in ENGINES
+    ]
+    everyone = [
+        Yardstick(YARDSTICK, "one torch.mm", no_loss),
+        *engines,
+        Contestant("hand", "torch by hand", by_hand),
+        Contestant("compiled", "torch.compile by hand", compiled, compiles=True),
+        Contestant("pml", "pytorch-metric-learning", by_pytorch_metric_learning),
+    ]
+    return {contestant.key: contestant for contestant in everyone}
+
+
+def reason(error: BaseException) -> str:
+    """Why a contestant cannot take part, on one line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}"[:160]

@@ -1,0 +1,60 @@
+"""Time: medians of calls that take turns, so that what disturbs the machine disturbs all alike."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from bench.contestants import Step, reason
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one call: the median, and the quartiles around it."""
+
+    ms: float
+    ms_q1: float
+    ms_q3: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Times:
+        q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(1e3 * median, 1e3 * q1, 1e3 * q3)
+
+
+def take_turns(
+    steps: dict[str, Step], repeats: int, device: str, after_each: Callable[[], object]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """The seconds of every call, and who failed with the reason.
+
+    Within a round everyone is called once, in an order drawn anew: nobody always runs on the
+    caches that the same predecessor left. The first round is for warming up and is not kept.
+    """
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    draw = random.Random(0)
+    order = list(steps)
+    seconds: dict[str, list[float]] = {key: [] for key in steps}
+    failures: dict[str, str] = {}
+    for turn in range(repeats + 1):
+        draw.shuffle(order)
+        for key in order:
+            if key in failures:
+                continue
+            try:
+                wait()
+                start = perf_counter()
+                steps[key]()
+                wait()
+                elapsed = perf_counter() - start
+            except Exception as error:
+                failures[key] = reason(error)
+                continue
+            if turn > 0:
+                seconds[key].append(elapsed)
+        after_each()
+    return seconds, failures

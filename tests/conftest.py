@@ -1,0 +1,62 @@
+"""What every test stands on: poisoned memory, small tiles, the engines, and the error rule."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import pairops
+from pairops import engines
+from pairops.engines import tiles
+
+
+@pytest.fixture(autouse=True)
+def strict_torch() -> Iterator[None]:
+    """Deterministic algorithms or an error, and uninitialised memory filled with NaN."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that a few dozen rows are many tiles, ragged ones among them."""
+    monkeypatch.setattr(tiles, "ROWS", 17)
+    monkeypatch.setattr(tiles, "COLS", 29)
+
+
+@pytest.fixture(params=list(engines.ENGINES))
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pairops.use(request.param):
+        yield request.param
+
+
+def assert_within_rule(name: str, ours: Tensor, dense: list[Tensor], truth: Tensor) -> None:
+    """Error against float64 ≤ 2 × that of dense torch + 4ε·max|truth|, in the max norm.
+
+    ours, dense: of the same dtype and on the same stored inputs; of several dense results the worst
+    counts. ε is float32's, or float64's for float64.
+    """
+    assert ours.shape == truth.shape, name
+    assert all(ours.dtype == d.dtype for d in dense), name
+    if not truth.numel():
+        return
+    assert bool(torch.isfinite(truth).all()), f"{name}: the truth itself is not finite"
+    eps = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
+    error, *errors = (float((t.double() - truth).abs().max()) for t in (ours, *dense))
+    allowed = max(errors)
+    bound = 2 * allowed + 4 * eps * float(truth.abs().max())
+    assert error <= bound, f"{name}: error {error:.3g} > {bound:.3g}, dense torch has {allowed:.3g}"
+
+
+Gradients = list[Tensor]
+
+
+def gradients(function: Callable[[], Tensor], leaves: list[Tensor], weight: Tensor) -> Gradients:
+    """Gradients of Σ weight·function() by the leaves; zeros where there is no path."""
+    total = (function() * weight).sum()
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [torch.zeros_like(z) if g is None else g for g, z in zip(found, leaves, strict=True)]

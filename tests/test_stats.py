@@ -1,0 +1,388 @@
+"""The primitive: what may not change a statistic, what a term can say, and its derivatives."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pairops
+from pairops import ALL, NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.engines import blockwise, tiles
+from pairops.functions import FUNCTIONS, hinge, softplus
+from pairops.gathers import GATHERS
+from pairops.terms import Term, pack, unpack
+
+DOUBLE = torch.float64
+
+
+def problem(
+    n: int = 60, m: int = 0, d: int = 7, classes: int = 8
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    x, labels = torch.randn(n, d, dtype=DOUBLE), torch.randint(0, classes, (n,))
+    if not m:
+        return x, labels, {}
+    y, ref_labels = torch.randn(m, d, dtype=DOUBLE), torch.randint(0, classes, (m,))
+    return x, labels, {"ref_emb": y, "ref_labels": ref_labels}
+
+
+def every_kind_of_term(n: int, m: int) -> list[Term]:
+    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    return [
+        lse(POS, -2.0, 0.5),
+        lse(NEG, 5.0, u, above=u - 0.5),
+        lse(ALL, u, partner(v), below=u),
+        total(NEG, 3.0, u, function=softplus, above=u - 0.9, below=u),
+        total(POS, partner(v), 0.2, function=hinge),
+        total(ALL, 1.0, 0.0),
+        lowest(POS),
+        highest(NEG),
+        highest(ALL, below=u),
+        lowest(ALL, u, partner(v), function=pairops.functions.affine, above=u - 0.5),
+        lowest(NEG, grad=False),
+    ]
+
+
+def all_statistics(pairs: Pairs) -> tuple[Tensor, ...]:
+    torch.manual_seed(7)  # the same terms at every call
+    n, m = pairs.shape
+    return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
+
+
+def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:
+    """Statistics, with infinities named, and gradients of a fixed combination of them."""
+    statistics = run()
+    live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
+    weighted = sum((r * torch.linspace(-1, 2, len(r))).sum() for r in live)
+    return [*statistics, *torch.autograd.grad(weighted, leaves)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("m", [0, 45])
+@pytest.mark.parametrize("extents", [(1, 1), (7, 64), (64, 7), (13, 21)])
+def test_tile_size_changes_nothing(
+    m: int, extents: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels, other = problem(m=m)
+    labels[[5, 20]] = -100
+    x.requires_grad_()
+    with pairops.use("dense"):
+        truth = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
+    monkeypatch.setattr(tiles, "ROWS", extents[0])
+    monkeypatch.setattr(tiles, "COLS", extents[1])
+    with pairops.use("blockwise"):
+        cut = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
+    for ours, theirs in zip(cut, truth, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_row_order_changes_nothing() -> None:
+    """Ties aside, which go to the lowest index: random embeddings have none."""
+    x, labels, _ = problem()
+    order = torch.randperm(len(x))
+    u = torch.rand(len(x), dtype=DOUBLE)
+    terms = [
+        lse(NEG, 5.0, u, above=u - 0.5),
+        total(POS, partner(u), 0.1),
+        lowest(POS),
+        highest(NEG),
+    ]
+    moved = [
+        lse(NEG, 5.0, u[order], above=u[order] - 0.5),
+        total(POS, partner(u[order]), 0.1),
+        lowest(POS),
+        highest(NEG),
+    ]
+    for a, b in zip(
+        row_stats(Pairs.of(x, labels), *terms),
+        row_stats(Pairs.of(x[order], labels[order]), *moved),
+        strict=True,
+    ):
+        torch.testing.assert_close(a[order], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads() -> None:
+    x, labels, _ = problem(n=300, d=33)
+    x = x.float().requires_grad_()
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 2, 1):
+            torch.set_num_threads(threads)
+            value = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
+            runs.append([value.detach(), *torch.autograd.grad(value, x)])
+    finally:
+        torch.set_num_threads(before)
+    for again, first in ((runs[2], runs[1]), (runs[3], runs[0])):
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    for two, one in zip(runs[1], runs[0], strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("gather", "argument"), GATHERS)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_splitting_and_merging_changes_nothing(gather: str, argument: bool, dim: int) -> None:
+    """A gather is a monoid: any split of what is gathered, merged in any grouping, is the whole."""
+    monoid = GATHERS[gather, argument]
+    f = torch.randn(6, 40, dtype=DOUBLE).round(decimals=1)  # with ties
+    f[0] = monoid.fill
+    f[1, 20:] = monoid.fill
+    f[2, 11] = torch.nan
+    where = torch.randperm(40)
+    f = f if dim == 1 else f.T.contiguous()
+    whole = monoid.of(f, dim, where)
+    blank = monoid.identity(torch.empty(6, dtype=DOUBLE))
+    for first, second in itertools.combinations((0, 1, 13, 20, 39, 40), 2):
+        parts = [
+            monoid.of(f.narrow(dim, a, b - a), dim, where[a:b]) if b > a else blank
+            for a, b in ((0, first), (first, second), (second, 40))
+        ]
+        left = monoid.merge(monoid.merge(parts[0], parts[1]), parts[2])
+        right = monoid.merge(parts[0], monoid.merge(parts[1], monoid.merge(parts[2], blank)))
+        for merged in (left, right):
+            torch.testing.assert_close(
+                monoid.result(merged), monoid.result(whole), equal_nan=True, rtol=1e-12, atol=0
+            )
+            if argument:
+                assert torch.equal(monoid.argument(merged), monoid.argument(whole))  # type: ignore[attr-defined]
+    assert bool((monoid.result(blank) == monoid.fill).all())
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_column_statistics_are_row_statistics_of_the_other_set() -> None:
+    x, labels, other = problem(m=45)
+    y, ref_labels = other["ref_emb"], other["ref_labels"]
+    u, v = torch.rand(60, dtype=DOUBLE), torch.rand(45, dtype=DOUBLE)
+    leaves = [z.requires_grad_() for z in (x, y, u, v)]
+    terms = [lse(NEG, v, partner(u), above=v - 0.5), total(POS, partner(u), v), highest(NEG)]
+    columns = results(lambda: row_stats(Pairs.of(x, labels, **other), cols=terms), leaves)
+    swapped = Pairs.of(y, ref_labels, ref_emb=x, ref_labels=labels)
+    rows = results(lambda: row_stats(swapped, *terms), leaves)
+    for a, b in zip(columns, rows, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_the_same_set_equals_itself_as_another_set() -> None:
+    x, labels, _ = problem()
+    x.requires_grad_()
+    same = results(lambda: all_statistics(Pairs.of(x, labels)), [x])
+    other = results(lambda: all_statistics(Pairs.of(x, labels, ref_emb=x, ref_labels=labels)), [x])
+    for a, b in zip(same, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tile_bits_change_no_result_by_one_bit() -> None:
+    """`weigh` with the bits, and with bits that say all tiles are alive."""
+    labels = torch.arange(300) // 5
+    x = torch.randn(60, 16)[labels] + 0.3 * torch.randn(300, 16)
+    pairs = Pairs.of(x, labels)
+    far = lowest(POS, grad=False)
+    with pairops.use("blockwise"):
+        bound = row_stats(pairs, far)[0] - 0.05
+    terms = [lse(NEG, 50.0, 0.5, above=bound).over(300, 300, torch.float32)]
+    statistics, _, bits = blockwise.gather(pairs, terms, [])
+    share = float(bits.float().mean())
+    assert 0 < share < 0.5, f"{share:.2f} of the bits are set: the case does not test skipping"
+    cotangents = [torch.randn(300)]
+    with torch.no_grad():
+        skipped, whole = (
+            blockwise.weigh(pairs, terms, [], statistics, cotangents, b, (True, False))[0]
+            for b in (bits, torch.ones_like(bits))
+        )
+    assert torch.equal(skipped, whole)
+    assert bool((skipped != 0).any())
+
+
+@pytest.mark.usefixtures("engine")
+def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]], dtype=DOUBLE)
+    y = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
+    labels, one = torch.arange(1, 5), torch.zeros(1, dtype=torch.int64)
+    pairs = Pairs.of(y, one, ref_emb=x, ref_labels=labels, normalize=False)
+    (above,) = row_stats(pairs, total(NEG, 1.0, 0.0, above=torch.tensor(0.5)))
+    assert bool(above.isnan())
+    pairs = Pairs.of(y, one, ref_emb=x[:3], ref_labels=labels[:3], normalize=False)
+    half = torch.tensor(0.5, dtype=DOUBLE)
+    above, below = row_stats(
+        pairs, total(NEG, 1.0, 0.0, above=half), total(NEG, 1.0, 0.0, below=half)
+    )
+    assert (above.item(), below.item()) == (1.0, 0.25)
+
+
+@pytest.mark.usefixtures("engine")
+def test_ties_go_to_the_lowest_index_of_the_caller() -> None:
+    """Anchor 0 sees references 1, 2, 4 as equal negatives; sorting by label puts 4 first."""
+    x = torch.eye(3, dtype=DOUBLE)[[0, 1, 1, 0, 1]].requires_grad_()
+    labels = torch.tensor([5, 9, 8, 5, 1])
+    (near,) = row_stats(Pairs.of(x, labels), highest(NEG))
+    (gradient,) = torch.autograd.grad(near[0], x)
+    assert bool((gradient[1] != 0).any())
+    assert bool((gradient[[2, 3, 4]] == 0).all())
+
+
+@pytest.mark.usefixtures("engine")
+def test_empty_sides_give_the_identity_and_no_gradient() -> None:
+    x = torch.randn(5, 3, dtype=DOUBLE, requires_grad=True)
+    pairs = Pairs.of(x, torch.arange(5))
+    stats = row_stats(pairs, total(POS, 1.0, 0.0), lse(POS, 1.0, 0.0), lowest(POS), highest(POS))
+    for statistic, identity in zip(stats, (0, -torch.inf, torch.inf, -torch.inf), strict=True):
+        assert bool((statistic == identity).all())
+        (gradient,) = torch.autograd.grad(statistic.sum(), x, retain_graph=True)
+        assert bool((gradient == 0).all())
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.parametrize("m", [0, 23])
+def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int) -> None:
+    x, labels, other = problem(n=31, m=m, d=4, classes=4)
+    labels[3] = -100
+    n, m = 31, m or 31
+    u, v = torch.rand(n, dtype=DOUBLE) + 0.5, torch.rand(m, dtype=DOUBLE) + 0.5
+    t = torch.tensor(1.3, dtype=DOUBLE)
+    bound = torch.zeros(n, dtype=DOUBLE)
+
+    def run(x: Tensor, y: Tensor, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        pairs = Pairs.of(x, labels, **({**other, "ref_emb": y} if other else {}))
+        rows = [
+            lse(NEG, t, u, above=bound),
+            total(ALL, u, partner(v), function=softplus),
+            total(POS, t, 0.1),
+            highest(NEG, t, partner(v), function=pairops.functions.affine),
+        ]
+        stats = row_stats(pairs, *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)])
+        return torch.cat([torch.where(r.isinf(), 0, r) for r in stats])
+
+    inputs = [z.requires_grad_() for z in (x, other.get("ref_emb", x.clone()), u, v, t)]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("function", ["identity", "affine", "hinge", "softplus"])
+def test_slopes_are_the_derivatives(function: str) -> None:
+    f = FUNCTIONS[function]
+    s = torch.linspace(-1, 1, 41, dtype=DOUBLE)
+    for scale, base in itertools.product((-3.0, 0.0, 10.0), (-0.512, 0.0, 0.498)):
+        args = [torch.full_like(s, a) for a in (scale, base)][: f.arity]
+        inputs = [z.clone().requires_grad_() for z in (s, *args)]
+        value = f.value(*inputs)
+        found = torch.autograd.grad(value.sum(), inputs, allow_unused=True)
+        for mine, theirs in zip(f.slopes(s, *args), found, strict=True):  # type: ignore[misc]
+            at_kink = (value == 0) & (function == "hinge")
+            expected = torch.zeros_like(s) if theirs is None else theirs
+            difference = (mine * torch.ones_like(s) - expected)[~at_kink]
+            assert float(difference.abs().max()) < 1e-14 if difference.numel() else True
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_user_functions_with_and_without_slopes() -> None:
+    """All engines agree, slopes given or derived; names are kept apart."""
+
+    def bump(s: Tensor, height: Tensor, centre: Tensor) -> Tensor:
+        return height * torch.tanh(s - centre) ** 2 + torch.where(s > 0, s, 0.0)
+
+    def bump_slopes(s: Tensor, height: Tensor, centre: Tensor) -> tuple[Tensor, ...]:
+        tanh = torch.tanh(s - centre)
+        by_s = 2 * height * tanh * (1 - tanh**2)
+        return by_s + (s > 0), tanh**2, -by_s
+
+    derived, given_slopes = Function(bump), Function(bump, bump_slopes)
+    assert derived.name != given_slopes.name
+    x, labels, _ = problem()
+    u = torch.rand(60, dtype=DOUBLE)
+    leaves = [x.requires_grad_(), u.requires_grad_()]
+    found = []
+    for engine, f in (("dense", derived), ("blockwise", derived), ("blockwise", given_slopes)):
+        with pairops.use(engine):
+            run = results(
+                lambda f=f: row_stats(Pairs.of(x, labels), lse(NEG, u, partner(u), function=f)),  # type: ignore[misc]
+                leaves,
+            )
+            found.append(run)
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_a_declared_slope_is_used_by_every_engine() -> None:
+    """A weight held constant, as in circle loss: value a(s)·s with slope a(s)."""
+    held = Function(
+        lambda s: (1 + s) * s, lambda s: (1 + s,), name="held_weight", is_derivative=False
+    )
+    x, labels, _ = problem()
+    x.requires_grad_()
+    (ours,) = row_stats(Pairs.of(x, labels), lse(NEG, function=held))
+    unit = x / x.norm(dim=1, keepdim=True)
+    s = unit @ unit.T
+    f = (1 + s.detach()) * s
+    truth = torch.logsumexp(f.masked_fill(labels[:, None] == labels, -torch.inf), 1)
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    a, b = (torch.autograd.grad(r.sum(), x)[0] for r in (ours, truth))
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_a_recipe_says_all_of_its_terms() -> None:
+    terms = [t.over(6, 4, DOUBLE) for t in every_kind_of_term(6, 4)]
+    columns = [t.over(4, 6, DOUBLE) for t in every_kind_of_term(4, 6)]
+    recipe, numbers, vectors = pack(terms, columns)
+    assert recipe.startswith("lse:pos:affine lse:neg:affine(fo)> lse:all:affine(op)<")
+    assert "highest:neg:identity@ " in recipe
+    assert "lowest:neg:identity |" in recipe
+    rows, cols = unpack(recipe, numbers, vectors)
+    assert pack(rows, cols)[0] == recipe
+    assert all(a is b for a, b in zip(pack(rows, cols)[2], vectors, strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    n=st.integers(0, 40),
+    m=st.integers(0, 40),
+    d=st.integers(1, 9),
+    classes=st.integers(1, 12),
+    same=st.booleans(),
+    rows=st.integers(1, 20),
+    cols=st.integers(1, 20),
+    seed=st.integers(0, 2**31),
+)
+def test_blockwise_equals_dense_on_anything(
+    n: int, m: int, d: int, classes: int, same: bool, rows: int, cols: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, labels, other = problem(n, 0 if same else m, d, classes)
+    if not same and m == 0:
+        other = {"ref_emb": x[:0].clone(), "ref_labels": labels[:0]}
+    labels = torch.where(torch.rand(n) < 0.1, -100, labels)
+    x.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "ROWS", rows)
+        patch.setattr(tiles, "COLS", cols)
+        found = []
+        for engine in ("dense", "blockwise"):
+            with pairops.use(engine):
+                found.append(results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss"])
+def test_the_gradient_by_a_learnable_scalar_sums_over_rows(loss: str) -> None:
+    x, labels, _ = problem()
+    name = {"ms_loss": "beta", "supcon_loss": "temperature"}[loss]
+    t = torch.tensor(3.0, dtype=DOUBLE, requires_grad=True)
+
+    def run() -> Tensor:
+        return getattr(pairops, loss)(x, labels, **{name: t})
+
+    (ours,) = gradients(run, [t], torch.ones((), dtype=DOUBLE))
+    step = 1e-6
+    ends = [getattr(pairops, loss)(x, labels, **{name: 3.0 + e}) for e in (step, -step)]
+    torch.testing.assert_close(ours, (ends[0] - ends[1]) / (2 * step), rtol=1e-7, atol=1e-9)
