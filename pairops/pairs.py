@@ -119,6 +119,9 @@ class Pairs:
         check_embeddings("x", x)
         if exclude_self not in (True, False, "auto"):
             raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
+        if ignore_index is not None and not isinstance(ignore_index, int):
+            kind = type(ignore_index).__name__
+            raise TypeError(f"ignore_index is {kind}; it must be an int or None")
         key, keep_x = _key(_whole_numbers("labels", labels, "x", x), ignore_index)
         order = torch.argsort(key, stable=True)
         rows = key[order]
@@ -183,6 +186,8 @@ def inverse_norm(x: Tensor) -> Tensor:
 
 
 def _scales(x: Tensor, y: Tensor | None, normalize: bool) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
     if not normalize:
         return None, None
     scale = inverse_norm(x.detach())

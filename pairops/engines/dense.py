@@ -72,7 +72,9 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
     if s.shape[1] == 0:
         return f.sum(1) + fill
     if term.gather == "lse":
-        return torch.logsumexp(f, 1)
+        # torch's second derivative of a log-sum-exp over −inf alone is NaN.
+        empty = ~kept.any(1)
+        return torch.where(empty, fill, torch.logsumexp(torch.where(empty[:, None], 0, f), 1))
     extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
     first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
     return f.gather(1, first).squeeze(1)

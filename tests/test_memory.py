@@ -1,0 +1,57 @@
+"""Peak memory grows with N, not with N²: measured in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+STEP = """
+import resource, sys, torch, pairops
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB on Linux
+
+def step(n, kind):
+    x = torch.randn(n, 64, requires_grad=True)
+    labels = torch.arange(n) // 4
+    start = peak()
+    if kind == "info_nce_loss":
+        value = pairops.info_nce_loss(x, x.roll(1, 0))
+    else:
+        value = getattr(pairops, kind.split()[0])(x, labels)
+    if kind.endswith("penalty"):
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        value = value + gradient.square().sum()
+    value.backward()
+    return peak() - start
+
+torch.set_num_threads(2)
+n, kind, engine = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+with pairops.use(engine):
+    step(64, kind)  # loads what is loaded once
+    print(step(n, kind))
+"""
+
+
+def growth(n: int, kind: str, engine: str = "blockwise") -> float:
+    """MiB by which forward and backward raise the process's peak."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, str(n), kind, engine],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss", "info_nce_loss"])
+def test_a_large_batch_on_blockwise(loss: str) -> None:
+    """N = 16,384: one fp32 matrix would take 1,024 MiB."""
+    assert growth(16384, loss) <= 100
+
+
+def test_a_gradient_penalty_holds_tiles_not_matrices() -> None:
+    """N = 4,096: one fp32 matrix is 64 MiB, and autograd alone keeps a dozen of them."""
+    blockwise = growth(4096, "ms_loss penalty")
+    assert blockwise <= 150
+    assert growth(4096, "ms_loss penalty", "dense") > 3 * blockwise  # so the measurement can fail
