@@ -1,0 +1,128 @@
+"""`python -m pairops [--json]`: what is installed, which engine serves whom, and a self-test."""
+
+import argparse
+import inspect
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from . import __version__, engines, losses
+from .pairs import Pairs
+from .terms import POS, lse
+
+_VARIABLES = ("PAIROPS_ENGINE", "PAIROPS_CUDA", "TRITON_INTERPRET", "OMP_NUM_THREADS")
+_TOLERANCE = 1e-5  # of float32 against float64, relative to the largest entry
+
+
+def _versions() -> dict[str, str | None]:
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "pairops": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "CUDA of torch": torch.version.cuda,
+        "triton": installed("triton"),
+    }
+
+
+def _extension() -> dict[str, Any]:
+    try:
+        from . import _native
+    except ImportError as error:
+        return {"available": False, "reason": str(error)}
+    return {"available": True, **_native.features()}
+
+
+def _engine_of(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        return "none: torch sees no CUDA device"
+    pairs = Pairs.of(torch.zeros(2, 2, device=device), torch.zeros(2, dtype=torch.long).to(device))
+    try:
+        return engines.choose(pairs, [lse(POS, 1.0, 0.0)], [])
+    except ValueError as error:
+        return f"none: {error}"
+
+
+def _engines() -> dict[str, str]:
+    """For every engine "available", or why it declines a small call on the CPU."""
+    pairs = Pairs.of(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
+    terms = [lse(POS, 1.0, 0.0)]
+    reasons = {name: e.declines(pairs, terms, []) for name, e in engines.ENGINES.items()}
+    return {name: "available" if why is None else why for name, why in reasons.items()}
+
+
+def _self_test() -> dict[str, dict[str, float | str]]:
+    """Per engine and loss: error of float32 value and gradient against dense in float64."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 600, 24).unbind()
+    labels = torch.randint(0, 150, (600,))
+    report: dict[str, dict[str, float | str]] = {}
+    for name in losses.__all__:
+        loss = getattr(losses, name)
+        second = y if "y" in inspect.signature(loss).parameters else labels
+        given = {"scale": 10.0, "bias": -10.0} if name == "siglip_loss" else {}
+
+        def run(
+            dtype: torch.dtype, loss: Any = loss, second: Any = second, given: Any = given
+        ) -> Any:
+            mine = x.to(dtype).requires_grad_()
+            other = second.to(dtype) if second.is_floating_point() else second
+            value = loss(mine, other, **given)
+            return value.detach().double(), torch.autograd.grad(value, mine)[0].double()
+
+        with engines.use("dense"):
+            truth = run(torch.float64)
+        for engine in engines.ENGINES:
+            with engines.use(engine):
+                found = run(torch.float32)
+            errors = [
+                (a - b).abs().max() / b.abs().max() for a, b in zip(found, truth, strict=True)
+            ]
+            worst = float(torch.stack(errors).max())
+            report.setdefault(engine, {})[name] = (
+                worst if worst <= _TOLERANCE else f"FAILED {worst:.1e}"
+            )
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 1 if the self-test fails."""
+    parser = argparse.ArgumentParser(prog="python -m pairops", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    as_json = parser.parse_args(arguments).json
+    report = {
+        "versions": _versions(),
+        "extension": _extension(),
+        "engines": _engines(),
+        "a tensor on this device takes": {d: _engine_of(d) for d in ("cpu", "cuda")},
+        "environment": {name: os.environ.get(name) for name in _VARIABLES},
+        "self-test": _self_test(),
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        for title, rows in report.items():
+            print(title)
+            for key, value in rows.items():
+                if isinstance(value, dict):
+                    value = ", ".join(
+                        f"{k} {v:.0e}" if isinstance(v, float) else f"{k} {v}"
+                        for k, v in value.items()
+                    )
+                print(f"  {key:<20} {'-' if value is None else value}")
+    failed = any(isinstance(v, str) for row in report["self-test"].values() for v in row.values())
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
