@@ -24,22 +24,30 @@ class Function:
     """A pair function `value(s, *args)` with `slopes(s, *args) = (d/ds, d/darg_1, ...)`.
 
     `s` is one similarity and each argument one number; torch calls them on whole tiles,
-    elementwise. Without `slopes` they are derived from `value` by torch, once, here. With
-    `is_derivative=False` the first slope is taken as given although it is not the derivative (a
-    weight held constant, as in circle loss); every engine, `dense` included, then uses that slope.
+    elementwise. Without `slopes` they are derived from `value` by torch, once, here.
+    is_derivative=False: the first slope is taken as given although it is not the derivative, and
+    held constant (a detached weight, as in circle loss), on every engine. finite=True promises a
+    finite value and slope for every finite s, which spares a selection.
 
     A second function of the same name gets a name of its own, so a recipe always means one
-    function.
+    function; functions are kept for good, so make them once, at module level.
     """
 
     value: Callable[..., Any]
     slopes: Callable[..., Any] | None = None
     name: str = ""
     is_derivative: bool = True
+    finite: bool = False
     arity: int = 0  # arguments besides s; read off `value`
 
     def __post_init__(self) -> None:
-        parameters = inspect.signature(self.value).parameters.values()
+        try:
+            parameters = inspect.signature(self.value).parameters.values()
+        except ValueError as error:
+            raise TypeError(
+                f"value is {self.value!r}, which does not tell its arguments; it must be a Python "
+                "function, such as lambda s: torch.exp(s)"
+            ) from error
         if not parameters or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
             raise TypeError(
                 f"value must take (s, *arguments) one by one, but its signature is "
@@ -123,10 +131,10 @@ def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
 
 
 # s
-identity = Function(_identity, _identity_slopes, "identity")
+identity = Function(_identity, _identity_slopes, "identity", finite=True)
 # scale (s - base)
-affine = Function(_affine, _affine_slopes, "affine")
+affine = Function(_affine, _affine_slopes, "affine", finite=True)
 # max(0, scale (s - base)), with slope 0 at the kink
-hinge = Function(_hinge, _hinge_slopes, "hinge")
+hinge = Function(_hinge, _hinge_slopes, "hinge", finite=True)
 # log(1 + exp(scale s + bias)); a bias, not a base, because a learned scale may pass through 0
-softplus = Function(_softplus, _softplus_slopes, "softplus")
+softplus = Function(_softplus, _softplus_slopes, "softplus", finite=True)

@@ -54,11 +54,11 @@ class LogSumExp:
 
     def of(self, f: Tensor, dim: int, _where: Tensor) -> State:
         top = f.amax(dim)
-        return top, torch.exp(f - finite(top).unsqueeze(dim)).sum(dim)
+        return top, torch.exp(f - _shift(top).unsqueeze(dim)).sum(dim)
 
     def merge(self, a: State, b: State) -> State:
         top = torch.maximum(a[0], b[0])
-        shift = finite(top)
+        shift = _shift(top)
         return top, a[1] * torch.exp(a[0] - shift) + b[1] * torch.exp(b[0] - shift)
 
     def result(self, state: State) -> Tensor:
@@ -68,7 +68,7 @@ class LogSumExp:
 class Extreme:
     """The lowest or highest f and, if it is wanted, the caller's index of the pair that attains it.
 
-    Ties go to the lowest index; a NaN wins over everything.
+    Ties, of equal bits, go to the lowest index; a NaN wins over everything.
     """
 
     def __init__(self, sign: int, with_argument: bool) -> None:
@@ -106,6 +106,11 @@ class Extreme:
 
 def _attained(f: Tensor, extreme: Tensor, index: Tensor) -> Tensor:
     return torch.where((f == extreme) | f.isnan(), index, NOWHERE)
+
+
+def _shift(top: Tensor) -> Tensor:
+    """What to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
+    return torch.where(top.isinf(), 0.0, top)
 
 
 def finite(statistic: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ label windows, explicit lists) would be further constructors beside `Pairs.of` a
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_IGNORED = torch.iinfo(torch.int64).max
+_LAST = torch.iinfo(torch.int64).max
 
 
 class Pairing(TypedDict, total=False):
@@ -39,7 +39,7 @@ class Pairs:
 
     x: Tensor  # (N, D)
     y: Tensor | None  # (M, D); None: the same set
-    scale_x: Tensor | None  # (N,) r_i: s_ij = r_i r_j <x_i, y_j>; None: dot products
+    scale_x: Tensor | None  # (N,) float64, r_i: s_ij = r_i r_j <x_i, y_j>; None: dot products
     scale_y: Tensor | None  # (M,)
     order_x: Tensor  # (N,) int64
     order_y: Tensor  # (M,) int64
@@ -76,19 +76,14 @@ class Pairs:
             for count in (positives, negatives)
         )  # type: ignore[return-value]
 
-    def aliased(self) -> "Pairs":
-        """The same pairs over views of x and y: a gradient by one view does not reach the other set
-        along a path from x to y that the caller's graph may hold."""
-        return replace(
-            self, x=self.x.view_as(self.x), y=None if self.y is None else self.y.view_as(self.y)
-        )
-
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""
         if self.scale_x is None:
             return self
-        scale_x = inverse_norm(self.x)
-        scale_y = scale_x if self.y is None else inverse_norm(self.y)
+        scale_x = inverse_norm(torch.where(self.keep_x.unsqueeze(1), self.x, 0))
+        scale_y = scale_x
+        if self.y is not None:
+            scale_y = inverse_norm(torch.where(self.keep_y.unsqueeze(1), self.y, 0))
         return replace(self, scale_x=scale_x, scale_y=scale_y)
 
     @staticmethod
@@ -117,11 +112,13 @@ class Pairs:
         anchor nor reference.
         """
         check_embeddings("x", x)
-        if exclude_self not in (True, False, "auto"):
+        if exclude_self != "auto" and not isinstance(exclude_self, bool):
             raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
         if ignore_index is not None and not isinstance(ignore_index, int):
             kind = type(ignore_index).__name__
             raise TypeError(f"ignore_index is {kind}; it must be an int or None")
+        if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
+            raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
         key, keep_x = _key(_whole_numbers("labels", labels, "x", x), ignore_index)
         order = torch.argsort(key, stable=True)
         rows = key[order]
@@ -173,16 +170,25 @@ class Pairs:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """(N,) 1/‖x_i‖ in the dtype of statistics; 0, with zero gradient, for a norm below 1e-12.
-
-    In float64 and rounded once: an error here is common to a whole row of similarities, and a loss
-    multiplies it by its sharpness.
-    """
+    """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
     wide = x.double()
     square = (wide * wide).sum(1)
     vanishes = square < 1e-24
-    inverse = torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
-    return inverse.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+
+
+def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
+
+    The scale counts in two parts: its rounding to float32 would be an error common to a whole row
+    of similarities, and a loss multiplies it by its sharpness.
+    """
+    wide = x.to(dtype)
+    if scale is None:
+        return wide
+    high = scale.to(dtype)
+    low = (scale - high).to(dtype)
+    return wide * high.unsqueeze(1) + wide * low.unsqueeze(1)
 
 
 def _scales(x: Tensor, y: Tensor | None, normalize: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -201,12 +207,13 @@ def _arange(x: Tensor) -> Tensor:
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """Sort keys that put ignore_index last, and who is kept.
 
-    The exclusive or is a bijection of int64: keys are equal exactly if labels are, whatever their
-    size.
+    Swapping two values is a bijection: keys are equal exactly if labels are, whatever their size.
     """
     if ignore_index is None:
         return labels, torch.ones_like(labels, dtype=torch.bool)
-    return labels ^ (ignore_index ^ _IGNORED), labels != ignore_index
+    ignored = labels == ignore_index
+    key = torch.where(labels == _LAST, ignore_index, labels)
+    return torch.where(ignored, _LAST, key), ~ignored
 
 
 def _own(
@@ -224,6 +231,11 @@ def _own(
     if ids is not None and ref_ids is not None:
         ids = _whole_numbers("ids", ids, "x", x)
         ref_ids = _whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+        if exclude_self is True:
+            raise ValueError(
+                "exclude_self is True, which says that reference i is anchor i, but ids are given; "
+                'it must be "auto" or False with them'
+            )
         if exclude_self is False or ref_emb.shape[0] == 0:
             return nobody
         names, index = torch.sort(ref_ids, stable=True)
@@ -278,4 +290,28 @@ def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
             f"{name} is on {values.device} and {owner} on {x.device}: it is copied at every call",
             stacklevel=4,
         )
-    return values.to(x.device, torch.int64)
+    return values.to(x.device, torch.int64).contiguous()
+
+
+class Product(torch.autograd.Function):
+    """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
+    run or traced under autocast would otherwise round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ y.T
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y = ctx.saved_tensors
+        by_x = product(g, y.T) if ctx.needs_input_grad[0] else None
+        return by_x, product(g.T, x.T) if ctx.needs_input_grad[1] else None
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y.T, whatever autocast says."""
+    # torch.compile refuses the same tensor twice among the inputs of a node.
+    result: Tensor = Product.apply(x, y.view_as(y))  # type: ignore[no-untyped-call]
+    return result

@@ -16,6 +16,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,18 @@ class Term:
     grad: bool = True
 
     def __post_init__(self) -> None:
+        if (self.gather, False) not in GATHERS:
+            names = ", ".join(sorted({name for name, _ in GATHERS}))
+            raise ValueError(f"gather is {self.gather!r}; it must be one of {names}")
+        if not isinstance(self.function, Function):
+            kind = type(self.function).__name__
+            raise TypeError(f"function is {kind}; it must be a pairops.Function")
+        if not self.grad and not self.extreme:
+            raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
+        for name, bound in (("above", self.above), ("below", self.below)):
+            if bound is not None and not isinstance(bound, Tensor):
+                kind = type(bound).__name__
+                raise TypeError(f"{name} is {kind}; it must be a tensor (N,) or 0-d")
         if self.side not in (POS, NEG, ALL):
             raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
         if len(self.args) != self.function.arity:
@@ -69,16 +82,28 @@ class Term:
         for k, a in enumerate(self.args):
             name = f"argument {k} of {self.function.name}"
             if isinstance(a, Partner):
-                args.append(Partner(_vector(name, a.values, partners, dtype)))
+                args.append(Partner(_vector(name, a.values, partners, dtype, self.grad)))
             elif isinstance(a, Tensor):
-                args.append(_vector(name, a, owners, dtype))
-            else:
+                args.append(_vector(name, a, owners, dtype, self.grad))
+            elif isinstance(a, (int, float)):
                 args.append(float(a))
+            else:
+                kind = type(a).__name__
+                raise TypeError(
+                    f"{name} is {kind}; it must be a number, a tensor or partner(tensor)"
+                )
         above, below = (
-            None if bound is None else _vector(name, bound.detach(), owners, dtype)
+            None if bound is None else _vector(name, bound, owners, dtype, False)
             for name, bound in (("above", self.above), ("below", self.below))
         )
         return replace(self, args=tuple(args), above=above, below=below)
+
+    def slopes(self, s: Tensor, *args: Any) -> tuple[Any, ...]:
+        """The function's slopes; one that is declared not to be the derivative is held constant."""
+        slope, *slopes = self.function.slopes(s, *args)  # type: ignore[misc]
+        if not self.function.is_derivative and isinstance(slope, Tensor):
+            slope = slope.detach()
+        return slope, *slopes
 
     def vectors(self) -> list[Tensor]:
         return [
@@ -182,10 +207,13 @@ def _word(term: Term) -> str:
     return word + ("@" if term.keeps_argument else "")
 
 
-def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} is {kind}; it must be a real tensor")
     if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != length):
         raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be 0-d or ({length},)")
-    return values.to(dtype).expand(length)
+    return (values if grad else values.detach()).to(dtype).expand(length)
 
 
 @functools.cache

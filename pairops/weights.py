@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .engines import ENGINES, blockwise
 from .extremes import weigh_extreme
-from .pairs import Pairs
+from .pairs import Pairs, scaled
 from .terms import Term, unpack
 
 
@@ -33,7 +33,7 @@ def weigh(
     sweep: Any = ENGINES[engine]
     tile_bits: Tensor | None = bits
     if torch.is_grad_enabled():
-        pairs, sweep = pairs.aliased().with_own_scales(), blockwise
+        pairs, sweep = pairs.with_own_scales(), blockwise
         tile_bits = bits if engine == "blockwise" else None
     rows, cols = unpack(recipe, numbers, vectors)
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
@@ -54,13 +54,21 @@ def weigh(
         remaining = iter(flat)
         for k in swept:
             by_term[k] = [next(remaining) for _ in terms[k][1].vectors()]
-    argument = iter(arguments)
-    for k, (axis, term) in enumerate(terms):
-        if term.keeps_argument:
-            dx, dy, by_term[k] = weigh_extreme(pairs, term, axis, next(argument), cotangents[k])
-            gradients.append((dx + dy, dy) if pairs.y is None else (dx, dy))
+    extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
+    if extremes:
+        rows_of = (
+            scaled(pairs.x, pairs.scale_x, pairs.dtype),
+            scaled(pairs.other, pairs.scale_y, pairs.dtype),
+        )
+    for k, argument in zip(extremes, arguments, strict=True):
+        axis, term = terms[k]
+        by_owner, by_partner, by_term[k] = weigh_extreme(
+            term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
+        )
+        dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
+        gradients.append((dx + dy, dy) if pairs.y is None else (dx, dy))
 
-    dx = dy = pairs.x.new_empty(0)
+    dx, dy = pairs.x.new_empty(0), pairs.x.new_empty(0)
     if needs[0]:
         dx = _through_scale([g for g, _ in gradients], pairs.x, pairs.scale_x, pairs.keep_x)
     if needs[1]:
@@ -79,11 +87,12 @@ def _through_scale(
     g = gradients[0]
     for more in gradients[1:]:
         g = g + more
-    wide = x.to(g.dtype)
+    # An ignored row may hold anything, and 0·NaN is NaN.
+    wide = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
     if scale is None:
         dx = g + 0.0 * wide
     else:
-        r = scale.unsqueeze(1)
+        r = scale.to(g.dtype).unsqueeze(1)
         unit = r * wide
         dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
     return torch.where(keep.unsqueeze(1), dx, 0.0).to(x.dtype)

@@ -64,7 +64,8 @@ def _one_class(make: Any) -> Case:
 
 
 def _all_distinct(make: Any) -> Case:
-    return Case(make(40, 37), torch.randperm(40))
+    # Few dimensions, so that negatives are similar enough for a margin to be passed by many.
+    return Case(make(40, 9), torch.randperm(40))
 
 
 def _some_alone(make: Any) -> Case:

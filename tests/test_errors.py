@@ -114,6 +114,30 @@ LABELLED: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
         ValueError,
         r"exclude_self=True says .* ref_emb has 2 rows and x has 6",
     ),
+    "exclude_self is a number": (
+        (X, LABELS),
+        {"exclude_self": 1},
+        ValueError,
+        r"exclude_self is 1; it must be True, False or \"auto\"",
+    ),
+    "exclude_self beside ids": (
+        (X, LABELS),
+        {
+            "ref_emb": X,
+            "ref_labels": LABELS,
+            "ids": LABELS,
+            "ref_ids": LABELS,
+            "exclude_self": True,
+        },
+        ValueError,
+        r"exclude_self is True, .* but ids are given; it must be",
+    ),
+    "ignore_index is too large": (
+        (X, LABELS),
+        {"ignore_index": 2**70},
+        ValueError,
+        r"ignore_index is 1180591620717411303424; it must fit in 64 bits",
+    ),
     "exclude_self is a word": (
         (X, LABELS),
         {"exclude_self": "never"},
@@ -240,6 +264,46 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"affine takes 2 arguments .* gives 1",
     ),
+    "a window that is a number": (
+        lambda: lse(NEG, 1.0, 0.0, above=0.5),  # type: ignore[arg-type]
+        TypeError,
+        r"above is float; it must be a tensor \(N,\) or 0-d",
+    ),
+    "a function by its name": (
+        lambda: total(NEG, function="affine"),  # type: ignore[arg-type]
+        TypeError,
+        r"function is str; it must be a pairops.Function",
+    ),
+    "an argument that is text": (
+        lambda: row_stats(Pairs.of(X, LABELS), total(NEG, "1", 0.0)),  # type: ignore[arg-type]
+        TypeError,
+        r"argument 0 of affine is str; it must be a number, a tensor or partner\(tensor\)",
+    ),
+    "a complex argument": (
+        lambda: row_stats(Pairs.of(X, LABELS), total(NEG, X[:, 0] * 1j, 0.0)),
+        TypeError,
+        r"argument 0 of affine is torch.complex64; it must be a real tensor",
+    ),
+    "partner of a number": (
+        lambda: row_stats(Pairs.of(X, LABELS), total(NEG, partner(3.0), 0.0)),  # type: ignore[arg-type]
+        TypeError,
+        r"argument 0 of affine is float; it must be a real tensor",
+    ),
+    "an unknown gather": (
+        lambda: pairops.Term("mean", POS, pairops.functions.identity),
+        ValueError,
+        r"gather is 'mean'; it must be one of highest, lowest, lse, sum",
+    ),
+    "a sum without gradient": (
+        lambda: pairops.Term("sum", POS, pairops.functions.identity, grad=False),
+        ValueError,
+        r"grad is False for a sum",
+    ),
+    "a builtin as a function": (
+        lambda: pairops.Function(torch.exp),
+        TypeError,
+        r"value is .*exp.*; it must be a Python function, such as lambda s",
+    ),
     "an argument of rows": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, X[:3, 0], 0.0)),
         ValueError,
@@ -307,3 +371,19 @@ def test_labels_of_every_integer_type_are_compared_exactly() -> None:
         torch.testing.assert_close(pairops.ms_loss(X, labels), pairops.ms_loss(X, LABELS % 2))
     near = torch.tensor([2**62, 2**62, 2**62 + 1, 2**62 + 1, -1, -1])
     torch.testing.assert_close(pairops.ms_loss(X, near), pairops.ms_loss(X, LABELS))
+
+
+def test_nothing_is_computed_before_the_reduction_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_call: object) -> None:
+        raise AssertionError("an engine ran")
+
+    monkeypatch.setattr(engines.blockwise, "gather", never)
+    for loss in ("ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss"):
+        with pytest.raises(ValueError, match="reduction is 'avg'"):
+            getattr(pairops, loss)(X, LABELS, reduction="avg")
+        with pytest.raises(ValueError, match="weight has shape"):
+            getattr(pairops, loss)(X, LABELS, weight=X)
+    with pytest.raises(ValueError, match="reduction is 'avg'"):
+        pairops.info_nce_loss(X, X, reduction="avg")  # type: ignore[arg-type]

@@ -75,7 +75,8 @@ def check(
     shifts = (1, 3, 7) if wide == torch.float64 else (0,)
     dense = [run(functools.partial(formula, dtype=wide), stored, shift) for shift in shifts]
     if wide == torch.float64:
-        dense.append(run(functools.partial(by_reciprocal, formula), stored))
+        reciprocal = functools.partial(by_reciprocal, formula)
+        dense += [run(reciprocal, stored, shift) for shift in shifts]
     truth = run(functools.partial(formula, dtype=torch.float64), torch.float64)
     for engine in ENGINES:
         with pairops.use(engine):
@@ -268,3 +269,44 @@ def test_unmined_negatives_count_for_an_anchor_without_positives() -> None:
     x = smooth(12, 9)
     assert pairops.ms_loss(x, torch.arange(12), epsilon=None) > 0
     assert pairops.ms_loss(x, torch.arange(12)) == 0
+
+
+@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("reduction", ["mean", "mean_nonzero", "sum", "none"])
+@pytest.mark.usefixtures("engine")
+def test_the_weight_of_an_ignored_anchor_does_not_matter(name: str, reduction: str) -> None:
+    x, labels, weight = smooth(20, 5), torch.arange(20) % 4, torch.ones(20)
+    labels[3], weight[3] = -100, torch.nan
+    weight.requires_grad_()
+    value = getattr(pairops, name)(x, labels, weight=weight, reduction=reduction)
+    (gradient,) = torch.autograd.grad(value.sum(), weight)
+    assert bool(torch.isfinite(value).all())
+    assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_temperature_is_read_exactly(dtype: torch.dtype) -> None:
+    x, labels, t = smooth(20, 5), torch.arange(20) % 4, torch.tensor(0.07, dtype=dtype)
+    ours = pairops.supcon_loss(x, labels, temperature=t)
+    assert torch.equal(ours, pairops.supcon_loss(x, labels, temperature=float(t)))
+
+
+@pytest.mark.parametrize("n", [1026, 1029, 2049])
+def test_ties_between_duplicates_at_full_tiles(n: int) -> None:
+    """Equal columns have equal bits, so a tie goes to the lowest index, also in the last tile."""
+    x = smooth(n // 3, 64).repeat(3, 1)
+    x = torch.cat([x, smooth(n - len(x), 64)])
+    labels = torch.arange(n)
+    labels[-2:] = 0
+    rank = torch.randperm(n)
+    x, labels = x[rank].requires_grad_(), labels[rank]
+    (near,) = pairops.row_stats(pairops.Pairs.of(x, labels), pairops.highest(pairops.NEG))
+    (gradient,) = torch.autograd.grad(near.sum(), x)
+    with torch.no_grad():
+        s = torch.nn.functional.normalize(x.double())
+        s = (s @ s.T).masked_fill(labels[:, None] == labels, -2).round(decimals=9)
+        first = s.argmax(1)
+    y = x.detach().double().requires_grad_()
+    unit = torch.nn.functional.normalize(y)
+    (truth,) = torch.autograd.grad((unit * unit[first]).sum(), y)
+    torch.testing.assert_close(gradient.double(), truth, rtol=1e-4, atol=1e-5)

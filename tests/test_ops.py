@@ -115,6 +115,21 @@ def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+def test_an_ignore_index_that_changes_between_calls_of_inductor() -> None:
+    """Inductor's integer arithmetic on symbols is not aot_eager's."""
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        return pairops.ms_loss(x, labels, ignore_index=ignored)
+
+    compiled = torch.compile(loss, fullgraph=True)
+    x, labels, _ = inputs()
+    for ignored in (1, 2, 3, 2**62):
+        torch.testing.assert_close(compiled(x, labels, ignored), loss(x, labels, ignored))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
 def test_compile_with_inductor() -> None:
     torch._dynamo.reset()
     x, labels, t = inputs()
@@ -140,6 +155,26 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
     a, b = (torch.autograd.grad(value, x)[0] for value in (plain, cast))
     assert torch.equal(a, b)
     assert a.dtype == dtype
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_around_backward_changes_nothing(compiled: bool) -> None:
+    torch._dynamo.reset()
+    x, labels, t = inputs(40)
+    loss = LOSSES["supcon_loss"]
+    plain = torch.autograd.grad(loss(x, labels, t), x, create_graph=True)[0]
+    twice = torch.autograd.grad((plain**2).sum(), x)[0]
+    if compiled:
+        loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        if compiled:
+            cast = torch.autograd.grad(loss(x, labels, t), x)[0]
+        else:
+            cast = torch.autograd.grad(loss(x, labels, t), x, create_graph=True)[0]
+            again = torch.autograd.grad((cast**2).sum(), x)[0]
+            torch.testing.assert_close(again, twice)
+    torch.testing.assert_close(cast, plain.detach() if compiled else plain)
 
 
 @pytest.mark.usefixtures("small_tiles", "engine")

@@ -386,3 +386,96 @@ def test_the_gradient_by_a_learnable_scalar_sums_over_rows(loss: str) -> None:
     step = 1e-6
     ends = [getattr(pairops, loss)(x, labels, **{name: 3.0 + e}) for e in (step, -step)]
     torch.testing.assert_close(ours, (ends[0] - ends[1]) / (2 * step), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_a_function_may_ignore_the_similarity() -> None:
+    """Σ over negatives of a row weight is the number of negatives times it."""
+    x, labels, _ = problem()
+    w = torch.rand(60, dtype=DOUBLE, requires_grad=True)
+    weight_only = Function(lambda s, a: a * 1.0, lambda s, a: (0.0, 1.0), name="weight_only")  # noqa: ARG005
+    one = Function(lambda s: 1.0, lambda s: (0.0,), name="one")  # noqa: ARG005
+    pairs = Pairs.of(x, labels)
+    negatives = pairs.counts()[1].double()
+    terms = [total(NEG, w, function=weight_only), lse(NEG, w, function=weight_only)]
+    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=one))
+    torch.testing.assert_close(sums, negatives * w)
+    torch.testing.assert_close(logs, w + negatives.log())
+    assert torch.equal(count, negatives)
+    torch.testing.assert_close(torch.autograd.grad(sums.sum() + logs.sum(), w)[0], negatives + 1.0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_slopes_where_there_is_no_pair_do_not_matter() -> None:
+    """A logarithm under a window: infinite or NaN at self pairs, positives and dropped pairs."""
+    log = Function(lambda s: torch.log(s), lambda s: (1 / s,), name="log")
+    x, labels, _ = problem()
+    x.requires_grad_()
+    zero = torch.zeros((), dtype=DOUBLE)
+    for term in (total, lse, lowest, highest):
+        found = []
+        for engine in ("dense", "blockwise"):
+            with pairops.use(engine):
+                (r,) = row_stats(Pairs.of(x, labels), term(NEG, function=log, above=zero))
+                found.append((r, *torch.autograd.grad(torch.where(r.isinf(), 0, r).sum(), x)))
+        torch.testing.assert_close(found[1][0], found[0][0], equal_nan=True)
+        assert bool(torch.isfinite(found[1][1]).all())
+    root = Function(
+        lambda s: s.abs().sqrt(), lambda s: (s.sign() / (2 * s.abs().sqrt()),), name="root"
+    )
+    alone = torch.cat([torch.tensor([99]), labels[1:]])
+    with pairops.use("blockwise"):
+        (r,) = row_stats(Pairs.of(x, alone), lowest(POS, function=root))
+        (gradient,) = torch.autograd.grad(torch.where(r.isinf(), 0, r).sum(), x)
+    assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_declared_slope_is_constant_in_second_derivatives_too() -> None:
+    held = Function(
+        lambda s: torch.relu(s + 1) ** 2,
+        lambda s: (torch.relu(s + 1),),
+        name="held_square",
+        is_derivative=False,
+    )
+    x, labels, _ = problem()
+    x.requires_grad_()
+    found = []
+    for engine in ("dense", "blockwise"):
+        with pairops.use(engine):
+            (r,) = row_stats(Pairs.of(x, labels), total(NEG, function=held))
+            (g,) = torch.autograd.grad(r.sum(), x, create_graph=True)
+            found.append(torch.autograd.grad((g**2).sum(), x)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_an_ignored_nan_row_has_no_second_derivative() -> None:
+    x, labels, _ = problem()
+    x[2], labels[2] = torch.nan, -100
+    x.requires_grad_()
+    (g,) = torch.autograd.grad(pairops.ms_loss(x, labels), x, create_graph=True)
+    (gg,) = torch.autograd.grad((g**2).sum(), x)
+    assert bool(torch.isfinite(gg).all())
+    assert bool((gg[2] == 0).all())
+
+
+def test_an_extreme_without_gradient_gives_none_to_its_arguments() -> None:
+    x, labels, _ = problem()
+    x.requires_grad_()
+    t = torch.tensor(2.0, dtype=DOUBLE, requires_grad=True)
+    affine = pairops.functions.affine
+    far, pos = row_stats(
+        Pairs.of(x, labels),
+        lowest(POS, t, 0.0, function=affine, grad=False),
+        lse(POS, 1.0, 0.0),
+    )
+    assert not far.requires_grad
+    assert torch.autograd.grad(pos[pos.isfinite()].sum(), [x, t], allow_unused=True)[1] is None
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_infinite_log_sum_exp_is_infinite() -> None:
+    x = torch.tensor([[1e200], [1e200], [1.0]], dtype=DOUBLE)
+    (r,) = row_stats(Pairs.of(x, torch.arange(3), normalize=False), lse(NEG, 1.0, 0.0))
+    assert bool((r[:2] == torch.inf).all())

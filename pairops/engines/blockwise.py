@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..gathers import Extreme, finite
-from ..pairs import Pairs
+from ..pairs import Pairs, product
 from ..terms import Term
 from .tiles import Grid, Placed, Tile, counts
 
@@ -59,7 +59,7 @@ def gather(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _kept(t, t.term.function.value(s, *t.args(tile)), drop, tile)
+            f = _kept(t, _value(t, s, tile), drop, tile, t.term.monoid.fill)
             own, other = tile[t.axis], tile[1 - t.axis]
             seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
             states[t][own] = t.term.monoid.merge(states[t][own], seen)
@@ -150,26 +150,35 @@ def _weigh_tile(
         if not visits:
             by_vector += [None for _ in t.vector_axes()]
             continue
-        args = t.args(tile)
         drop = t.dropped(s, tile)
-        share = t.spread(t.cotangent[tile[t.axis]])
+        share = t.spread(t.cotangent[tile[t.axis]]).expand_as(s)
         if t.term.gather == "lse":
-            f = t.term.function.value(s, *args) - t.spread(t.statistic[tile[t.axis]])
-            share = share * torch.exp(_kept(t, f, drop, tile))
-        else:
-            share = _kept(t, share.expand_as(s), drop, tile)
-        slope, *slopes = t.term.function.slopes(s, *args)  # type: ignore[misc]
-        weights = weights + share * slope
-        by_vector += [(share * slopes[k]).sum(1 - axis) for k, axis in t.vector_axes()]
-    dx = weights @ grid.embeddings[1][tile[1]] if needs[0] else None
-    dy = weights.T @ grid.embeddings[0][tile[0]] if needs[1] else None
+            f = _value(t, s, tile) - t.spread(t.statistic[tile[t.axis]])
+            share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
+        slope, *slopes = t.term.slopes(s, *t.args(tile))
+        # Select once more: a slope may be infinite or NaN where there is no pair.
+        unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
+        weights = weights + _kept(t, share * slope, unused, tile, 0.0)
+        by_vector += [
+            _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
+            for k, axis in t.vector_axes()
+        ]
+    dx = product(weights, grid.embeddings[1][tile[1]].T) if needs[0] else None
+    dy = product(weights.T, grid.embeddings[0][tile[0]].T) if needs[1] else None
     return [dx, dy, *by_vector]
 
 
-def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile) -> Tensor:
-    """`f` with the fill of its gather wherever a pair is outside the window or not on the side."""
-    fill = t.term.monoid.fill
-    if drop is not None:
-        f = torch.where(drop < 0, fill, f) if fill == 0 else f + (drop if fill < 0 else -drop)
+def _value(t: Placed, s: Tensor, tile: Tile) -> Tensor:
+    """The function's values, a whole tile of them also if it does not depend on s."""
+    value = t.term.function.value(s, *t.args(tile))
+    return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
+
+
+def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
+    """`f` with `fill` wherever a pair is outside the window or not on the side."""
+    if drop is not None and fill != 0 and t.term.function.finite:
+        f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select
+    elif drop is not None:
+        f = torch.where(drop < 0, fill, f)
     side = t.side(tile)
     return f if side is None else torch.where(side, f, fill)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs import Pairs, inverse_norm
+from ..pairs import Pairs, inverse_norm, product, scaled
 from ..terms import ALL, POS, Partner, Term
 
 
@@ -22,7 +22,7 @@ def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Ten
     """Row statistics (N,), then column statistics (M,), in the caller's order."""
     x = _comparable(pairs.x, pairs.keep_x, pairs)
     y = x if pairs.y is None else _comparable(pairs.y, pairs.keep_y, pairs)
-    s = x @ y.T
+    s = product(x, y)
     positive, present = _masks(pairs)
     statistics = [_statistic(s, positive, present, term) for term in rows]
     return statistics + [_statistic(s.T, positive.T, present.T, term) for term in cols]
@@ -33,7 +33,7 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
     if pairs.scale_x is None:
         return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
-    return wide * inverse_norm(wide)[:, None]
+    return scaled(wide, inverse_norm(wide), pairs.dtype)
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
     if term.below is not None:
         kept = kept & ~(s >= term.below[:, None])
     args = [_spread(argument) for argument in term.args]
-    f = term.function.value(s, *args)
+    f = torch.as_tensor(term.function.value(s, *args), dtype=s.dtype, device=s.device).expand_as(s)
     if not term.function.is_derivative:
         slope = term.function.slopes(s, *args)[0]  # type: ignore[misc]
         f = term.function.value(s.detach(), *args) + (s - s.detach()) * slope.detach()

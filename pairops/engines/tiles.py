@@ -6,18 +6,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs import Pairs
+from ..pairs import Pairs, product, scaled
 from ..terms import ALL, POS, Partner, Term
 
-ROWS, COLS = 512, 1024  # of a tile: 2 MiB of fp32 and its temporaries stay in cache
+ROWS, COLS = 512, 1024  # of a tile at most: 2 MiB of fp32 and its temporaries stay in cache
 
 Tile = tuple[int, int]  # which row tile, which column tile
 
 
-def counts(pairs: Pairs) -> tuple[int | torch.SymInt, int | torch.SymInt]:
-    """Row tiles and column tiles."""
+def extents(pairs: Pairs) -> tuple[int, int]:
+    """Rows and columns of a tile: even pieces, in multiples of 16.
+
+    A sliver at the end would be multiplied by another kernel, and equal columns would then differ
+    in the last bit.
+    """
+
+    def even(n: int, most: int) -> int:
+        pieces = max(1, (n + most - 1) // most)
+        return max(16, ((n + pieces - 1) // pieces + 15) // 16 * 16)
+
     n, m = pairs.shape
-    return (n + ROWS - 1) // ROWS, (m + COLS - 1) // COLS
+    return even(n, ROWS), even(m, COLS)
+
+
+def counts(pairs: Pairs) -> tuple[int, int]:
+    """Row tiles and column tiles."""
+    (n, m), (rows, cols) = pairs.shape, extents(pairs)
+    return (n + rows - 1) // rows, (m + cols - 1) // cols
 
 
 class Grid:
@@ -26,7 +41,7 @@ class Grid:
     def __init__(self, pairs: Pairs) -> None:
         self.host = pairs.x.device.type == "cpu"
         self.length = pairs.shape
-        self.extent = ROWS, COLS
+        self.extent = rows, cols = extents(pairs)
         self.order = pairs.order_x, pairs.order_y
         keep = pairs.keep_x, pairs.keep_y
         # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
@@ -34,14 +49,14 @@ class Grid:
         self.present = [k.index_select(0, o) for k, o in zip(keep, self.order, strict=True)]
         x = self._scaled(0, pairs.x, pairs.scale_x, pairs.dtype)
         y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scale_y, pairs.dtype)
-        self.embeddings = x.split(ROWS), y.split(COLS)
+        self.embeddings = x.split(rows), y.split(cols)
         self.blank = [x.new_empty(k).split(e) for k, e in zip(self.kept, self.extent, strict=True)]
         self.caller = [
             self.order[axis][: self.kept[axis]].split(self.extent[axis]) for axis in (0, 1)
         ]
-        self.place_y = torch.arange(self.kept[1], device=x.device).split(COLS)
+        self.place_y = torch.arange(self.kept[1], device=x.device).split(cols)
         self.lo, self.hi, self.own = (
-            v[: self.kept[0]].unsqueeze(1).split(ROWS) for v in (pairs.lo, pairs.hi, pairs.own)
+            v[: self.kept[0]].unsqueeze(1).split(rows) for v in (pairs.lo, pairs.hi, pairs.own)
         )
         self._bounds = [
             (int(lo.min()), int(hi.max()), int(own.min()), int(own.max()))
@@ -52,10 +67,10 @@ class Grid:
 
     def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         order = self.order[axis][: self.kept[axis]]
-        wide = z.index_select(0, order).to(dtype)
-        if scale is not None:
-            wide = wide * scale.index_select(0, order).unsqueeze(1)
-        return wide if self.host else torch.where(self.present[axis].unsqueeze(1), wide, 0.0)
+        rows = z.index_select(0, order)
+        if not self.host:
+            rows = torch.where(self.present[axis].unsqueeze(1), rows, 0)
+        return scaled(rows, None if scale is None else scale.index_select(0, order), dtype)
 
     def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[Placed]":
         return [Placed(self, term, 0) for term in rows] + [Placed(self, term, 1) for term in cols]
@@ -67,8 +82,7 @@ class Grid:
                     yield a, b
 
     def similarity(self, tile: Tile) -> Tensor:
-        s: Tensor = self.embeddings[0][tile[0]] @ self.embeddings[1][tile[1]].T
-        return s
+        return product(self.embeddings[0][tile[0]], self.embeddings[1][tile[1]])
 
     def cut(self, values: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Values in the caller's order as one piece per tile."""
@@ -90,13 +104,14 @@ class Grid:
         if not self.host:
             return True
         lo, hi, _, _ = self._bounds[tile[0]]
-        return max(lo, tile[1] * COLS) < min(hi, (tile[1] + 1) * COLS)
+        width = self.extent[1]
+        return max(lo, tile[1] * width) < min(hi, (tile[1] + 1) * width)
 
     def side(self, side: str, tile: Tile) -> Tensor | None:
         """Who is on the side, or None if everybody is."""
         if self.host and (side == ALL or not self.band(tile)):
             _, _, first, last = self._bounds[tile[0]]
-            if last < tile[1] * COLS or first >= (tile[1] + 1) * COLS:
+            if last < tile[1] * self.extent[1] or first >= (tile[1] + 1) * self.extent[1]:
                 return None
         if self._masks[0] != tile:
             self._masks = tile, {}
@@ -109,8 +124,8 @@ class Grid:
         place = self.place_y[b]
         mask: Tensor = place != self.own[a]
         if not self.host:
-            rows, cols = self.present[0].split(ROWS)[a], self.present[1].split(COLS)[b]
-            mask = mask & rows.unsqueeze(1) & cols
+            rows, cols = (p.split(e) for p, e in zip(self.present, self.extent, strict=True))
+            mask = mask & rows[a].unsqueeze(1) & cols[b]
         if side == ALL:
             return mask
         positive: Tensor = (place >= self.lo[a]) & (place < self.hi[a])

@@ -7,7 +7,7 @@ from ..functions import hinge
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, total
-from .reduction import Reduction, number, reduce
+from .reduction import Reduction, check_reduction, number, reduce
 
 
 def contrastive_loss(
@@ -31,6 +31,7 @@ def contrastive_loss(
     """
     pos_margin, neg_margin = number("pos_margin", pos_margin), number("neg_margin", neg_margin)
     pairs = Pairs.of(x, labels, **pairing)
+    check_reduction(reduction, weight, pairs)
     pos, neg = row_stats(
         pairs,
         total(POS, -1.0, pos_margin, function=hinge),

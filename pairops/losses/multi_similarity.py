@@ -6,7 +6,7 @@ from typing_extensions import Unpack
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, lse
-from .reduction import Reduction, log1p_exp, number, reduce
+from .reduction import Reduction, check_reduction, log1p_exp, number, reduce
 
 
 def ms_loss(
@@ -42,6 +42,7 @@ def ms_loss(
     base = number("base", base)
     slack = None if epsilon is None else number("epsilon", epsilon)
     pairs = Pairs.of(x, labels, **pairing)
+    check_reduction(reduction, weight, pairs)
     if slack is None:
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
     else:

@@ -19,27 +19,30 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
     with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
     anchor.
     """
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}")
     counted = pairs.keep_x
     if reduction == "mean_nonzero":
         counted = counted & ~(losses <= 0)
     losses = torch.where(counted, losses, 0)
     if weight is not None:
-        losses = losses * _weight(weight, losses)
+        losses = losses * torch.where(counted, weight.to(losses.dtype), 0)
     if reduction == "none":
         return losses
     numerator = losses.sum()
     return numerator if reduction == "sum" else numerator / counted.sum().clamp(min=1)
 
 
-def _weight(weight: Tensor, losses: Tensor) -> Tensor:
+def check_reduction(reduction: Reduction, weight: Tensor | None, pairs: Pairs) -> None:
+    """What `reduce` will be given, checked before anything is computed."""
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}")
+    if weight is None:
+        return
+    n, _ = pairs.shape
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({len(losses)},)")
-    if weight.shape != losses.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({losses.shape[0]},)")
-    return weight.to(losses.dtype)
+        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({n},)")
 
 
 def number(name: str, value: float | Tensor, *, positive: bool = False) -> float | Tensor:
@@ -50,7 +53,8 @@ def number(name: str, value: float | Tensor, *, positive: bool = False) -> float
                 f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; "
                 "it must be a number or a 0-d floating-point tensor"
             )
-        return value
+        # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
+        return value if value.dtype in (torch.float32, torch.float64) else value.float()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {type(value).__name__}; it must be a number or a 0-d tensor")
     if not (0 if positive else -math.inf) < value < math.inf:

@@ -8,7 +8,7 @@ from ..functions import softplus
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
-from .reduction import Reduction, number, reduce
+from .reduction import Reduction, check_reduction, number, reduce
 
 
 def supcon_loss(
@@ -32,6 +32,7 @@ def supcon_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     pairs = Pairs.of(x, labels, **pairing)
+    check_reduction(reduction, weight, pairs)
     positives, _ = pairs.counts()
     everyone, pos = row_stats(pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
     losses = torch.where(positives > 0, everyone - pos / positives.clamp(min=1), 0)
@@ -58,6 +59,7 @@ def info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     pairs = Pairs.paired(x, y, normalize=normalize)
+    check_reduction(reduction, weight, pairs)
     rows, pos, cols = row_stats(
         pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0), cols=[lse(ALL, scale, 0.0)]
     )
@@ -84,6 +86,7 @@ def siglip_loss(
     """
     scale, bias = number("scale", scale), number("bias", bias)
     pairs = Pairs.paired(x, y, normalize=normalize)
+    check_reduction(reduction, weight, pairs)
     pos, neg = row_stats(
         pairs,
         total(POS, -scale, -bias, function=softplus),

@@ -6,7 +6,7 @@ from typing_extensions import Unpack
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest
-from .reduction import Reduction, number, reduce
+from .reduction import Reduction, check_reduction, number, reduce
 
 
 def triplet_loss(
@@ -30,5 +30,6 @@ def triplet_loss(
     """
     margin = number("margin", margin)
     pairs = Pairs.of(x, labels, **pairing)
+    check_reduction(reduction, weight, pairs)
     far, near = row_stats(pairs, lowest(POS), highest(NEG))
     return reduce(relu(near - far + margin), pairs, weight, reduction)
