@@ -17,15 +17,17 @@ engine's `gather` may differ from ours in the last bit of s, and a pair that clo
 may flip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..gathers import Extreme, finite
 from ..pairs import Pairs, product
 from ..terms import Term
+from .recomputed import recomputed
 from .tiles import Grid, Placed, Tile, counts
 
 
@@ -59,7 +61,7 @@ def gather(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _kept(t, _value(t, s, tile), drop, tile, t.term.monoid.fill)
+            f = _kept(t, _value(t, s, t.args(tile)), drop, tile, t.term.monoid.fill)
             own, other = tile[t.axis], tile[1 - t.axis]
             seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
             states[t][own] = t.term.monoid.merge(states[t][own], seen)
@@ -94,8 +96,7 @@ def weigh(
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
-        t.statistic = grid.cut(finite(statistic), t.axis)
-        t.cotangent = grid.cut(cotangent, t.axis)
+        t.given = grid.cut(cotangent, t.axis), grid.cut(finite(statistic), t.axis)
     if bits is not None and grid.host:
         for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
             t.bits = kept
@@ -103,20 +104,23 @@ def weigh(
     needs = (needs[0], needs[0] if same else needs[1])
 
     # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
-    axes = [0, 1] + [axis for t in terms for _, axis in t.vector_axes()]
+    axes, vectors = [0, 1], {}
+    for t in terms:
+        vectors[t] = range(len(axes), len(axes) + len(t.vector_axes()))
+        axes += [axis for _, axis in t.vector_axes()]
     sums: list[dict[int, Tensor]] = [{} for _ in axes]
+    run = recomputed if torch.is_grad_enabled() else _call
     for tile in grid.tiles():
-        visiting = [t.visits(tile) and t.active(tile) for t in terms]
-        if not any(visiting):
+        visiting = [t for t in terms if t.visits(tile) and t.active(tile)]
+        if not visiting:
             continue
-        given = (grid, terms, visiting, needs, tile)
-        if torch.is_grad_enabled():
-            parts = checkpoint(_weigh_tile, *given, use_reentrant=False, preserve_rng_state=False)
-        else:
-            parts = _weigh_tile(*given)
-        for axis, mine, part in zip(axes, sums, parts, strict=True):
-            if part is not None:
-                mine[tile[axis]] = mine[tile[axis]] + part if tile[axis] in mine else part
+        operands = [v for t in visiting for v in t.operands(tile)]
+        x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
+        parts = run(partial(_weigh_tile, visiting, needs, tile), x, y, *operands)
+        places = [k for k in (0, 1) if needs[k]] + [k for t in visiting for k in vectors[t]]
+        for k, part in zip(places, parts, strict=True):
+            mine, here = sums[k], tile[axes[k]]
+            mine[here] = mine[here] + part if here in mine else part
 
     def whole(k: int) -> Tensor:
         blank = grid.embeddings[k] if k < 2 else grid.blank[axes[k]]
@@ -125,6 +129,10 @@ def weigh(
 
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(needs))
     return dx + dy if same else dx, dy, [whole(k) for k in range(2, len(axes))]
+
+
+def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
+    return function(*inputs)
 
 
 def bits_shape(
@@ -136,26 +144,30 @@ def bits_shape(
 
 
 def _weigh_tile(
-    grid: Grid,
     terms: Sequence[Placed],
-    visiting: Sequence[bool],
     needs: tuple[bool, bool],
     tile: Tile,
-) -> list[Tensor | None]:
-    """What one tile adds to the gradients by x, by y and by every tensor argument."""
-    s = grid.similarity(tile)
+    x: Tensor,
+    y: Tensor,
+    *given: Tensor,
+) -> list[Tensor]:
+    """What one tile adds to the gradients: by x and by y if needed, by every tensor argument.
+
+    given: the operands of the terms, one term after the other.
+    """
+    s = product(x, y)
     weights = torch.zeros((), dtype=s.dtype, device=s.device)
-    by_vector: list[Tensor | None] = []
-    for t, visits in zip(terms, visiting, strict=True):
-        if not visits:
-            by_vector += [None for _ in t.vector_axes()]
-            continue
+    by_vector: list[Tensor] = []
+    operands = iter(given)
+    for t in terms:
+        cotangent, statistic = next(operands), next(operands)
+        args = t.args(tile, [next(operands) for _ in t.vector_axes()])
         drop = t.dropped(s, tile)
-        share = t.spread(t.cotangent[tile[t.axis]]).expand_as(s)
+        share = t.spread(cotangent).expand_as(s)
         if t.term.gather == "lse":
-            f = _value(t, s, tile) - t.spread(t.statistic[tile[t.axis]])
+            f = _value(t, s, args) - t.spread(statistic)
             share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
-        slope, *slopes = t.term.slopes(s, *t.args(tile))
+        slope, *slopes = t.term.slopes(s, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
         unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
         weights = weights + _kept(t, share * slope, unused, tile, 0.0)
@@ -163,14 +175,15 @@ def _weigh_tile(
             _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
             for k, axis in t.vector_axes()
         ]
-    dx = product(weights, grid.embeddings[1][tile[1]].T) if needs[0] else None
-    dy = product(weights.T, grid.embeddings[0][tile[0]].T) if needs[1] else None
-    return [dx, dy, *by_vector]
+    by_embeddings = [product(weights, y.T)] if needs[0] else []
+    if needs[1]:
+        by_embeddings.append(product(weights.T, x.T))
+    return by_embeddings + by_vector
 
 
-def _value(t: Placed, s: Tensor, tile: Tile) -> Tensor:
+def _value(t: Placed, s: Tensor, args: Sequence[Any]) -> Tensor:
     """The function's values, a whole tile of them also if it does not depend on s."""
-    value = t.term.function.value(s, *t.args(tile))
+    value = t.term.function.value(s, *args)
     return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
 
 

@@ -135,8 +135,7 @@ class Grid:
 class Placed:
     """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
 
-    statistic: tuple[Tensor, ...]
-    cotangent: tuple[Tensor, ...]
+    given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `weigh`
     bits: list[list[int]] | None = None
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
@@ -156,10 +155,18 @@ class Placed:
         """(position among the arguments, axis it varies along) of every tensor argument."""
         return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
 
-    def args(self, tile: Tile) -> list[Any]:
+    def operands(self, tile: Tile) -> list[Tensor]:
+        """What a tile is weighed with: cotangents, statistics, tensor arguments."""
+        return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
+
+    def _vectors(self, tile: Tile) -> list[Tensor]:
+        return [arg[1][tile[arg[0]]] for arg in self._args if isinstance(arg, tuple)]
+
+    def args(self, tile: Tile, vectors: Sequence[Tensor] | None = None) -> list[Any]:
         """The arguments, shaped to be combined with a tile of similarities."""
+        pieces = iter(self._vectors(tile) if vectors is None else vectors)
         return [
-            arg[1][tile[arg[0]]].unsqueeze(1 - arg[0]) if isinstance(arg, tuple) else arg
+            next(pieces).unsqueeze(1 - arg[0]) if isinstance(arg, tuple) else arg
             for arg in self._args
         ]
 
