@@ -8,10 +8,12 @@ label windows, explicit lists) would be further constructors beside `Pairs.of` a
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
+
+from .similarity import inverse_norm
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAST = torch.iinfo(torch.int64).max
@@ -143,7 +145,7 @@ class Pairs:
         return Pairs(
             x,
             ref_emb,
-            *_scales(x, ref_emb, normalize),
+            *_scales(x, keep_x, ref_emb, keep_y, normalize),
             order,
             order_y,
             torch.searchsorted(columns, rows),
@@ -165,39 +167,20 @@ class Pairs:
         place = _arange(x)
         everyone = torch.ones_like(place, dtype=torch.bool)
         nobody = torch.full_like(place, -1)
-        scales = _scales(x, y, normalize)
+        scales = _scales(x, everyone, y, everyone, normalize)
         return Pairs(x, y, *scales, place, place, place, place + 1, nobody, everyone, everyone)
 
 
-def inverse_norm(x: Tensor) -> Tensor:
-    """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
-    wide = x.double()
-    square = (wide * wide).sum(1)
-    vanishes = square < 1e-24
-    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
-
-
-def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
-
-    The scale counts in two parts: its rounding to float32 would be an error common to a whole row
-    of similarities, and a loss multiplies it by its sharpness.
-    """
-    wide = x.to(dtype)
-    if scale is None:
-        return wide
-    high = scale.to(dtype)
-    low = (scale - high).to(dtype)
-    return wide * high.unsqueeze(1) + wide * low.unsqueeze(1)
-
-
-def _scales(x: Tensor, y: Tensor | None, normalize: bool) -> tuple[Tensor | None, Tensor | None]:
+def _scales(
+    x: Tensor, keep_x: Tensor, y: Tensor | None, keep_y: Tensor, normalize: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scales without gradient; 0 for an ignored row, whatever it holds."""
     if not isinstance(normalize, bool):
         raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
     if not normalize:
         return None, None
-    scale = inverse_norm(x.detach())
-    return scale, scale if y is None else inverse_norm(y.detach())
+    scale = torch.where(keep_x, inverse_norm(x.detach()), 0.0)
+    return scale, scale if y is None else torch.where(keep_y, inverse_norm(y.detach()), 0.0)
 
 
 def _arange(x: Tensor) -> Tensor:
@@ -291,27 +274,3 @@ def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
             stacklevel=4,
         )
     return values.to(x.device, torch.int64).contiguous()
-
-
-class Product(torch.autograd.Function):
-    """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
-    run or traced under autocast would otherwise round."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ y.T
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, y = ctx.saved_tensors
-        by_x = product(g, y.T) if ctx.needs_input_grad[0] else None
-        return by_x, product(g.T, x.T) if ctx.needs_input_grad[1] else None
-
-
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y.T, whatever autocast says."""
-    # torch.compile refuses the same tensor twice among the inputs of a node.
-    result: Tensor = Product.apply(x, y.view_as(y))  # type: ignore[no-untyped-call]
-    return result

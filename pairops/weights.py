@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .engines import ENGINES, blockwise
 from .extremes import weigh_extreme
-from .pairs import Pairs, scaled
+from .pairs import Pairs
+from .similarity import scaled
 from .terms import Term, unpack
 
 

@@ -25,8 +25,10 @@ import torch
 from torch import Tensor
 
 from ..gathers import Extreme, finite
-from ..pairs import Pairs, product
+from ..pairs import Pairs
+from ..similarity import product
 from ..terms import Term
+from . import tiles
 from .recomputed import recomputed
 from .tiles import Grid, Placed, Tile, counts
 
@@ -138,9 +140,9 @@ def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor
 def bits_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    """On a device other than the CPU no bits are kept: the last two extents are 0."""
+    """Where bits could not be read back none are kept: the last two extents are 0."""
     keeping = sum(term.keeps_bits for term in (*rows, *cols))
-    return (keeping, *counts(pairs)) if pairs.x.device.type == "cpu" else (keeping, 0, 0)
+    return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
 
 def _weigh_tile(

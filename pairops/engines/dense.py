@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs import Pairs, inverse_norm, product, scaled
+from ..pairs import Pairs
+from ..similarity import inverse_norm, product, scaled
 from ..terms import ALL, POS, Partner, Term
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairs import Pairs, product, scaled
+from ..pairs import Pairs
+from ..similarity import product, scaled
 from ..terms import ALL, POS, Partner, Term
 
 # Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
@@ -14,6 +15,11 @@ from ..terms import ALL, POS, Partner, Term
 ROWS, COLS = 256, 512
 
 Tile = tuple[int, int]  # which row tile, which column tile
+
+
+def readable(x: Tensor) -> bool:
+    """May values be read back? Elsewhere than on the CPU that would synchronise."""
+    return x.device.type == "cpu"
 
 
 def extents(pairs: Pairs) -> tuple[int, int]:
@@ -41,7 +47,7 @@ class Grid:
     """One call's tiles. Axis 0 are the rows, x; axis 1 the columns, y; both in sorted order."""
 
     def __init__(self, pairs: Pairs) -> None:
-        self.host = pairs.x.device.type == "cpu"
+        self.host = readable(pairs.x)
         self.length = pairs.shape
         self.extent = rows, cols = extents(pairs)
         self.order = pairs.order_x, pairs.order_y

@@ -1,0 +1,52 @@
+"""How two embeddings become a similarity: norms, scales, a product that autocast leaves alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def inverse_norm(x: Tensor) -> Tensor:
+    """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
+    wide = x.double()
+    square = (wide * wide).sum(1)
+    vanishes = square < 1e-24
+    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+
+
+def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
+
+    The scale counts in two parts: its rounding to float32 would be an error common to a whole row
+    of similarities, and a loss multiplies it by its sharpness.
+    """
+    wide = x.to(dtype)
+    if scale is None:
+        return wide
+    high = scale.to(dtype)
+    low = (scale - high).to(dtype)
+    return wide * high.unsqueeze(1) + wide * low.unsqueeze(1)
+
+
+class Product(torch.autograd.Function):
+    """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
+    run or traced under autocast would otherwise round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ y.T
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y = ctx.saved_tensors
+        by_x = product(g, y.T) if ctx.needs_input_grad[0] else None
+        return by_x, product(g.T, x.T) if ctx.needs_input_grad[1] else None
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y.T, whatever autocast says."""
+    # torch.compile refuses the same tensor twice among the inputs of a node.
+    result: Tensor = Product.apply(x, y.view_as(y))  # type: ignore[no-untyped-call]
+    return result
