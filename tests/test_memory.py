@@ -57,5 +57,6 @@ def test_a_gradient_penalty_holds_tiles_not_matrices(loss: str) -> None:
     assert growth(8192, f"{loss} penalty") <= 300
 
 
-def test_the_measurement_sees_a_matrix() -> None:
-    assert growth(4096, "ms_loss penalty", "dense") > 400
+def test_the_measurement_would_see_matrices() -> None:
+    """Dense torch grows by about 400 MiB here; above all by more than is allowed above."""
+    assert growth(4096, "ms_loss penalty", "dense") > 250
