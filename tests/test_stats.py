@@ -1,66 +1,19 @@
-"""The primitive: what may not change a statistic, what a term can say, and its derivatives."""
+"""The primitive: what may not change a statistic, its edges, and its derivatives."""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from conftest import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import DOUBLE, all_statistics, problem, results
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
-from pairops import ALL, NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.engines import blockwise, tiles
-from pairops.functions import FUNCTIONS, hinge, softplus
+from pairops.functions import softplus
 from pairops.gathers import GATHERS
-from pairops.terms import Term, pack, unpack
-
-DOUBLE = torch.float64
-
-
-def problem(
-    n: int = 60, m: int = 0, d: int = 7, classes: int = 8
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    x, labels = torch.randn(n, d, dtype=DOUBLE), torch.randint(0, classes, (n,))
-    if not m:
-        return x, labels, {}
-    y, ref_labels = torch.randn(m, d, dtype=DOUBLE), torch.randint(0, classes, (m,))
-    return x, labels, {"ref_emb": y, "ref_labels": ref_labels}
-
-
-def every_kind_of_term(n: int, m: int) -> list[Term]:
-    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
-    return [
-        lse(POS, -2.0, 0.5),
-        lse(NEG, 5.0, u, above=u - 0.5),
-        lse(ALL, u, partner(v), below=u),
-        total(NEG, 3.0, u, function=softplus, above=u - 0.9, below=u),
-        total(POS, partner(v), 0.2, function=hinge),
-        total(ALL, 1.0, 0.0),
-        lowest(POS),
-        highest(NEG),
-        highest(ALL, below=u),
-        lowest(ALL, u, partner(v), function=pairops.functions.affine, above=u - 0.5),
-        lowest(NEG, grad=False),
-    ]
-
-
-def all_statistics(pairs: Pairs) -> tuple[Tensor, ...]:
-    torch.manual_seed(7)  # the same terms at every call
-    n, m = pairs.shape
-    return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
-
-
-def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:
-    """Statistics, with infinities named, and gradients of a fixed combination of them."""
-    statistics = run()
-    live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
-    weighted = sum((r * torch.linspace(-1, 2, len(r))).sum() for r in live)
-    return [*statistics, *torch.autograd.grad(weighted, leaves)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("m", [0, 45])
@@ -266,82 +219,6 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int) -> None:
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("function", ["identity", "affine", "hinge", "softplus"])
-def test_slopes_are_the_derivatives(function: str) -> None:
-    f = FUNCTIONS[function]
-    s = torch.linspace(-1, 1, 41, dtype=DOUBLE)
-    for scale, base in itertools.product((-3.0, 0.0, 10.0), (-0.512, 0.0, 0.498)):
-        args = [torch.full_like(s, a) for a in (scale, base)][: f.arity]
-        inputs = [z.clone().requires_grad_() for z in (s, *args)]
-        value = f.value(*inputs)
-        found = torch.autograd.grad(value.sum(), inputs, allow_unused=True)
-        for mine, theirs in zip(f.slopes(s, *args), found, strict=True):  # type: ignore[misc]
-            at_kink = (value == 0) & (function == "hinge")
-            expected = torch.zeros_like(s) if theirs is None else theirs
-            difference = (mine * torch.ones_like(s) - expected)[~at_kink]
-            assert float(difference.abs().max()) < 1e-14 if difference.numel() else True
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_user_functions_with_and_without_slopes() -> None:
-    """All engines agree, slopes given or derived; names are kept apart."""
-
-    def bump(s: Tensor, height: Tensor, centre: Tensor) -> Tensor:
-        return height * torch.tanh(s - centre) ** 2 + torch.where(s > 0, s, 0.0)
-
-    def bump_slopes(s: Tensor, height: Tensor, centre: Tensor) -> tuple[Tensor, ...]:
-        tanh = torch.tanh(s - centre)
-        by_s = 2 * height * tanh * (1 - tanh**2)
-        return by_s + (s > 0), tanh**2, -by_s
-
-    derived, given_slopes = Function(bump), Function(bump, bump_slopes)
-    assert derived.name != given_slopes.name
-    x, labels, _ = problem()
-    u = torch.rand(60, dtype=DOUBLE)
-    leaves = [x.requires_grad_(), u.requires_grad_()]
-    found = []
-    for engine, f in (("dense", derived), ("blockwise", derived), ("blockwise", given_slopes)):
-        with pairops.use(engine):
-            run = results(
-                lambda f=f: row_stats(Pairs.of(x, labels), lse(NEG, u, partner(u), function=f)),  # type: ignore[misc]
-                leaves,
-            )
-            found.append(run)
-    for other in found[1:]:
-        for a, b in zip(other, found[0], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.usefixtures("small_tiles", "engine")
-def test_a_declared_slope_is_used_by_every_engine() -> None:
-    """A weight held constant, as in circle loss: value a(s)·s with slope a(s)."""
-    held = Function(
-        lambda s: (1 + s) * s, lambda s: (1 + s,), name="held_weight", is_derivative=False
-    )
-    x, labels, _ = problem()
-    x.requires_grad_()
-    (ours,) = row_stats(Pairs.of(x, labels), lse(NEG, function=held))
-    unit = x / x.norm(dim=1, keepdim=True)
-    s = unit @ unit.T
-    f = (1 + s.detach()) * s
-    truth = torch.logsumexp(f.masked_fill(labels[:, None] == labels, -torch.inf), 1)
-    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
-    a, b = (torch.autograd.grad(r.sum(), x)[0] for r in (ours, truth))
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
-
-
-def test_a_recipe_says_all_of_its_terms() -> None:
-    terms = [t.over(6, 4, DOUBLE) for t in every_kind_of_term(6, 4)]
-    columns = [t.over(4, 6, DOUBLE) for t in every_kind_of_term(4, 6)]
-    recipe, numbers, vectors = pack(terms, columns)
-    assert recipe.startswith("lse:pos:affine lse:neg:affine(fo)> lse:all:affine(op)<")
-    assert "highest:neg:identity@ " in recipe
-    assert "lowest:neg:identity |" in recipe
-    rows, cols = unpack(recipe, numbers, vectors)
-    assert pack(rows, cols)[0] == recipe
-    assert all(a is b for a, b in zip(pack(rows, cols)[2], vectors, strict=True))
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     n=st.integers(0, 40),
@@ -371,83 +248,6 @@ def test_blockwise_equals_dense_on_anything(
                 found.append(results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x]))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss"])
-def test_the_gradient_by_a_learnable_scalar_sums_over_rows(loss: str) -> None:
-    x, labels, _ = problem()
-    name = {"ms_loss": "beta", "supcon_loss": "temperature"}[loss]
-    t = torch.tensor(3.0, dtype=DOUBLE, requires_grad=True)
-
-    def run() -> Tensor:
-        return getattr(pairops, loss)(x, labels, **{name: t})
-
-    (ours,) = gradients(run, [t], torch.ones((), dtype=DOUBLE))
-    step = 1e-6
-    ends = [getattr(pairops, loss)(x, labels, **{name: 3.0 + e}) for e in (step, -step)]
-    torch.testing.assert_close(ours, (ends[0] - ends[1]) / (2 * step), rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.usefixtures("small_tiles", "engine")
-def test_a_function_may_ignore_the_similarity() -> None:
-    """Σ over negatives of a row weight is the number of negatives times it."""
-    x, labels, _ = problem()
-    w = torch.rand(60, dtype=DOUBLE, requires_grad=True)
-    weight_only = Function(lambda s, a: a * 1.0, lambda s, a: (0.0, 1.0), name="weight_only")  # noqa: ARG005
-    one = Function(lambda s: 1.0, lambda s: (0.0,), name="one")  # noqa: ARG005
-    pairs = Pairs.of(x, labels)
-    negatives = pairs.counts()[1].double()
-    terms = [total(NEG, w, function=weight_only), lse(NEG, w, function=weight_only)]
-    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=one))
-    torch.testing.assert_close(sums, negatives * w)
-    torch.testing.assert_close(logs, w + negatives.log())
-    assert torch.equal(count, negatives)
-    torch.testing.assert_close(torch.autograd.grad(sums.sum() + logs.sum(), w)[0], negatives + 1.0)
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_slopes_where_there_is_no_pair_do_not_matter() -> None:
-    """A logarithm under a window: infinite or NaN at self pairs, positives and dropped pairs."""
-    log = Function(lambda s: torch.log(s), lambda s: (1 / s,), name="log")
-    x, labels, _ = problem()
-    x.requires_grad_()
-    zero = torch.zeros((), dtype=DOUBLE)
-    for term in (total, lse, lowest, highest):
-        found = []
-        for engine in ("dense", "blockwise"):
-            with pairops.use(engine):
-                (r,) = row_stats(Pairs.of(x, labels), term(NEG, function=log, above=zero))
-                found.append((r, *torch.autograd.grad(torch.where(r.isinf(), 0, r).sum(), x)))
-        torch.testing.assert_close(found[1][0], found[0][0], equal_nan=True)
-        assert bool(torch.isfinite(found[1][1]).all())
-    root = Function(
-        lambda s: s.abs().sqrt(), lambda s: (s.sign() / (2 * s.abs().sqrt()),), name="root"
-    )
-    alone = torch.cat([torch.tensor([99]), labels[1:]])
-    with pairops.use("blockwise"):
-        (r,) = row_stats(Pairs.of(x, alone), lowest(POS, function=root))
-        (gradient,) = torch.autograd.grad(torch.where(r.isinf(), 0, r).sum(), x)
-    assert bool(torch.isfinite(gradient).all())
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_a_declared_slope_is_constant_in_second_derivatives_too() -> None:
-    held = Function(
-        lambda s: torch.relu(s + 1) ** 2,
-        lambda s: (torch.relu(s + 1),),
-        name="held_square",
-        is_derivative=False,
-    )
-    x, labels, _ = problem()
-    x.requires_grad_()
-    found = []
-    for engine in ("dense", "blockwise"):
-        with pairops.use(engine):
-            (r,) = row_stats(Pairs.of(x, labels), total(NEG, function=held))
-            (g,) = torch.autograd.grad(r.sum(), x, create_graph=True)
-            found.append(torch.autograd.grad((g**2).sum(), x)[0])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("small_tiles", "engine")
@@ -480,58 +280,3 @@ def test_an_infinite_log_sum_exp_is_infinite() -> None:
     x = torch.tensor([[1e200], [1e200], [1.0]], dtype=DOUBLE)
     (r,) = row_stats(Pairs.of(x, torch.arange(3), normalize=False), lse(NEG, 1.0, 0.0))
     assert bool((r[:2] == torch.inf).all())
-
-
-class Readings(TorchDispatchMode):
-    """Counts what would make a GPU's host wait: values read, shapes that depend on data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if op.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
-            self.seen.append(op.name())
-        return op(*args, **(kwargs or {}))
-
-
-@pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("m", [0, 45])
-def test_as_on_a_device_nothing_is_read_back(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of other devices, on the CPU: the same statistics and gradients, no value read."""
-    x, labels, other = problem(m=m)
-    labels[[5, 20]] = -100
-    x[5] = torch.nan
-    x.requires_grad_()
-    if m:
-        other["ref_labels"][7] = -100
-    with pairops.use("dense"):
-        truth = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
-    monkeypatch.setattr(tiles, "readable", lambda _: False)
-    with pairops.use("blockwise"):
-        pairs = Pairs.of(x, labels, **other)
-        ours = results(lambda: all_statistics(pairs), [x])
-        with Readings() as readings:
-            value = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
-            torch.autograd.grad(value, x)
-    assert readings.seen == []
-    for a, b in zip(ours, truth, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_a_gpu_nothing_waits_and_results_are_those_of_the_cpu() -> None:
-    x, labels, _ = problem(n=700, d=33)
-    on_gpu, gpu_labels = x.cuda().requires_grad_(), labels.cuda()
-    pairops.ms_loss(on_gpu, gpu_labels)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        value = pairops.ms_loss(on_gpu, gpu_labels) + pairops.triplet_loss(on_gpu, gpu_labels)
-        (gradient,) = torch.autograd.grad(value, on_gpu)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    x.requires_grad_()
-    truth = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
-    torch.testing.assert_close(value.cpu(), truth, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(gradient.cpu(), torch.autograd.grad(truth, x)[0])

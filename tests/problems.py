@@ -1,0 +1,55 @@
+"""Small problems for the primitive, and terms of every kind to put to them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pairops
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.functions import hinge, softplus
+from pairops.terms import Term
+
+DOUBLE = torch.float64
+
+
+def problem(
+    n: int = 60, m: int = 0, d: int = 7, classes: int = 8
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    x, labels = torch.randn(n, d, dtype=DOUBLE), torch.randint(0, classes, (n,))
+    if not m:
+        return x, labels, {}
+    y, ref_labels = torch.randn(m, d, dtype=DOUBLE), torch.randint(0, classes, (m,))
+    return x, labels, {"ref_emb": y, "ref_labels": ref_labels}
+
+
+def every_kind_of_term(n: int, m: int) -> list[Term]:
+    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    return [
+        lse(POS, -2.0, 0.5),
+        lse(NEG, 5.0, u, above=u - 0.5),
+        lse(ALL, u, partner(v), below=u),
+        total(NEG, 3.0, u, function=softplus, above=u - 0.9, below=u),
+        total(POS, partner(v), 0.2, function=hinge),
+        total(ALL, 1.0, 0.0),
+        lowest(POS),
+        highest(NEG),
+        highest(ALL, below=u),
+        lowest(ALL, u, partner(v), function=pairops.functions.affine, above=u - 0.5),
+        lowest(NEG, grad=False),
+    ]
+
+
+def all_statistics(pairs: Pairs) -> tuple[Tensor, ...]:
+    torch.manual_seed(7)  # the same terms at every call
+    n, m = pairs.shape
+    return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
+
+
+def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:
+    """Statistics, with infinities named, and gradients of a fixed combination of them."""
+    statistics = run()
+    live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
+    weighted = sum((r * torch.linspace(-1, 2, len(r))).sum() for r in live)
+    return [*statistics, *torch.autograd.grad(weighted, leaves)]  # type: ignore[arg-type]
