@@ -103,15 +103,24 @@ class Pairs:
     ) -> "Pairs":
         """Pairs by label: j is a positive of i if their labels are equal, else a negative.
 
-        x: (N, D) float16, bfloat16, float32 or float64.  labels: (N,) integers, compared exactly.
+        x: (N, D) float16, bfloat16, float32 or float64.
+
+        labels: (N,) integers, compared exactly.
+
         ref_emb, ref_labels: (M, D) and (M,); the other set. Without them x is compared with itself.
+
         ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id
         of an anchor is that anchor itself (the first one, should several have it) and no pair of
-        it. exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
+        it.
+
+        exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
         ref_emb is the very tensor x, and by ids where they are given; True says that reference i is
-        anchor i; False keeps every pair. normalize: compare by cosine; a row with a norm below
-        1e-12 counts as 0 and gets no gradient. ignore_index: a row with this label is neither
-        anchor nor reference.
+        anchor i; False keeps every pair.
+
+        normalize: compare by cosine; a row with a norm below 1e-12 counts as 0 and gets no
+        gradient.
+
+        ignore_index: a row with this label is neither anchor nor reference.
         """
         check_embeddings("x", x)
         if exclude_self != "auto" and not isinstance(exclude_self, bool):

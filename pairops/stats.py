@@ -51,9 +51,8 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         recipe, numbers, vectors = pack(rows, cols)
         constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
         inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation(), *vectors)
-        if (
-            torch.compiler.is_compiling()
-        ):  # which refuses the same tensor twice among the inputs of a node
+        # torch.compile refuses the same tensor twice among the inputs of a node.
+        if torch.compiler.is_compiling():
             inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
         result: tuple[Tensor, ...] = _RowStats.apply(recipe, numbers, engine, constant, *inputs)  # type: ignore[no-untyped-call]
         return result

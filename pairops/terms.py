@@ -42,8 +42,11 @@ class Term:
     """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
 
     args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value
-    per partner. Gradients reach all tensors among them. above, below: thresholds (N,) per owner,
-    without gradient. Pairs with s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
+    per partner. Gradients reach all tensors among them.
+
+    above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
+    dropped; a NaN is neither, and stays.
+
     grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
     """
 
@@ -98,6 +101,11 @@ class Term:
         )
         return replace(self, args=tuple(args), above=above, below=below)
 
+    def value(self, s: Tensor, *args: Any) -> Tensor:
+        """The function's values, as many as there are in s also if it does not depend on s."""
+        value = self.function.value(s, *args)
+        return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
+
     def slopes(self, s: Tensor, *args: Any) -> tuple[Any, ...]:
         """The function's slopes; one that is declared not to be the derivative is held constant."""
         slope, *slopes = self.function.slopes(s, *args)  # type: ignore[misc]
@@ -123,13 +131,9 @@ class Term:
         return self.extreme and self.grad
 
     @property
-    def windowed(self) -> bool:
-        return self.above is not None or self.below is not None
-
-    @property
     def keeps_bits(self) -> bool:
         """May `gather` note for `weigh`, tile by tile, whether the window kept a pair?"""
-        return self.windowed and not self.extreme
+        return bool(self.windows()) and not self.extreme
 
     @property
     def monoid(self) -> Gather:

@@ -19,7 +19,6 @@ may flip.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +62,7 @@ def gather(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _kept(t, _value(t, s, t.args(tile)), drop, tile, t.term.monoid.fill)
+            f = _kept(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
             own, other = tile[t.axis], tile[1 - t.axis]
             seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
             states[t][own] = t.term.monoid.merge(states[t][own], seen)
@@ -167,7 +166,7 @@ def _weigh_tile(
         drop = t.dropped(s, tile)
         share = t.spread(cotangent).expand_as(s)
         if t.term.gather == "lse":
-            f = _value(t, s, args) - t.spread(statistic)
+            f = t.term.value(s, *args) - t.spread(statistic)
             share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
         slope, *slopes = t.term.slopes(s, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
@@ -181,12 +180,6 @@ def _weigh_tile(
     if needs[1]:
         by_embeddings.append(product(weights.T, x.T))
     return by_embeddings + by_vector
-
-
-def _value(t: Placed, s: Tensor, args: Sequence[Any]) -> Tensor:
-    """The function's values, a whole tile of them also if it does not depend on s."""
-    value = t.term.function.value(s, *args)
-    return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
 
 
 def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:

@@ -62,10 +62,10 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
     if term.below is not None:
         kept = kept & ~(s >= term.below[:, None])
     args = [_spread(argument) for argument in term.args]
-    f = torch.as_tensor(term.function.value(s, *args), dtype=s.dtype, device=s.device).expand_as(s)
-    if not term.function.is_derivative:
-        slope = term.function.slopes(s, *args)[0]  # type: ignore[misc]
-        f = term.function.value(s.detach(), *args) + (s - s.detach()) * slope.detach()
+    if term.function.is_derivative:
+        f = term.value(s, *args)
+    else:
+        f = term.value(s.detach(), *args) + (s - s.detach()) * term.slopes(s, *args)[0]
     fill = term.monoid.fill
     f = torch.where(kept, f, fill)
     if term.gather == "sum":
