@@ -104,6 +104,10 @@ py::dict features() {
 
 }  // namespace
 
+namespace pairops::cpu {
+void bind(py::module_& module);  // bindings_sweeps.cpp
+}
+
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "The compiled half of pairops: raw addresses in, nothing of torch.";
     module.def("version", [] { return PAIROPS_VERSION; });
@@ -118,4 +122,5 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
                py::arg("name"), py::kw_only(), py::arg("dtype"), py::arg("n"), py::arg("split"),
                py::arg("contributions"), py::arg("value"), py::arg("argument"), py::arg("shares"),
                py::arg("stream") = py::none());
+    pairops::cpu::bind(module);
 }

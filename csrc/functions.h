@@ -1,21 +1,14 @@
 // What one pair contributes to a statistic: value and slopes at one similarity, on host and device;
-// the twins of pairops/functions.py.
+// the twins of pairops/functions.py. T is a number, or lanes of numbers (cpu/lanes.h): either way a
+// function sees one similarity.
 #pragma once
 
-#include <cmath>
 #include <tuple>
 
-#ifdef __FAST_MATH__
-#error "a NaN must come out as a NaN: build without -ffast-math"
-#endif
-
-#ifdef __CUDACC__
-#define HD __host__ __device__
-#else
-#define HD
-#endif
+#include "elementary.h"
 
 namespace pairops {
+inline namespace PAIROPS_TARGET {
 
 // Derivatives by s, then by each argument in the order in which value() takes them.
 template <class T, int arity>
@@ -64,14 +57,15 @@ struct Hinge {
     template <class T>
     HD static T value(T s, T scale, T base) {
         const T z = scale * (s - base);
-        return z <= 0 ? T(0) : z;
+        return select(z <= T(0), T(0), z);
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T base) {
         const T z = scale * (s - base);
-        if (z > 0) return {{scale, s - base, -scale}};
-        const T flat = z <= 0 ? T(0) : z;
-        return {{flat, flat, flat}};
+        const T flat = select(z <= T(0), T(0), z);
+        const auto rises = z > T(0);
+        return {{select(rises, scale, flat), select(rises, s - base, flat),
+                 select(rises, -scale, flat)}};
     }
 };
 
@@ -85,17 +79,18 @@ struct Softplus {
     template <class T>
     HD static T value(T s, T scale, T bias) {
         const T z = scale * s + bias;
-        return (z > 0 ? z : T(0)) + std::log1p(std::exp(-std::fabs(z)));
+        return select(z < T(0), T(0), z) + log1p(exp(-magnitude(z)));
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T bias) {
         const T z = scale * s + bias;
-        const T small = std::exp(-std::fabs(z));
-        const T sigmoid = (z > 0 ? T(1) : small) / (1 + small);
+        const T small = exp(-magnitude(z));
+        const T sigmoid = select(z > T(0), T(1), small) / (T(1) + small);
         return {{sigmoid * scale, sigmoid * s, sigmoid}};
     }
 };
 
 using Functions = std::tuple<Identity, Affine, Hinge, Softplus>;
 
+}  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -9,100 +9,130 @@
 #include "functions.h"
 
 namespace pairops {
+inline namespace PAIROPS_TARGET {
 
 using Column = std::int32_t;
 
+// As many columns as T has numbers.
 template <class T>
-inline constexpr T infinity = std::numeric_limits<T>::infinity();
+struct ColumnsOf {
+    using Type = Column;
+};
+template <class T>
+using Columns = typename ColumnsOf<T>::Type;
+
+template <class T>
+HD inline T infinity() {
+    constexpr auto value = std::numeric_limits<typename Traits<T>::Scalar>::infinity();
+    return T(value);
+}
+// Above every column, so that a pushed infinity wins against the identity.
+template <class T>
+HD inline Columns<T> nowhere() {
+    constexpr auto value = std::numeric_limits<Column>::max();
+    return Columns<T>(value);
+}
 
 // What a row keeps: weigh needs no more of it than this. `argument` is the column of an extreme and
 // -1 for every other gather and for an empty side.
 template <class T>
 struct Statistic {
     T value;
-    Column argument;
+    Columns<T> argument;
 };
 
 // Every gather offers identity(), push(f, j), merge(other), result(), and
 // share(f, j, statistic) = the derivative of the statistic by the contribution f of column j.
+// Pushing (fill(), nowhere()) does not change the result.
 template <class T>
 struct Sum {
     static constexpr const char* name = "sum";
+    static constexpr bool extreme = false, keeps_argument = false;
     T sum;
 
+    HD static T fill() { return T(0); }
     HD static Sum identity() { return {T(0)}; }
-    HD void push(T f, Column) { sum += f; }
-    HD void merge(const Sum& other) { sum += other.sum; }
-    HD Statistic<T> result() const { return {sum, -1}; }
-    HD static T share(T, Column, const Statistic<T>&) { return T(1); }
+    HD void push(T f, Columns<T>) { sum = sum + f; }
+    HD void merge(const Sum& other) { sum = sum + other.sum; }
+    HD Statistic<T> result() const { return {sum, Columns<T>(-1)}; }
+    HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
 };
 
 // Invariant: `max` is never NaN; a NaN lives in `sum`, and no later push or merge can remove it.
 template <class T>
 struct LogSumExp {
     static constexpr const char* name = "lse";
+    static constexpr bool extreme = false, keeps_argument = false;
     T max;
-    T sum;  // of exp(f - max)
+    T sum;  // of exp(f - max); anything as long as max is -inf
 
-    HD static LogSumExp identity() { return {-infinity<T>, T(0)}; }
-    HD void push(T f, Column) {
-        if (f > max) {
-            sum = sum * std::exp(max - f) + 1;
-            max = f;
-        } else {
-            sum += rescale(f, max);
-        }
+    HD static T fill() { return -infinity<T>(); }
+    HD static LogSumExp identity() { return {-infinity<T>(), T(0)}; }
+    HD void push(T f, Columns<T>) {
+        const auto grows = f > max;
+        const T apart = exp(-magnitude(difference(f, max)));
+        sum = select(grows, sum * apart + T(1), sum + apart);
+        max = select(grows, f, max);
     }
     HD void merge(const LogSumExp& other) {
-        const T top = other.max > max ? other.max : max;
-        sum = sum * rescale(max, top) + other.sum * rescale(other.max, top);
+        const T top = select(other.max > max, other.max, max);
+        sum = sum * exp(difference(max, top)) + other.sum * exp(difference(other.max, top));
         max = top;
     }
-    HD Statistic<T> result() const { return {max + std::log(sum), -1}; }
-    HD static T share(T f, Column, const Statistic<T>& of) {
-        return of.value == -infinity<T> ? T(0) : std::exp(f - of.value);
+    HD Statistic<T> result() const {
+        using std::log;
+        return {max + log(sum), Columns<T>(-1)};
+    }
+    HD static T share(T f, Columns<T>, const Statistic<T>& of) {
+        return select(of.value == -infinity<T>(), T(0), exp(f - of.value));
     }
 
    private:
-    // exp(from - to), where equal infinities are a factor of 1.
-    HD static T rescale(T from, T to) { return from == to ? T(1) : std::exp(from - to); }
+    // a - b, where equal infinities are 0 apart.
+    HD static T difference(T a, T b) { return select(a == b, T(0), a - b); }
 };
 
-// The lowest or the highest contribution and its column. A NaN wins; ties go to the lowest column,
-// in whatever order the columns come.
-template <class T, bool lowest>
+// The lowest or the highest contribution and, if it is wanted, its column. A NaN wins; ties go to
+// the lowest column, in whatever order the columns come.
+template <class T, bool lowest, bool with_argument>
 struct Extreme {
     static constexpr const char* name = lowest ? "lowest" : "highest";
+    static constexpr bool extreme = true, keeps_argument = with_argument;
     T value;
-    Column argument;
+    Columns<T> argument;
 
-    HD static Extreme identity() { return {lowest ? infinity<T> : -infinity<T>, -1}; }
-    HD void push(T f, Column j) {
-        if (beaten_by(f, j)) {
-            value = f;
-            argument = j;
+    HD static T fill() { return lowest ? infinity<T>() : -infinity<T>(); }
+    HD static Extreme identity() { return {fill(), nowhere<T>()}; }
+    HD void push(T f, Columns<T> j) {
+        auto wins = (lowest ? f < value : f > value) | (f != f);
+        if (with_argument) {
+            const auto nan = value != value;
+            const auto ties = (f == value) | ((f != f) & nan);
+            wins = (ties & (j < argument)) | ((!ties) & (!nan) & wins);
+            argument = select(wins, j, argument);
         }
+        value = select(wins, f, value);
     }
     HD void merge(const Extreme& other) { push(other.value, other.argument); }
-    HD Statistic<T> result() const { return {value, argument}; }
-    HD static T share(T, Column j, const Statistic<T>& of) { return T(j == of.argument); }
-
-   private:
-    HD bool beaten_by(T f, Column j) const {
-        const bool nan_here = value != value, nan_there = f != f;
-        if (nan_here != nan_there) return nan_there;
-        const bool better = lowest ? f < value : f > value;
-        const bool worse = lowest ? f > value : f < value;
-        // Unsigned, the -1 of the identity comes after every column: a pushed infinity still wins.
-        return better || (!worse && std::uint32_t(j) < std::uint32_t(argument));
+    HD Statistic<T> result() const {
+        return {value, select(argument == nowhere<T>(), Columns<T>(-1), argument)};
+    }
+    HD static T share(T, Columns<T> j, const Statistic<T>& of) {
+        return select(j == of.argument, T(1), T(0));
     }
 };
 template <class T>
-using Lowest = Extreme<T, true>;
+using Lowest = Extreme<T, true, true>;
 template <class T>
-using Highest = Extreme<T, false>;
+using Highest = Extreme<T, false, true>;
+// Thresholds: nobody asks where they were attained.
+template <class T>
+using LowestValue = Extreme<T, true, false>;
+template <class T>
+using HighestValue = Extreme<T, false, false>;
 
 template <class T>
 using Gathers = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
 
+}  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -28,6 +28,23 @@ def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return wide * high.unsqueeze(1) + wide * low.unsqueeze(1)
 
 
+def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
+    """dx = r (g − x̂ <x̂, g>) of the gradient g (N, D) by x̂ = r x; 0 for a row that is not kept.
+
+    A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are
+    constant.
+    """
+    # An ignored row may hold anything, and 0·NaN is NaN.
+    wide = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
+    if scale is None:
+        dx = g + 0.0 * wide
+    else:
+        r = scale.to(g.dtype).unsqueeze(1)
+        unit = r * wide
+        dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
+    return torch.where(keep.unsqueeze(1), dx, 0.0)
+
+
 class Product(torch.autograd.Function):
     """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
     run or traced under autocast would otherwise round."""

@@ -1,5 +1,6 @@
 """The gradient of row statistics: an engine's sweep, the pairs of extremes, then the scale."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from .engines import ENGINES, blockwise
 from .extremes import weigh_extreme
 from .pairs import Pairs
-from .similarity import scaled
+from .similarity import scaled, through_scale
 from .terms import Term, unpack
 
 
@@ -67,36 +68,21 @@ def weigh(
             term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
         )
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
-        gradients.append((dx + dy, dy) if pairs.y is None else (dx, dy))
+        dx = through_scale(
+            dx + dy if pairs.y is None else dx, pairs.x, pairs.scale_x, pairs.keep_x
+        )
+        if needs[1]:
+            dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+        gradients.append((dx, dy))
 
-    dx, dy = pairs.x.new_empty(0), pairs.x.new_empty(0)
-    if needs[0]:
-        dx = _through_scale([g for g, _ in gradients], pairs.x, pairs.scale_x, pairs.keep_x)
-    if needs[1]:
-        dy = _through_scale([g for _, g in gradients], pairs.other, pairs.scale_y, pairs.keep_y)
+    # Rounded once, when all is added up.
+    dx, dy = (
+        functools.reduce(torch.add, [g[k] for g in gradients]).to(pairs.x.dtype)
+        if needs[k]
+        else pairs.x.new_empty(0)
+        for k in (0, 1)
+    )
     return dx, dy, by_vector([term for _, term in terms], by_term)
-
-
-def _through_scale(
-    gradients: Sequence[Tensor], x: Tensor, scale: Tensor | None, keep: Tensor
-) -> Tensor:
-    """dx = r (g − x̂ <x̂, g>) of the gradient g by x̂ = r x, in the dtype of x and rounded once.
-
-    A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are
-    constant.
-    """
-    g = gradients[0]
-    for more in gradients[1:]:
-        g = g + more
-    # An ignored row may hold anything, and 0·NaN is NaN.
-    wide = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
-    if scale is None:
-        dx = g + 0.0 * wide
-    else:
-        r = scale.to(g.dtype).unsqueeze(1)
-        unit = r * wide
-        dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
-    return torch.where(keep.unsqueeze(1), dx, 0.0).to(x.dtype)
 
 
 def by_vector(

@@ -14,11 +14,12 @@ from types import ModuleType
 
 from ..pairs import Pairs
 from ..terms import Term
-from . import blockwise, dense
+from . import blockwise, dense, native
 
 __all__ = ["ENGINES", "choose", "use"]
 
-ENGINES: dict[str, ModuleType] = {"blockwise": blockwise, "dense": dense}  # in order of preference
+# In order of preference.
+ENGINES: dict[str, ModuleType] = {"native": native, "blockwise": blockwise, "dense": dense}
 
 _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
 _default = os.environ.get("PAIROPS_ENGINE", "auto")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..gathers import Extreme, finite
 from ..pairs import Pairs
-from ..similarity import product
+from ..similarity import product, through_scale
 from ..terms import Term
 from . import tiles
 from .recomputed import recomputed
@@ -87,7 +87,7 @@ def weigh(
     bits: Tensor | None,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by scaled x, by scaled y and by every tensor argument.
+    """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
 
     Sums and log-sum-exps only: an extreme's gradient goes to one pair per owner and needs no sweep.
     bits: from this engine's `gather`, or None. A gradient that is not needed is empty; for the same
@@ -129,7 +129,12 @@ def weigh(
         return grid.unsort(pieces, axes[k], 0.0)
 
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(needs))
-    return dx + dy if same else dx, dy, [whole(k) for k in range(2, len(axes))]
+    dx = dx + dy if same else dx
+    if needs[0]:
+        dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
+    if needs[1] and not same:
+        dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+    return dx, dy, [whole(k) for k in range(2, len(axes))]
 
 
 def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:

@@ -1,0 +1,120 @@
+// Embeddings on their way into the micro-kernels: converted, scaled, sorted and cut into panels.
+#pragma once
+
+#include "kernels.h"
+#include "lanes.h"
+
+namespace pairops::cpu {
+inline namespace PAIROPS_TARGET {
+
+inline float widened(float x) { return x; }
+inline double widened(double x) { return x; }
+
+struct Bfloat16 {
+    std::uint16_t bits;
+};
+inline float widened(Bfloat16 x) { return from_bits(std::uint32_t(x.bits) << 16); }
+
+struct Float16 {
+    std::uint16_t bits;
+};
+inline float widened(Float16 x) {
+    // The exponent is moved by a multiplication, which is exact and takes subnormals along.
+    const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    const float moved = from_bits(rest << 13) * from_bits(std::uint32_t(127 + 112) << 23);
+    const std::uint32_t infinite = rest >= 0x7c00 ? 0x7f800000 : 0;
+    return from_bits(bits_of(moved) | infinite | sign);
+}
+
+// Calls visit with a pointer to row `place` in the type it has.
+template <class Visit>
+inline void visit_row(const Embeddings& set, Place place, Visit visit) {
+    const Index at = set.order[place] * set.d;
+    switch (set.dtype) {
+        case Dtype::float16: return visit(static_cast<const Float16*>(set.z) + at);
+        case Dtype::bfloat16: return visit(static_cast<const Bfloat16*>(set.z) + at);
+        case Dtype::float32: return visit(static_cast<const float*>(set.z) + at);
+        case Dtype::float64: return visit(static_cast<const double*>(set.z) + at);
+    }
+}
+
+inline double scale_of(const Embeddings& set, Place place) {
+    return set.scale ? set.scale[set.order[place]] : 1.0;
+}
+
+// Columns [k, k + count) of a scaled row, rounded once: a rounded scale would be an error common to
+// a whole row of similarities, and a loss multiplies it by its sharpness.
+template <class T>
+inline void scaled(const Embeddings& set, Place place, Index k, int count, T* out) {
+    visit_row(set, place, [&](const auto* row) {
+        const double r = scale_of(set, place);
+        if (set.scale)
+            for (int c = 0; c < count; ++c) out[c] = T(r * double(widened(row[k + c])));
+        else
+            for (int c = 0; c < count; ++c) out[c] = T(widened(row[k + c]));
+    });
+}
+
+constexpr int CHUNK = 64;  // of a row, on its way
+
+template <class T, int panel_rows>
+void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
+    T row[CHUNK];
+    for (int i = 0; i < (count + panel_rows - 1) / panel_rows * panel_rows; ++i) {
+        T* out = panels + (i / panel_rows) * set.d * panel_rows + i % panel_rows;
+        for (Index k = 0; k < set.d; k += CHUNK) {
+            const int here = int(set.d - k < CHUNK ? set.d - k : CHUNK);
+            if (i < count && first + i < set.kept)
+                scaled(set, first + i, k, here, row);
+            else
+                for (int c = 0; c < here; ++c) row[c] = T(0);
+            for (int c = 0; c < here; ++c) out[(k + c) * panel_rows] = row[c];
+        }
+    }
+}
+
+template <class T, int panel_cols>
+void pack_cols(const Embeddings& set, Place first, T* panel) {
+    pack_rows<T, panel_cols>(set, first, panel_cols, panel);
+}
+
+template <class T, int panel_cols>
+void pack_slices(const Embeddings& set, Place first, int count, std::size_t stride, T* slices) {
+    for (Place place = first; place < first + count; ++place) {
+        for (Index k = 0; k < set.d; k += panel_cols) {
+            const int here = int(set.d - k < panel_cols ? set.d - k : panel_cols);
+            T* out = slices + (k / panel_cols) * stride + place * panel_cols;
+            scaled(set, place, k, here, out);
+            for (int c = here; c < panel_cols; ++c) out[c] = T(0);
+        }
+    }
+}
+
+template <class T>
+void through_scale(const Embeddings& set, Place first, int count, T* g) {
+    for (Place place = first; place < first + count; ++place) {
+        T* out = g + set.order[place] * set.d;
+        visit_row(set, place, [&](const auto* row) {
+            if (!set.scale) {
+                // A dot product's gradient is finite where slopes are constant; a NaN has to show.
+                for (Index k = 0; k < set.d; ++k) out[k] += T(0) * T(widened(row[k]));
+                return;
+            }
+            const double r = scale_of(set, place);
+            double dots[8] = {};  // as many chains as a register has lanes
+            Index k = 0;
+            for (; k + 8 <= set.d; k += 8)
+                for (int c = 0; c < 8; ++c)
+                    dots[c] += double(widened(row[k + c])) * double(out[k + c]);
+            for (; k < set.d; ++k) dots[0] += double(widened(row[k])) * double(out[k]);
+            double dot = 0;
+            for (double d : dots) dot += d;
+            dot *= r * r;
+            for (k = 0; k < set.d; ++k)
+                out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));
+        });
+    }
+}
+
+}  // namespace PAIROPS_TARGET
+}  // namespace pairops::cpu

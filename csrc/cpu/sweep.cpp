@@ -1,0 +1,169 @@
+// What gather and weigh share: working memory, sorted vectors, and what is known of each tile.
+#include "sweep.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+namespace pairops::cpu {
+
+OutOfMemory::OutOfMemory(std::size_t bytes) {
+    char text[100];
+    std::snprintf(text, sizeof text, "the native engine needs %zu bytes (%.1f MiB) that it cannot get",
+                  bytes, double(bytes) / (1 << 20));
+    message = text;
+}
+
+template <class T>
+void* Buffer<T>::allocate(std::size_t bytes, bool poison) {
+    const std::size_t rounded = (bytes + 127) / 64 * 64;
+    void* memory = std::aligned_alloc(64, rounded);
+    if (!memory) throw OutOfMemory(rounded);
+    if (poison) std::memset(memory, 0xff, rounded);
+    return memory;
+}
+
+void for_each(int threads, int count, const std::function<void(int)>& work) {
+    std::atomic<int> next{0};
+    on_a_team(std::min(threads, count), [&] {
+        for (int k; (k = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(k);
+    });
+}
+
+static int tiles_of(Place n) { return int((n + TILE - 1) / TILE); }
+
+static Buffer<std::int32_t> narrowed(const Embeddings& set, std::size_t padded, bool poison) {
+    Buffer<std::int32_t> caller(padded, poison);
+    for (Place k = 0; k < set.kept; ++k) caller[k] = std::int32_t(set.order[k]);
+    std::fill(caller + set.kept, caller + padded, 0);
+    return caller;
+}
+
+template <class T>
+Sweep<T>::Sweep(const Call<T>& call, bool weighing)
+    : call(call),
+      kernels(call.kernels),
+      row_tiles(tiles_of(call.x.kept)),
+      col_tiles(tiles_of(call.y.kept)),
+      band(true) {
+    for (const TermCall<T>& term : call.terms) band = band && term.positives;
+    triangle = call.same && !band;
+
+    caller_x_memory_ = narrowed(call.x, padded(false), call.poison);
+    if (!call.same) caller_y_memory_ = narrowed(call.y, padded(true), call.poison);
+    caller_x_ = caller_x_memory_;
+    caller_y_ = call.same ? caller_x_memory_ : caller_y_memory_;
+
+    for (int r = 0; r < row_tiles; ++r) {
+        Range own{std::numeric_limits<int>::max(), 0};
+        for (Place i = Place(r) * TILE; i < std::min(Place(r + 1) * TILE, call.x.kept); ++i) {
+            if (call.own[i] < 0) continue;
+            own.begin = std::min(own.begin, int(call.own[i]));
+            own.end = std::max(own.end, int(call.own[i]) + 1);
+        }
+        own_.push_back(own);
+    }
+
+    for (const TermCall<T>& term : call.terms) {
+        Operands<T> given{};
+        for (int k = 0; k < term.arity; ++k)
+            given.args[k] = sorted(term.args[k], term.by_column != term.by_partner[k]);
+        if (term.has_above) given.above = sorted(term.above, term.by_column);
+        if (term.has_below) given.below = sorted(term.below, term.by_column);
+        if (weighing) {
+            given.statistic = sorted(term.statistic, term.by_column);
+            given.cotangent = sorted(term.cotangent, term.by_column);
+        }
+        operands.push_back(given);
+    }
+
+    const Index panel = kernels.panel_cols;
+    columns = Buffer<T>(padded(true) * call.y.d, call.poison);
+    for_each(threads(), int(padded(true) / panel), [&](int p) {
+        kernels.pack_cols(call.y, p * panel, columns + p * panel * call.y.d);
+    });
+}
+
+template <class T>
+const T* Sweep<T>::sorted(const Numbers<T>& numbers, bool of_columns) {
+    const Embeddings& set = of_columns ? call.y : call.x;
+    Buffer<T> values(padded(of_columns), call.poison);
+    for (Place k = 0; k < set.kept; ++k) values[k] = numbers.at(set.order[k]);
+    std::fill(values + set.kept, values + padded(of_columns), T(0));
+    vectors_.push_back(std::move(values));
+    return vectors_.back();
+}
+
+template <class T>
+int Sweep<T>::threads() const {
+    // Below about ten microseconds of work each, waking a thread costs more than it brings.
+    const double work = double(call.x.kept) * double(call.y.kept) * double(call.x.d + 32);
+    return std::max(1, int(std::min(double(std::min(call.threads, row_tiles)), 1 + work / (1 << 20))));
+}
+
+// Rows are sorted by label and so are their positives: the first row's begin first.
+template <class T>
+int Sweep<T>::first_tile(int r) const {
+    if (triangle) return r;
+    return band ? int(call.lo[Place(r) * TILE] / TILE) : 0;
+}
+
+template <class T>
+int Sweep<T>::end_tile(int r) const {
+    if (!band) return col_tiles;
+    const Place last = std::min(Place(r + 1) * TILE, call.x.kept) - 1;
+    return std::min(tiles_of(call.hi[last]), col_tiles);
+}
+
+template <class T>
+Tile<T> Sweep<T>::tile(int r, int c) const {
+    Tile<T> tile{};
+    tile.row = Place(r) * TILE;
+    tile.col = Place(c) * TILE;
+    tile.rows = int(std::min(Place(TILE), call.x.kept - tile.row));
+    tile.cols = int(std::min(Place(TILE), call.y.kept - tile.col));
+    tile.lo = call.lo + tile.row;
+    tile.hi = call.hi + tile.row;
+    tile.own = call.own + tile.row;
+    tile.caller_x = caller_x_ + tile.row;
+    tile.caller_y = caller_y_ + tile.col;
+    const Place end = tile.col + tile.cols;
+    tile.positives = std::max(tile.lo[0], tile.col) < std::min(tile.hi[tile.rows - 1], end);
+    tile.masked = tile.positives || tile.cols % kernels.lanes != 0 ||
+                  std::max(Place(own_[r].begin), tile.col) < std::min(Place(own_[r].end), end);
+    return tile;
+}
+
+template <class T>
+const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
+    if (!band) return nullptr;
+    for (int i = 0; i < tile.rows; i += kernels.panel_rows) {
+        const int last = std::min(i + kernels.panel_rows, tile.rows) - 1;
+        const Place begin = std::max(tile.lo[i] - tile.col, Place(0));
+        const Place end = std::min(tile.hi[last] - tile.col, Place(tile.cols));
+        memory[i / kernels.panel_rows] = {int(std::min(begin, Place(tile.cols))), int(end)};
+    }
+    return memory;
+}
+
+template <class T>
+void Sweep<T>::multiply(const Tile<T>& tile, const T* rows, const Range* ranges, T* s) const {
+    kernels.multiply(rows, columns + tile.col * call.y.d, tile.rows, tile.cols, call.x.d, ranges, s);
+}
+
+template <class T>
+std::uint8_t& Sweep<T>::bit(const TermCall<T>& term, int r, int c) const {
+    return term.bits[std::size_t(r) * tiles_of(call.y.n) + c];
+}
+
+template class Sweep<float>;
+template class Sweep<double>;
+template class Buffer<float>;
+template class Buffer<double>;
+template class Buffer<unsigned char>;
+template class Buffer<std::int32_t>;
+
+}  // namespace pairops::cpu

@@ -1,0 +1,136 @@
+// A call of gather or weigh: what it is given, and the working memory it needs.
+#pragma once
+
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+namespace pairops::cpu {
+
+// (n,) numbers of a term in the caller's order, or one number for all.
+template <class T>
+struct Numbers {
+    const T* values = nullptr;
+    Index stride = 1;
+    T number = T(0);
+
+    T at(Index k) const { return values ? values[k * stride] : number; }
+};
+
+template <class T>
+struct TermCall {
+    int kernel;  // place in Kernels::terms
+    bool positives;  // its side is POS
+    bool by_column;  // its owners are the columns
+    int arity = 0;
+    Numbers<T> args[2];
+    bool by_partner[2] = {};
+    bool has_above = false, has_below = false;
+    Numbers<T> above, below;
+    std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: not kept
+
+    // gather writes these, in the caller's order:
+    T* value = nullptr;
+    Index* argument = nullptr;
+    // weigh reads these, and adds the gradients by args; null where none is wanted:
+    Numbers<T> statistic, cotangent;
+    T* slope[2] = {};
+};
+
+// For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
+template <class T>
+struct Call {
+    const Kernels<T>& kernels;
+    Embeddings x, y;
+    bool same;
+    const Place *lo, *hi, *own;  // (x.n,)
+    std::vector<TermCall<T>> terms;
+    int threads;
+    bool poison;  // fill working memory with NaN
+    std::function<bool()> interrupted;
+};
+
+template <class T>
+void gather(const Call<T>& call);
+// dx (x.n, d), dy (y.n, d): zeros to add to, or null where not wanted. For the same set dx is all.
+template <class T>
+void weigh(const Call<T>& call, T* dx, T* dy);
+
+struct OutOfMemory : std::bad_alloc {
+    std::string message;
+    explicit OutOfMemory(std::size_t bytes);
+    const char* what() const noexcept override { return message.c_str(); }
+};
+
+// Aligned memory without values, or full of NaN.
+template <class T>
+class Buffer {
+   public:
+    Buffer() = default;
+    Buffer(std::size_t count, bool poison) : memory_(allocate(count * sizeof(T), poison)) {}
+    operator T*() const { return static_cast<T*>(memory_.get()); }
+
+   private:
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    static void* allocate(std::size_t bytes, bool poison);
+    std::unique_ptr<void, Free> memory_;
+};
+
+// One call's tiles, and every term's vectors sorted as its rows and columns are.
+template <class T>
+class Sweep {
+   public:
+    explicit Sweep(const Call<T>& call, bool weighing);
+
+    const Call<T>& call;
+    const Kernels<T>& kernels;
+    int row_tiles, col_tiles;
+    // All terms are of the positives: only the band of tiles in which there are some is visited, each
+    // tile for its rows alone. Otherwise the same set visits the upper triangle, and a tile serves its
+    // rows and its columns.
+    bool band, triangle;
+    std::vector<Operands<T>> operands;  // one per term
+    Buffer<T> columns;                  // panels of y
+
+    int first_tile(int r) const;
+    int end_tile(int r) const;
+    // Tile (r, c) without its similarities.
+    Tile<T> tile(int r, int c) const;
+    bool visits(const TermCall<T>& term, const Tile<T>& tile) const {
+        return !term.positives || tile.positives;
+    }
+    // In a band, which columns a panel of rows needs; else null.
+    const Range* ranges(const Tile<T>& tile, Range* memory) const;
+    // Multiplies the tile; `rows` are packed.
+    void multiply(const Tile<T>& tile, const T* rows, const Range* ranges, T* s) const;
+    // Bit (r, c) of a term.
+    std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
+    // Of what a team is worth waking for.
+    int threads() const;
+    Order order() const { return Order(row_tiles, col_tiles, call.interrupted); }
+    const std::int32_t* caller(bool of_columns) const { return of_columns ? caller_y_ : caller_x_; }
+    std::size_t padded(bool of_columns) const {
+        return std::size_t(of_columns ? col_tiles : row_tiles) * TILE;
+    }
+
+   private:
+    const T* sorted(const Numbers<T>& numbers, bool of_columns);
+
+    Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
+    const std::int32_t *caller_x_, *caller_y_;
+    std::vector<Buffer<T>> vectors_;
+    std::vector<Range> own_;  // per tile of rows: the columns that its rows are
+};
+
+// Calls work(k) for k < count on a team; the order does not matter.
+void for_each(int threads, int count, const std::function<void(int)>& work);
+
+}  // namespace pairops::cpu

@@ -1,0 +1,56 @@
+// What is compiled ahead of time: one line per recipe, a tuple of terms as pairops/terms.py names them.
+#pragma once
+
+#include "functions.h"
+#include "gathers.h"
+
+namespace pairops {
+inline namespace PAIROPS_TARGET {
+
+enum class Side { pos, neg, all };
+
+// Beyond gather, side and function: its windows, and which arguments are one value per partner.
+// Without this an argument is one value per owner or a plain number, which costs the same.
+enum With : unsigned { nothing = 0, above = 1, below = 2, partner_0 = 4, partner_1 = 8 };
+
+template <template <class> class G, Side of_side, class F, unsigned with = nothing>
+struct Term {
+    template <class T>
+    using Gather = G<T>;
+    using Function = F;
+    static constexpr Side side = of_side;
+    static constexpr bool has_above = with & above, has_below = with & below;
+    static constexpr bool has_window = has_above || has_below;
+
+    // Does argument k vary with the partner of a pair?
+    static constexpr bool by_partner(int k) { return with & (k == 0 ? partner_0 : partner_1); }
+};
+
+template <class... Terms>
+struct Recipe {};
+
+// An engine that keeps terms apart, as the CPU's does, serves every combination of these terms.
+using Recipes = std::tuple<
+    // multi-similarity, mined: farthest positive, nearest and mined negatives, mined positives
+    Recipe<Term<LowestValue, Side::pos, Identity>>,
+    Recipe<Term<HighestValue, Side::neg, Identity>, Term<LogSumExp, Side::neg, Affine, above>>,
+    Recipe<Term<LogSumExp, Side::pos, Affine, below>>,
+    // multi-similarity, all pairs; lifted structure; proxy anchor
+    Recipe<Term<LogSumExp, Side::pos, Affine>, Term<LogSumExp, Side::neg, Affine>>,
+    // supervised contrastive, InfoNCE, NT-Xent; with a weight or offset per column
+    Recipe<Term<LogSumExp, Side::all, Affine>, Term<Sum, Side::pos, Affine>>,
+    Recipe<Term<LogSumExp, Side::all, Affine, partner_1>,
+           Term<Sum, Side::pos, Affine, partner_1>>,
+    Recipe<Term<LogSumExp, Side::neg, Affine, partner_1>>,
+    // contrastive, margin; with thresholds per column
+    Recipe<Term<Sum, Side::pos, Hinge>, Term<Sum, Side::neg, Hinge>>,
+    Recipe<Term<Sum, Side::pos, Hinge, partner_1>, Term<Sum, Side::neg, Hinge, partner_1>>,
+    // SigLIP, binomial deviance
+    Recipe<Term<Sum, Side::pos, Softplus>, Term<Sum, Side::neg, Softplus>>,
+    // triplet: batch hard, and negatives between two bounds
+    Recipe<Term<Lowest, Side::pos, Identity>, Term<Highest, Side::neg, Identity>>,
+    Recipe<Term<Sum, Side::neg, Hinge, above | below>,
+           Term<Highest, Side::neg, Identity, below>>>;
+
+}  // namespace PAIROPS_TARGET
+}  // namespace pairops

@@ -1,0 +1,201 @@
+"""The sweeps that are compiled ahead of time: tensors are checked here, addresses handed on.
+
+`csrc/recipes.h` lists the terms that are served, in every combination; on a CPU `csrc/cpu/` runs
+them, with as many threads as torch has. The results do not depend on the number of threads.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pairs import Pairs
+from ..terms import Partner, Term
+
+try:
+    from .. import _native
+except ImportError as error:  # a source tree that was never built
+    _missing: str | None = f"the extension cannot be imported ({error})"
+    SERVED: frozenset[str] = frozenset()
+else:
+    _missing, SERVED = None, frozenset(_native.terms())
+
+TILE = 96  # as in csrc/cpu/kernels.h
+_MOST = 2**31 - 1  # rows; csrc/gathers.h counts columns in 32 bits
+_DTYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    if _missing is not None:
+        return _missing
+    if pairs.x.device.type != "cpu":
+        return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
+    for term in (*rows, *cols):
+        name = _name(term)
+        if name not in SERVED:
+            return f"no recipe in csrc/recipes.h has the term {name}"
+    return None
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
+    pair. Of the same set only tiles on and above the diagonal are visited: their bits speak of the
+    pairs (j, i) too.
+    """
+    with _call(pairs) as call:
+        bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
+        plane = iter(bits)
+        statistics, arguments, terms = [], [], []
+        for axis, term in [(0, term) for term in rows] + [(1, term) for term in cols]:
+            owners = pairs.shape[axis]
+            value = torch.full((owners,), term.monoid.fill, dtype=pairs.dtype)
+            statistics.append(value)
+            argument = None
+            if term.keeps_argument:
+                arguments.append(torch.full((owners,), -1, dtype=torch.int64))
+                argument = arguments[-1].data_ptr()
+            bit = next(plane) if term.keeps_bits else None
+            terms.append((*call.term(axis, term, bit), value.data_ptr(), argument))
+        _native.gather(*call.shared, terms, *call.settings)
+    return statistics, arguments, bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    same = pairs.y is None
+    with _call(pairs) as call:
+        plane = iter(() if bits is None else bits)
+        gradients: list[Tensor] = []
+        terms = []
+        placed = [(0, term) for term in rows] + [(1, term) for term in cols]
+        for (axis, term), statistic, cotangent in zip(placed, statistics, cotangents, strict=True):
+            bit = next(plane, None) if term.keeps_bits else None
+            slopes: list[int | None] = []
+            for a in term.args:
+                slopes.append(None)
+                if not isinstance(a, float):
+                    along = 1 - axis if isinstance(a, Partner) else axis
+                    gradients.append(torch.zeros(pairs.shape[along], dtype=pairs.dtype))
+                    slopes[-1] = gradients[-1].data_ptr()
+            given = call.numbers(statistic), call.numbers(cotangent), slopes
+            terms.append((*call.term(axis, term, bit), *given))
+        dx, dy = (
+            torch.zeros(z.shape, dtype=pairs.dtype) if needed else z.new_empty(0)
+            for z, needed in ((pairs.x, needs[0]), (pairs.other, needs[1] and not same))
+        )
+        addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
+        if addresses != [None, None] or gradients:
+            _native.weigh(*call.shared, terms, *call.settings, *addresses)
+    return dx, dy, gradients
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    n, m = pairs.shape
+    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    return keeping, (n + TILE - 1) // TILE, (m + TILE - 1) // TILE
+
+
+@functools.cache
+def _isa() -> str:
+    """PAIROPS_ISA, or the best instruction set of this machine."""
+    known = _native.isas()
+    name = os.environ.get("PAIROPS_ISA", known[0])
+    if name not in known:
+        raise ValueError(
+            f"PAIROPS_ISA is {name!r}; it must be one of those of this machine: {', '.join(known)}"
+        )
+    return name
+
+
+def _name(term: Term) -> str:
+    """The term's word in a recipe; here a number is as good as one value per owner."""
+    partners = [isinstance(a, Partner) for a in term.args]
+    kinds = "(" + "".join(["p" if p else "o" for p in partners]) + ")" if any(partners) else ""
+    name = f"{term.gather}:{term.side}:{term.function.name}{kinds}"
+    name += "" if term.above is None else ">"
+    name += "" if term.below is None else "<"
+    return name + ("@" if term.keeps_argument else "")
+
+
+class _Call:
+    """Addresses of one call's tensors, and the tensors, which must live as long."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._alive: list[Tensor] = []
+        self._same = pairs.y is None
+        x = self._set(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
+        y = None
+        if pairs.y is not None:
+            y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
+        relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
+        self.shared = _isa(), x, y, relation
+        poison = torch.are_deterministic_algorithms_enabled()
+        self.settings = (
+            torch.get_num_threads(),
+            poison and torch.utils.deterministic.fill_uninitialized_memory,
+        )
+
+    def term(self, axis: int, term: Term, bits: Tensor | None) -> tuple[Any, ...]:
+        """What the extension is told of a term. Of the same set a column is a row."""
+        args = [
+            a if isinstance(a, float) else self.numbers(a.values if isinstance(a, Partner) else a)
+            for a in term.args
+        ]
+        windows = [None if z is None else self.numbers(z) for z in (term.above, term.below)]
+        by_column = axis == 1 and not self._same
+        return _name(term), by_column, args, *windows, None if bits is None else bits.data_ptr()
+
+    def numbers(self, values: Tensor) -> tuple[int, int]:
+        """(address, stride) of a vector; a number for all has stride 0."""
+        if values.stride(0) != 0:
+            return self._address(values), 1
+        self._alive.append(values)
+        return values.data_ptr(), 0
+
+    def _set(
+        self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor
+    ) -> tuple[int | str | None, ...]:
+        scales = None if scale is None else self._address(scale)
+        shape = _DTYPES[z.dtype], z.shape[0], z.shape[1]
+        return self._address(z), *shape, scales, self._address(order), self._address(keep)
+
+    def _address(self, tensor: Tensor) -> int:
+        self._alive.append(tensor.contiguous())
+        return self._alive[-1].data_ptr()
+
+
+@contextlib.contextmanager
+def _call(pairs: Pairs) -> Iterator[_Call]:
+    try:
+        yield _Call(pairs)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error
