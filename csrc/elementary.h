@@ -11,10 +11,11 @@
 #error "a NaN must come out as a NaN: build without -ffast-math"
 #endif
 
+// Always inline: a call inside a loop over pairs would pass its vectors through memory.
 #ifdef __CUDACC__
 #define HD __host__ __device__
 #else
-#define HD
+#define HD __attribute__((always_inline))
 #endif
 
 // A file that is compiled for one processor names it here, so that the linker never takes its
@@ -63,12 +64,24 @@ HD inline T magnitude(T x) {
     return select(x < T(0), -x, x);
 }
 
-// c[0] + x (c[1] + x (c[2] + ...))
+// Σ c[k] x^k for first ≤ k < end, where powers[p] is x^(2^p): in halves, which can be computed at the
+// same time, and not term by term.
+template <int first, int end, class T, class Scalar, int n>
+HD inline T polynomial(const T* powers, const Scalar (&c)[n]) {
+    if constexpr (end - first == 1) {
+        return T(c[first]);
+    } else {
+        constexpr int p = end - first > 8 ? 3 : end - first > 4 ? 2 : end - first > 2 ? 1 : 0;
+        constexpr int middle = first + (1 << p);
+        return polynomial<first, middle>(powers, c) +
+               powers[p] * polynomial<middle, end>(powers, c);
+    }
+}
 template <class T, class Scalar, int n>
-HD inline T horner(T x, const Scalar (&c)[n]) {
-    T sum(c[n - 1]);
-    for (int k = n - 2; k >= 0; --k) sum = sum * x + T(c[k]);
-    return sum;
+HD inline T polynomial(T x, const Scalar (&c)[n]) {
+    const T square = x * x, fourth = square * square;
+    const T powers[] = {x, square, fourth, fourth * fourth};
+    return polynomial<0, n>(powers, c);
 }
 
 // exp r = 1 + r + r² P(r) for |r| ≤ ½ log 2, and log1p e = t (2 + t² Q(t²)) with t = e / (2 + e) for
@@ -81,7 +94,7 @@ struct Elementary;
 template <>
 struct Elementary<float> {
     static constexpr int mantissa = 23, bias = 127;
-    static constexpr float shift = 12582912.f, least = -86.6f, most = 88.72283f;
+    static constexpr float shift = 12582912.f, least = -87.33f, most = 88.37f;
     static constexpr float ln2_high = 0.693359375f, ln2_low = -2.1219444e-4f;
     static constexpr float p[] = {0.499999934475f, 0.166665206314f, 0.0416683881267f,
                                   0.00836871691769f, 0.00138145941918f};
@@ -92,13 +105,13 @@ struct Elementary<float> {
 template <>
 struct Elementary<double> {
     static constexpr int mantissa = 52, bias = 1023;
-    static constexpr double shift = 6755399441055744., least = -707.7, most = 709.782712893384;
+    static constexpr double shift = 6755399441055744., least = -708.39, most = 709.43;
     static constexpr double ln2_high = 0.6931471804855391, ln2_low = 7.440617110012397e-11;
-    static constexpr double p[] = {0.50000000000000106271,    0.16666666666666412551,
-                                   0.041666666666530159359,   0.0083333333334944459052,
-                                   0.0013888888943629925011,  0.00019841269506607020995,
+    static constexpr double p[] = {0.50000000000000106271,     0.16666666666666412551,
+                                   0.041666666666530159359,    0.0083333333334944459052,
+                                   0.0013888888943629925011,   0.00019841269506607020995,
                                    0.000024801493099026790015, 2.7557586353524057071e-6,
-                                   2.7630248368101586271e-7,  2.5000066625491786513e-8};
+                                   2.7630248368101586271e-7,   2.5000066625491786513e-8};
     static constexpr double q[] = {0.66666666666677872843, 0.39999999995997700943,
                                    0.28571429063174210293, 0.22222192655404880125,
                                    0.1818282071192295298,  0.15364192454547182848,
@@ -106,8 +119,8 @@ struct Elementary<double> {
                                    0.17748808617502782049};
 };
 
-// Within 2 units in the last place; 0 below `least`, where the result is within a factor of 2 of the
-// least normal number.
+// Within 2 units in the last place from `least`, where it is the least normal number, to `most`, a
+// factor of 1.42 below the largest; 0 below and infinity above.
 template <class T>
 HD inline T exp(T x) {
 #ifdef __CUDA_ARCH__
@@ -118,10 +131,9 @@ HD inline T exp(T x) {
     const T shifted = x * T(Scalar(1.4426950408889634)) + T(E::shift);
     const T n = shifted - T(E::shift);
     const T r = (x - n * T(E::ln2_high)) - n * T(E::ln2_low);
-    const T once = T(1) + (r + r * r * horner(r, E::p));
-    // 2^(n - 1) twice: 2^n itself is infinite for the largest results.
-    const auto half = (bits_of(shifted) << E::mantissa) + bits_of(T(Scalar(0.5)));
-    const T result = (once + once) * from_bits(half);
+    const T fraction = T(1) + (r + (r * r) * polynomial(r, E::p));
+    const auto power = (bits_of(shifted) << E::mantissa) + bits_of(T(1));
+    const T result = fraction * from_bits(power);
     constexpr Scalar infinite = std::numeric_limits<Scalar>::infinity();
     return select(x < T(E::least), T(0), select(x > T(E::most), T(infinite), result));
 #endif
@@ -135,7 +147,7 @@ HD inline T log1p(T e) {
 #else
     using E = Elementary<typename Traits<T>::Scalar>;
     const T t = e / (T(2) + e), square = t * t;
-    return t * (T(2) + square * horner(square, E::q));
+    return t * (T(2) + square * polynomial(square, E::q));
 #endif
 }
 

@@ -1,17 +1,32 @@
 """How two embeddings become a similarity: norms, scales, a product that autocast leaves alone."""
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast changes nothing; where it is off already, at no cost."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
 def inverse_norm(x: Tensor) -> Tensor:
     """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
-    wide = x.double()
-    square = (wide * wide).sum(1)
-    vanishes = square < 1e-24
-    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+    if x.requires_grad:
+        # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
+        wide = x.double()
+        square = (wide * wide).sum(1)
+        vanishes = square < 1e-24
+        norm = torch.where(vanishes, 1.0, square).sqrt()
+    else:
+        # It widens number by number; a copy in float64 would be several times x.
+        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        vanishes = norm < 1e-12
+    return torch.where(vanishes, 0.0, 1 / norm)
 
 
 def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import engines, weights
 from .pairs import Pairs
+from .similarity import exactly
 from .terms import Term, pack, unpack
 
 _RELATION = 7  # tensors in Pairs.relation()
@@ -41,7 +42,7 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")
-    with torch.autocast(pairs.x.device.type, enabled=False):
+    with exactly(pairs.x.device.type):
         n, m = pairs.shape
         rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
         cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
@@ -110,7 +111,7 @@ def _read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, s
 
 def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
     pairs, vectors, numbers, recipe, engine = _read(call)
-    with torch.no_grad(), torch.autocast(pairs.x.device.type, enabled=False):
+    with torch.no_grad(), exactly(pairs.x.device.type):
         terms = unpack(recipe, numbers, vectors)
         result: tuple[list[Tensor], list[Tensor], Tensor]
         result = engines.ENGINES[engine].gather(pairs, *terms)
@@ -119,7 +120,7 @@ def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     statistics, arguments, bits, cotangents, *needs = call[9:]
-    with torch.autocast(call[0].device.type, enabled=False):
+    with exactly(call[0].device.type):
         return weights.weigh(
             *_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1])
         )

@@ -99,6 +99,8 @@ class Term:
             None if bound is None else _vector(name, bound, owners, dtype, False)
             for name, bound in (("above", self.above), ("below", self.below))
         )
+        if not self.vectors() and above is below is None:
+            return self
         return replace(self, args=tuple(args), above=above, below=below)
 
     def value(self, s: Tensor, *args: Any) -> Tensor:
@@ -256,6 +258,8 @@ def unpack(
                 args.append(next(vector) if kind == "o" else Partner(next(vector)))
         above = None if term.above is None else next(vector)
         below = None if term.below is None else next(vector)
+        if not args:
+            return term if above is below is None else replace(term, above=above, below=below)
         return replace(term, args=tuple(args), above=above, below=below)
 
     rows, _, cols = recipe.partition(" | ")

@@ -40,11 +40,12 @@ class Gather {
 
    private:
     struct Workspace {
-        Buffer<T> rows, s;
+        Buffer<T> rows, columns, s;
         std::vector<Buffer<unsigned char>> of_rows, of_columns;
 
         explicit Workspace(const Gather& gather)
             : rows(TILE * gather.call_.x.d, gather.call_.poison),
+              columns(gather.sweep_.columns_per_thread(), gather.call_.poison),
               s(TILE * TILE, gather.call_.poison) {
             for (const TermCall<T>& term : gather.call_.terms) {
                 const std::size_t state = gather.kernels_.terms[term.kernel].state;
@@ -66,7 +67,7 @@ class Gather {
             Tile<T> tile = sweep_.tile(r, c);
             if (sweep_.band && !tile.positives) continue;
             Range memory[TILE];
-            sweep_.multiply(tile, w.rows, sweep_.ranges(tile, memory), w.s);
+            sweep_.multiply(tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
             tile.s = w.s;
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {

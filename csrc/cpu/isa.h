@@ -15,14 +15,15 @@ inline namespace PAIROPS_TARGET {
 template <class T, int bytes, int n_rows>
 struct KernelsOf {
     using L = Lanes<T, bytes / int(sizeof(T))>;
+    using Wide = Lanes<T, bytes / int(sizeof(T)), 2>;
     static constexpr int n_cols = 2 * L::count;
     static_assert(TILE % n_rows == 0 && TILE % n_cols == 0);
 
-    static constexpr TermTable<L, Recipes> terms{};
+    static constexpr TermTable<Wide, Recipes> terms{};
     static constexpr Kernels<T> table{
         n_rows,
         n_cols,
-        L::count,
+        Wide::count,
         terms.at,
         pack_rows<T, n_rows>,
         pack_cols<T, n_cols>,

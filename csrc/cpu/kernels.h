@@ -81,7 +81,7 @@ struct Kernels {
     // Likewise panel_cols columns, which is one panel (d, panel_cols); 0 from `kept` on.
     void (*pack_cols)(const Embeddings&, Place first, T* panel);
     // Scaled rows [first, first + count) as they stand, cut along d into slices of panel_cols that
-    // begin `stride` numbers apart, (kept, panel_cols) each; 0 from d on.
+    // begin `stride` numbers apart, (count, panel_cols) each; 0 from d on.
     void (*pack_slices)(const Embeddings&, Place first, int count, std::size_t stride, T* slices);
 
     // s (TILE, TILE) of packed rows and columns. `ranges`: per panel of rows, or null for all.

@@ -83,7 +83,7 @@ void pack_slices(const Embeddings& set, Place first, int count, std::size_t stri
     for (Place place = first; place < first + count; ++place) {
         for (Index k = 0; k < set.d; k += panel_cols) {
             const int here = int(set.d - k < panel_cols ? set.d - k : panel_cols);
-            T* out = slices + (k / panel_cols) * stride + place * panel_cols;
+            T* out = slices + (k / panel_cols) * stride + (place - first) * panel_cols;
             scaled(set, place, k, here, out);
             for (int c = here; c < panel_cols; ++c) out[c] = T(0);
         }

@@ -12,6 +12,8 @@ inline __attribute__((always_inline)) void unrolled(std::integer_sequence<int, k
     (f(k), ...);
 }
 
+constexpr int AHEAD = 16;
+
 // Rows of `a` and their sums with a panel b (depth, 2 L::count).
 template <class L, int n_rows>
 struct MicroKernel {
@@ -28,6 +30,8 @@ struct MicroKernel {
         unrolled(Rows(), [&](int i) { sums[i][0] = sums[i][1] = L(T(0)); });
         for (Index k = 0; k < depth; ++k, a += by_depth, b += cols) {
             const L left = L::load(b), right = L::load(b + L::count);
+            __builtin_prefetch(b + AHEAD * cols);
+            __builtin_prefetch(b + AHEAD * cols + L::count);
             unrolled(Rows(), [&](int i) {
                 const L x(a[i * by_row]);
                 sums[i][0] = sums[i][0] + x * left;
@@ -82,7 +86,10 @@ void accumulate(const typename Traits<L>::Scalar* w, int n_out, int n_in,
             const Range range = ranges ? ranges[i / n_rows] : Range{0, n_in};
             if (range.begin >= range.end) continue;
             const int here = n_out - i < n_rows ? n_out - i : n_rows;
-            for (int r = 0; r < here; ++r) __builtin_prefetch(out[i + r] + k, 1);
+            for (int r = 0; r < here; ++r) {
+                __builtin_prefetch(out[i + r] + k, 1);
+                __builtin_prefetch(out[i + r] + k + L::count, 1);
+            }
             Micro micro;
             micro.template run<by_row, by_depth>(range.end - range.begin,
                                                  w + i * by_row + range.begin * by_depth,
@@ -121,7 +128,6 @@ double peak(std::int64_t rounds) {
     for (std::int64_t round = 0; round < rounds; ++round) {
         unrolled(std::make_integer_sequence<int, 24>(),
                  [&](int k) { sums[k] = sums[k] * x + y; });
-        asm volatile("" ::: "memory");
     }
     L total(0);
     for (const L& sum : sums) total = total + sum;

@@ -80,11 +80,17 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
         operands.push_back(given);
     }
 
-    const Index panel = kernels.panel_cols;
-    columns = Buffer<T>(padded(true) * call.y.d, call.poison);
-    for_each(threads(), int(padded(true) / panel), [&](int p) {
-        kernels.pack_cols(call.y, p * panel, columns + p * panel * call.y.d);
+    if (band) return;
+    columns_ = Buffer<T>(padded(true) * call.y.d, call.poison);
+    for_each(threads(), col_tiles, [&](int c) {
+        pack_columns(Place(c) * TILE, TILE, columns_ + Place(c) * TILE * call.y.d);
     });
+}
+
+template <class T>
+void Sweep<T>::pack_columns(Place first, int count, T* panels) const {
+    for (int j = 0; j < count; j += kernels.panel_cols)
+        kernels.pack_cols(call.y, first + j, panels + j * call.y.d);
 }
 
 template <class T>
@@ -150,8 +156,14 @@ const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
 }
 
 template <class T>
-void Sweep<T>::multiply(const Tile<T>& tile, const T* rows, const Range* ranges, T* s) const {
-    kernels.multiply(rows, columns + tile.col * call.y.d, tile.rows, tile.cols, call.x.d, ranges, s);
+void Sweep<T>::multiply(const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
+                        T* s) const {
+    const T* from = columns_ + tile.col * call.y.d;
+    if (band) {
+        pack_columns(tile.col, tile.cols, columns);
+        from = columns;
+    }
+    kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
 }
 
 template <class T>

@@ -98,7 +98,6 @@ class Sweep {
     // rows and its columns.
     bool band, triangle;
     std::vector<Operands<T>> operands;  // one per term
-    Buffer<T> columns;                  // panels of y
 
     int first_tile(int r) const;
     int end_tile(int r) const;
@@ -109,8 +108,9 @@ class Sweep {
     }
     // In a band, which columns a panel of rows needs; else null.
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
-    // Multiplies the tile; `rows` are packed.
-    void multiply(const Tile<T>& tile, const T* rows, const Range* ranges, T* s) const;
+    // Multiplies the tile; `rows` are packed, `columns` is a workspace of columns_per_thread().
+    void multiply(const Tile<T>& tile, const T* rows, T* columns, const Range* ranges, T* s) const;
+    std::size_t columns_per_thread() const { return band ? TILE * std::size_t(call.y.d) : 0; }
     // Bit (r, c) of a term.
     std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
     // Of what a team is worth waking for.
@@ -122,8 +122,10 @@ class Sweep {
     }
 
    private:
+    void pack_columns(Place first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
+    Buffer<T> columns_;  // panels of y; not of a band, which packs the few that it needs tile by tile
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;

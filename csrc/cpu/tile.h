@@ -10,65 +10,101 @@ inline namespace PAIROPS_TARGET {
 
 template <class L>
 inline Columns<L> load_columns(const std::int32_t* from) {
-    Columns<L> columns;
-    for (int k = 0; k < L::count; ++k) columns.v[k] = from[k];
+    Columns<L> columns(0);
+    for (int k = 0; k < L::count; ++k) columns.set(k, from[k]);
     return columns;
 }
 
-// A term over tiles whose owners are the rows, or else the columns.
+// A vector along the rows of a tile is the same for all lanes of one row, and one along its columns
+// differs from lane to lane.
+template <class L, bool along_rows>
+struct Along;
+template <class L>
+struct Along<L, true> {
+    L value;
+    Along(const typename Traits<L>::Scalar* values, Place row, Place) : value(values[row]) {}
+    L at(int) const { return value; }
+};
+template <class L>
+struct Along<L, false> {
+    const typename Traits<L>::Scalar* cols;
+    Along(const typename Traits<L>::Scalar* values, Place, Place col) : cols(values + col) {}
+    L at(int j) const { return L::load(cols + j); }
+};
+struct Absent {
+    Absent(const void*, Place, Place) {}
+};
+
+// A term over tiles whose owners are the rows, or else the columns. It has copies of what it is given:
+// of memory, the compiler would have to assume that it changes with every number that is stored.
 template <class Term, class L, bool by_row>
 struct Visit {
     using T = typename Traits<L>::Scalar;
     using G = typename Term::template Gather<L>;
     using F = typename Term::Function;
     using Mask = typename L::Mask;
+    using Int = typename Traits<Mask>::Scalar;
 
-    const Tile<T>& tile;
-    const Operands<T>& given;
+    const Tile<T> tile;
+    const Operands<T> given;
 
-    // One value per row of the tile is the same for all lanes, one per column differs.
-    L owner(const T* values, int i, int j) const {
-        return by_row ? L(values[tile.row + i]) : L::load(values + tile.col + j);
+    template <bool along_rows>
+    Along<L, along_rows> along(const T* values, int i) const {
+        return {values, tile.row + i, tile.col};
     }
-    L partner(const T* values, int i, int j) const {
-        return by_row ? L::load(values + tile.col + j) : L(values[tile.row + i]);
-    }
+    auto owner(const T* values, int i) const { return along<by_row>(values, i); }
+    // Argument k in row i.
     template <int k>
-    L argument(int i, int j) const {
-        return Term::by_partner(k) ? partner(given.args[k], i, j) : owner(given.args[k], i, j);
+    auto argument(int i) const {
+        return along<by_row != Term::by_partner(k)>(given.args[k], i);
     }
+    // call(arguments of the function...), each of them Along.
     template <class Call>
-    auto with_arguments(int i, int j, Call call) const {
+    auto with_arguments(int i, Call call) const {
         if constexpr (F::arity == 0)
             return call();
         else if constexpr (F::arity == 1)
-            return call(argument<0>(i, j));
+            return call(argument<0>(i));
         else
-            return call(argument<0>(i, j), argument<1>(i, j));
+            return call(argument<0>(i), argument<1>(i));
     }
 
-    // The pairs of the term among columns [j, j + lanes) of row i.
+    // The pairs of the term in row i.
     template <bool masked>
-    Mask kept(L s, int i, int j) const {
-        Mask keep(-1);
-        if constexpr (masked) {
-            using Int = typename Traits<Mask>::Scalar;
-            const Mask place = iota<Mask>() + Mask(Int(j));
-            const auto here = [&](Place p) { return Mask(Int(clamped(p - tile.col))); };
-            keep = (place != here(tile.own[i])) & (place < Mask(Int(tile.cols)));
-            if constexpr (Term::side != Side::all) {
-                const Mask positive =
-                    (place >= here(tile.lo[i])) & (place < here(tile.hi[i]));
-                keep = keep & (Term::side == Side::pos ? positive : !positive);
-            }
+    struct Kept {
+        Mask lo, hi, own, cols;
+        std::conditional_t<Term::has_above, Along<L, by_row>, Absent> above;
+        std::conditional_t<Term::has_below, Along<L, by_row>, Absent> below;
+
+        Kept(const Visit& visit, int i)
+            : lo(here(visit, visit.tile.lo[i])),
+              hi(here(visit, visit.tile.hi[i])),
+              own(here(visit, visit.tile.own[i])),
+              cols(Int(visit.tile.cols)),
+              above(visit.given.above, visit.tile.row + i, visit.tile.col),
+              below(visit.given.below, visit.tile.row + i, visit.tile.col) {}
+
+        // As a place in the tile, within bounds that a lane can hold; -1 stays nobody's.
+        static Mask here(const Visit& visit, Place p) {
+            p -= visit.tile.col;
+            return Mask(Int(p < -1 ? -1 : p > TILE ? TILE : p));
         }
-        // Dropped are s <= above and s >= below: a NaN is neither.
-        if constexpr (Term::has_above) keep = keep & !(s <= owner(given.above, i, j));
-        if constexpr (Term::has_below) keep = keep & !(s >= owner(given.below, i, j));
-        return keep;
-    }
-    // Into the range in which a tile's places can be compared: -1 stays nobody's.
-    static Place clamped(Place p) { return p < -1 ? -1 : p > TILE ? TILE : p; }
+        Mask at(L s, int j) const {
+            Mask keep(-1);
+            if constexpr (masked) {
+                const Mask place = iota<Mask>() + Mask(Int(j));
+                keep = (place != own) & (place < cols);
+                if constexpr (Term::side != Side::all) {
+                    const Mask positive = (place >= lo) & (place < hi);
+                    keep = keep & (Term::side == Side::pos ? positive : !positive);
+                }
+            }
+            // Dropped are s <= above and s >= below: a NaN is neither.
+            if constexpr (Term::has_above) keep = keep & !(s <= above.at(j));
+            if constexpr (Term::has_below) keep = keep & !(s >= below.at(j));
+            return keep;
+        }
+    };
 
     // The columns in which row i can have a pair.
     Range columns(int i) const {
@@ -84,21 +120,25 @@ struct Visit {
         Mask seen(0);
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
+            const Kept<masked> kept(*this, i);
             G row = by_row ? states[i] : G::identity();
-            for (int j = range.begin; j < range.end; j += L::count) {
-                const L s = L::load(tile.s + i * TILE + j);
-                L f = with_arguments(i, j, [&](auto... a) { return F::value(s, a...); });
-                Columns<L> at = nowhere<L>();
-                if constexpr (G::keeps_argument)
-                    at = by_row ? load_columns<L>(tile.caller_y + j) : Columns<L>(tile.caller_x[i]);
-                if constexpr (!all) {
-                    const Mask keep = kept<masked>(s, i, j);
-                    if constexpr (Term::has_window) seen = seen | keep;
-                    f = select(keep, f, G::fill());
-                    if constexpr (G::keeps_argument) at = select(keep, at, nowhere<L>());
+            with_arguments(i, [&](auto... args) {
+                for (int j = range.begin; j < range.end; j += L::count) {
+                    const L s = L::load(tile.s + i * TILE + j);
+                    L f = rounded(F::value(s, args.at(j)...));
+                    Columns<L> at = nowhere<L>();
+                    if constexpr (G::keeps_argument)
+                        at = by_row ? load_columns<L>(tile.caller_y + j)
+                                    : Columns<L>(tile.caller_x[i]);
+                    if constexpr (!all) {
+                        const Mask keep = kept.at(s, j);
+                        if constexpr (Term::has_window) seen = seen | keep;
+                        f = select(keep, f, G::fill());
+                        if constexpr (G::keeps_argument) at = select(keep, at, nowhere<L>());
+                    }
+                    by_row ? row.push(f, at) : states[j / L::count].push(f, at);
                 }
-                by_row ? row.push(f, at) : states[j / L::count].push(f, at);
-            }
+            });
             if (by_row) states[i] = row;
         }
         return any(seen);
@@ -109,35 +149,35 @@ struct Visit {
         constexpr bool all = !masked && !Term::has_window;
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
-            L by_row_sum[2] = {L(T(0)), L(T(0))};
-            for (int j = range.begin; j < range.end; j += L::count) {
-                const L s = L::load(tile.s + i * TILE + j);
-                const L f = with_arguments(i, j, [&](auto... a) { return F::value(s, a...); });
-                const auto slopes =
-                    with_arguments(i, j, [&](auto... a) { return F::slopes(s, a...); });
-                const Statistic<L> of = {owner(given.statistic, i, j), Columns<L>(-1)};
-                const L share = owner(given.cotangent, i, j) * G::share(f, nowhere<L>(), of);
-                const auto among_pairs = [&](L x) {
-                    if constexpr (all) return x;
-                    else return select(kept<masked>(s, i, j), x, L(T(0)));
-                };
-                T* to = w + i * TILE + j;
-                (L::load(to) + among_pairs(share * slopes.by[0])).store(to);
-                if constexpr (with_slopes) {
-                    for (int k = 0; k < F::arity; ++k) {
-                        const L by_arg = among_pairs(share * slopes.by[1 + k]);
-                        if (by_row != Term::by_partner(k))
-                            by_row_sum[k] = by_row_sum[k] + by_arg;
-                        else if (given.by_col[k])
-                            (L::load(given.by_col[k] + j) + by_arg).store(given.by_col[k] + j);
-                    }
+            const Kept<masked> kept(*this, i);
+            const auto statistic = owner(given.statistic, i), cotangent = owner(given.cotangent, i);
+            L row_sums[2] = {L(T(0)), L(T(0))};
+            with_arguments(i, [&](auto... args) {
+                for (int j = range.begin; j < range.end; j += L::count) {
+                    const L s = L::load(tile.s + i * TILE + j);
+                    const L f = rounded(F::value(s, args.at(j)...));
+                    const auto slopes = F::slopes(s, args.at(j)...);
+                    const Statistic<L> of = {statistic.at(j), nowhere<L>()};
+                    const L share = cotangent.at(j) * G::share(f, nowhere<L>(), of);
+                    const auto add = [&](T* to, L x) {
+                        if constexpr (!all) x = select(kept.at(s, j), x, L(T(0)));
+                        if (to) (L::load(to) + x).store(to);
+                        return x;
+                    };
+                    add(w + i * TILE + j, share * slopes.by[0]);
+                    if constexpr (with_slopes)
+                        for (int k = 0; k < F::arity; ++k) {
+                            T* cols = by_row == Term::by_partner(k) && given.by_col[k]
+                                          ? given.by_col[k] + j
+                                          : nullptr;
+                            row_sums[k] = row_sums[k] + add(cols, share * slopes.by[1 + k]);
+                        }
                 }
-            }
-            if constexpr (with_slopes) {
+            });
+            if constexpr (with_slopes)
                 for (int k = 0; k < F::arity; ++k)
                     if (given.by_row[k] && by_row != Term::by_partner(k))
-                        given.by_row[k][i] += sum(by_row_sum[k]);
-            }
+                        given.by_row[k][i] += sum(row_sums[k]);
         }
     }
 };
@@ -202,8 +242,8 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
         if (cols) total.merge(static_cast<const G*>(cols)[first / n]);
         const auto result = total.result();
         for (int k = 0; k < n && first + k < count; ++k) {
-            value[caller[first + k]] = result.value.v[k];
-            if (argument) argument[caller[first + k]] = result.argument.v[k];
+            value[caller[first + k]] = result.value[k];
+            if (argument) argument[caller[first + k]] = result.argument[k];
         }
     }
 }

@@ -19,8 +19,7 @@ class Weigh {
           dy_(dy),
           width_((call.x.d + kernels_.panel_cols - 1) / kernels_.panel_cols * kernels_.panel_cols),
           order_(sweep_.order()) {
-        if (dx) y_slices_ = slices(call.y);
-        if (dy) x_slices_ = slices(call.x);
+        if (!sweep_.band) pack_slices();
         ordered_ = sweep_.triangle || dy;
         for (const TermCall<T>& term : call.terms) {
             Slopes slopes;
@@ -48,7 +47,6 @@ class Weigh {
         });
         if (order_.stopped()) throw Interrupted();
         if (dy_) through_scale(call_.y, dy_);
-        if (dx_) through_scale(call_.x, dx_);
         for (std::size_t k = 0; k < call_.terms.size(); ++k) write_slopes(k);
     }
 
@@ -58,15 +56,17 @@ class Weigh {
         Buffer<T> rows[2], columns[2];
     };
     struct Workspace {
-        Buffer<T> rows, s, w, dx, by_col;
+        Buffer<T> rows, columns, s, w, dx, by_col, slices;
         std::vector<T*> out = std::vector<T*>(TILE);
 
         explicit Workspace(const Weigh& weigh)
             : rows(TILE * weigh.call_.x.d, weigh.call_.poison),
+              columns(weigh.sweep_.columns_per_thread(), weigh.call_.poison),
               s(TILE * TILE, weigh.call_.poison),
               w(TILE * TILE, weigh.call_.poison),
               dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
-              by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison) {}
+              by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison),
+              slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
     };
 
     Buffer<T> zeros(std::size_t count) const {
@@ -75,18 +75,29 @@ class Weigh {
         return result;
     }
 
-    Buffer<T> slices(const Embeddings& set) const {
-        Buffer<T> result(std::size_t(width_) * set.kept, call_.poison);
-        const int pieces = int((set.kept + TILE - 1) / TILE);
-        for_each(sweep_.threads(), pieces, [&](int piece) {
-            const Place first = Place(piece) * TILE;
+    void pack_slices() {
+        const int of_x = dy_ ? sweep_.row_tiles : 0, of_y = dx_ ? sweep_.col_tiles : 0;
+        if (of_x) x_slices_ = Buffer<T>(width_ * call_.x.kept, call_.poison);
+        if (of_y) y_slices_ = Buffer<T>(width_ * call_.y.kept, call_.poison);
+        for_each(sweep_.threads(), of_x + of_y, [&](int k) {
+            const Embeddings& set = k < of_x ? call_.x : call_.y;
+            const Place first = Place(k < of_x ? k : k - of_x) * TILE;
             const int count = int(std::min(Place(TILE), set.kept - first));
-            kernels_.pack_slices(set, first, count, stride(set), result);
+            kernels_.pack_slices(set, first, count, set.kept * kernels_.panel_cols,
+                                 (k < of_x ? x_slices_ : y_slices_) + first * kernels_.panel_cols);
         });
-        return result;
     }
-    std::size_t stride(const Embeddings& set) const {
-        return std::size_t(set.kept) * kernels_.panel_cols;
+    struct Slices {
+        const T* at;
+        std::size_t stride;
+    };
+    // Of `count` rows from `first`: a band packs them when a tile needs them.
+    Slices slices_of(const Embeddings& set, const T* all, Place first, int count,
+                     Workspace& w) const {
+        const std::size_t stride = set.kept * kernels_.panel_cols;
+        if (!sweep_.band) return {all + first * kernels_.panel_cols, stride};
+        kernels_.pack_slices(set, first, count, TILE * kernels_.panel_cols, w.slices);
+        return {w.slices, std::size_t(TILE * kernels_.panel_cols)};
     }
 
     bool active(std::size_t k, const Tile<T>& tile, int r, int c) const {
@@ -112,24 +123,27 @@ class Weigh {
             packed = true;
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
-            sweep_.multiply(tile, w.rows, ranges, w.s);
+            sweep_.multiply(tile, w.rows, w.columns, ranges, w.s);
             tile.s = w.s;
             weigh(tile, r, c, w);
             if (dx_) {
                 for (int i = 0; i < rows; ++i) w.out[i] = w.dx + i * width_;
-                kernels_.accumulate(w.w, false, rows, tile.cols,
-                                    y_slices_ + tile.col * kernels_.panel_cols, stride(call_.y),
-                                    width_, ranges, w.out.data());
+                const Slices y = slices_of(call_.y, y_slices_, tile.col, tile.cols, w);
+                kernels_.accumulate(w.w, false, rows, tile.cols, y.at, y.stride, width_, ranges,
+                                    w.out.data());
             }
             if (ordered_ && !add_by_column(tile, r, c, w)) return false;
             order_.pass(r, c);
         }
         if (sweep_.triangle && !order_.wait(r, r)) return false;
-        if (dx_ && packed)
-            for (int i = 0; i < rows; ++i) {
-                T* out = dx_ + call_.x.order[row + i] * call_.x.d;
-                for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
-            }
+        if (dx_) {
+            if (packed)
+                for (int i = 0; i < rows; ++i) {
+                    T* out = dx_ + call_.x.order[row + i] * call_.x.d;
+                    for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
+                }
+            kernels_.through_scale(call_.x, row, rows, dx_);
+        }
         order_.finish(r);
         return true;
     }
@@ -161,12 +175,12 @@ class Weigh {
         const bool transposed = target && (!call_.same || (sweep_.triangle && r != c));
         if (!order_.wait(r, c)) return false;
         if (transposed) {
-            const Buffer<T>& slices = call_.same ? y_slices_ : x_slices_;
+            const Slices x = slices_of(call_.x, call_.same ? y_slices_ : x_slices_, tile.row,
+                                       tile.rows, w);
             for (int j = 0; j < tile.cols; ++j)
                 w.out[j] = target + call_.y.order[tile.col + j] * call_.y.d;
-            kernels_.accumulate(w.w, true, tile.rows, tile.cols,
-                                slices + tile.row * kernels_.panel_cols, stride(call_.x), call_.y.d,
-                                nullptr, w.out.data());
+            kernels_.accumulate(w.w, true, tile.rows, tile.cols, x.at, x.stride, call_.y.d, nullptr,
+                                w.out.data());
         }
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
             for (int a = 0; a < 2; ++a)
