@@ -1,4 +1,4 @@
-"""Who is compared: every engine of pairops, what people use today, and torch.mm, the yardstick."""
+"""Who is compared: every engine of pairops, what people use today, and torch.mm, the yardsticks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ Loss = Callable[..., Tensor]  # (x, labels or y, **learned) -> scalar
 Step = Callable[[], object]  # the work that is measured
 
 YARDSTICK = "mm"
+GIVEN = "mm-out"
+YARDSTICKS = (YARDSTICK, GIVEN)
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,43 @@ class Contestant:
 
         return forward_backward
 
+    def forward(self, problem: Problem) -> Step | None:
+        """The loss alone, as evaluation calls it; None where there is no loss."""
+        loss = self.make(problem.setting.loss)
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return loss(problem.x, problem.other, **problem.learned)
+
+        return forward
+
 
 class Yardstick(Contestant):
     """One product N×D by D×N: what holding the similarity matrix costs before any loss."""
 
     def step(self, problem: Problem) -> Step:
-        x = problem.x.detach()
-        other = problem.other.detach() if problem.other.is_floating_point() else x
+        x, other = factors(problem)
         return lambda: torch.mm(x, other.T)
+
+    def forward(self, problem: Problem) -> Step | None:  # noqa: ARG002
+        return None
+
+
+class YardstickInPlace(Yardstick):
+    """The same product into one matrix for all calls: `Yardstick` less what fresh pages cost.
+
+    The pages come with the first call, which counts for memory and is warming up for time.
+    """
+
+    def step(self, problem: Problem) -> Step:
+        x, other = factors(problem)
+        out = x.new_empty(len(x), len(other))
+        return lambda: torch.mm(x, other.T, out=out)
+
+
+def factors(problem: Problem) -> tuple[Tensor, Tensor]:
+    x = problem.x.detach()
+    return x, problem.other.detach() if problem.other.is_floating_point() else x
 
 
 def on_engine(engine: str, loss: str) -> Loss:
@@ -73,6 +104,7 @@ def contestants() -> dict[str, Contestant]:
     ]
     everyone = [
         Yardstick(YARDSTICK, "one torch.mm", no_loss),
+        YardstickInPlace(GIVEN, "one torch.mm into a given matrix", no_loss),
         *engines,
         Contestant("hand", "torch by hand", by_hand),
         Contestant("compiled", "torch.compile by hand", compiled, compiles=True),

@@ -34,15 +34,22 @@ class Truth:
         """The value that a contestant gives, and what is wrong with it or its gradient."""
         value, gradients = step()
         got = value.item()
-        for_value, for_gradient = TOLERANCE[dtype]
-        # Written as `not <=`, so that a NaN is wrong too.
-        if not abs(got - self.value) <= for_value * max(1.0, abs(self.value)):
-            return got, f"WRONG: loss {got:.8g}, in float64 {self.value:.8g}"
+        complaint = self.objection_to_value(got, dtype)
+        if complaint is not None:
+            return got, complaint
+        _, for_gradient = TOLERANCE[dtype]
         for mine, theirs in zip(self.gradients, gradients, strict=True):
             gap = ((theirs.double() - mine).norm() / mine.norm()).item()
             if not gap <= for_gradient:
                 return got, f"WRONG: gradient off by {gap:.2g} of its norm (loss {got:.8g} agrees)"
         return got, None
+
+    def objection_to_value(self, got: float, dtype: str) -> str | None:
+        for_value, _ = TOLERANCE[dtype]
+        # Written as `not <=`, here and for gradients, so that a NaN is wrong too.
+        if not abs(got - self.value) <= for_value * max(1.0, abs(self.value)):
+            return f"WRONG: loss {got:.8g}, in float64 {self.value:.8g}"
+        return None
 
 
 def truth(problem: Problem) -> Truth:

@@ -21,8 +21,10 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,12 +37,18 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_mib(contestant: str, setting: Setting) -> float:
-    """Ask a fresh process; RuntimeError with its reason where it could not finish."""
+    return in_own_process("bench.memory", contestant, json.dumps(asdict(setting)))
+
+
+def in_own_process(module: str, *arguments: str, **environment: str) -> Any:
+    """What `answer` says in a fresh process; RuntimeError with its reason if it cannot finish."""
     answer = subprocess.run(
-        [sys.executable, "-m", "bench.memory", contestant, json.dumps(asdict(setting))],
+        [sys.executable, "-m", module, *arguments],
         # `-m` looks into the working directory first; this one has no second pairops to offer.
         cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -49,7 +57,15 @@ def peak_mib(contestant: str, setting: Setting) -> float:
         raise RuntimeError(f"killed by signal {-answer.returncode}, most likely out of memory")
     if answer.returncode > 0:
         raise RuntimeError(next(reversed(answer.stderr.strip().splitlines()), "no reason given"))
-    return float(answer.stdout.split()[-1])
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def answer(work: Callable[[], object]) -> None:
+    """The other end of `in_own_process`."""
+    try:
+        print(json.dumps(work()))
+    except Exception as error:
+        sys.exit(reason(error))
 
 
 def measure(contestant: str, setting: Setting) -> float:
@@ -116,7 +132,4 @@ def read_kib(table: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    try:
-        print(measure(sys.argv[1], Setting(**json.loads(sys.argv[2]))))
-    except Exception as error:
-        sys.exit(reason(error))
+    answer(lambda: measure(sys.argv[1], Setting(**json.loads(sys.argv[2]))))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.comparison import Row
-from bench.contestants import YARDSTICK
+from bench.contestants import YARDSTICK, YARDSTICKS
 
 GREY = "#777777"
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
@@ -29,7 +29,8 @@ def number(value: float | None) -> str:
 def table(rows: Sequence[Row]) -> str:
     """One block per N; a failure stands where the figures would."""
     width = max(len(row.label) for row in rows)
-    head = f"{'N':>7}  {'':{width}}  {'ms':>8}  {'quartiles':>17}  {'× mm':>7}  {'peak MiB':>8}"
+    head = f"{'N':>7}  {'':{width}}  {'ms':>8}  {'quartiles':>17}  {'fwd':>8}  {'× mm':>7}"
+    head += f"  {'× mm-out':>8}  {'peak MiB':>8}"
     lines = [head]
     for n, block in groupby(rows, key=lambda row: row.n):
         lines.append("─" * len(head))
@@ -37,12 +38,24 @@ def table(rows: Sequence[Row]) -> str:
             line = f"{n:>7}  {row.label:{width}}"
             if row.failure is None:
                 quartiles = f"{number(row.ms_q1)} … {number(row.ms_q3)}"
-                line += f"  {number(row.ms):>8}  {quartiles:>17}  {number(row.to_mm):>7}"
+                line += f"  {number(row.ms):>8}  {quartiles:>17}  {number(row.forward_ms):>8}"
+                line += f"  {number(row.to_mm):>7}  {number(row.to_mm_out):>8}"
                 line += f"  {number(row.peak_mib):>8}"
             else:
                 line += f"  {row.failure}"
             lines.append(line)
     return "\n".join(lines)
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Cells under their heads, to the right."""
+    cells = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([cell.rjust(width) for cell, width in zip(line, widths, strict=True)])
+        for line in cells
+    ]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
 def blockwise_to_dense(rows: Sequence[Row]) -> str:
@@ -62,12 +75,20 @@ def write(
     folder: Path, name: str, rows: Sequence[Row], stamp: dict[str, object]
 ) -> tuple[Path, Path]:
     """The picture and, beside it, the figures; a later run of the same name replaces both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures, picture = folder / f"{name}.json", folder / f"{name}.png"
-    record = {"stamp": stamp, "rows": [asdict(row) for row in rows]}
-    figures.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    figures = write_figures(folder, name, [asdict(row) for row in rows], stamp)
+    picture = folder / f"{name}.png"
     plot(rows, stamp).savefig(picture, dpi=150)
     return figures, picture
+
+
+def write_figures(
+    folder: Path, name: str, rows: Sequence[dict[str, object]], stamp: dict[str, object]
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = folder / f"{name}.json"
+    record = {"stamp": stamp, "rows": rows}
+    figures.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return figures
 
 
 def plot(rows: Sequence[Row], stamp: dict[str, object]) -> Figure:
@@ -92,7 +113,7 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="N")
     axes.set_title(title, loc="left", fontsize=11)
     keys = list(dict.fromkeys(row.contestant for row in rows))
-    others = [key for key in keys if key != YARDSTICK]
+    others = [key for key in keys if key not in YARDSTICKS]
     ends = []
     for key in keys:
         # A logarithm has no zero: growth that is too small to be seen stands at the noise.
@@ -103,9 +124,10 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
         ]
         if not points:
             continue
-        colour = GREY if key == YARDSTICK else COLOURS[others.index(key) % len(COLOURS)]
+        colour = GREY if key in YARDSTICKS else COLOURS[others.index(key) % len(COLOURS)]
+        style = "--" if key == YARDSTICK else ":" if key in YARDSTICKS else "-o"
         x, y, kept = zip(*points, strict=True)
-        axes.plot(x, y, "--" if key == YARDSTICK else "-o", color=colour, markersize=4)
+        axes.plot(x, y, style, color=colour, markersize=4)
         if what == "ms":
             low, high = [row.ms_q1 for row in kept], [row.ms_q3 for row in kept]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

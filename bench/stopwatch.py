@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 
 from bench.contestants import Step, reason
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Times:
 
 
 def take_turns(
-    steps: dict[str, Step], repeats: int, device: str, after_each: Callable[[], object]
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+    steps: dict[Key, Step], repeats: int, device: str, after_each: Callable[[], object]
+) -> tuple[dict[Key, list[float]], dict[Key, str]]:
     """The seconds of every call, and who failed with the reason.
 
     Within a round everyone is called once, in an order drawn anew: nobody always runs on the
@@ -38,8 +41,8 @@ def take_turns(
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     draw = random.Random(0)
     order = list(steps)
-    seconds: dict[str, list[float]] = {key: [] for key in steps}
-    failures: dict[str, str] = {}
+    seconds: dict[Key, list[float]] = {key: [] for key in steps}
+    failures: dict[Key, str] = {}
     for turn in range(repeats + 1):
         draw.shuffle(order)
         for key in order:

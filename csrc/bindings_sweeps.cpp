@@ -50,8 +50,10 @@ std::string name_of(const T*) {
     using F = typename T::Function;
     using G = typename T::template Gather<float>;
     std::string name = std::string(G::name) + ":" +
-                       (T::side == Side::pos ? "pos" : T::side == Side::neg ? "neg" : "all") + ":" +
-                       F::name;
+                       (T::side == Side::pos   ? "pos"
+                        : T::side == Side::neg ? "neg"
+                                               : "all") +
+                       ":" + F::name;
     if (T::by_partner(0) || T::by_partner(1)) {
         name += "(";
         for (int k = 0; k < F::arity; ++k) name += T::by_partner(k) ? "p" : "o";
@@ -106,9 +108,12 @@ Embeddings embeddings(const py::tuple& given) {
                                                                   {"bfloat16", Dtype::bfloat16},
                                                                   {"float32", Dtype::float32},
                                                                   {"float64", Dtype::float64}};
-    Embeddings set{pointer<void>(given[0]),  dtypes.at(given[1].cast<std::string>()),
-                   given[2].cast<Index>(),   given[3].cast<Index>(),
-                   pointer<double>(given[4]), pointer<Index>(given[5]),
+    Embeddings set{pointer<void>(given[0]),
+                   dtypes.at(given[1].cast<std::string>()),
+                   given[2].cast<Index>(),
+                   given[3].cast<Index>(),
+                   pointer<double>(given[4]),
+                   pointer<Index>(given[5]),
                    0};
     const auto* keep = pointer<const bool>(given[6]);
     for (Index k = 0; k < set.n; ++k) set.kept += keep[k];
@@ -230,9 +235,8 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
             }
             return result;
         };
-        sweep<T>(isa, x, y, relation, threads, poison, calls, [&](const Call<T>& call) {
-            weigh(call, by_x, by_y);
-        });
+        sweep<T>(isa, x, y, relation, threads, poison, calls,
+                 [&](const Call<T>& call) { weigh(call, by_x, by_y); });
     });
 }
 

@@ -1,5 +1,5 @@
-// exp, log1p and selection without branches, written once for a scalar and for the lanes of a vector,
-// on host and device.
+// exp, log1p and selection without branches, written once for a scalar and for the lanes of a
+// vector, on host and device.
 #pragma once
 
 #include <cmath>
@@ -64,8 +64,8 @@ HD inline T magnitude(T x) {
     return select(x < T(0), -x, x);
 }
 
-// Σ c[k] x^k for first ≤ k < end, where powers[p] is x^(2^p): in halves, which can be computed at the
-// same time, and not term by term.
+// Σ c[k] x^k for first ≤ k < end, where powers[p] is x^(2^p): in halves, which can be computed at
+// the same time, and not term by term.
 template <int first, int end, class T, class Scalar, int n>
 HD inline T polynomial(const T* powers, const Scalar (&c)[n]) {
     if constexpr (end - first == 1) {
@@ -84,10 +84,10 @@ HD inline T polynomial(T x, const Scalar (&c)[n]) {
     return polynomial<0, n>(powers, c);
 }
 
-// exp r = 1 + r + r² P(r) for |r| ≤ ½ log 2, and log1p e = t (2 + t² Q(t²)) with t = e / (2 + e) for
-// 0 ≤ e ≤ 1. P and Q minimise the largest relative error of the whole: 3e-9 and 5e-9 for float, 4e-18
-// and 5e-17 for double. `shift` is 1.5 · 2^mantissa: a number plus it has the nearest integer in its
-// lowest bits. `ln2_high` has so few bits that n · ln2_high is exact.
+// exp r = 1 + r + r² P(r) for |r| ≤ ½ log 2, and log1p e = t (2 + t² Q(t²)) with t = e / (2 + e)
+// for 0 ≤ e ≤ 1. P and Q minimise the largest relative error of the whole: 3e-9 and 5e-9 for float,
+// 4e-18 and 5e-17 for double. `shift` is 1.5 · 2^mantissa: a number plus it has the nearest integer
+// in its lowest bits. `ln2_high` has so few bits that n · ln2_high is exact.
 template <class Scalar>
 struct Elementary;
 
@@ -112,11 +112,10 @@ struct Elementary<double> {
                                    0.0013888888943629925011,   0.00019841269506607020995,
                                    0.000024801493099026790015, 2.7557586353524057071e-6,
                                    2.7630248368101586271e-7,   2.5000066625491786513e-8};
-    static constexpr double q[] = {0.66666666666677872843, 0.39999999995997700943,
-                                   0.28571429063174210293, 0.22222192655404880125,
-                                   0.1818282071192295298,  0.15364192454547182848,
-                                   0.13587242463194214589, 0.098983265030800888062,
-                                   0.17748808617502782049};
+    static constexpr double q[] = {
+        0.66666666666677872843, 0.39999999995997700943,  0.28571429063174210293,
+        0.22222192655404880125, 0.1818282071192295298,   0.15364192454547182848,
+        0.13587242463194214589, 0.098983265030800888062, 0.17748808617502782049};
 };
 
 // Within 2 units in the last place from `least`, where it is the least normal number, to `most`, a

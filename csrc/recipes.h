@@ -1,4 +1,5 @@
-// What is compiled ahead of time: one line per recipe, a tuple of terms as pairops/terms.py names them.
+// What is compiled ahead of time: one line per recipe, a tuple of terms as pairops/terms.py names
+// them.
 #pragma once
 
 #include "functions.h"
@@ -39,8 +40,7 @@ using Recipes = std::tuple<
     Recipe<Term<LogSumExp, Side::pos, Affine>, Term<LogSumExp, Side::neg, Affine>>,
     // supervised contrastive, InfoNCE, NT-Xent; with a weight or offset per column
     Recipe<Term<LogSumExp, Side::all, Affine>, Term<Sum, Side::pos, Affine>>,
-    Recipe<Term<LogSumExp, Side::all, Affine, partner_1>,
-           Term<Sum, Side::pos, Affine, partner_1>>,
+    Recipe<Term<LogSumExp, Side::all, Affine, partner_1>, Term<Sum, Side::pos, Affine, partner_1>>,
     Recipe<Term<LogSumExp, Side::neg, Affine, partner_1>>,
     // contrastive, margin; with thresholds per column
     Recipe<Term<Sum, Side::pos, Hinge>, Term<Sum, Side::neg, Hinge>>,
@@ -49,8 +49,7 @@ using Recipes = std::tuple<
     Recipe<Term<Sum, Side::pos, Softplus>, Term<Sum, Side::neg, Softplus>>,
     // triplet: batch hard, and negatives between two bounds
     Recipe<Term<Lowest, Side::pos, Identity>, Term<Highest, Side::neg, Identity>>,
-    Recipe<Term<Sum, Side::neg, Hinge, above | below>,
-           Term<Highest, Side::neg, Identity, below>>>;
+    Recipe<Term<Sum, Side::neg, Hinge, above | below>, Term<Highest, Side::neg, Identity, below>>>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -5,7 +5,7 @@ of a CUDA stream, memory is the current device's and the call returns once the w
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict, type_check_only
+from typing import Literal, TypeAlias, TypedDict, type_check_only
 
 @type_check_only
 class _Features(TypedDict):
@@ -41,3 +41,49 @@ def probe_gather(
     shares: int,  # (n,)
     stream: int | None = None,
 ) -> None: ...
+
+_Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
+# Address, dtype, n, d, scales (n,) float64 or None, order (n,) int64, keep (n,) bool.
+_Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
+# A number, or the address of a vector and its stride: 1, or 0 for one number.
+_Numbers: TypeAlias = float | tuple[int, int]
+# Name, by column?, arguments, above, below, bits; then of gather value and argument of every owner,
+_Gathered: TypeAlias = tuple[
+    str, bool, list[_Numbers], _Numbers | None, _Numbers | None, int | None, int, int | None
+]
+# of weigh statistics, cotangents and where to add the gradient by each argument.
+_Weighed: TypeAlias = tuple[
+    str,
+    bool,
+    list[_Numbers],
+    _Numbers | None,
+    _Numbers | None,
+    int | None,
+    _Numbers,
+    _Numbers,
+    list[int | None],
+]
+
+def isas() -> list[str]: ...  # that this machine runs, the best one first
+def terms() -> list[str]: ...  # that are compiled
+def gather(
+    isa: str,
+    x: _Embeddings,
+    y: _Embeddings | None,  # None: the same set
+    relation: tuple[int, int, int],  # lo, hi, own (n,) int64
+    terms: list[_Gathered],
+    threads: int,
+    poison: bool,
+) -> None: ...
+def weigh(
+    isa: str,
+    x: _Embeddings,
+    y: _Embeddings | None,
+    relation: tuple[int, int, int],
+    terms: list[_Weighed],
+    threads: int,
+    poison: bool,
+    dx: int | None,  # (n, d) zeros
+    dy: int | None,
+) -> None: ...
+def probe_peak(isa: str, rounds: int) -> float: ...

@@ -34,8 +34,7 @@ class Gather {
         });
         if (order_.stopped()) throw Interrupted();
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
-            if (call_.terms[k].by_column)
-                finish(k, nullptr, columns_[k], 0, int(call_.y.kept));
+            if (call_.terms[k].by_column) finish(k, nullptr, columns_[k], 0, int(call_.y.kept));
     }
 
    private:
@@ -60,8 +59,7 @@ class Gather {
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
         const int col_states = TILE / kernels_.lanes;
         kernels_.pack_rows(call_.x, row, rows, w.rows);
-        for (std::size_t k = 0; k < call_.terms.size(); ++k)
-            kernel(k).clear(w.of_rows[k], TILE);
+        for (std::size_t k = 0; k < call_.terms.size(); ++k) kernel(k).clear(w.of_rows[k], TILE);
 
         for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
             Tile<T> tile = sweep_.tile(r, c);

@@ -10,8 +10,8 @@ namespace pairops::cpu {
 using Place = std::int64_t;  // a row or column in sorted order
 using Index = std::int64_t;  // the same in the caller's order, as torch counts
 
-// Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the band
-// of positives is narrow, and every micro-kernel below divides it. Of 96 and 192 the faster.
+// Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the
+// band of positives is narrow, and every micro-kernel below divides it. Of 96 and 192 the faster.
 constexpr int TILE = 96;
 
 enum class Dtype { float16, bfloat16, float32, float64 };
@@ -34,21 +34,22 @@ struct Tile {
     Place row, col;  // the first of each
     bool positives;  // may a positive pair be in it?
     bool masked;     // else every pair in it is a negative
-    const Place *lo, *hi, *own;  // (rows,) the positives [lo, hi) and the column that a row itself is
+    const Place *lo, *hi,
+        *own;  // (rows,) the positives [lo, hi) and the column that a row itself is
     const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
 };
 
 // One term's vectors, in sorted order, padded to whole tiles, and what it adds up.
 template <class T>
 struct Operands {
-    const T* args[2];  // by owner or, as the term says, by partner
+    const T* args[2];                                // by owner or, as the term says, by partner
     const T *above, *below, *statistic, *cotangent;  // by owner
     // Gradients by args, or null: of the tile's rows and of its columns, (TILE,) each.
     T *by_row[2], *by_col[2];
 };
 
-// States of gathers are opaque here: rows have one each of `state` bytes, `lanes` columns share one.
-// Owners are the rows of a tile or its columns.
+// States of gathers are opaque here: rows have one each of `state` bytes, `lanes` columns share
+// one. Owners are the rows of a tile or its columns.
 template <class T>
 struct TermKernels {
     std::size_t state;

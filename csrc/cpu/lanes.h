@@ -1,5 +1,5 @@
-// A few registers of numbers with the arithmetic of one number: functions.h and gathers.h are written
-// for a number and run on these too.
+// A few registers of numbers with the arithmetic of one number: functions.h and gathers.h are
+// written for a number and run on these too.
 #pragma once
 
 #include <utility>
@@ -41,8 +41,7 @@ struct Lanes {
     Vector v[registers];
 
     Lanes() = default;
-    HD Lanes(T x)
-        : Lanes(each([&](auto) { return x - Vector{}; })) {}
+    HD Lanes(T x) : Lanes(each([&](auto) { return x - Vector{}; })) {}
 
     HD static Lanes load(const T* from) {
         return each([&](auto k) { return *reinterpret_cast<const Loose*>(from + k * n); });
@@ -122,7 +121,7 @@ struct ColumnsOf<Lanes<T, n, registers>> {
 
 template <class T, int n, int registers>
 HD inline Lanes<T, n, registers> select(typename Lanes<T, n, registers>::Mask mask,
-                                     Lanes<T, n, registers> yes, Lanes<T, n, registers> no) {
+                                        Lanes<T, n, registers> yes, Lanes<T, n, registers> no) {
     return Lanes<T, n, registers>::each([&](auto k) { return mask.v[k] ? yes.v[k] : no.v[k]; });
 }
 

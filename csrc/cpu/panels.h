@@ -31,10 +31,14 @@ template <class Visit>
 inline void visit_row(const Embeddings& set, Place place, Visit visit) {
     const Index at = set.order[place] * set.d;
     switch (set.dtype) {
-        case Dtype::float16: return visit(static_cast<const Float16*>(set.z) + at);
-        case Dtype::bfloat16: return visit(static_cast<const Bfloat16*>(set.z) + at);
-        case Dtype::float32: return visit(static_cast<const float*>(set.z) + at);
-        case Dtype::float64: return visit(static_cast<const double*>(set.z) + at);
+        case Dtype::float16:
+            return visit(static_cast<const Float16*>(set.z) + at);
+        case Dtype::bfloat16:
+            return visit(static_cast<const Bfloat16*>(set.z) + at);
+        case Dtype::float32:
+            return visit(static_cast<const float*>(set.z) + at);
+        case Dtype::float64:
+            return visit(static_cast<const double*>(set.z) + at);
     }
 }
 

@@ -1,4 +1,5 @@
-// The micro-kernel: a few rows times two registers of columns, held in registers along the whole sum.
+// The micro-kernel: a few rows times two registers of columns, held in registers along the whole
+// sum.
 #pragma once
 
 #include "kernels.h"
@@ -65,7 +66,8 @@ void multiply(const typename Traits<L>::Scalar* rows, const typename Traits<L>::
                 unrolled(typename Micro::Rows(), [&](int r) {
                     for (int half = 0; half < 2; ++half) {
                         T* to = out + r * TILE + half * L::count;
-                        (k == 0 ? micro.sums[r][half] : L::load(to) + micro.sums[r][half]).store(to);
+                        (k == 0 ? micro.sums[r][half] : L::load(to) + micro.sums[r][half])
+                            .store(to);
                     }
                 });
             }
@@ -126,8 +128,7 @@ double peak(std::int64_t rounds) {
     for (int k = 0; k < 24; ++k) sums[k] = L(k);
     L x(typename Traits<L>::Scalar(0.999)), y(typename Traits<L>::Scalar(1e-3));
     for (std::int64_t round = 0; round < rounds; ++round) {
-        unrolled(std::make_integer_sequence<int, 24>(),
-                 [&](int k) { sums[k] = sums[k] * x + y; });
+        unrolled(std::make_integer_sequence<int, 24>(), [&](int k) { sums[k] = sums[k] * x + y; });
     }
     L total(0);
     for (const L& sum : sums) total = total + sum;

@@ -12,8 +12,9 @@ namespace pairops::cpu {
 
 OutOfMemory::OutOfMemory(std::size_t bytes) {
     char text[100];
-    std::snprintf(text, sizeof text, "the native engine needs %zu bytes (%.1f MiB) that it cannot get",
-                  bytes, double(bytes) / (1 << 20));
+    std::snprintf(text, sizeof text,
+                  "the native engine needs %zu bytes (%.1f MiB) that it cannot get", bytes,
+                  double(bytes) / (1 << 20));
     message = text;
 }
 
@@ -107,7 +108,8 @@ template <class T>
 int Sweep<T>::threads() const {
     // Below about ten microseconds of work each, waking a thread costs more than it brings.
     const double work = double(call.x.kept) * double(call.y.kept) * double(call.x.d + 32);
-    return std::max(1, int(std::min(double(std::min(call.threads, row_tiles)), 1 + work / (1 << 20))));
+    return std::max(1,
+                    int(std::min(double(std::min(call.threads, row_tiles)), 1 + work / (1 << 20))));
 }
 
 // Rows are sorted by label and so are their positives: the first row's begin first.

@@ -25,7 +25,7 @@ struct Numbers {
 
 template <class T>
 struct TermCall {
-    int kernel;  // place in Kernels::terms
+    int kernel;      // place in Kernels::terms
     bool positives;  // its side is POS
     bool by_column;  // its owners are the columns
     int arity = 0;
@@ -93,9 +93,9 @@ class Sweep {
     const Call<T>& call;
     const Kernels<T>& kernels;
     int row_tiles, col_tiles;
-    // All terms are of the positives: only the band of tiles in which there are some is visited, each
-    // tile for its rows alone. Otherwise the same set visits the upper triangle, and a tile serves its
-    // rows and its columns.
+    // All terms are of the positives: only the band of tiles in which there are some is visited,
+    // each tile for its rows alone. Otherwise the same set visits the upper triangle, and a tile
+    // serves its rows and its columns.
     bool band, triangle;
     std::vector<Operands<T>> operands;  // one per term
 
@@ -125,7 +125,8 @@ class Sweep {
     void pack_columns(Place first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
-    Buffer<T> columns_;  // panels of y; not of a band, which packs the few that it needs tile by tile
+    Buffer<T>
+        columns_;  // panels of y; not of a band, which packs the few that it needs tile by tile
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;

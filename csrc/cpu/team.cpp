@@ -78,7 +78,8 @@ bool Order::wait(int block, int column) const {
         }
     }
     int done = done_.load(std::memory_order_acquire);
-    while (done < block && progress_[done].value.load(std::memory_order_acquire) == columns_) ++done;
+    while (done < block && progress_[done].value.load(std::memory_order_acquire) == columns_)
+        ++done;
     done_.store(done, std::memory_order_release);
     return true;
 }

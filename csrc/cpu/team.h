@@ -7,17 +7,18 @@
 
 namespace pairops::cpu {
 
-// Calls work() on this thread and on up to `threads` - 1 others, and returns when all have returned.
-// How many there are may not change a result: work has to ask for its share until none is left.
+// Calls work() on this thread and on up to `threads` - 1 others, and returns when all have
+// returned. How many there are may not change a result: work has to ask for its share until none is
+// left.
 void on_a_team(int threads, const std::function<void()>& work);
 
 // Thrown by a sweep that was asked to stop.
 struct Interrupted {};
 
 // Blocks of rows are handed out in order, and each goes through the tiles from left to right. What
-// belongs to a column is added by one block after the other, from top to bottom: a block waits until
-// those above it have left the column behind. So the order of every sum is fixed, whatever the number
-// of threads.
+// belongs to a column is added by one block after the other, from top to bottom: a block waits
+// until those above it have left the column behind. So the order of every sum is fixed, whatever
+// the number of threads.
 class Order {
    public:
     // interrupted: asked by the calling thread now and then, between blocks.

@@ -35,8 +35,9 @@ struct Absent {
     Absent(const void*, Place, Place) {}
 };
 
-// A term over tiles whose owners are the rows, or else the columns. It has copies of what it is given:
-// of memory, the compiler would have to assume that it changes with every number that is stored.
+// A term over tiles whose owners are the rows, or else the columns. It has copies of what it is
+// given: of memory, the compiler would have to assume that it changes with every number that is
+// stored.
 template <class Term, class L, bool by_row>
 struct Visit {
     using T = typename Traits<L>::Scalar;
@@ -188,14 +189,15 @@ bool gather_tile(const Tile<typename Traits<L>::Scalar>& tile,
     using V = Visit<Term, L, by_row>;
     const V visit{tile, given};
     auto* mine = static_cast<typename V::G*>(states);
-    if constexpr (Term::side == Side::pos) return visit.template gather<true>(mine);
-    else return tile.masked ? visit.template gather<true>(mine) : visit.template gather<false>(mine);
+    if constexpr (Term::side == Side::pos)
+        return visit.template gather<true>(mine);
+    else
+        return tile.masked ? visit.template gather<true>(mine) : visit.template gather<false>(mine);
 }
 
 template <class Term, class L, bool by_row>
 void weigh_tile(const Tile<typename Traits<L>::Scalar>& tile,
-                const Operands<typename Traits<L>::Scalar>& given,
-                typename Traits<L>::Scalar* w) {
+                const Operands<typename Traits<L>::Scalar>& given, typename Traits<L>::Scalar* w) {
     const Visit<Term, L, by_row> visit{tile, given};
     const bool slopes = given.by_row[0] || given.by_row[1] || given.by_col[0] || given.by_col[1];
     if (tile.masked || Term::side == Side::pos)
@@ -215,7 +217,8 @@ void merge(void* into, const void* from, int count) {
 }
 
 // Owners are taken as many at a time as there are lanes. A row has one state with a part of its
-// columns in each lane: a block of rows is transposed, and then its parts are merged for all at once.
+// columns in each lane: a block of rows is transposed, and then its parts are merged for all at
+// once.
 template <class G, class L>
 void finish(const void* rows, const void* cols, int count, const std::int32_t* caller,
             typename Traits<L>::Scalar* value, Index* argument) {
@@ -251,9 +254,14 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
 template <class Term, class L>
 constexpr TermKernels<typename Traits<L>::Scalar> term_kernels() {
     using G = typename Term::template Gather<L>;
-    TermKernels<typename Traits<L>::Scalar> kernels{
-        sizeof(G), clear<G>, gather_tile<Term, L, true>, gather_tile<Term, L, false>,
-        merge<G>,  finish<G, L>, nullptr, nullptr};
+    TermKernels<typename Traits<L>::Scalar> kernels{sizeof(G),
+                                                    clear<G>,
+                                                    gather_tile<Term, L, true>,
+                                                    gather_tile<Term, L, false>,
+                                                    merge<G>,
+                                                    finish<G, L>,
+                                                    nullptr,
+                                                    nullptr};
     if constexpr (!G::extreme) {
         kernels.weigh_rows = weigh_tile<Term, L, true>;
         kernels.weigh_cols = weigh_tile<Term, L, false>;

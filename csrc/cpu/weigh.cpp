@@ -175,8 +175,8 @@ class Weigh {
         const bool transposed = target && (!call_.same || (sweep_.triangle && r != c));
         if (!order_.wait(r, c)) return false;
         if (transposed) {
-            const Slices x = slices_of(call_.x, call_.same ? y_slices_ : x_slices_, tile.row,
-                                       tile.rows, w);
+            const Slices x =
+                slices_of(call_.x, call_.same ? y_slices_ : x_slices_, tile.row, tile.rows, w);
             for (int j = 0; j < tile.cols; ++j)
                 w.out[j] = target + call_.y.order[tile.col + j] * call_.y.d;
             kernels_.accumulate(w.w, true, tile.rows, tile.cols, x.at, x.stride, call_.y.d, nullptr,
@@ -205,7 +205,8 @@ class Weigh {
             const T *rows = slopes_[k].rows[a], *columns = slopes_[k].columns[a];
             const Embeddings& set = rows ? call_.x : call_.y;
             for (Place p = 0; p < set.kept; ++p)
-                term.slope[a][set.order[p]] = (rows ? rows[p] : T(0)) + (columns ? columns[p] : T(0));
+                term.slope[a][set.order[p]] =
+                    (rows ? rows[p] : T(0)) + (columns ? columns[p] : T(0));
         }
     }
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from ..pairs import Pairs
 from ..terms import Partner, Term
 
 try:
-    from .. import _native
+    # By name: the contract on imports takes a compiled module for the whole package.
+    _native: Any = import_module("pairops._native")
 except ImportError as error:  # a source tree that was never built
     _missing: str | None = f"the extension cannot be imported ({error})"
     SERVED: frozenset[str] = frozenset()
@@ -126,7 +128,7 @@ def bits_shape(
 def _isa() -> str:
     """PAIROPS_ISA, or the best instruction set of this machine."""
     known = _native.isas()
-    name = os.environ.get("PAIROPS_ISA", known[0])
+    name: str = os.environ.get("PAIROPS_ISA", known[0])
     if name not in known:
         raise ValueError(
             f"PAIROPS_ISA is {name!r}; it must be one of those of this machine: {', '.join(known)}"
@@ -156,11 +158,10 @@ class _Call:
             y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
         relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
         self.shared = _isa(), x, y, relation
+        # As torch does with its own memory.
         poison = torch.are_deterministic_algorithms_enabled()
-        self.settings = (
-            torch.get_num_threads(),
-            poison and torch.utils.deterministic.fill_uninitialized_memory,
-        )
+        poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        self.settings = torch.get_num_threads(), poison
 
     def term(self, axis: int, term: Term, bits: Tensor | None) -> tuple[Any, ...]:
         """What the extension is told of a term. Of the same set a column is a row."""
