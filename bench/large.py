@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -108,10 +108,7 @@ def with_a_clock(title: str, setting: Setting) -> dict[str, float]:
         job = pool.submit(in_own_process, "bench.large", json.dumps(asdict(setting)))
         while not job.done():
             bar.refresh()
-            try:
-                return job.result(timeout=1)
-            except TimeoutError:
-                continue
+            wait([job], timeout=1)
         return job.result()
 
 

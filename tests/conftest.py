@@ -34,6 +34,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=[name for name in engines.ENGINES if name != "native"])
+def open_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engines that serve any term: what is compiled ahead of time knows no user's function."""
+    with pairops.use(request.param):
+        yield request.param
+
+
 def assert_within_rule(name: str, ours: Tensor, dense: list[Tensor], truth: Tensor) -> None:
     """Error against float64 ≤ 2 × that of dense torch + 4ε·max|truth|, in the max norm.
 

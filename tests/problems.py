@@ -1,6 +1,7 @@
 """Small problems for the primitive, and terms of every kind to put to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.engines import native
 from pairops.functions import hinge, softplus
-from pairops.terms import Term
+from pairops.terms import Argument, Partner, Term, unpack
 
 DOUBLE = torch.float64
 
@@ -41,10 +43,49 @@ def every_kind_of_term(n: int, m: int) -> list[Term]:
     ]
 
 
-def all_statistics(pairs: Pairs) -> tuple[Tensor, ...]:
+def served_terms(
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    *,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    names: Iterable[str] = native.SERVED,
+    turn: int = 0,
+) -> list[Term]:
+    """A term for every name in csrc/recipes.h, so that one added later is tested by existing.
+
+    u, v: one value per owner and per partner; t: 0-d. Where a term takes a value per owner it gets
+    u, t and a number in turns; `turn` begins elsewhere. above, below: windows, by default of u.
+    """
+    terms = []
+    for k, name in enumerate(sorted(names)):
+        (pattern,), _ = unpack(name, [0.0] * 2, [u] * 4)
+        given: list[Argument] = [u, t, 0.7]
+        args = [
+            partner(v) if isinstance(a, Partner) else given[(turn + k + place) % 3]
+            for place, a in enumerate(pattern.args)
+        ]
+        bounds = {
+            "above": None if pattern.above is None else u.detach() - 0.9 if above is None else above,
+            "below": None if pattern.below is None else u.detach() if below is None else below,
+        }
+        terms.append(replace(pattern, args=tuple(args), **bounds))
+    return terms
+
+
+def terms_for(engine: str, n: int, m: int) -> list[Term]:
+    """Terms of every kind that the engine serves."""
+    if engine != "native":
+        return every_kind_of_term(n, m)
+    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    return served_terms(u, v, torch.tensor(1.3, dtype=DOUBLE))
+
+
+def all_statistics(pairs: Pairs, engine: str = "blockwise") -> tuple[Tensor, ...]:
     torch.manual_seed(7)  # the same terms at every call
     n, m = pairs.shape
-    return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
+    return row_stats(pairs, *terms_for(engine, n, m), cols=terms_for(engine, m, n))
 
 
 def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:

@@ -1,6 +1,5 @@
-"""The benchmark: its rivals are the formulas, its guard bites, and a small run leaves a record."""
+"""The benchmark: its rivals are the formulas, its guard bites, and who fails is not timed."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -8,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.__main__ import main
 from bench.comparison import compare
-from bench.contestants import YARDSTICK, contestants
+from bench.contestants import GIVEN, YARDSTICK, Contestant, contestants
 from bench.guard import truth
 from bench.memory import peak_mib
 from bench.problems import Problem, Setting, problem
 from bench.rivals import BOTH_WAYS, LABELLED, PAIRED, by_hand, by_pytorch_metric_learning
 from bench.stopwatch import Times, take_turns
+from pairops.engines import ENGINES, native
 
 SMALL = Setting("ms", 22, d=8, per_class=3, dtype="float64")
 
@@ -105,7 +104,9 @@ def test_pytorch_metric_learning_is_set_up_as_by_hand(loss):
 def test_no_engine_meets_an_objection(loss):
     given = problem(Setting(loss, 64, d=16))
     exact = truth(given)
-    for key in ("dense", "blockwise"):
+    for key in ENGINES:
+        if key == "native" and not native.SERVED:
+            continue
         assert exact.objection(contestants()[key].step(given), "float32")[1] is None, key
 
 
@@ -123,6 +124,30 @@ def test_guard_objects(off, complaint):
     step = contestants()["hand"].step(given)
     _, objection = truth(given).objection(lambda: off(*step()), "float32")
     assert objection.startswith(f"WRONG: {complaint}")
+
+
+@pytest.mark.parametrize("only_forward", [False, True])
+def test_who_is_wrong_is_not_timed(only_forward, monkeypatch):
+    def off(loss):
+        right = by_hand(loss)
+
+        def call(*args, **learned):
+            wrong = not (only_forward and torch.is_grad_enabled())
+            return right(*args, **learned) * (1.01 if wrong else 1)
+
+        return call
+
+    everyone = contestants() | {"off": Contestant("off", "off", off)}
+    monkeypatch.setattr("bench.comparison.contestants", lambda: everyone)
+    monkeypatch.setattr("bench.comparison.peak_mib", lambda *_: 1.0)
+    keys = [YARDSTICK, "hand", "off"]
+    rows = {row.contestant: row for row in compare(replace(SMALL, n=64), keys, 2, Silent())}
+    assert rows["off"].failure.startswith("WRONG: loss")
+    assert rows["off"].ms is None
+    assert rows["off"].forward_ms is None
+    assert rows["hand"].failure is None
+    assert rows["hand"].forward_to_mm == rows["hand"].forward_ms / rows[YARDSTICK].ms
+    assert rows["hand"].to_mm_out is None  # its yardstick took no part
 
 
 def test_who_fails_gets_a_row_with_the_reason(monkeypatch):
@@ -168,35 +193,5 @@ def test_memory_of_a_matrix_is_its_size():
     assert peak_mib(YARDSTICK, Setting("ms", 2048, d=8)) == pytest.approx(16, abs=6)
 
 
-def test_smoke(tmp_path, capsys):
-    options = ["--loss", "ms", "--n", "64", "--d", "16", "--repeats", "2", "--threads", "1"]
-    chosen = ["--contestants", "blockwise", "compiled", "--no-compile"]
-    threads = torch.get_num_threads()
-    try:
-        main([*options, *chosen, "--output", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
-    record = json.loads((tmp_path / "ms-cpu.json").read_text())
-    stamp = record["stamp"]
-    wanted = {"commit", "date", "command", "cpu", "gpu", "cores", "python", "torch", "pairops"}
-    assert wanted | {"pytorch_metric_learning"} <= set(stamp)
-    assert stamp["command"].startswith("python -m bench --loss ms --n 64")
-    assert (stamp["dtype"], stamp["threads"], stamp["repeats"]) == ("float32", 1, 2)
-    rows = {row["contestant"]: row for row in record["rows"]}
-    assert set(rows) == {YARDSTICK, "blockwise"}
-    for row in rows.values():
-        assert row["failure"] is None
-        assert row["n"] == 64
-        assert 0 < row["ms_q1"] <= row["ms"] <= row["ms_q3"]
-        assert row["to_mm"] > 0
-        assert row["peak_mib"] >= 0
-    assert rows["blockwise"]["value"] == pytest.approx(rows["blockwise"]["truth"], rel=1e-4)
-    assert (tmp_path / "ms-cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert "pairops blockwise" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("bad", [["--loss", "none"], ["--repeats", "1"], ["--n", "0"], ["none"]])
-def test_bad_options_are_refused(bad, capsys):
-    with pytest.raises(SystemExit):
-        main(bad)
-    assert "error" in capsys.readouterr().err
+def test_memory_of_a_given_matrix_is_its_size_too():
+    assert peak_mib(GIVEN, Setting("ms", 2048, d=8)) == pytest.approx(16, abs=6)

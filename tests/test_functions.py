@@ -60,7 +60,7 @@ def test_user_functions_with_and_without_slopes() -> None:
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "open_engine")
 def test_a_declared_slope_is_used_by_every_engine() -> None:
     """A weight held constant, as in circle loss: value a(s)·s with slope a(s)."""
     held = Function(
@@ -106,7 +106,7 @@ def test_the_gradient_by_a_learnable_scalar_sums_over_rows(loss: str) -> None:
     torch.testing.assert_close(ours, (ends[0] - ends[1]) / (2 * step), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "open_engine")
 def test_a_function_may_ignore_the_similarity() -> None:
     """Σ over negatives of a row weight is the number of negatives times it."""
     x, labels, _ = problem()

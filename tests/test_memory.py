@@ -50,6 +50,13 @@ def test_a_large_batch_on_blockwise(loss: str) -> None:
     assert growth(16384, loss) <= 100
 
 
+@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss", "info_nce_loss"])
+def test_a_large_batch_on_native(loss: str) -> None:
+    """64 bytes a row, 64 MiB for whatever there is per tile and thread, four copies of x."""
+    n, d = 16384, 64
+    assert growth(n, loss, "native") < (64 * n + 4 * n * d * 4) / 2**20 + 64
+
+
 @pytest.mark.parametrize("loss", ["ms_loss", "contrastive_loss"])
 def test_a_gradient_penalty_holds_tiles_not_matrices(loss: str) -> None:
     """One fp32 matrix is 64 MiB at N = 4,096 and 256 at 8,192; autograd alone keeps a dozen."""

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 import pairops
 from pairops import ALL, Pairs, lse, partner, row_stats
-from pairops.engines import ENGINES, blockwise
+from pairops.engines import ENGINES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -47,8 +47,9 @@ def inputs(n: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("engine_name", ["native", "blockwise"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_opcheck(name: str) -> None:
+def test_opcheck(name: str, engine_name: str) -> None:
     calls: list[tuple[Any, Any]] = []
 
     class Recorder(TorchDispatchMode):
@@ -58,7 +59,7 @@ def test_opcheck(name: str) -> None:
             return op(*args, **(kwargs or {}))
 
     x, labels, t = inputs(40)
-    with pairops.use("blockwise"), Recorder():
+    with pairops.use(engine_name), Recorder():
         LOSSES[name](x, labels, t).backward()
         if name == "supcon_loss":
             pairs = Pairs.of(x, labels, normalize=False)
@@ -104,13 +105,21 @@ def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.reset()
     compiled = torch.compile(pairops.supcon_loss, fullgraph=True, backend="aot_eager")
     x, labels, _ = inputs()
-    calls = []
-    gather = blockwise.gather
-    monkeypatch.setattr(blockwise, "gather", lambda *call: (calls.append(1), gather(*call))[1])
-    for engine, count in (("blockwise", 1), ("dense", 1), ("blockwise", 2), ("auto", 3)):
+    seen = []
+
+    def watch(name: str, gather: Callable[..., Any]) -> None:
+        monkeypatch.setattr(
+            ENGINES[name], "gather", lambda *call: (seen.append(name), gather(*call))[1]
+        )
+
+    for name in ("native", "blockwise"):
+        watch(name, ENGINES[name].gather)
+    expected = {"blockwise": ["blockwise"], "dense": [], "native": ["native"], "auto": ["native"]}
+    for engine in ("blockwise", "dense", "blockwise", "auto", "native", "dense", "auto"):
+        seen.clear()
         with pairops.use(engine):
             compiled(x, labels)
-        assert len(calls) == count
+        assert seen == expected[engine], engine
 
 
 @pytest.mark.slow
@@ -244,7 +253,7 @@ def test_the_engine_is_a_thread_s_own() -> None:
             Pairs.of(torch.randn(3, 2), torch.arange(3)), [], [])))  # fmt: skip
         thread.start()
         thread.join()
-    assert seen == ["blockwise"]
+    assert seen == ["native"]
 
 
 @pytest.mark.usefixtures("engine")

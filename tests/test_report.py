@@ -19,7 +19,7 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     assert found["versions"]["pairops"] == found["extension"]["version"]
     assert found["extension"]["available"]
     assert found["engines"] == dict.fromkeys(engines.ENGINES, "available")
-    assert found["a tensor on this device takes"]["cpu"] == "blockwise"
+    assert found["a tensor on this device takes"]["cpu"] == "native"
     assert set(found["self-test"]) == set(engines.ENGINES)
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import DOUBLE, all_statistics, problem, results
+from problems import DOUBLE, all_statistics, problem, results, served_terms
 from torch import Tensor
 
 import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.engines import blockwise, tiles
-from pairops.functions import softplus
+from pairops.functions import hinge, softplus
 from pairops.gathers import GATHERS
 
 
@@ -37,18 +37,18 @@ def test_tile_size_changes_nothing(
 @pytest.mark.usefixtures("small_tiles", "engine")
 def test_row_order_changes_nothing() -> None:
     """Ties aside, which go to the lowest index: random embeddings have none."""
-    x, labels, _ = problem()
+    x, labels, _ = problem(n=200)
     order = torch.randperm(len(x))
     u = torch.rand(len(x), dtype=DOUBLE)
     terms = [
         lse(NEG, 5.0, u, above=u - 0.5),
-        total(POS, partner(u), 0.1),
+        total(POS, 0.1, partner(u)),
         lowest(POS),
         highest(NEG),
     ]
     moved = [
         lse(NEG, 5.0, u[order], above=u[order] - 0.5),
-        total(POS, partner(u[order]), 0.1),
+        total(POS, 0.1, partner(u[order])),
         lowest(POS),
         highest(NEG),
     ]
@@ -61,7 +61,9 @@ def test_row_order_changes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads() -> None:
+@pytest.mark.parametrize("name", ["native", "blockwise"])
+def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(name: str) -> None:
+    """The native engine's bits do not depend on the number of threads either."""
     x, labels, _ = problem(n=300, d=33)
     x = x.float().requires_grad_()
     before = torch.get_num_threads()
@@ -69,7 +71,8 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
     try:
         for threads in (1, 2, 2, 1):
             torch.set_num_threads(threads)
-            value = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
+            with pairops.use(name):
+                value = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
             runs.append([value.detach(), *torch.autograd.grad(value, x)])
     finally:
         torch.set_num_threads(before)
@@ -77,6 +80,7 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
     for two, one in zip(runs[1], runs[0], strict=True):
         torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
+        assert name != "native" or torch.equal(two, one)
 
 
 @pytest.mark.parametrize(("gather", "argument"), GATHERS)
@@ -110,11 +114,16 @@ def test_splitting_and_merging_changes_nothing(gather: str, argument: bool, dim:
 
 @pytest.mark.usefixtures("small_tiles", "engine")
 def test_column_statistics_are_row_statistics_of_the_other_set() -> None:
-    x, labels, other = problem(m=45)
+    x, labels, other = problem(n=150, m=110)
     y, ref_labels = other["ref_emb"], other["ref_labels"]
-    u, v = torch.rand(60, dtype=DOUBLE), torch.rand(45, dtype=DOUBLE)
+    u, v = torch.rand(150, dtype=DOUBLE), torch.rand(110, dtype=DOUBLE)
     leaves = [z.requires_grad_() for z in (x, y, u, v)]
-    terms = [lse(NEG, v, partner(u), above=v - 0.5), total(POS, partner(u), v), highest(NEG)]
+    terms = [
+        lse(NEG, v, partner(u)),
+        lse(NEG, 5.0, v, above=v.detach() - 0.5),
+        total(POS, v, partner(u)),
+        highest(NEG),
+    ]
     columns = results(lambda: row_stats(Pairs.of(x, labels, **other), cols=terms), leaves)
     swapped = Pairs.of(y, ref_labels, ref_emb=x, ref_labels=labels)
     rows = results(lambda: row_stats(swapped, *terms), leaves)
@@ -122,12 +131,13 @@ def test_column_statistics_are_row_statistics_of_the_other_set() -> None:
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
-def test_the_same_set_equals_itself_as_another_set() -> None:
-    x, labels, _ = problem()
+@pytest.mark.usefixtures("small_tiles")
+def test_the_same_set_equals_itself_as_another_set(engine: str) -> None:
+    x, labels, _ = problem(n=130)
     x.requires_grad_()
-    same = results(lambda: all_statistics(Pairs.of(x, labels)), [x])
-    other = results(lambda: all_statistics(Pairs.of(x, labels, ref_emb=x, ref_labels=labels)), [x])
+    pairs, twice = Pairs.of(x, labels), Pairs.of(x, labels, ref_emb=x, ref_labels=labels)
+    same = results(lambda: all_statistics(pairs, engine), [x])
+    other = results(lambda: all_statistics(twice, engine), [x])
     for a, b in zip(same, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -161,14 +171,17 @@ def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
     y = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
     labels, one = torch.arange(1, 5), torch.zeros(1, dtype=torch.int64)
     pairs = Pairs.of(y, one, ref_emb=x, ref_labels=labels, normalize=False)
-    (above,) = row_stats(pairs, total(NEG, 1.0, 0.0, above=torch.tensor(0.5)))
-    assert bool(above.isnan())
+    half, quarter = (torch.tensor(z, dtype=DOUBLE) for z in (0.5, 0.25))
+    terms = [
+        lse(NEG, 1.0, 0.0, above=half),
+        highest(NEG, below=half),
+        total(NEG, 1.0, 0.0, function=hinge, above=half, below=2 * half),
+        total(NEG, 1.0, 0.0, function=hinge, above=quarter / 2, below=half),
+        total(NEG, 1.0, 0.0, function=hinge, above=quarter, below=2 * half),
+    ]
+    assert all(bool(r.isnan()) for r in row_stats(pairs, *terms))
     pairs = Pairs.of(y, one, ref_emb=x[:3], ref_labels=labels[:3], normalize=False)
-    half = torch.tensor(0.5, dtype=DOUBLE)
-    above, below = row_stats(
-        pairs, total(NEG, 1.0, 0.0, above=half), total(NEG, 1.0, 0.0, below=half)
-    )
-    assert (above.item(), below.item()) == (1.0, 0.25)
+    assert [r.item() for r in row_stats(pairs, *terms)] == [1.0, 0.25, 0.0, 0.25, 0.5]
 
 
 @pytest.mark.usefixtures("engine")
@@ -186,16 +199,18 @@ def test_ties_go_to_the_lowest_index_of_the_caller() -> None:
 def test_empty_sides_give_the_identity_and_no_gradient() -> None:
     x = torch.randn(5, 3, dtype=DOUBLE, requires_grad=True)
     pairs = Pairs.of(x, torch.arange(5))
-    stats = row_stats(pairs, total(POS, 1.0, 0.0), lse(POS, 1.0, 0.0), lowest(POS), highest(POS))
+    out = torch.tensor(-2.0, dtype=DOUBLE)  # a window that no cosine is in
+    terms = [total(POS, 1.0, 0.0), lse(POS, 1.0, 0.0), lowest(POS), highest(NEG, below=out)]
+    stats = row_stats(pairs, *terms)
     for statistic, identity in zip(stats, (0, -torch.inf, torch.inf, -torch.inf), strict=True):
         assert bool((statistic == identity).all())
         (gradient,) = torch.autograd.grad(statistic.sum(), x, retain_graph=True)
         assert bool((gradient == 0).all())
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("m", [0, 23])
-def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int) -> None:
+def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, engine: str) -> None:
     x, labels, other = problem(n=31, m=m, d=4, classes=4)
     labels[3] = -100
     n, m = 31, m or 31
@@ -205,13 +220,19 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int) -> None:
 
     def run(x: Tensor, y: Tensor, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
         pairs = Pairs.of(x, labels, **({**other, "ref_emb": y} if other else {}))
-        rows = [
-            lse(NEG, t, u, above=bound),
-            total(ALL, u, partner(v), function=softplus),
-            total(POS, t, 0.1),
-            highest(NEG, t, partner(v), function=pairops.functions.affine),
-        ]
-        stats = row_stats(pairs, *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)])
+        if engine == "native":
+            rows = served_terms(u, v, t, above=bound, below=bound + 0.5)
+            rows = [term for term in rows if term.grad]
+            cols = [lse(ALL, v, partner(u)), lowest(POS)]
+        else:
+            rows = [
+                lse(NEG, t, u, above=bound),
+                total(ALL, u, partner(v), function=softplus),
+                total(POS, t, 0.1),
+                highest(NEG, t, partner(v), function=pairops.functions.affine),
+            ]
+            cols = [lse(ALL, v, partner(u)), lowest(ALL)]
+        stats = row_stats(pairs, *rows, cols=cols)
         return torch.cat([torch.where(r.isinf(), 0, r) for r in stats])
 
     inputs = [z.requires_grad_() for z in (x, other.get("ref_emb", x.clone()), u, v, t)]

@@ -11,7 +11,10 @@ template <class T>
 class Gather {
    public:
     explicit Gather(const Call<T>& call)
-        : sweep_(call, false), call_(call), kernels_(sweep_.kernels), order_(sweep_.order()) {
+        : sweep_(call, false),
+          call_(call),
+          kernels_(sweep_.kernels),
+          order_(sweep_.row_tiles, sweep_.col_tiles, call.interrupted) {
         for (const TermCall<T>& term : call.terms) {
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
             const bool by_column = sweep_.triangle || term.by_column;
@@ -24,6 +27,10 @@ class Gather {
 
     void run() {
         const int threads = sweep_.threads();
+        if (!sweep_.band) {
+            sweep_.open_stripe(0, sweep_.col_tiles);
+            for_each(threads, sweep_.col_tiles, [&](int c) { sweep_.pack(c); });
+        }
         std::vector<Workspace> workspaces;
         for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
         std::atomic<int> mine{0};

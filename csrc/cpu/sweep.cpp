@@ -80,12 +80,19 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
         }
         operands.push_back(given);
     }
+}
 
-    if (band) return;
-    columns_ = Buffer<T>(padded(true) * call.y.d, call.poison);
-    for_each(threads(), col_tiles, [&](int c) {
-        pack_columns(Place(c) * TILE, TILE, columns_ + Place(c) * TILE * call.y.d);
-    });
+template <class T>
+void Sweep<T>::open_stripe(int first, int tiles) {
+    // The first stripe is as wide as any.
+    if (!columns_) columns_ = Buffer<T>(std::size_t(tiles) * TILE * call.y.d, call.poison);
+    stripe_ = Place(first) * TILE;
+}
+
+template <class T>
+void Sweep<T>::pack(int c) const {
+    const Place first = Place(c) * TILE;
+    pack_columns(first, TILE, columns_ + (first - stripe_) * call.y.d);
 }
 
 template <class T>
@@ -160,11 +167,8 @@ const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
 template <class T>
 void Sweep<T>::multiply(const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
                         T* s) const {
-    const T* from = columns_ + tile.col * call.y.d;
-    if (band) {
-        pack_columns(tile.col, tile.cols, columns);
-        from = columns;
-    }
+    if (band) pack_columns(tile.col, tile.cols, columns);
+    const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
 }
 

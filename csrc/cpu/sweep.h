@@ -99,6 +99,11 @@ class Sweep {
     bool band, triangle;
     std::vector<Operands<T>> operands;  // one per term
 
+    // Of a band nothing is packed beforehand; else a stripe of `tiles` tiles from tile `first` on
+    // is opened, and then each of its tiles is packed before it is multiplied.
+    void open_stripe(int first, int tiles);
+    void pack(int c) const;
+
     int first_tile(int r) const;
     int end_tile(int r) const;
     // Tile (r, c) without its similarities.
@@ -115,7 +120,6 @@ class Sweep {
     std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
     // Of what a team is worth waking for.
     int threads() const;
-    Order order() const { return Order(row_tiles, col_tiles, call.interrupted); }
     const std::int32_t* caller(bool of_columns) const { return of_columns ? caller_y_ : caller_x_; }
     std::size_t padded(bool of_columns) const {
         return std::size_t(of_columns ? col_tiles : row_tiles) * TILE;
@@ -125,8 +129,8 @@ class Sweep {
     void pack_columns(Place first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
-    Buffer<T>
-        columns_;  // panels of y; not of a band, which packs the few that it needs tile by tile
+    Buffer<T> columns_;  // panels of the stripe
+    Place stripe_ = 0;   // its first column
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;

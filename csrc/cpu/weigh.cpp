@@ -8,6 +8,8 @@ namespace pairops::cpu {
 
 namespace {
 
+constexpr int STRIPE = 64;  // tiles of columns; 6 MiB of packed floats at d = 128
+
 template <class T>
 class Weigh {
    public:
@@ -18,9 +20,7 @@ class Weigh {
           dx_(dx),
           dy_(dy),
           width_((call.x.d + kernels_.panel_cols - 1) / kernels_.panel_cols * kernels_.panel_cols),
-          order_(sweep_.order()) {
-        if (!sweep_.band) pack_slices();
-        ordered_ = sweep_.triangle || dy;
+          ordered_(sweep_.triangle || dy) {
         for (const TermCall<T>& term : call.terms) {
             Slopes slopes;
             for (int k = 0; k < term.arity; ++k) {
@@ -39,13 +39,22 @@ class Weigh {
         const int threads = sweep_.threads();
         std::vector<Workspace> workspaces;
         for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
-        std::atomic<int> mine{0};
-        on_a_team(threads, [&] {
-            Workspace& workspace = workspaces[mine++];
-            for (int r; (r = order_.next()) >= 0;)
-                if (!block(r, workspace)) return;
-        });
-        if (order_.stopped()) throw Interrupted();
+        // One stripe of columns after the other: what is packed of a stripe stays in cache, and
+        // working memory does not grow with N. A band has few tiles, and packs for each of them.
+        const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : STRIPE;
+        for (int begin = 0; begin < sweep_.col_tiles; begin += width) {
+            const int end = std::min(begin + width, sweep_.col_tiles);
+            if (!sweep_.band) pack_stripe(begin, end);
+            Order order(sweep_.triangle ? end : sweep_.row_tiles, end, call_.interrupted);
+            std::atomic<int> mine{0};
+            on_a_team(threads, [&] {
+                Workspace& workspace = workspaces[mine++];
+                for (int r; (r = order.next()) >= 0;)
+                    if (!block(r, begin, end, order, workspace)) return;
+            });
+            if (order.stopped()) throw Interrupted();
+        }
+        if (dx_) through_scale(call_.x, dx_);
         if (dy_) through_scale(call_.y, dy_);
         for (std::size_t k = 0; k < call_.terms.size(); ++k) write_slopes(k);
     }
@@ -56,7 +65,7 @@ class Weigh {
         Buffer<T> rows[2], columns[2];
     };
     struct Workspace {
-        Buffer<T> rows, columns, s, w, dx, by_col, slices;
+        Buffer<T> rows, columns, s, w, dx, by_col, x_slices, y_slices;
         std::vector<T*> out = std::vector<T*>(TILE);
 
         explicit Workspace(const Weigh& weigh)
@@ -66,7 +75,8 @@ class Weigh {
               w(TILE * TILE, weigh.call_.poison),
               dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
               by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison),
-              slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
+              x_slices(TILE * weigh.width_, weigh.call_.poison),
+              y_slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
     };
 
     Buffer<T> zeros(std::size_t count) const {
@@ -75,29 +85,17 @@ class Weigh {
         return result;
     }
 
-    void pack_slices() {
-        const int of_x = dy_ ? sweep_.row_tiles : 0, of_y = dx_ ? sweep_.col_tiles : 0;
-        if (of_x) x_slices_ = Buffer<T>(width_ * call_.x.kept, call_.poison);
-        if (of_y) y_slices_ = Buffer<T>(width_ * call_.y.kept, call_.poison);
-        for_each(sweep_.threads(), of_x + of_y, [&](int k) {
-            const Embeddings& set = k < of_x ? call_.x : call_.y;
-            const Place first = Place(k < of_x ? k : k - of_x) * TILE;
-            const int count = int(std::min(Place(TILE), set.kept - first));
-            kernels_.pack_slices(set, first, count, set.kept * kernels_.panel_cols,
-                                 (k < of_x ? x_slices_ : y_slices_) + first * kernels_.panel_cols);
+    void pack_stripe(int begin, int end) {
+        sweep_.open_stripe(begin, end - begin);
+        if (dx_ && !y_slices_) y_slices_ = Buffer<T>((end - begin) * TILE * width_, call_.poison);
+        for_each(sweep_.threads(), end - begin, [&](int k) {
+            sweep_.pack(begin + k);
+            if (!dx_) return;
+            const Place first = Place(begin + k) * TILE;
+            const int count = int(std::min(Place(TILE), call_.y.kept - first));
+            kernels_.pack_slices(call_.y, first, count, TILE * kernels_.panel_cols,
+                                 y_slices_ + k * TILE * width_);
         });
-    }
-    struct Slices {
-        const T* at;
-        std::size_t stride;
-    };
-    // Of `count` rows from `first`: a band packs them when a tile needs them.
-    Slices slices_of(const Embeddings& set, const T* all, Place first, int count,
-                     Workspace& w) const {
-        const std::size_t stride = set.kept * kernels_.panel_cols;
-        if (!sweep_.band) return {all + first * kernels_.panel_cols, stride};
-        kernels_.pack_slices(set, first, count, TILE * kernels_.panel_cols, w.slices);
-        return {w.slices, std::size_t(TILE * kernels_.panel_cols)};
     }
 
     bool active(std::size_t k, const Tile<T>& tile, int r, int c) const {
@@ -105,48 +103,60 @@ class Weigh {
         return sweep_.visits(term, tile) && (!term.bits || sweep_.bit(term, r, c));
     }
 
-    bool block(int r, Workspace& w) {
+    // Block r of rows through the columns of a stripe; false if the sweep is to stop.
+    bool block(int r, int begin, int end, Order& order, Workspace& w) {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
+        const std::size_t stride = TILE * kernels_.panel_cols;
         bool packed = false;
-        if (dx_) std::fill_n(static_cast<T*>(w.dx), TILE * width_, T(0));
-
-        for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
+        for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
+             ++c) {
             Tile<T> tile = sweep_.tile(r, c);
             bool any = false;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) any |= active(k, tile, r, c);
             if (!any) {
-                order_.pass(r, c);
+                order.pass(r, c);
                 continue;
             }
-            if (!packed) kernels_.pack_rows(call_.x, row, rows, w.rows);
-            packed = true;
+            if (!packed) {
+                kernels_.pack_rows(call_.x, row, rows, w.rows);
+                if (adds_transposed()) kernels_.pack_slices(call_.x, row, rows, stride, w.x_slices);
+                if (dx_) std::fill_n(static_cast<T*>(w.dx), TILE * width_, T(0));
+                packed = true;
+            }
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
             sweep_.multiply(tile, w.rows, w.columns, ranges, w.s);
             tile.s = w.s;
             weigh(tile, r, c, w);
             if (dx_) {
+                const T* slices =
+                    sweep_.band ? w.y_slices : y_slices_ + (c - begin) * TILE * width_;
+                if (sweep_.band)
+                    kernels_.pack_slices(call_.y, tile.col, tile.cols, stride, w.y_slices);
                 for (int i = 0; i < rows; ++i) w.out[i] = w.dx + i * width_;
-                const Slices y = slices_of(call_.y, y_slices_, tile.col, tile.cols, w);
-                kernels_.accumulate(w.w, false, rows, tile.cols, y.at, y.stride, width_, ranges,
+                kernels_.accumulate(w.w, false, rows, tile.cols, slices, stride, width_, ranges,
                                     w.out.data());
             }
-            if (ordered_ && !add_by_column(tile, r, c, w)) return false;
-            order_.pass(r, c);
+            if (ordered_) {
+                if (!order.wait(r, c)) return false;
+                add_by_column(tile, r, c, w);
+            }
+            order.pass(r, c);
         }
-        if (sweep_.triangle && !order_.wait(r, r)) return false;
-        if (dx_) {
-            if (packed)
-                for (int i = 0; i < rows; ++i) {
-                    T* out = dx_ + call_.x.order[row + i] * call_.x.d;
-                    for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
-                }
-            kernels_.through_scale(call_.x, row, rows, dx_);
-        }
-        order_.finish(r);
+        // Other blocks add to these rows, as columns, before this one does.
+        if (sweep_.triangle && r >= begin && !order.wait(r, r)) return false;
+        if (dx_ && packed)
+            for (int i = 0; i < rows; ++i) {
+                T* out = dx_ + call_.x.order[row + i] * call_.x.d;
+                for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
+            }
+        order.finish(r);
         return true;
     }
+
+    // Is Wᵀ x added to the gradients of columns?
+    bool adds_transposed() const { return call_.same ? dx_ && sweep_.triangle : dy_ != nullptr; }
 
     // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
     void weigh(const Tile<T>& tile, int r, int c, Workspace& w) const {
@@ -170,24 +180,19 @@ class Weigh {
         }
     }
 
-    bool add_by_column(const Tile<T>& tile, int r, int c, Workspace& w) {
-        T* target = call_.same ? dx_ : dy_;
-        const bool transposed = target && (!call_.same || (sweep_.triangle && r != c));
-        if (!order_.wait(r, c)) return false;
-        if (transposed) {
-            const Slices x =
-                slices_of(call_.x, call_.same ? y_slices_ : x_slices_, tile.row, tile.rows, w);
+    void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w) {
+        if (adds_transposed() && !(call_.same && r == c)) {
+            T* target = call_.same ? dx_ : dy_;
             for (int j = 0; j < tile.cols; ++j)
                 w.out[j] = target + call_.y.order[tile.col + j] * call_.y.d;
-            kernels_.accumulate(w.w, true, tile.rows, tile.cols, x.at, x.stride, call_.y.d, nullptr,
-                                w.out.data());
+            kernels_.accumulate(w.w, true, tile.rows, tile.cols, w.x_slices,
+                                TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
         }
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
             for (int a = 0; a < 2; ++a)
                 if (slopes_[k].columns[a])
                     for (int j = 0; j < tile.cols; ++j)
                         slopes_[k].columns[a][tile.col + j] += w.by_col[(2 * k + a) * TILE + j];
-        return true;
     }
 
     void through_scale(const Embeddings& set, T* g) const {
@@ -214,11 +219,10 @@ class Weigh {
     const Call<T>& call_;
     const Kernels<T>& kernels_;
     T *dx_, *dy_;
-    Index width_;  // d in whole slices
-    Buffer<T> x_slices_, y_slices_;
+    Index width_;         // d in whole slices
+    Buffer<T> y_slices_;  // of a stripe
     std::vector<Slopes> slopes_;
-    bool ordered_ = false;  // something is added by column
-    Order order_;
+    bool ordered_;  // something is added by column
 };
 
 }  // namespace

@@ -1,0 +1,305 @@
+"""The compiled engine on every instruction set: its results, their bits, exp, and what it declines."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from conftest import assert_within_rule, gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import DOUBLE, problem, served_terms
+from torch import Tensor
+
+import pairops
+from pairops import ALL, NEG, POS, Pairs, engines, highest, lse, partner, row_stats, total
+from pairops.engines import native
+from pairops.functions import hinge, softplus
+from pairops.terms import Term
+
+ISAS = pairops._native.isas()
+isas = pytest.mark.parametrize("isa", ISAS)
+
+
+@pytest.fixture
+def on_isa(isa: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(native, "_isa", lambda: isa)
+    with pairops.use("native"):
+        yield
+
+
+def found(
+    pairs: Callable[[], Pairs], rows: list[Term], cols: list[Term], leaves: list[Tensor]
+) -> list[Tensor]:
+    """Statistics, and gradients of a fixed combination of the finite ones."""
+    statistics = row_stats(pairs(), *rows, cols=cols)
+    live = torch.cat([torch.where(r.isinf(), 0, r) for r in statistics])
+    if not live.requires_grad:
+        return [*statistics]
+    return [*statistics, *gradients(lambda: live, leaves, torch.linspace(-1, 2, len(live)))]
+
+
+def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], alone: bool = False) -> None:
+    """All served terms in one call, as rows and as columns; or each for itself, in either role."""
+    n, m = pairs().shape
+    u, v, t = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE), torch.tensor(1.3)
+    own = [z.to(DOUBLE).requires_grad_() for z in (u, v, t)]
+    rows, cols = served_terms(*own), served_terms(own[1], own[0], own[2], turn=1)
+    calls = [(rows, cols)]
+    if alone:
+        calls = [([term], []) for term in rows] + [([], [term]) for term in cols]
+    for call in calls:
+        with pairops.use("dense"):
+            truth = found(pairs, *call, leaves + own)
+        for isa in ISAS:
+            with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
+                patch.setattr(native, "_isa", lambda isa=isa: isa)
+                ours = found(pairs, *call, leaves + own)
+            for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
+                what = f"{isa}, result {k} of {[native._name(t) for t in call[0] + call[1]]}"
+                torch.testing.assert_close(
+                    a, b, rtol=1e-10, atol=1e-10, msg=lambda m, what=what: f"{what}: {m}"
+                )
+
+
+def related(how: str, n: int, m: int, d: int, classes: int) -> tuple[Any, list[Tensor]]:
+    """() -> Pairs, and the embeddings."""
+    x, labels, other = problem(n, m, d, classes)
+    if m == 0 and how not in ("one set", "self pairs kept"):
+        other = {"ref_emb": torch.zeros(0, d, dtype=DOUBLE), "ref_labels": labels[:0]}
+    labels = torch.where(torch.rand(n) < 0.1, -100, labels)
+    leaves = [x.requires_grad_()]
+    if other:
+        leaves.append(other["ref_emb"].requires_grad_())
+        other["ref_labels"] = torch.where(torch.rand(m) < 0.1, -100, other["ref_labels"])
+    if how == "by index":
+        x, y = (z[: min(n, m)] for z in leaves)
+        return (lambda: Pairs.paired(x, y)), leaves
+    if how == "self pairs kept":
+        other["exclude_self"] = False
+    if how == "named by ids":
+        names = torch.randperm(2 * (n + m))
+        other |= {"ids": names[:n], "ref_ids": names[: n + m].flip(0)[:m]}
+    return (lambda: Pairs.of(x, labels, **other)), leaves
+
+
+RELATIONS = ["one set", "self pairs kept", "two sets", "named by ids", "by index"]
+SIZES = [(1, 300), (95, 97), (96, 96), (97, 191), (193, 96), (250, 193), (300, 1)]
+
+
+@pytest.mark.parametrize(("n", "m"), SIZES)
+@pytest.mark.parametrize("how", RELATIONS)
+def test_every_served_term_equals_dense(how: str, n: int, m: int) -> None:
+    one = how in ("one set", "self pairs kept")
+    against_dense(*related(how, n, 0 if one else m, 33, n // 5 + 1))
+
+
+@pytest.mark.parametrize("how", RELATIONS)
+def test_every_served_term_alone_equals_dense(how: str) -> None:
+    """Terms over positives alone are swept along a band, and their windows skip tiles."""
+    one = how in ("one set", "self pairs kept")
+    against_dense(*related(how, 250, 0 if one else 193, 5, 12), alone=True)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    how=st.sampled_from(RELATIONS),
+    n=st.integers(0, 210),
+    m=st.integers(0, 210),
+    d=st.integers(1, 70),
+    classes=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_native_equals_dense_on_anything(
+    how: str, n: int, m: int, d: int, classes: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    one = how in ("one set", "self pairs kept")
+    against_dense(*related(how, n, 0 if one else m, d, classes))
+
+
+def between(s: Tensor, share: float) -> Tensor:
+    """Per row the middle of two neighbouring similarities: rounding moves none past it."""
+    k = int(share * (s.shape[1] - 1))
+    return s.sort(1).values[:, k : k + 2].mean(1)
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [1, 31, 33, 257, 300])
+def test_every_dtype_and_depth(d: int, dtype: torch.dtype) -> None:
+    stored, labels = torch.randn(d, 193).to(dtype).T, torch.randint(0, 30, (193,))
+    assert d == 1 or not stored.is_contiguous()
+    normalize = d > 1  # as cosines of one dimension all gradients are rounding errors
+    wide = stored.double()
+    wide = torch.nn.functional.normalize(wide) if normalize else wide
+    above, below = (between(wide @ wide.T, share).float() for share in (0.3, 0.8))
+    numbers = [torch.rand(193), torch.rand(193), torch.tensor(1.3)]
+
+    def run(like: torch.dtype) -> list[Tensor]:
+        to = torch.float64 if like == torch.float64 else torch.float32
+        x = stored.detach().to(like).requires_grad_()
+        u, v, t = (z.to(to).requires_grad_() for z in numbers)
+        terms = served_terms(u, v, t, above=above, below=below)
+        pairs = lambda: Pairs.of(x, labels, normalize=normalize)  # noqa: E731
+        results = found(pairs, terms, [], [x, u, v])
+        return [torch.where(r.isinf(), 0, r) for r in results]
+
+    ours = run(dtype)
+    with pairops.use("dense"):
+        dense, truth = run(dtype), run(torch.float64)
+    for k, (a, b, exact) in enumerate(zip(ours, dense, truth, strict=True)):
+        assert_within_rule(f"result {k}", a, [b], exact)
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("d", [33, 300])
+def test_copies_tie_wherever_they_stand(d: int) -> None:
+    """Ten copies each of thirty rows, all negatives: the nearest is the copy of lowest index."""
+    which = torch.arange(30).repeat(10)[torch.randperm(300)]
+    pairs = Pairs.of(torch.randn(30, d)[which], torch.randperm(300))
+    term = highest(NEG)
+    (value,), (argument,), _ = native.gather(pairs, [term], [])
+    copies = (which == which[:, None]) & ~torch.eye(300, dtype=torch.bool)
+    assert torch.equal(argument, copies.byte().argmax(1))
+    by_copy = torch.zeros(30).scatter(0, which, value)
+    assert torch.equal(by_copy[which], value)
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+def test_a_similarity_has_the_same_bits_from_either_side() -> None:
+    x, y = torch.randn(193, 300), torch.randn(250, 300)
+    a, b = torch.randint(0, 9, (193,)), torch.randint(0, 9, (250,))
+    rows = row_stats(Pairs.of(x, a, ref_emb=y, ref_labels=b), highest(NEG))[0]
+    cols = row_stats(Pairs.of(y, b, ref_emb=x, ref_labels=a), cols=[highest(NEG)])[0]
+    assert torch.equal(rows, cols)
+    one = row_stats(Pairs.of(x, a), highest(NEG))[0]
+    assert torch.equal(one, row_stats(Pairs.of(x, a, ref_emb=x, ref_labels=a), highest(NEG))[0])
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "ms_loss": lambda x, _, labels, t: pairops.ms_loss(x, labels, beta=t),
+    "supcon_loss": lambda x, _, labels, t: pairops.supcon_loss(x, labels, temperature=t),
+    "info_nce_loss": lambda x, y, _, t: pairops.info_nce_loss(x, y, temperature=t),
+    "siglip_loss": lambda x, y, _, t: pairops.siglip_loss(x, y, scale=t, bias=-t),
+}
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_number_of_threads_changes_no_bit(loss: str) -> None:
+    x, y = (torch.randn(700, 33, requires_grad=True) for _ in range(2))
+    labels, t = torch.randint(0, 90, (700,)), torch.tensor(3.0, requires_grad=True)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 3, 3, 2, 1):
+            torch.set_num_threads(threads)
+            value = LOSSES[loss](x, y, labels, t)
+            leaves = [x, y, t]
+            runs.append([value.detach(), *gradients(lambda v=value: v, leaves, torch.ones(()))])
+    finally:
+        torch.set_num_threads(before)
+    assert bool((runs[0][1] != 0).any())
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("m", [0, 1440])
+def test_tile_bits_change_no_bit(m: int) -> None:
+    """120 classes of 16 rows, which divide a tile; eight pairs of classes share a centre."""
+    centres = torch.randn(120, 32)
+    centres[torch.arange(1, 9) * 7] = centres[torch.arange(1, 9) * 13 + 2]
+
+    def clustered(n: int) -> tuple[Tensor, Tensor]:
+        labels = (torch.arange(n) // 16)[torch.randperm(n)]
+        return centres[labels] + 0.1 * torch.randn(n, 32), labels
+
+    x, labels = clustered(1920)
+    y, ref_labels = clustered(m) if m else (None, None)
+    pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=ref_labels)
+    n, m = pairs.shape
+    u, bound = torch.rand(n), torch.tensor(0.9)
+    terms = [
+        lse(NEG, 50.0, u, above=bound).over(n, m, torch.float32),
+        total(NEG, u, 0.5, function=hinge, above=bound, below=2 * bound).over(n, m, torch.float32),
+    ]
+    statistics, _, bits = native.gather(pairs, terms, [])
+    tiles = bits[0].numel() if y is not None else bits.shape[1] * (bits.shape[1] + 1) / 2
+    for plane in bits:
+        assert 0 < plane.sum() < 0.05 * tiles, f"{plane.sum()} of {tiles} tiles are set"
+    cotangents = [torch.randn(n), torch.randn(n)]
+    skipped, whole = (
+        native.weigh(pairs, terms, [], statistics, cotangents, b, (True, y is not None))
+        for b in (bits, None)
+    )
+    for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
+        assert torch.equal(a, b)
+        assert a.numel() == 0 or bool((a != 0).any())
+
+
+def units(ours: Tensor, truth: list[Any]) -> float:
+    """The largest error in units in the last place of the truth."""
+    digits = torch.finfo(ours.dtype).eps
+    return max(
+        float(abs(mpmath.mpf(a) - b) / mpmath.ldexp(digits, mpmath.frexp(b)[1] - 1))
+        for a, b in zip(ours.tolist(), truth, strict=True)
+    )
+
+
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
+    """exp: the share exp(f − 0), as the slope by a base per partner. log1p: softplus below 0."""
+    least, most = (-87.3, 88.3) if dtype == torch.float32 else (-708.3, 709.4)
+    grid = torch.cat([torch.linspace(least, most, 4001), torch.linspace(-1, 1, 1001)]).to(dtype)
+    beyond = torch.tensor([-torch.inf, 2 * least, 2 * most, torch.inf, torch.nan], dtype=dtype)
+    z = torch.cat([grid, beyond])
+    origin, same = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=torch.int64)
+    zeros = torch.zeros(len(z), 1, dtype=dtype)
+    given = {"ref_emb": zeros, "ref_labels": same.expand(len(z)), "normalize": False}
+    pairs = Pairs.of(origin, same, **given)
+    terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
+    slopes = native.weigh(
+        pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False)
+    )[2]
+    exp = slopes[1][: len(grid)]
+    with mpmath.workdps(40):
+        assert units(exp, [mpmath.exp(a) for a in grid.tolist()]) <= 2
+        below = grid[grid < 0]
+        pairs = Pairs.of(zeros[: len(below)], same.expand(len(below)), ref_emb=origin,
+                         ref_labels=same, normalize=False)  # fmt: skip
+        (value,) = row_stats(pairs, total(POS, 1.0, below, function=softplus))
+        # Two units of exp, three of log1p.
+        assert units(value, [mpmath.log1p(mpmath.exp(a)) for a in below.tolist()]) <= 5
+    assert slopes[1][len(grid) :].tolist()[:4] == [0, 0, torch.inf, torch.inf]
+    assert bool(slopes[1][-1].isnan())
+
+
+def test_a_term_without_a_recipe_is_declined_by_name() -> None:
+    x, labels, _ = problem()
+    pairs, terms = Pairs.of(x, labels), [total(POS, partner(torch.ones(60)), 0.1)]
+    with (
+        pairops.use("native"),
+        pytest.raises(ValueError, match=r"recipes.h has the term sum:pos:affine\(po\)$"),
+    ):
+        row_stats(pairs, *terms)
+    with pairops.use("auto"):
+        assert engines.choose(pairs, terms, []) == "blockwise"
+        assert engines.choose(pairs, [], terms) == "blockwise"
+        assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "native"
+
+
+def test_another_device_is_declined() -> None:
+    pairs = Pairs.of(torch.zeros(2, 2, device="meta"), torch.zeros(2, 0).sum(1).long().to("meta"))
+    assert native.declines(pairs, [highest(NEG)], []) == (
+        "x is on meta; the native kernels are for the CPU"
+    )
