@@ -67,16 +67,21 @@ class Pairs:
     def relation(self) -> list[Tensor]:
         return [self.order_x, self.order_y, self.lo, self.hi, self.own, self.keep_x, self.keep_y]
 
+    def positives(self) -> Tensor:
+        """(N,) how many positives a row has; 0 for an ignored row."""
+        own_among_them = (self.own >= self.lo) & (self.own < self.hi)
+        return self._to_caller(self.hi - self.lo - own_among_them.long())
+
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
-        own_counts = (self.own >= 0) & (self.own < self.keep_y.sum())
-        own_positive = own_counts & (self.own >= self.lo) & (self.own < self.hi)
-        positives = self.hi - self.lo - own_positive.long()
-        negatives = self.keep_y.sum() - own_counts.long() - positives
-        return tuple(
-            torch.zeros_like(count).scatter(0, self.order_x, count) * self.keep_x
-            for count in (positives, negatives)
-        )  # type: ignore[return-value]
+        kept = self.keep_y.sum()
+        own_counts = (self.own >= 0) & (self.own < kept)
+        pairs = self._to_caller(kept - own_counts.long())
+        positives = self.positives()
+        return positives, pairs - positives
+
+    def _to_caller(self, count: Tensor) -> Tensor:
+        return torch.empty_like(count).scatter(0, self.order_x, count) * self.keep_x
 
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""

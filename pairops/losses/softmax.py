@@ -33,7 +33,7 @@ def supcon_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     pairs = Pairs.of(x, labels, **pairing)
     check_reduction(reduction, weight, pairs)
-    positives, _ = pairs.counts()
+    positives = pairs.positives()
     everyone, pos = row_stats(pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
     losses = torch.where(positives > 0, everyone - pos / positives.clamp(min=1), 0)
     return reduce(losses, pairs, weight, reduction)
