@@ -243,6 +243,7 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
 }  // namespace
 
 void bind(py::module_& module) {
+    module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
     module.def("gather", &gather_bound, py::arg("isa"), py::arg("x"), py::arg("y"),

@@ -44,17 +44,28 @@ struct Statistic {
 // Every gather offers identity(), push(f, j), merge(other), result(), and
 // share(f, j, statistic) = the derivative of the statistic by the contribution f of column j.
 // Pushing (fill(), nowhere()) does not change the result.
+// What rounding loses of a sum is summed too: a row may be as long as a data set.
 template <class T>
 struct Sum {
     static constexpr const char* name = "sum";
     static constexpr bool extreme = false, keeps_argument = false;
     T sum;
+    T lost;  // NaN beside an infinite sum
 
     HD static T fill() { return T(0); }
-    HD static Sum identity() { return {T(0)}; }
-    HD void push(T f, Columns<T>) { sum = sum + f; }
-    HD void merge(const Sum& other) { sum = sum + other.sum; }
-    HD Statistic<T> result() const { return {sum, Columns<T>(-1)}; }
+    HD static Sum identity() { return {T(0), T(0)}; }
+    HD void push(T f, Columns<T>) {
+        const T total = sum + f, added = total - sum;
+        lost = lost + ((sum - (total - added)) + (f - added));
+        sum = total;
+    }
+    HD void merge(const Sum& other) {
+        push(other.sum, nowhere<T>());
+        lost = lost + other.lost;
+    }
+    HD Statistic<T> result() const {
+        return {select(lost == lost, sum + lost, sum), Columns<T>(-1)};
+    }
     HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
 };
 

@@ -64,6 +64,8 @@ _Weighed: TypeAlias = tuple[
     list[int | None],
 ]
 
+TILE: int  # rows and columns of a tile of bits
+
 def isas() -> list[str]: ...  # that this machine runs, the best one first
 def terms() -> list[str]: ...  # that are compiled
 def gather(

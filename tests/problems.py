@@ -66,11 +66,12 @@ def served_terms(
             partner(v) if isinstance(a, Partner) else given[(turn + k + place) % 3]
             for place, a in enumerate(pattern.args)
         ]
-        bounds = {
-            "above": None if pattern.above is None else u.detach() - 0.9 if above is None else above,
-            "below": None if pattern.below is None else u.detach() if below is None else below,
-        }
-        terms.append(replace(pattern, args=tuple(args), **bounds))
+        pattern = replace(pattern, args=tuple(args))
+        if pattern.above is not None:
+            pattern = replace(pattern, above=u.detach() - 0.9 if above is None else above)
+        if pattern.below is not None:
+            pattern = replace(pattern, below=u.detach() if below is None else below)
+        terms.append(pattern)
     return terms
 
 

@@ -1,5 +1,6 @@
-"""The compiled engine on every instruction set: its results, their bits, exp, and what it declines."""
+"""The compiled engine on every instruction set: results, their bits, exp, what it declines."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,10 +23,16 @@ ISAS = pairops._native.isas()
 isas = pytest.mark.parametrize("isa", ISAS)
 
 
+@contextlib.contextmanager
+def using(isa: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
+        patch.setattr(native, "_isa", lambda: isa)
+        yield
+
+
 @pytest.fixture
-def on_isa(isa: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(native, "_isa", lambda: isa)
-    with pairops.use("native"):
+def on_isa(isa: str) -> Iterator[None]:
+    with using(isa):
         yield
 
 
@@ -46,15 +53,12 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], alone: bool 
     u, v, t = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE), torch.tensor(1.3)
     own = [z.to(DOUBLE).requires_grad_() for z in (u, v, t)]
     rows, cols = served_terms(*own), served_terms(own[1], own[0], own[2], turn=1)
-    calls = [(rows, cols)]
-    if alone:
-        calls = [([term], []) for term in rows] + [([], [term]) for term in cols]
-    for call in calls:
+    singly = [([term], []) for term in rows] + [([], [term]) for term in cols]
+    for call in singly if alone else [(rows, cols)]:
         with pairops.use("dense"):
             truth = found(pairs, *call, leaves + own)
         for isa in ISAS:
-            with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
-                patch.setattr(native, "_isa", lambda isa=isa: isa)
+            with using(isa):
                 ours = found(pairs, *call, leaves + own)
             for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
                 what = f"{isa}, result {k} of {[native._name(t) for t in call[0] + call[1]]}"
@@ -65,44 +69,43 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], alone: bool 
 
 def related(how: str, n: int, m: int, d: int, classes: int) -> tuple[Any, list[Tensor]]:
     """() -> Pairs, and the embeddings."""
-    x, labels, other = problem(n, m, d, classes)
-    if m == 0 and how not in ("one set", "self pairs kept"):
+    one = how in ("one set", "self pairs kept")
+    x, labels, other = problem(n, 0 if one else m, d, classes)
+    if m == 0 and not one:
         other = {"ref_emb": torch.zeros(0, d, dtype=DOUBLE), "ref_labels": labels[:0]}
     labels = torch.where(torch.rand(n) < 0.1, -100, labels)
     leaves = [x.requires_grad_()]
+    normalize = d > 1  # as cosines of one dimension all gradients are rounding errors
     if other:
         leaves.append(other["ref_emb"].requires_grad_())
         other["ref_labels"] = torch.where(torch.rand(m) < 0.1, -100, other["ref_labels"])
     if how == "by index":
-        x, y = (z[: min(n, m)] for z in leaves)
-        return (lambda: Pairs.paired(x, y)), leaves
+        return (lambda: Pairs.paired(x[:m], leaves[1][:n], normalize=normalize)), leaves
     if how == "self pairs kept":
         other["exclude_self"] = False
     if how == "named by ids":
         names = torch.randperm(2 * (n + m))
         other |= {"ids": names[:n], "ref_ids": names[: n + m].flip(0)[:m]}
-    return (lambda: Pairs.of(x, labels, **other)), leaves
+    return (lambda: Pairs.of(x, labels, normalize=normalize, **other)), leaves
 
 
 RELATIONS = ["one set", "self pairs kept", "two sets", "named by ids", "by index"]
-SIZES = [(1, 300), (95, 97), (96, 96), (97, 191), (193, 96), (250, 193), (300, 1)]
+SIZES = [(1, 300), (95, 97), (96, 193), (97, 96), (191, 250), (300, 1)]
 
 
 @pytest.mark.parametrize(("n", "m"), SIZES)
 @pytest.mark.parametrize("how", RELATIONS)
 def test_every_served_term_equals_dense(how: str, n: int, m: int) -> None:
-    one = how in ("one set", "self pairs kept")
-    against_dense(*related(how, n, 0 if one else m, 33, n // 5 + 1))
+    against_dense(*related(how, n, m, 33, n // 5 + 1))
 
 
 @pytest.mark.parametrize("how", RELATIONS)
 def test_every_served_term_alone_equals_dense(how: str) -> None:
     """Terms over positives alone are swept along a band, and their windows skip tiles."""
-    one = how in ("one set", "self pairs kept")
-    against_dense(*related(how, 250, 0 if one else 193, 5, 12), alone=True)
+    against_dense(*related(how, 193, 110, 5, 12), alone=True)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     how=st.sampled_from(RELATIONS),
     n=st.integers(0, 210),
@@ -115,8 +118,7 @@ def test_native_equals_dense_on_anything(
     how: str, n: int, m: int, d: int, classes: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    one = how in ("one set", "self pairs kept")
-    against_dense(*related(how, n, 0 if one else m, d, classes))
+    against_dense(*related(how, n, m, d, classes))
 
 
 def between(s: Tensor, share: float) -> Tensor:
@@ -125,16 +127,13 @@ def between(s: Tensor, share: float) -> Tensor:
     return s.sort(1).values[:, k : k + 2].mean(1)
 
 
-@isas
-@pytest.mark.usefixtures("on_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("d", [1, 31, 33, 257, 300])
 def test_every_dtype_and_depth(d: int, dtype: torch.dtype) -> None:
     stored, labels = torch.randn(d, 193).to(dtype).T, torch.randint(0, 30, (193,))
     assert d == 1 or not stored.is_contiguous()
-    normalize = d > 1  # as cosines of one dimension all gradients are rounding errors
-    wide = stored.double()
-    wide = torch.nn.functional.normalize(wide) if normalize else wide
+    normalize = d > 1
+    wide = torch.nn.functional.normalize(stored.double()) if normalize else stored.double()
     above, below = (between(wide @ wide.T, share).float() for share in (0.3, 0.8))
     numbers = [torch.rand(193), torch.rand(193), torch.tensor(1.3)]
 
@@ -145,13 +144,15 @@ def test_every_dtype_and_depth(d: int, dtype: torch.dtype) -> None:
         terms = served_terms(u, v, t, above=above, below=below)
         pairs = lambda: Pairs.of(x, labels, normalize=normalize)  # noqa: E731
         results = found(pairs, terms, [], [x, u, v])
-        return [torch.where(r.isinf(), 0, r) for r in results]
+        return [torch.where(r.isinf(), 0, r).detach() for r in results]
 
-    ours = run(dtype)
     with pairops.use("dense"):
         dense, truth = run(dtype), run(torch.float64)
-    for k, (a, b, exact) in enumerate(zip(ours, dense, truth, strict=True)):
-        assert_within_rule(f"result {k}", a, [b], exact)
+    for isa in ISAS:
+        with using(isa):
+            ours = run(dtype)
+        for k, (a, b, exact) in enumerate(zip(ours, dense, truth, strict=True)):
+            assert_within_rule(f"{isa}, result {k}", a, [b], exact)
 
 
 @isas
@@ -201,8 +202,8 @@ def test_the_number_of_threads_changes_no_bit(loss: str) -> None:
         for threads in (1, 2, 3, 3, 2, 1):
             torch.set_num_threads(threads)
             value = LOSSES[loss](x, y, labels, t)
-            leaves = [x, y, t]
-            runs.append([value.detach(), *gradients(lambda v=value: v, leaves, torch.ones(()))])
+            found = torch.autograd.grad(value, [x, y, t], materialize_grads=True)
+            runs.append([value.detach(), *found])
     finally:
         torch.set_num_threads(before)
     assert bool((runs[0][1] != 0).any())
@@ -247,9 +248,11 @@ def test_tile_bits_change_no_bit(m: int) -> None:
 
 def units(ours: Tensor, truth: list[Any]) -> float:
     """The largest error in units in the last place of the truth."""
-    digits = torch.finfo(ours.dtype).eps
     return max(
-        float(abs(mpmath.mpf(a) - b) / mpmath.ldexp(digits, mpmath.frexp(b)[1] - 1))
+        float(
+            abs(mpmath.mpf(a) - b)
+            / mpmath.ldexp(torch.finfo(ours.dtype).eps, mpmath.frexp(b)[1] - 1)
+        )
         for a, b in zip(ours.tolist(), truth, strict=True)
     )
 
@@ -265,15 +268,11 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
     z = torch.cat([grid, beyond])
     origin, same = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=torch.int64)
     zeros = torch.zeros(len(z), 1, dtype=dtype)
-    given = {"ref_emb": zeros, "ref_labels": same.expand(len(z)), "normalize": False}
-    pairs = Pairs.of(origin, same, **given)
+    pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), normalize=False)
     terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
-    slopes = native.weigh(
-        pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False)
-    )[2]
-    exp = slopes[1][: len(grid)]
+    slopes = native.weigh(pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False))[2]
     with mpmath.workdps(40):
-        assert units(exp, [mpmath.exp(a) for a in grid.tolist()]) <= 2
+        assert units(slopes[1][: len(grid)], [mpmath.exp(a) for a in grid.tolist()]) <= 2
         below = grid[grid < 0]
         pairs = Pairs.of(zeros[: len(below)], same.expand(len(below)), ref_emb=origin,
                          ref_labels=same, normalize=False)  # fmt: skip
@@ -294,12 +293,10 @@ def test_a_term_without_a_recipe_is_declined_by_name() -> None:
         row_stats(pairs, *terms)
     with pairops.use("auto"):
         assert engines.choose(pairs, terms, []) == "blockwise"
-        assert engines.choose(pairs, [], terms) == "blockwise"
         assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "native"
 
 
 def test_another_device_is_declined() -> None:
     pairs = Pairs.of(torch.zeros(2, 2, device="meta"), torch.zeros(2, 0).sum(1).long().to("meta"))
-    assert native.declines(pairs, [highest(NEG)], []) == (
-        "x is on meta; the native kernels are for the CPU"
-    )
+    reason = native.declines(pairs, [highest(NEG)], [])
+    assert reason == "x is on meta; the native kernels are for the CPU"

@@ -85,7 +85,11 @@ class Gather {
                     kernel(k).clear(w.of_columns[k], col_states);
                     kept |= kernel(k).gather_cols(tile, sweep_.operands[k], w.of_columns[k]);
                 }
-                if (term.bits && kept) sweep_.bit(term, r, c) = 1;
+                if (term.bits && kept) {
+                    sweep_.bit(term, r, c) = 1;
+                    // weigh may visit both: without the extremes of the call it may be a band.
+                    if (mirrored) sweep_.bit(term, c, r) = 1;
+                }
             }
             if (!ordered_) continue;
             if (!order_.wait(r, c)) return false;

@@ -164,8 +164,10 @@ HD inline Lanes<T, n, registers> rounded(Lanes<T, n, registers> x) {
 // Once per row; a polynomial would gain nothing.
 template <class T, int n, int registers>
 HD inline Lanes<T, n, registers> log(Lanes<T, n, registers> x) {
-    for (int k = 0; k < x.count; ++k) x.set(k, std::log(x[k]));
-    return x;
+    T numbers[n * registers];
+    x.store(numbers);
+    for (T& one : numbers) one = std::log(one);
+    return Lanes<T, n, registers>::load(numbers);
 }
 
 template <class T, int n, int registers>

@@ -19,11 +19,12 @@ struct Float16 {
     std::uint16_t bits;
 };
 inline float widened(Float16 x) {
-    // The exponent is moved by a multiplication, which is exact and takes subnormals along.
     const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-    const float moved = from_bits(rest << 13) * from_bits(std::uint32_t(127 + 112) << 23);
-    const std::uint32_t infinite = rest >= 0x7c00 ? 0x7f800000 : 0;
-    return from_bits(bits_of(moved) | infinite | sign);
+    // Not by a subnormal float: a thread may be set to read those as 0.
+    const float small = float(int(rest)) * 0x1p-24f;
+    const std::uint32_t exponent = rest < 0x7c00 ? 127 - 15 : 255 - 31;
+    const std::uint32_t normal = (rest << 13) + (exponent << 23);
+    return from_bits((rest < 0x400 ? bits_of(small) : normal) | sign);
 }
 
 // Calls visit with a pointer to row `place` in the type it has.

@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,7 +22,9 @@ Parallel parallel_of_torch() {
     return parallel;
 }
 
-// A forked child inherits the runtime's records of threads, but no threads.
+// A forked child inherits the runtime's records of threads, but no threads. (One that was forked
+// from a process with such records and only then loads this cannot be told; torch itself hangs
+// there.)
 const pid_t loaded_by = getpid();
 
 const void* this_thread() {
@@ -44,19 +45,20 @@ void on_a_team(int threads, const std::function<void()>& work) {
                             unsigned(threads), 0);
         }
     std::vector<std::thread> others;
+    others.reserve(threads - 1);
     try {
-        for (int k = 1; k < threads; ++k) others.emplace_back(work);
-    } catch (const std::system_error&) {
+        for (int k = 1; k < threads; ++k) others.emplace_back(std::ref(work));
+    } catch (const std::exception&) {
         // The system gives no more: fewer do the same.
     }
     work();
     for (std::thread& other : others) other.join();
 }
 
-Order::Order(int blocks, int columns, std::function<bool()> interrupted)
+Order::Order(int blocks, int columns, const std::function<bool()>& interrupted)
     : blocks_(blocks),
       columns_(columns),
-      interrupted_(std::move(interrupted)),
+      interrupted_(interrupted),
       progress_(new Padded[blocks]),
       caller_(this_thread()) {}
 
@@ -77,6 +79,7 @@ bool Order::wait(int block, int column) const {
             if (turn > 1000) sched_yield();  // more threads than cores
         }
     }
+    // Of two threads that store here the later may store less: true as well, and no harm.
     int done = done_.load(std::memory_order_acquire);
     while (done < block && progress_[done].value.load(std::memory_order_acquire) == columns_)
         ++done;

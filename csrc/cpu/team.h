@@ -22,7 +22,7 @@ struct Interrupted {};
 class Order {
    public:
     // interrupted: asked by the calling thread now and then, between blocks.
-    Order(int blocks, int columns, std::function<bool()> interrupted);
+    Order(int blocks, int columns, const std::function<bool()>& interrupted);
 
     // The next block of rows, or -1 when there is none or the sweep is to stop.
     int next();
@@ -41,7 +41,7 @@ class Order {
     };
 
     int blocks_, columns_;
-    std::function<bool()> interrupted_;
+    const std::function<bool()>& interrupted_;
     std::unique_ptr<Padded[]> progress_;
     std::atomic<int> next_{0};
     mutable std::atomic<int> done_{0};  // blocks above this one have finished

@@ -8,7 +8,12 @@ namespace pairops::cpu {
 
 namespace {
 
-constexpr int STRIPE = 64;  // tiles of columns; 6 MiB of packed floats at d = 128
+// Tiles of columns in a stripe: as many as 12 MiB hold once packed, and at most 64, so that even of
+// a few dimensions what belongs to a stripe stays in the last cache.
+template <class T>
+int stripe(Index d) {
+    return int(std::clamp((Index(12) << 20) / (Index(sizeof(T)) * TILE * d), Index(1), Index(64)));
+}
 
 template <class T>
 class Weigh {
@@ -41,7 +46,7 @@ class Weigh {
         for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
         // One stripe of columns after the other: what is packed of a stripe stays in cache, and
         // working memory does not grow with N. A band has few tiles, and packs for each of them.
-        const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : STRIPE;
+        const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : stripe<T>(call_.x.d);
         for (int begin = 0; begin < sweep_.col_tiles; begin += width) {
             const int end = std::min(begin + width, sweep_.col_tiles);
             if (!sweep_.band) pack_stripe(begin, end);
@@ -144,7 +149,7 @@ class Weigh {
             }
             order.pass(r, c);
         }
-        // Other blocks add to these rows, as columns, before this one does.
+        // Blocks above add to these rows, as columns, before this one does; those below never do.
         if (sweep_.triangle && r >= begin && !order.wait(r, r)) return false;
         if (dx_ && packed)
             for (int i = 0; i < rows; ++i) {

@@ -26,8 +26,7 @@ except ImportError as error:  # a source tree that was never built
 else:
     _missing, SERVED = None, frozenset(_native.terms())
 
-TILE = 96  # as in csrc/cpu/kernels.h
-_MOST = 2**31 - 1  # rows; csrc/gathers.h counts columns in 32 bits
+_MOST = 2**31 - 1  # rows: csrc/gathers.h counts columns in 32 bits
 _DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -41,6 +40,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return _missing
     if pairs.x.device.type != "cpu":
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
+    if max(pairs.shape) > _MOST:
+        return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
         name = _name(term)
         if name not in SERVED:
@@ -54,8 +55,7 @@ def gather(
     """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
 
     The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
-    pair. Of the same set only tiles on and above the diagonal are visited: their bits speak of the
-    pairs (j, i) too.
+    pair; of the same set also where it kept a pair of the tile's mirror image.
     """
     with _call(pairs) as call:
         bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
@@ -84,7 +84,7 @@ def weigh(
     bits: Tensor | None,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
 
     Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
     not needed is empty; for the same set the first is the whole one.
@@ -121,7 +121,8 @@ def bits_shape(
 ) -> tuple[int | torch.SymInt, ...]:
     n, m = pairs.shape
     keeping = sum(term.keeps_bits for term in (*rows, *cols))
-    return keeping, (n + TILE - 1) // TILE, (m + TILE - 1) // TILE
+    tile = _native.TILE
+    return keeping, (n + tile - 1) // tile, (m + tile - 1) // tile
 
 
 @functools.cache
