@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SANITIZED := build/sanitize
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
 # Options for the program behind a target: make demo ARGS="--loss supcon", make test ARGS="-k ms".
@@ -12,11 +13,11 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | test | bench | lint | format | clean, with options in ARGS="..."'
+	@echo 'make demo | test | sanitize | bench | lint | format | clean, with options in ARGS="..."'
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_digits.py --output build/digits.png $(ARGS)
@@ -24,6 +25,16 @@ demo: $(VENV)/.demo
 # The tests run the example and the benchmark too.
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python -m pytest $(ARGS)
+
+# The extension's tests on every instruction set of this machine, as built with gcc's sanitizers. Python
+# is built without them, so what the extension needs of them is loaded before it. A report ends the run:
+# it is not captured, and the abort says which test it was.
+sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
+sanitize: $(SANITIZED)/.installed
+	LD_PRELOAD="$$(ldd $(SANITIZED)/lib/python3*/site-packages/pairops/_native*.so | \
+		awk '/lib(asan|stdc\+\+)/ {printf "%s ", $$3}')" $(SANITIZED)/bin/python -m pytest \
+		--capture=sys tests/test_native.py tests/test_native_engine.py $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)
@@ -59,4 +70,13 @@ $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
 # What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
 	$(BIN)/pip install "pairops[$*]"
+	@touch $@
+
+# An environment of its own, with the packages of the other one.
+$(SANITIZED)/.installed: $(BUILT_FROM) | $(VENV)/.test
+	$(BIN)/python -m venv --clear --without-pip $(SANITIZED)
+	realpath $(VENV)/lib/python3*/site-packages \
+		> $$(echo $(SANITIZED)/lib/python3*/site-packages)/packages.pth
+	PAIROPS_SANITIZE=ON PAIROPS_CUDA=OFF SKBUILD_INSTALL_STRIP=false \
+		$(SANITIZED)/bin/python -m pip install --no-deps -e .
 	@touch $@

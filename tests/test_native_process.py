@@ -1,4 +1,4 @@
-"""The compiled engine among what else a process does: signals, forks, threads, memory that ends."""
+"""The compiled engine in its process: whom it declines, signals, forks, threads, lack of memory."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pairops
+from pairops import NEG, POS, Pairs, engines, highest, partner, row_stats, total
 from pairops.engines import native
 
 SETUP = """
@@ -39,6 +40,25 @@ def python(code: str, *, timeout: float = 60, **env: str) -> subprocess.Complete
         [sys.executable, "-c", SETUP + code],
         capture_output=True, text=True, timeout=timeout, env=os.environ | env, check=False,
     )  # fmt: skip
+
+
+def test_a_term_without_a_recipe_is_declined_by_name() -> None:
+    pairs = Pairs.of(torch.randn(60, 7), torch.arange(60) // 3)
+    terms = [total(POS, partner(torch.ones(60)), 0.1)]
+    with (
+        pairops.use("native"),
+        pytest.raises(ValueError, match=r"recipes.h has the term sum:pos:affine\(po\)$"),
+    ):
+        row_stats(pairs, *terms)
+    with pairops.use("auto"):
+        assert engines.choose(pairs, terms, []) == "blockwise"
+        assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "native"
+
+
+def test_another_device_is_declined() -> None:
+    pairs = Pairs.of(torch.zeros(2, 2, device="meta"), torch.zeros(2, 0).sum(1).long().to("meta"))
+    reason = native.declines(pairs, [highest(NEG)], [])
+    assert reason == "x is on meta; the native kernels are for the CPU"
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
