@@ -1,6 +1,7 @@
 """The compiled engine on every instruction set: results, their bits, its exp."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,14 +48,15 @@ def found(
     return [*statistics, *gradients(lambda: live, leaves, torch.linspace(-1, 2, len(live)))]
 
 
-def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], alone: bool = False) -> None:
-    """All served terms in one call, as rows and as columns; or each for itself, in either role."""
+def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str = "one") -> None:
+    """All served terms in one call, as rows and as columns; each alone, in either role; in pairs."""
     n, m = pairs().shape
     u, v, t = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE), torch.tensor(1.3)
     own = [z.to(DOUBLE).requires_grad_() for z in (u, v, t)]
     rows, cols = served_terms(*own), served_terms(own[1], own[0], own[2], turn=1)
-    singly = [([term], []) for term in rows] + [([], [term]) for term in cols]
-    for call in singly if alone else [(rows, cols)]:
+    alone = [([term], []) for term in rows] + [([], [term]) for term in cols]
+    two = [(list(pair), []) for pair in itertools.combinations(rows, 2)]
+    for call in {"one": [(rows, cols)], "alone": alone, "in pairs": two}[calls]:
         with pairops.use("dense"):
             truth = found(pairs, *call, leaves + own)
         for isa in ISAS:
@@ -102,7 +104,13 @@ def test_every_served_term_equals_dense(how: str, n: int, m: int) -> None:
 @pytest.mark.parametrize("how", RELATIONS)
 def test_every_served_term_alone_equals_dense(how: str) -> None:
     """Terms over positives alone are swept along a band, and their windows skip tiles."""
-    against_dense(*related(how, 193, 110, 5, 12), alone=True)
+    against_dense(*related(how, 193, 110, 5, 12), calls="alone")
+
+
+@pytest.mark.parametrize("how", ["one set", "two sets"])
+def test_every_two_served_terms_equal_dense(how: str) -> None:
+    """Beside an extreme, which takes no part in weigh, a band is gathered as something else."""
+    against_dense(*related(how, 193, 110, 5, 2), calls="in pairs")
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
