@@ -49,7 +49,7 @@ def found(
 
 
 def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str = "one") -> None:
-    """All served terms in one call, as rows and as columns; each alone, in either role; in pairs."""
+    """All served terms in one call, as rows and columns; each alone, in either role; in pairs."""
     n, m = pairs().shape
     u, v, t = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE), torch.tensor(1.3)
     own = [z.to(DOUBLE).requires_grad_() for z in (u, v, t)]
