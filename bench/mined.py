@@ -50,7 +50,7 @@ weigh = native.weigh
 
 def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
     """The sweep over the mined negatives and ms_loss's whole backward pass, each with the bits and
-    without; and the share of the visited tiles whose bit is set."""
+    without; and the share of the visited tiles, on and above the diagonal, whose bit is set."""
     n = len(x)
     pairs = Pairs.of(x, labels)
     (far,), _, _ = native.gather(pairs, [lowest(POS, grad=False)], [])
@@ -79,7 +79,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
         "backward": backward,
         "backward_everywhere": backward_everywhere,
     }
-    return steps, bits.sum().item() / (tiles * (tiles + 1) / 2)
+    return steps, bits.triu().sum().item() / (tiles * (tiles + 1) / 2)
 
 
 def measure(options: argparse.Namespace, noise: float) -> dict[str, Any]:
