@@ -11,7 +11,7 @@ using Place = std::int64_t;  // a row or column in sorted order
 using Index = std::int64_t;  // the same in the caller's order, as torch counts
 
 // Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the
-// band of positives is narrow, and every micro-kernel below divides it. Of 96 and 192 the faster.
+// band of positives is narrow, and rows and columns of every micro-kernel divide it.
 constexpr int TILE = 96;
 
 enum class Dtype { float16, bfloat16, float32, float64 };
