@@ -169,9 +169,10 @@ std::function<bool()> asks_python() {
 }
 
 // Calls run(call) without the interpreter's lock.
-template <class T, class Terms, class Run>
+template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
-           const py::tuple& relation, int threads, bool poison, Terms terms, Run run) {
+           const py::tuple& relation, int threads, bool poison, std::vector<TermCall<T>> terms,
+           Run run) {
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
                  {},
@@ -179,7 +180,7 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
                  pointer<Place>(relation[0]),
                  pointer<Place>(relation[1]),
                  pointer<Place>(relation[2]),
-                 terms(),
+                 std::move(terms),
                  threads,
                  poison,
                  asks_python()};
@@ -201,17 +202,14 @@ void gather_bound(const std::string& isa, const py::tuple& x, const py::object& 
                   const py::tuple& relation, const py::list& terms, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
-        const auto calls = [&] {
-            std::vector<TermCall<T>> result;
-            for (const auto& item : terms) {
-                const auto given = item.cast<py::tuple>();
-                result.push_back(term_call<T>(given));
-                result.back().value = pointer<T>(given[6]);
-                result.back().argument = pointer<Index>(given[7]);
-            }
-            return result;
-        };
-        sweep<T>(isa, x, y, relation, threads, poison, calls,
+        std::vector<TermCall<T>> calls;
+        for (const auto& item : terms) {
+            const auto given = item.cast<py::tuple>();
+            calls.push_back(term_call<T>(given));
+            calls.back().value = pointer<T>(given[6]);
+            calls.back().argument = pointer<Index>(given[7]);
+        }
+        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
                  [](const Call<T>& call) { gather(call); });
     });
 }
@@ -222,20 +220,17 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
-        const auto calls = [&] {
-            std::vector<TermCall<T>> result;
-            for (const auto& item : terms) {
-                const auto given = item.cast<py::tuple>();
-                result.push_back(term_call<T>(given));
-                TermCall<T>& term = result.back();
-                term.statistic = numbers<T>(given[6]);
-                term.cotangent = numbers<T>(given[7]);
-                const auto slopes = given[8].cast<py::list>();
-                for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(slopes[k]);
-            }
-            return result;
-        };
-        sweep<T>(isa, x, y, relation, threads, poison, calls,
+        std::vector<TermCall<T>> calls;
+        for (const auto& item : terms) {
+            const auto given = item.cast<py::tuple>();
+            calls.push_back(term_call<T>(given));
+            TermCall<T>& term = calls.back();
+            term.statistic = numbers<T>(given[6]);
+            term.cotangent = numbers<T>(given[7]);
+            const auto slopes = given[8].cast<py::list>();
+            for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(slopes[k]);
+        }
+        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
                  [&](const Call<T>& call) { weigh(call, by_x, by_y); });
     });
 }

@@ -204,13 +204,18 @@ def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], 
 
 
 def _word(term: Term) -> str:
-    word = f"{term.gather}:{term.side}:{term.function.name}"
-    if term.vectors():
-        letter = {float: "f", Partner: "p"}
-        word += "(" + "".join([letter.get(type(a), "o") for a in term.args]) + ")"
-    word += "" if term.above is None else ">"
-    word += "" if term.below is None else "<"
-    return word + ("@" if term.keeps_argument else "")
+    letter = {float: "f", Partner: "p"}
+    kinds = "".join([letter.get(type(a), "o") for a in term.args])
+    return word(term, kinds if term.vectors() else "")
+
+
+def word(term: Term, kinds: str) -> str:
+    """A term as it stands in a recipe, with these letters for its arguments."""
+    result = f"{term.gather}:{term.side}:{term.function.name}"
+    result += f"({kinds})" if kinds else ""
+    result += "" if term.above is None else ">"
+    result += "" if term.below is None else "<"
+    return result + ("@" if term.keeps_argument else "")
 
 
 def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:

@@ -68,7 +68,9 @@ def weigh(
             term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
         )
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
-        dx = through_scale(dx + dy if pairs.y is None else dx, pairs.x, pairs.scale_x, pairs.keep_x)
+        if needs[0]:
+            dx = dx + dy if pairs.y is None else dx
+            dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
         if needs[1]:
             dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
         gradients.append((dx, dy))

@@ -33,13 +33,7 @@ class Gather {
         }
         std::vector<Workspace> workspaces;
         for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
-        std::atomic<int> mine{0};
-        on_a_team(threads, [&] {
-            Workspace& workspace = workspaces[mine++];
-            for (int r; (r = order_.next()) >= 0;)
-                if (!block(r, workspace)) return;
-        });
-        if (order_.stopped()) throw Interrupted();
+        order_.run(threads, [&](int r, int thread) { return block(r, workspaces[thread]); });
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
             if (call_.terms[k].by_column) finish(k, nullptr, columns_[k], 0, int(call_.y.kept));
     }

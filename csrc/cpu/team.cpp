@@ -62,6 +62,16 @@ Order::Order(int blocks, int columns, const std::function<bool()>& interrupted)
       progress_(new Padded[blocks]),
       caller_(this_thread()) {}
 
+void Order::run(int threads, const std::function<bool(int, int)>& block) {
+    std::atomic<int> joined{0};
+    on_a_team(threads, [&] {
+        const int thread = joined++;
+        for (int r; (r = next()) >= 0;)
+            if (!block(r, thread)) return;
+    });
+    if (stopped()) throw Interrupted();
+}
+
 int Order::next() {
     if (interrupted_ && this_thread() == caller_ && interrupted_()) stop_ = true;
     if (stopped()) return -1;

@@ -24,8 +24,9 @@ class Order {
     // interrupted: asked by the calling thread now and then, between blocks.
     Order(int blocks, int columns, const std::function<bool()>& interrupted);
 
-    // The next block of rows, or -1 when there is none or the sweep is to stop.
-    int next();
+    // Calls block(r, thread) for every block of rows on a team of `threads`, until one says false;
+    // throws Interrupted if the sweep was to stop.
+    void run(int threads, const std::function<bool(int, int)>& block);
     // Block `block` is done with columns up to `column`.
     void pass(int block, int column) {
         progress_[block].value.store(column + 1, std::memory_order_release);
@@ -33,9 +34,12 @@ class Order {
     // Waits until the blocks above are done with `column`; false if the sweep is to stop.
     bool wait(int block, int column) const;
     void finish(int block) { pass(block, columns_ - 1); }
-    bool stopped() const { return stop_.load(std::memory_order_relaxed); }
 
    private:
+    // The next block of rows, or -1 when there is none or the sweep is to stop.
+    int next();
+    bool stopped() const { return stop_.load(std::memory_order_relaxed); }
+
     struct alignas(64) Padded {
         std::atomic<int> value{0};
     };

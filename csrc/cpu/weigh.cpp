@@ -51,13 +51,9 @@ class Weigh {
             const int end = std::min(begin + width, sweep_.col_tiles);
             if (!sweep_.band) pack_stripe(begin, end);
             Order order(sweep_.triangle ? end : sweep_.row_tiles, end, call_.interrupted);
-            std::atomic<int> mine{0};
-            on_a_team(threads, [&] {
-                Workspace& workspace = workspaces[mine++];
-                for (int r; (r = order.next()) >= 0;)
-                    if (!block(r, begin, end, order, workspace)) return;
+            order.run(threads, [&](int r, int thread) {
+                return block(r, begin, end, order, workspaces[thread]);
             });
-            if (order.stopped()) throw Interrupted();
         }
         if (dx_) through_scale(call_.x, dx_);
         if (dy_) through_scale(call_.y, dy_);
@@ -80,7 +76,7 @@ class Weigh {
               w(TILE * TILE, weigh.call_.poison),
               dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
               by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison),
-              x_slices(TILE * weigh.width_, weigh.call_.poison),
+              x_slices(weigh.adds_transposed() ? TILE * weigh.width_ : 0, weigh.call_.poison),
               y_slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
     };
 

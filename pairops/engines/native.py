@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..pairs import Pairs
-from ..terms import Partner, Term
+from ..terms import Partner, Term, word
 
 try:
     # By name: the contract on imports takes a compiled module for the whole package.
@@ -139,12 +139,8 @@ def _isa() -> str:
 
 def _name(term: Term) -> str:
     """The term's word in a recipe; here a number is as good as one value per owner."""
-    partners = [isinstance(a, Partner) for a in term.args]
-    kinds = "(" + "".join(["p" if p else "o" for p in partners]) + ")" if any(partners) else ""
-    name = f"{term.gather}:{term.side}:{term.function.name}{kinds}"
-    name += "" if term.above is None else ">"
-    name += "" if term.below is None else "<"
-    return name + ("@" if term.keeps_argument else "")
+    kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in term.args])
+    return word(term, kinds if "p" in kinds else "")
 
 
 class _Call:
