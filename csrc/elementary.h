@@ -118,10 +118,10 @@ struct Elementary<double> {
         0.13587242463194214589, 0.098983265030800888062, 0.17748808617502782049};
 };
 
-// Within 2 units in the last place from `least`, where it is the least normal number, to `most`, a
-// factor of 1.42 below the largest; 0 below and infinity above.
+// For `least` ≤ x ≤ `most`, within 2 units in the last place; NaN of a NaN. exp(least) is the least
+// normal number, exp(most) a factor of 1.42 below the largest.
 template <class T>
-HD inline T exp(T x) {
+HD inline T exp_within(T x) {
 #ifdef __CUDA_ARCH__
     return ::exp(x);
 #else
@@ -132,9 +132,20 @@ HD inline T exp(T x) {
     const T r = (x - n * T(E::ln2_high)) - n * T(E::ln2_low);
     const T fraction = T(1) + (r + (r * r) * polynomial(r, E::p));
     const auto power = (bits_of(shifted) << E::mantissa) + bits_of(T(1));
-    const T result = fraction * from_bits(power);
+    return fraction * from_bits(power);
+#endif
+}
+
+// The same, with 0 below `least` and infinity above `most`.
+template <class T>
+HD inline T exp(T x) {
+#ifdef __CUDA_ARCH__
+    return ::exp(x);
+#else
+    using Scalar = typename Traits<T>::Scalar;
+    using E = Elementary<Scalar>;
     constexpr Scalar infinite = std::numeric_limits<Scalar>::infinity();
-    return select(x < T(E::least), T(0), select(x > T(E::most), T(infinite), result));
+    return select(x < T(E::least), T(0), select(x > T(E::most), T(infinite), exp_within(x)));
 #endif
 }
 

@@ -181,20 +181,25 @@ class Pairs:
         place = _arange(x)
         everyone = torch.ones_like(place, dtype=torch.bool)
         nobody = torch.full_like(place, -1)
-        scales = _scales(x, everyone, y, everyone, normalize)
+        scales = _scales(x, None, y, None, normalize)
         return Pairs(x, y, *scales, place, place, place, place + 1, nobody, everyone, everyone)
 
 
 def _scales(
-    x: Tensor, keep_x: Tensor, y: Tensor | None, keep_y: Tensor, normalize: bool
+    x: Tensor, keep_x: Tensor | None, y: Tensor | None, keep_y: Tensor | None, normalize: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Scales without gradient; 0 for an ignored row, whatever it holds."""
+    """Scales without gradient; 0 for an ignored row, whatever it holds. keep=None: nobody is."""
     if not isinstance(normalize, bool):
         raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
     if not normalize:
         return None, None
-    scale = torch.where(keep_x, inverse_norm(x.detach()), 0.0)
-    return scale, scale if y is None else torch.where(keep_y, inverse_norm(y.detach()), 0.0)
+
+    def scale(z: Tensor, keep: Tensor | None) -> Tensor:
+        inverse = inverse_norm(z.detach())
+        return inverse if keep is None else torch.where(keep, inverse, 0.0)
+
+    scale_x = scale(x, keep_x)
+    return scale_x, scale_x if y is None else scale(y, keep_y)
 
 
 def _arange(x: Tensor) -> Tensor:

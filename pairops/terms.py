@@ -247,10 +247,23 @@ def _template(word: str) -> tuple[Term, str]:
     return term, kinds or "f" * function.arity
 
 
-def unpack(
-    recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]
-) -> tuple[list[Term], list[Term]]:
+_Terms = tuple[tuple[Term, ...], tuple[Term, ...]]
+
+
+def unpack(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
     """The inverse of `pack`: row terms and column terms."""
+    # Terms of numbers alone are read once; numbers under torch.compile may be symbols.
+    if not vectors and all([type(number) is float for number in numbers]):
+        return _of_numbers(recipe, tuple(numbers))
+    return _read(recipe, numbers, vectors)
+
+
+@functools.lru_cache
+def _of_numbers(recipe: str, numbers: tuple[float, ...]) -> _Terms:
+    return _read(recipe, numbers, ())
+
+
+def _read(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
     number, vector = iter(numbers), iter(vectors)
 
     def read(word: str) -> Term:
@@ -263,9 +276,7 @@ def unpack(
                 args.append(next(vector) if kind == "o" else Partner(next(vector)))
         above = None if term.above is None else next(vector)
         below = None if term.below is None else next(vector)
-        if not args:
-            return term if above is below is None else replace(term, above=above, below=below)
         return replace(term, args=tuple(args), above=above, below=below)
 
     rows, _, cols = recipe.partition(" | ")
-    return [read(word) for word in rows.split()], [read(word) for word in cols.split()]
+    return tuple([read(word) for word in rows.split()]), tuple([read(w) for w in cols.split()])

@@ -23,6 +23,7 @@ class Gather {
             kernel.clear(columns_.back(), count);
             ordered_ = ordered_ || by_column;
         }
+        for (std::size_t k = 0; k < call.terms.size(); ++k) mate_.push_back(find_mate(k));
     }
 
     void run() {
@@ -55,6 +56,27 @@ class Gather {
         }
     };
 
+    // The term whose columns can be gathered along with the rows of term k, or -1.
+    int find_mate(std::size_t k) const {
+        const TermCall<T>& term = call_.terms[k];
+        if (!kernel(k).gather_both || term.by_column || !term.takes_numbers()) return -1;
+        if (sweep_.triangle) return int(k);
+        if (term.has_above || term.has_below) return -1;  // each has bits of its own
+        for (std::size_t j = 0; j < call_.terms.size(); ++j) {
+            const TermCall<T>& other = call_.terms[j];
+            bool equal = other.by_column && other.kernel == term.kernel && other.takes_numbers();
+            for (int a = 0; a < term.arity; ++a)
+                equal = equal && term.args[a].at(0) == other.args[a].at(0);
+            if (equal && !is_mate(j)) return int(j);
+        }
+        return -1;
+    }
+    // Are the columns of term k gathered along with the rows of another?
+    bool is_mate(std::size_t k) const {
+        return call_.terms[k].by_column &&
+               std::find(mate_.begin(), mate_.end(), int(k)) != mate_.end();
+    }
+
     bool block(int r, Workspace& w) {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
@@ -73,11 +95,18 @@ class Gather {
                 const TermCall<T>& term = call_.terms[k];
                 if (!sweep_.visits(term, tile)) continue;
                 bool kept = false;
-                if (!term.by_column)
-                    kept = kernel(k).gather_rows(tile, sweep_.operands[k], w.of_rows[k]);
-                if (term.by_column || mirrored) {
-                    kernel(k).clear(w.of_columns[k], col_states);
-                    kept |= kernel(k).gather_cols(tile, sweep_.operands[k], w.of_columns[k]);
+                const int mate = sweep_.triangle && !mirrored ? -1 : mate_[k];
+                if (mate >= 0) {
+                    kernel(k).clear(w.of_columns[mate], col_states);
+                    kept = kernel(k).gather_both(tile, sweep_.operands[k], sweep_.operands[mate],
+                                                 w.of_rows[k], w.of_columns[mate]);
+                } else if (!is_mate(k)) {
+                    if (!term.by_column)
+                        kept = kernel(k).gather_rows(tile, sweep_.operands[k], w.of_rows[k]);
+                    if (term.by_column || mirrored) {
+                        kernel(k).clear(w.of_columns[k], col_states);
+                        kept |= kernel(k).gather_cols(tile, sweep_.operands[k], w.of_columns[k]);
+                    }
                 }
                 if (term.bits && kept) {
                     sweep_.bit(term, r, c) = 1;
@@ -117,6 +146,7 @@ class Gather {
     const Kernels<T>& kernels_;
     std::vector<Buffer<unsigned char>> columns_;  // states of the columns
     bool ordered_ = false;                        // something is added by column
+    std::vector<int> mate_;
     Order order_;
 };
 

@@ -6,7 +6,7 @@
 #include "lanes.h"
 #include "panels.h"
 #include "product.h"
-#include "tile.h"
+#include "terms.h"
 
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {

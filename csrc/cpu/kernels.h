@@ -57,6 +57,9 @@ struct TermKernels {
     // Adds a tile to the states of its owners; says whether the windows kept a pair.
     bool (*gather_rows)(const Tile<T>&, const Operands<T>&, void* states);
     bool (*gather_cols)(const Tile<T>&, const Operands<T>&, void* states);
+    // Both, for a term that sees the same numbers in both roles; null: nothing is saved by that.
+    bool (*gather_both)(const Tile<T>&, const Operands<T>& of_rows, const Operands<T>& of_cols,
+                        void* rows, void* cols);
     void (*merge)(void* into, const void* from, int count);
     // Results of `count` owners, whose states are those of rows, of columns, or (null: not) both.
     void (*finish)(const void* rows, const void* cols, int count, const std::int32_t* caller,

@@ -185,6 +185,17 @@ HD inline T sum(Lanes<T, n, registers> x) {
     return x[0];
 }
 
+template <class T, int n, int registers>
+inline T lowest(Lanes<T, n, registers> x) {
+    T result = x[0];
+    for (int k = 1; k < x.count; ++k) result = x[k] < result ? x[k] : result;
+    return result;
+}
+template <class T, int n, int registers>
+inline T highest(Lanes<T, n, registers> x) {
+    return -lowest(-x);
+}
+
 // 0, 1, 2, ...
 template <class L>
 HD inline L iota() {

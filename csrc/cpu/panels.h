@@ -60,20 +60,56 @@ inline void scaled(const Embeddings& set, Place place, Index k, int count, T* ou
     });
 }
 
-constexpr int CHUNK = 64;  // of a row, on its way
+constexpr int CHUNK = 64;  // columns of a panel's rows, on their way
+
+// Element k of each of two pairs in turn; compilers make one shuffle of it.
+template <int k, class Four>
+Four zipped(Four a, Four b) {
+    return Four{a[k], b[k], a[k + 1], b[k + 1]};
+}
+template <int k, class Four>
+Four joined(Four a, Four b) {
+    return Four{a[k], a[k + 1], b[k], b[k + 1]};
+}
+
+// out[c * rows + i] = in[i][c] for c < count, in squares of four.
+template <class T, int rows>
+void transpose(const T (*in)[CHUNK], int count, T* out) {
+    using Four = typename VectorOf<T, 4>::Type;
+    using Loose = typename VectorOf<T, 4>::Loose;
+    constexpr int squares = rows / 4 * 4;
+    for (int i = 0; i < squares; i += 4) {
+        int c = 0;
+        for (; c + 4 <= count; c += 4) {
+            Four row[4];
+            for (int k = 0; k < 4; ++k) row[k] = *reinterpret_cast<const Loose*>(in[i + k] + c);
+            const Four a = zipped<0>(row[0], row[1]), b = zipped<0>(row[2], row[3]);
+            const Four e = zipped<2>(row[0], row[1]), f = zipped<2>(row[2], row[3]);
+            const Four columns[] = {joined<0>(a, b), joined<2>(a, b), joined<0>(e, f),
+                                    joined<2>(e, f)};
+            for (int k = 0; k < 4; ++k)
+                *reinterpret_cast<Loose*>(out + (c + k) * rows + i) = columns[k];
+        }
+        for (; c < count; ++c)
+            for (int k = 0; k < 4; ++k) out[c * rows + i + k] = in[i + k][c];
+    }
+    for (int i = squares; i < rows; ++i)
+        for (int c = 0; c < count; ++c) out[c * rows + i] = in[i][c];
+}
 
 template <class T, int panel_rows>
 void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
-    T row[CHUNK];
-    for (int i = 0; i < (count + panel_rows - 1) / panel_rows * panel_rows; ++i) {
-        T* out = panels + (i / panel_rows) * set.d * panel_rows + i % panel_rows;
+    alignas(64) T chunk[panel_rows][CHUNK];
+    for (int begin = 0; begin < count; begin += panel_rows, panels += set.d * panel_rows) {
         for (Index k = 0; k < set.d; k += CHUNK) {
             const int here = int(set.d - k < CHUNK ? set.d - k : CHUNK);
-            if (i < count && first + i < set.kept)
-                scaled(set, first + i, k, here, row);
-            else
-                for (int c = 0; c < here; ++c) row[c] = T(0);
-            for (int c = 0; c < here; ++c) out[(k + c) * panel_rows] = row[c];
+            for (int i = 0; i < panel_rows; ++i) {
+                if (begin + i < count && first + begin + i < set.kept)
+                    scaled(set, first + begin + i, k, here, chunk[i]);
+                else
+                    for (int c = 0; c < here; ++c) chunk[i][c] = T(0);
+            }
+            transpose<T, panel_rows>(chunk, here, panels + k * panel_rows);
         }
     }
 }

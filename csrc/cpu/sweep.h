@@ -21,6 +21,7 @@ struct Numbers {
     T number = T(0);
 
     T at(Index k) const { return values ? values[k * stride] : number; }
+    bool is_number() const { return !values || stride == 0; }
 };
 
 template <class T>
@@ -34,6 +35,13 @@ struct TermCall {
     bool has_above = false, has_below = false;
     Numbers<T> above, below;
     std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: not kept
+
+    // Are all arguments the same for all owners and partners?
+    bool takes_numbers() const {
+        bool result = true;
+        for (int k = 0; k < arity; ++k) result = result && args[k].is_number();
+        return result;
+    }
 
     // gather writes these, in the caller's order:
     T* value = nullptr;

@@ -90,16 +90,17 @@ struct Visit {
             p -= visit.tile.col;
             return Mask(Int(p < -1 ? -1 : p > TILE ? TILE : p));
         }
+        // Is it a pair of the term's side?
+        Mask is_pair(int j) const {
+            const Mask place = iota<Mask>() + Mask(Int(j));
+            const Mask pair = (place != own) & (place < cols);
+            if constexpr (Term::side == Side::all) return pair;
+            const Mask positive = (place >= lo) & (place < hi);
+            return pair & (Term::side == Side::pos ? positive : !positive);
+        }
+        // And inside the window?
         Mask at(L s, int j) const {
-            Mask keep(-1);
-            if constexpr (masked) {
-                const Mask place = iota<Mask>() + Mask(Int(j));
-                keep = (place != own) & (place < cols);
-                if constexpr (Term::side != Side::all) {
-                    const Mask positive = (place >= lo) & (place < hi);
-                    keep = keep & (Term::side == Side::pos ? positive : !positive);
-                }
-            }
+            Mask keep = masked ? is_pair(j) : Mask(-1);
             // Dropped are s <= above and s >= below: a NaN is neither.
             if constexpr (Term::has_above) keep = keep & !(s <= above.at(j));
             if constexpr (Term::has_below) keep = keep & !(s >= below.at(j));
@@ -250,48 +251,6 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
         }
     }
 }
-
-template <class Term, class L>
-constexpr TermKernels<typename Traits<L>::Scalar> term_kernels() {
-    using G = typename Term::template Gather<L>;
-    TermKernels<typename Traits<L>::Scalar> kernels{sizeof(G),
-                                                    clear<G>,
-                                                    gather_tile<Term, L, true>,
-                                                    gather_tile<Term, L, false>,
-                                                    merge<G>,
-                                                    finish<G, L>,
-                                                    nullptr,
-                                                    nullptr};
-    if constexpr (!G::extreme) {
-        kernels.weigh_rows = weigh_tile<Term, L, true>;
-        kernels.weigh_cols = weigh_tile<Term, L, false>;
-    }
-    return kernels;
-}
-
-// Every term of every recipe, in the order in which they stand.
-template <class L, class Rs>
-struct TermTable;
-template <class L, class... Rs>
-struct TermTable<L, std::tuple<Rs...>> {
-    using Entry = TermKernels<typename Traits<L>::Scalar>;
-
-    template <class... Ts>
-    static constexpr int size(const Recipe<Ts...>*) {
-        return sizeof...(Ts);
-    }
-    static constexpr int count = (size(static_cast<const Rs*>(nullptr)) + ...);
-    Entry at[count];
-
-    template <class... Ts>
-    constexpr void add(int& next, const Recipe<Ts...>*) {
-        ((at[next++] = term_kernels<Ts, L>()), ...);
-    }
-    constexpr TermTable() : at() {
-        int next = 0;
-        (add(next, static_cast<const Rs*>(nullptr)), ...);
-    }
-};
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops::cpu

@@ -47,16 +47,17 @@ class Weigh {
         // One stripe of columns after the other: what is packed of a stripe stays in cache, and
         // working memory does not grow with N. A band has few tiles, and packs for each of them.
         const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : stripe<T>(call_.x.d);
-        for (int begin = 0; begin < sweep_.col_tiles; begin += width) {
+        int begin = 0;
+        do {  // once also without columns: the scale lets a NaN of a row through
             const int end = std::min(begin + width, sweep_.col_tiles);
             if (!sweep_.band) pack_stripe(begin, end);
             Order order(sweep_.triangle ? end : sweep_.row_tiles, end, call_.interrupted);
             order.run(threads, [&](int r, int thread) {
                 return block(r, begin, end, order, workspaces[thread]);
             });
-        }
-        if (dx_) through_scale(call_.x, dx_);
-        if (dy_) through_scale(call_.y, dy_);
+            begin = end;
+        } while (begin < sweep_.col_tiles);
+        if (dy_) through_scale_of_columns();
         for (std::size_t k = 0; k < call_.terms.size(); ++k) write_slopes(k);
     }
 
@@ -152,6 +153,8 @@ class Weigh {
                 T* out = dx_ + call_.x.order[row + i] * call_.x.d;
                 for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
             }
+        // Nothing is added to these rows any more.
+        if (dx_ && end == sweep_.col_tiles) kernels_.through_scale(call_.x, row, rows, dx_);
         order.finish(r);
         return true;
     }
@@ -196,11 +199,11 @@ class Weigh {
                         slopes_[k].columns[a][tile.col + j] += w.by_col[(2 * k + a) * TILE + j];
     }
 
-    void through_scale(const Embeddings& set, T* g) const {
-        const int pieces = int((set.kept + TILE - 1) / TILE);
-        for_each(sweep_.threads(), pieces, [&](int piece) {
-            const Place first = Place(piece) * TILE;
-            kernels_.through_scale(set, first, int(std::min(Place(TILE), set.kept - first)), g);
+    void through_scale_of_columns() const {
+        for_each(sweep_.threads(), sweep_.col_tiles, [&](int c) {
+            const Place first = Place(c) * TILE;
+            const int count = int(std::min(Place(TILE), call_.y.kept - first));
+            kernels_.through_scale(call_.y, first, count, dy_);
         });
     }
 

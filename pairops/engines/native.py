@@ -4,12 +4,11 @@
 them, with as many threads as torch has. The results do not depend on the number of threads.
 """
 
-import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +25,9 @@ except ImportError as error:  # a source tree that was never built
 else:
     _missing, SERVED = None, frozenset(_native.terms())
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 _MOST = 2**31 - 1  # rows: csrc/gathers.h counts columns in 32 bits
 _DTYPES = {
     torch.float16: "float16",
@@ -33,6 +35,21 @@ _DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
+
+
+def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`sweep` with a MemoryError where torch or the extension says that it cannot allocate."""
+
+    @functools.wraps(sweep)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return sweep(*args, **kwargs)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+                raise
+            raise MemoryError(str(error)) from error
+
+    return checked
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
@@ -49,6 +66,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     return None
 
 
+@_out_of_memory
 def gather(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -57,24 +75,25 @@ def gather(
     The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
     pair; of the same set also where it kept a pair of the tile's mirror image.
     """
-    with _call(pairs) as call:
-        bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
-        plane = iter(bits)
-        statistics, arguments, terms = [], [], []
-        for axis, term in [(0, term) for term in rows] + [(1, term) for term in cols]:
-            owners = pairs.shape[axis]
-            value = torch.full((owners,), term.monoid.fill, dtype=pairs.dtype)
-            statistics.append(value)
-            argument = None
-            if term.keeps_argument:
-                arguments.append(torch.full((owners,), -1, dtype=torch.int64))
-                argument = arguments[-1].data_ptr()
-            bit = next(plane) if term.keeps_bits else None
-            terms.append((*call.term(axis, term, bit), value.data_ptr(), argument))
-        _native.gather(*call.shared, terms, *call.settings)
+    call = _Call(pairs)
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
+    plane = iter(bits)
+    statistics, arguments, terms = [], [], []
+    for axis, term in [(0, term) for term in rows] + [(1, term) for term in cols]:
+        owners = pairs.shape[axis]
+        value = torch.full((owners,), term.monoid.fill, dtype=pairs.dtype)
+        statistics.append(value)
+        argument = None
+        if term.keeps_argument:
+            arguments.append(torch.full((owners,), -1, dtype=torch.int64))
+            argument = arguments[-1].data_ptr()
+        bit = next(plane) if term.keeps_bits else None
+        terms.append((*call.term(axis, term, bit), value.data_ptr(), argument))
+    _native.gather(*call.shared, terms, *call.settings)
     return statistics, arguments, bits
 
 
+@_out_of_memory
 def weigh(
     pairs: Pairs,
     rows: Sequence[Term],
@@ -90,29 +109,29 @@ def weigh(
     not needed is empty; for the same set the first is the whole one.
     """
     same = pairs.y is None
-    with _call(pairs) as call:
-        plane = iter(() if bits is None else bits)
-        gradients: list[Tensor] = []
-        terms = []
-        placed = [(0, term) for term in rows] + [(1, term) for term in cols]
-        for (axis, term), statistic, cotangent in zip(placed, statistics, cotangents, strict=True):
-            bit = next(plane, None) if term.keeps_bits else None
-            slopes: list[int | None] = []
-            for a in term.args:
-                slopes.append(None)
-                if not isinstance(a, float):
-                    along = 1 - axis if isinstance(a, Partner) else axis
-                    gradients.append(torch.zeros(pairs.shape[along], dtype=pairs.dtype))
-                    slopes[-1] = gradients[-1].data_ptr()
-            given = call.numbers(statistic), call.numbers(cotangent), slopes
-            terms.append((*call.term(axis, term, bit), *given))
-        dx, dy = (
-            torch.zeros(z.shape, dtype=pairs.dtype) if needed else z.new_empty(0)
-            for z, needed in ((pairs.x, needs[0]), (pairs.other, needs[1] and not same))
-        )
-        addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
-        if addresses != [None, None] or gradients:
-            _native.weigh(*call.shared, terms, *call.settings, *addresses)
+    call = _Call(pairs)
+    plane = iter(() if bits is None else bits)
+    gradients: list[Tensor] = []
+    terms = []
+    placed = [(0, term) for term in rows] + [(1, term) for term in cols]
+    for (axis, term), statistic, cotangent in zip(placed, statistics, cotangents, strict=True):
+        bit = next(plane, None) if term.keeps_bits else None
+        slopes: list[int | None] = []
+        for a in term.args:
+            slopes.append(None)
+            if not isinstance(a, float):
+                along = 1 - axis if isinstance(a, Partner) else axis
+                gradients.append(torch.zeros(pairs.shape[along], dtype=pairs.dtype))
+                slopes[-1] = gradients[-1].data_ptr()
+        given = call.numbers(statistic), call.numbers(cotangent), slopes
+        terms.append((*call.term(axis, term, bit), *given))
+    dx, dy = (
+        torch.zeros(z.shape, dtype=pairs.dtype) if needed else z.new_empty(0)
+        for z, needed in ((pairs.x, needs[0]), (pairs.other, needs[1] and not same))
+    )
+    addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
+    if addresses != [None, None] or gradients:
+        _native.weigh(*call.shared, terms, *call.settings, *addresses)
     return dx, dy, gradients
 
 
@@ -187,13 +206,3 @@ class _Call:
     def _address(self, tensor: Tensor) -> int:
         self._alive.append(tensor.contiguous())
         return self._alive[-1].data_ptr()
-
-
-@contextlib.contextmanager
-def _call(pairs: Pairs) -> Iterator[_Call]:
-    try:
-        yield _Call(pairs)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
-            raise
-        raise MemoryError(str(error)) from error
