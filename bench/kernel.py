@@ -1,9 +1,10 @@
-"""The native sweeps against the machine: which share of the multiply-adds a core can do they do.
+"""The native kernels against the machine: which share of the multiply-adds a core can do they do.
 
 Each instruction set, D and number of threads has a process of its own; in it the peak, forward and
 backward take turns. The peak is the best of its calls on one thread, times the number of threads:
-where two of those share a core it is out of reach. Only the products are counted, not the norms,
-exponentials and sums between them.
+where two of those share a core it is out of reach. `product` is the micro-kernel on one tile in
+cache; in the sweeps only the products are counted, not the norms, exponentials and sums between
+them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -41,6 +43,7 @@ PRODUCTS = {
     ("info_nce", "backward"): 3.0,
 }
 LOSSES = ("supcon", "info_nce")
+KERNEL = "product"  # in the place of a loss
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ def measure(job: Job) -> list[dict[str, object]]:
     for loss in LOSSES:
         for sweep, step in sweeps(loss, job.n, job.d):
             steps[loss, sweep] = step
+    rounds = max(1, 10**9 // (native_.TILE**2 * job.d))  # milliseconds
+    if job.threads == 1:
+        for sweep in ("forward", "backward"):
+            steps[KERNEL, sweep] = partial(
+                native_.probe_product, job.isa, job.d, sweep == "backward", rounds
+            )
     seconds, failures = take_turns(steps, job.repeats, "cpu", lambda: None)
     if failures:
         raise RuntimeError("; ".join(failures.values()))
@@ -85,7 +94,10 @@ def measure(job: Job) -> list[dict[str, object]]:
     rows = []
     for (loss, sweep), taken in seconds.items():
         times = Times.of(taken)
-        work = PRODUCTS[loss, sweep] * 2 * job.n**2 * job.d / 1e9
+        if loss == KERNEL:
+            work = 2 * rounds * native_.TILE**2 * job.d / 1e9
+        else:
+            work = PRODUCTS[loss, sweep] * 2 * job.n**2 * job.d / 1e9
         rows.append(
             asdict(job)
             | {"loss": loss, "sweep": sweep}

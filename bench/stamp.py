@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import pairops
-from pairops.engines import native
+from pairops import extension
 
 
 def stamp(argv: list[str], device: str) -> dict[str, object]:
@@ -23,7 +23,7 @@ def stamp(argv: list[str], device: str) -> dict[str, object]:
         "command": shlex.join(["python", "-m", "bench", *argv]),
         "cpu": cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "native_isa": native._isa() if native.SERVED else None,
+        "native_isa": extension.isa() if extension.native else None,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -2,10 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
+#include "cpu/relation.h"
 #include "cpu/sweep.h"
 #include "recipes.h"
 
@@ -102,14 +105,18 @@ T* pointer(const py::handle& address) {
     return address.is_none() ? nullptr : reinterpret_cast<T*>(address.cast<Address>());
 }
 
-// (address, dtype, n, d, scale or None, order, keep)
-Embeddings embeddings(const py::tuple& given) {
+Dtype dtype_called(const std::string& name) {
     static const std::unordered_map<std::string, Dtype> dtypes = {{"float16", Dtype::float16},
                                                                   {"bfloat16", Dtype::bfloat16},
                                                                   {"float32", Dtype::float32},
                                                                   {"float64", Dtype::float64}};
+    return dtypes.at(name);
+}
+
+// (address, dtype, n, d, scale or None, order, keep)
+Embeddings embeddings(const py::tuple& given) {
     Embeddings set{pointer<void>(given[0]),
-                   dtypes.at(given[1].cast<std::string>()),
+                   dtype_called(given[1].cast<std::string>()),
                    given[2].cast<Index>(),
                    given[3].cast<Index>(),
                    pointer<double>(given[4]),
@@ -235,6 +242,82 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
     });
 }
 
+void inverse_norm(const std::string& isa, const Embeddings& set, const bool* keep, double* out,
+                  int threads) {
+    const auto& kernels = isa_called(isa).kernels<float>();
+    constexpr int rows = 256;
+    // As for a sweep: a thread is worth waking for ten microseconds of work.
+    const int team = int(std::min(double(threads), 1 + double(set.n) * double(set.d) / (1 << 17)));
+    for_each(team, int((set.n + rows - 1) / rows), [&](int piece) {
+        const Index first = Index(piece) * rows;
+        kernels.inverse_norm(set, first, int(std::min(Index(rows), set.n - first)), keep, out);
+    });
+}
+
+// sets: (address, dtype, n, d) of one or two.  labels: their addresses, or None: paired by index.
+// outputs: as pairops/relation.py has them.
+void relate(const std::string& isa, const py::list& sets, const py::list& labels,
+            const std::optional<std::int64_t>& ignored, bool exclude_self,
+            const std::vector<Address>& outputs, int threads) {
+    std::vector<Embeddings> given;
+    for (const auto& item : sets) {
+        const auto set = item.cast<py::tuple>();
+        given.push_back({pointer<void>(set[0]), dtype_called(set[1].cast<std::string>()),
+                         set[2].cast<Index>(), set[3].cast<Index>(), nullptr, nullptr, 0});
+    }
+    const auto *label_x = pointer<const std::int64_t>(labels[0]),
+               *label_y = pointer<const std::int64_t>(labels[1]);
+    const bool labelled = !labels[0].is_none(), apart = !labels[1].is_none();
+    py::gil_scoped_release unlocked;
+
+    auto next = outputs.begin();
+    const Index n = given[0].n;
+    auto* places = reinterpret_cast<Index*>(*next++);
+    auto* keep_x = reinterpret_cast<bool*>(*next++);
+    Index *order = places, *lo = places + n, *hi = lo + n, *own = hi + n;
+    const bool* keep_y = keep_x;
+    for (Index i = 0; i < n; ++i) own[i] = exclude_self ? i : -1;
+    if (labelled) {
+        const Labels x{label_x, n, order, keep_x};
+        Labels y = x;
+        if (apart) {
+            auto* order_y = reinterpret_cast<Index*>(*next++);
+            y = {label_y, given[1].n, order_y, reinterpret_cast<bool*>(*next++)};
+            keep_y = y.keep;
+        }
+        sort_labels(x, y, ignored ? &*ignored : nullptr, lo, hi);
+    } else {
+        for (Index i = 0; i < n; ++i) {
+            order[i] = lo[i] = i;
+            hi[i] = i + 1;
+            keep_x[i] = true;
+        }
+    }
+    for (std::size_t k = 0; next != outputs.end(); ++k)
+        inverse_norm(isa, given[k], k == 0 ? keep_x : keep_y, reinterpret_cast<double*>(*next++),
+                     threads);
+}
+
+double probe_product(const std::string& isa, Index d, bool backward, int rounds) {
+    const auto& kernels = isa_called(isa).kernels<float>();
+    const Index width = (d + kernels.panel_cols - 1) / kernels.panel_cols * kernels.panel_cols;
+    const std::size_t count = std::size_t(TILE) * width;
+    Buffer<float> rows(count, false), cols(count, false), s(TILE * TILE, false);
+    std::fill_n(static_cast<float*>(rows), count, 0.5f);
+    std::fill_n(static_cast<float*>(cols), count, 0.5f);
+    std::fill_n(static_cast<float*>(s), TILE * TILE, 0.5f);
+    std::vector<float*> out(TILE);
+    for (int i = 0; i < TILE; ++i) out[i] = rows + i * width;
+    py::gil_scoped_release unlocked;
+    for (int round = 0; round < rounds; ++round)
+        if (backward)
+            kernels.accumulate(s, false, TILE, TILE, cols, TILE * kernels.panel_cols, d, nullptr,
+                               out.data());
+        else
+            kernels.multiply(rows, cols, TILE, TILE, d, nullptr, s);
+    return 2.0 * TILE * TILE * double(d) * rounds;
+}
+
 }  // namespace
 
 void bind(py::module_& module) {
@@ -246,6 +329,8 @@ void bind(py::module_& module) {
     module.def("weigh", &weigh_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
                py::arg("relation"), py::arg("terms"), py::arg("threads"), py::arg("poison"),
                py::arg("dx"), py::arg("dy"));
+    module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
+               py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(
         "probe_peak",
         [](const std::string& isa, std::int64_t rounds) {
@@ -253,6 +338,10 @@ void bind(py::module_& module) {
         },
         "Run rounds of independent multiply-adds; returns how many float operations that were.",
         py::arg("isa"), py::arg("rounds"));
+    module.def("probe_product", &probe_product,
+               "Run the products of whole tiles on one thread: s, or with `backward` the sum of "
+               "weighted rows; returns how many float operations that were.",
+               py::arg("isa"), py::arg("d"), py::arg("backward"), py::arg("rounds"));
 }
 
 }  // namespace pairops::cpu

@@ -88,4 +88,14 @@ def weigh(
     dx: int | None,  # (n, d) zeros
     dy: int | None,
 ) -> None: ...
+def relate(
+    isa: str,
+    sets: list[tuple[int, str, int, int]],  # address, dtype, n, d of x and, if there is one, y
+    labels: list[int | None],  # (n,) int64 of x and of y
+    ignored: int | None,
+    exclude_self: bool,
+    outputs: list[int],
+    threads: int,
+) -> None: ...
 def probe_peak(isa: str, rounds: int) -> float: ...
+def probe_product(isa: str, d: int, backward: bool, rounds: int) -> float: ...

@@ -13,6 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from .relation import relate
 from .similarity import inverse_norm
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,6 +51,7 @@ class Pairs:
     own: Tensor  # (N,) int64: the place that row i itself is, or −1
     keep_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
     keep_y: Tensor  # (M,) bool
+    complete: bool = False  # is it known, without looking, that no row is ignored?
 
     @property
     def other(self) -> Tensor:
@@ -135,39 +137,26 @@ class Pairs:
             raise TypeError(f"ignore_index is {kind}; it must be an int or None")
         if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
-        key, keep_x = _key(_whole_numbers("labels", labels, "x", x), ignore_index)
-        order = torch.argsort(key, stable=True)
-        rows = key[order]
+        _check_normalize(normalize)
+        labels = _whole_numbers("labels", labels, "x", x)
         if ref_emb is None:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            columns, order_y, keep_y = rows, order, keep_x
-            own = _arange(x) if exclude_self else torch.full_like(order, -1)
-        else:
-            check_embeddings("ref_emb", ref_emb, like=("x", x))
-            if ref_labels is None:
-                raise ValueError("ref_labels is None; it must be given with ref_emb")
-            ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
-            ref_key, keep_y = _key(ref_labels, ignore_index)
-            order_y = torch.argsort(ref_key, stable=True)
-            columns = ref_key[order_y]
-            own = _own(x, ref_emb, ids, ref_ids, exclude_self)
-            if ref_emb.shape[0]:
-                places = torch.empty_like(order_y).scatter(0, order_y, _arange(ref_emb))
-                own = torch.where(own < 0, -1, places[own.clamp(min=0)])[order]
-        return Pairs(
-            x,
-            ref_emb,
-            *_scales(x, keep_x, ref_emb, keep_y, normalize),
-            order,
-            order_y,
-            torch.searchsorted(columns, rows),
-            torch.searchsorted(columns, rows, right=True),
-            own,
-            keep_x,
-            keep_y,
-        )
+            known = relate(x, None, labels, None, ignore_index, bool(exclude_self), normalize)
+            return Pairs(x, None, *known, complete=ignore_index is None)
+        check_embeddings("ref_emb", ref_emb, like=("x", x))
+        if ref_labels is None:
+            raise ValueError("ref_labels is None; it must be given with ref_emb")
+        ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+        own = _own(x, ref_emb, ids, ref_ids, exclude_self)
+        known = relate(x, ref_emb, labels, ref_labels, ignore_index, False, normalize)
+        pairs = Pairs(x, ref_emb, *known, complete=ignore_index is None)
+        if own is None or not ref_emb.shape[0]:
+            return pairs
+        places = torch.empty_like(pairs.order_y).scatter(0, pairs.order_y, _arange(ref_emb))
+        own = torch.where(own < 0, -1, places[own.clamp(min=0)])[pairs.order_x]
+        return replace(pairs, own=own)
 
     @staticmethod
     def paired(x: Tensor, y: Tensor, *, normalize: bool = True) -> "Pairs":
@@ -178,44 +167,12 @@ class Pairs:
             raise ValueError(
                 f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x"
             )
-        place = _arange(x)
-        everyone = torch.ones_like(place, dtype=torch.bool)
-        nobody = torch.full_like(place, -1)
-        scales = _scales(x, None, y, None, normalize)
-        return Pairs(x, y, *scales, place, place, place, place + 1, nobody, everyone, everyone)
-
-
-def _scales(
-    x: Tensor, keep_x: Tensor | None, y: Tensor | None, keep_y: Tensor | None, normalize: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Scales without gradient; 0 for an ignored row, whatever it holds. keep=None: nobody is."""
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
-    if not normalize:
-        return None, None
-
-    def scale(z: Tensor, keep: Tensor | None) -> Tensor:
-        inverse = inverse_norm(z.detach())
-        return inverse if keep is None else torch.where(keep, inverse, 0.0)
-
-    scale_x = scale(x, keep_x)
-    return scale_x, scale_x if y is None else scale(y, keep_y)
+        _check_normalize(normalize)
+        return Pairs(x, y, *relate(x, y, None, None, None, False, normalize), complete=True)
 
 
 def _arange(x: Tensor) -> Tensor:
     return torch.arange(x.shape[0], device=x.device)
-
-
-def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Sort keys that put ignore_index last, and who is kept.
-
-    Swapping two values is a bijection: keys are equal exactly if labels are, whatever their size.
-    """
-    if ignore_index is None:
-        return labels, torch.ones_like(labels, dtype=torch.bool)
-    ignored = labels == ignore_index
-    key = torch.where(labels == _LAST, ignore_index, labels)
-    return torch.where(ignored, _LAST, key), ~ignored
 
 
 def _own(
@@ -224,9 +181,8 @@ def _own(
     ids: Tensor | None,
     ref_ids: Tensor | None,
     exclude_self: bool | Literal["auto"],
-) -> Tensor:
-    """(N,) index of the reference that anchor i itself is, or −1."""
-    nobody = torch.full_like(_arange(x), -1)
+) -> Tensor | None:
+    """(N,) index of the reference that anchor i itself is, or −1; None: no anchor is one."""
     if (ids is None) != (ref_ids is None):
         given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
         raise ValueError(f"{missing} is None; it must be given with {given}")
@@ -239,7 +195,7 @@ def _own(
                 'it must be "auto" or False with them'
             )
         if exclude_self is False or ref_emb.shape[0] == 0:
-            return nobody
+            return None
         names, index = torch.sort(ref_ids, stable=True)
         place = torch.searchsorted(names, ids).clamp(max=ref_emb.shape[0] - 1)
         return torch.where(names[place] == ids, index[place], -1)
@@ -250,7 +206,7 @@ def _own(
         )
     if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
         return _arange(x)
-    return nobody
+    return None
 
 
 def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
@@ -273,6 +229,11 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
         if mine != theirs:
             kind = TypeError if what == "dtype" else ValueError
             raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
+
+
+def _check_normalize(normalize: bool) -> None:
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
 
 
 def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:

@@ -22,12 +22,10 @@ def inverse_norm(x: Tensor) -> Tensor:
         square = (wide * wide).sum(1)
         vanishes = square < 1e-24
         return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
-    # Many rows a few at a time: vector_norm copies what it widens. Compiled, it is fused.
-    few = 1024
-    pieces = [x] if torch.compiler.is_compiling() or x.shape[0] <= few else x.split(few)
-    norms = [torch.linalg.vector_norm(z, dim=1, dtype=torch.float64) for z in pieces]
-    norm = norms[0] if len(norms) == 1 else torch.cat(norms)
-    return norm.reciprocal().masked_fill(norm < 1e-12, 0.0)
+    # A few rows at a time: vector_norm copies what it widens.
+    pieces = [torch.linalg.vector_norm(z, dim=1, dtype=torch.float64) for z in x.split(1024)]
+    norm = torch.cat(pieces)
+    return torch.where(norm < 1e-12, 0.0, 1 / norm)
 
 
 def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -253,7 +253,7 @@ _Terms = tuple[tuple[Term, ...], tuple[Term, ...]]
 def unpack(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
     """The inverse of `pack`: row terms and column terms."""
     # Terms of numbers alone are read once; numbers under torch.compile may be symbols.
-    if not vectors and all([type(number) is float for number in numbers]):
+    if not vectors and all(type(number) is float for number in numbers):
         return _of_numbers(recipe, tuple(numbers))
     return _read(recipe, numbers, vectors)
 

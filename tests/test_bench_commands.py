@@ -88,7 +88,7 @@ def test_kernel(bench, capsys):
 def test_peak_is_of_one_thread_and_share_of_all():
     threads = torch.get_num_threads()
     try:
-        rows = measure(Job(native._isa(), 50, 8, 2, 2))
+        rows = measure(Job(native.isa(), 50, 8, 2, 2))
     finally:
         torch.set_num_threads(threads)
     for row in rows:

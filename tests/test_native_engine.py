@@ -27,7 +27,7 @@ isas = pytest.mark.parametrize("isa", ISAS)
 @contextlib.contextmanager
 def using(isa: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
-        patch.setattr(native, "_isa", lambda: isa)
+        patch.setattr(native, "isa", lambda: isa)
         yield
 
 
@@ -111,6 +111,38 @@ def test_every_served_term_alone_equals_dense(how: str) -> None:
 def test_every_two_served_terms_equal_dense(how: str) -> None:
     """Beside an extreme, which takes no part in weigh, a band is gathered as something else."""
     against_dense(*related(how, 193, 110, 5, 2), calls="in pairs")
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+@pytest.mark.parametrize("scale", [-5.0, 90.0, 3000.0])
+@pytest.mark.parametrize("how", RELATIONS)
+def test_one_exponential_for_both_roles_equals_dense(
+    how: str, scale: float, poisoned: bool
+) -> None:
+    """Log-sum-exps of the same numbers by row and by column: tiles of narrow and of wide range in
+    turns, rows whose window is empty in some of them, a row of NaN."""
+    pairs, leaves = related(how, 300, 290, 9, 4)
+    with torch.no_grad():
+        for z in leaves:
+            near = torch.arange(len(z)) % 200 < 110  # by index these are tiles of their own
+            z[near] = z[0] * torch.linspace(0.5, 1, 9) + 0.01 * z[near]
+            z[-40:] *= -1
+        if poisoned:
+            leaves[0][17] = torch.nan
+
+    def call(owners: int) -> list[Term]:
+        above = torch.where(torch.arange(owners) % 3 == 0, 0.99, -0.5)
+        sides = [lse(side, scale, 0.25) for side in (ALL, NEG, POS)]
+        return [*sides, lse(NEG, scale, 0.25, above=above)]
+
+    rows, cols = call(pairs().shape[0]), call(pairs().shape[1])
+    with pairops.use("dense"):
+        truth = found(pairs, rows, cols, leaves)
+    for isa in ISAS:
+        with using(isa):
+            ours = found(pairs, rows, cols, leaves)
+        for a, b in zip(ours, truth, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -69,7 +69,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 
 
 def test_the_variable_chooses_the_instruction_set() -> None:
-    shown = "from pairops.engines import native; print(native._isa())"
+    shown = "from pairops import extension; print(extension.isa())"
     assert python(shown, PAIROPS_ISA="baseline").stdout == "baseline\n"
     subprocess.run(
         [sys.executable, "-m", "pairops"],

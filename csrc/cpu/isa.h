@@ -31,6 +31,7 @@ struct KernelsOf {
         multiply<L, n_rows>,
         accumulate<L, n_rows>,
         through_scale<T>,
+        inverse_norm,
         peak<L>,
     };
 };

@@ -97,6 +97,10 @@ struct Kernels {
     // g = r (g − u <u, g>), u = r x: the gradient by rows of x, at the caller's index, in place.
     void (*through_scale)(const Embeddings&, Place first, int count, T* g);
 
+    // 1/‖z_i‖ of rows [first, first + count) in the caller's order; 0 for one below 1e-12 and for
+    // one that is not kept.
+    void (*inverse_norm)(const Embeddings&, Index first, int count, const bool* keep, double* out);
+
     // Floating-point operations of `rounds` rounds of independent multiply-adds: the core's peak.
     double (*peak)(std::int64_t rounds);
 };

@@ -1,6 +1,8 @@
 // Embeddings on their way into the micro-kernels: converted, scaled, sorted and cut into panels.
 #pragma once
 
+#include <cmath>
+
 #include "kernels.h"
 #include "lanes.h"
 
@@ -27,10 +29,10 @@ inline float widened(Float16 x) {
     return from_bits((rest < 0x400 ? bits_of(small) : normal) | sign);
 }
 
-// Calls visit with a pointer to row `place` in the type it has.
+// Calls visit with a pointer to row `index` in the type it has.
 template <class Visit>
-inline void visit_row(const Embeddings& set, Place place, Visit visit) {
-    const Index at = set.order[place] * set.d;
+inline void visit_row(const Embeddings& set, Index index, Visit visit) {
+    const Index at = index * set.d;
     switch (set.dtype) {
         case Dtype::float16:
             return visit(static_cast<const Float16*>(set.z) + at);
@@ -51,7 +53,7 @@ inline double scale_of(const Embeddings& set, Place place) {
 // a whole row of similarities, and a loss multiplies it by its sharpness.
 template <class T>
 inline void scaled(const Embeddings& set, Place place, Index k, int count, T* out) {
-    visit_row(set, place, [&](const auto* row) {
+    visit_row(set, set.order[place], [&](const auto* row) {
         const double r = scale_of(set, place);
         if (set.scale)
             for (int c = 0; c < count; ++c) out[c] = T(r * double(widened(row[k + c])));
@@ -131,27 +133,51 @@ void pack_slices(const Embeddings& set, Place first, int count, std::size_t stri
     }
 }
 
+constexpr int CHAINS = 8;  // of a sum: as many as a register has doubles
+
+// Σ_k term(k)
+template <class Term>
+inline double sum_along(Index d, Term term) {
+    double sums[CHAINS] = {};
+    Index k = 0;
+    for (; k + CHAINS <= d; k += CHAINS)
+        for (int c = 0; c < CHAINS; ++c) sums[c] += term(k + c);
+    for (; k < d; ++k) sums[0] += term(k);
+    double sum = 0;
+    for (double s : sums) sum += s;
+    return sum;
+}
+
+inline void inverse_norm(const Embeddings& set, Index first, int count, const bool* keep,
+                         double* out) {
+    for (Index row = first; row < first + count; ++row) {
+        out[row] = 0;
+        if (!keep[row]) continue;
+        visit_row(set, row, [&](const auto* z) {
+            const double norm = std::sqrt(sum_along(set.d, [&](Index k) {
+                const double value = double(widened(z[k]));
+                return value * value;
+            }));
+            if (!(norm < 1e-12)) out[row] = 1 / norm;
+        });
+    }
+}
+
 template <class T>
 void through_scale(const Embeddings& set, Place first, int count, T* g) {
     for (Place place = first; place < first + count; ++place) {
         T* out = g + set.order[place] * set.d;
-        visit_row(set, place, [&](const auto* row) {
+        visit_row(set, set.order[place], [&](const auto* row) {
             if (!set.scale) {
                 // A dot product's gradient is finite where slopes are constant; a NaN has to show.
                 for (Index k = 0; k < set.d; ++k) out[k] += T(0) * T(widened(row[k]));
                 return;
             }
             const double r = scale_of(set, place);
-            double dots[8] = {};  // as many chains as a register has lanes
-            Index k = 0;
-            for (; k + 8 <= set.d; k += 8)
-                for (int c = 0; c < 8; ++c)
-                    dots[c] += double(widened(row[k + c])) * double(out[k + c]);
-            for (; k < set.d; ++k) dots[0] += double(widened(row[k])) * double(out[k]);
-            double dot = 0;
-            for (double d : dots) dot += d;
+            double dot =
+                sum_along(set.d, [&](Index k) { return double(widened(row[k])) * double(out[k]); });
             dot *= r * r;
-            for (k = 0; k < set.d; ++k)
+            for (Index k = 0; k < set.d; ++k)
                 out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));
         });
     }

@@ -5,36 +5,23 @@ them, with as many threads as torch has. The results do not depend on the number
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..extension import DTYPES, MISSING, isa
+from ..extension import native as _native
 from ..pairs import Pairs
 from ..terms import Partner, Term, word
 
-try:
-    # By name: the contract on imports takes a compiled module for the whole package.
-    _native: Any = import_module("pairops._native")
-except ImportError as error:  # a source tree that was never built
-    _missing: str | None = f"the extension cannot be imported ({error})"
-    SERVED: frozenset[str] = frozenset()
-else:
-    _missing, SERVED = None, frozenset(_native.terms())
+SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _MOST = 2**31 - 1  # rows: csrc/gathers.h counts columns in 32 bits
-_DTYPES = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
 
 
 def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -53,8 +40,8 @@ def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
-    if _missing is not None:
-        return _missing
+    if MISSING is not None:
+        return MISSING
     if pairs.x.device.type != "cpu":
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
     if max(pairs.shape) > _MOST:
@@ -144,18 +131,6 @@ def bits_shape(
     return keeping, (n + tile - 1) // tile, (m + tile - 1) // tile
 
 
-@functools.cache
-def _isa() -> str:
-    """PAIROPS_ISA, or the best instruction set of this machine."""
-    known = _native.isas()
-    name: str = os.environ.get("PAIROPS_ISA", known[0])
-    if name not in known:
-        raise ValueError(
-            f"PAIROPS_ISA is {name!r}; it must be one of those of this machine: {', '.join(known)}"
-        )
-    return name
-
-
 def _name(term: Term) -> str:
     """The term's word in a recipe; here a number is as good as one value per owner."""
     kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in term.args])
@@ -173,7 +148,7 @@ class _Call:
         if pairs.y is not None:
             y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
         relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
-        self.shared = _isa(), x, y, relation
+        self.shared = isa(), x, y, relation
         # As torch does with its own memory.
         poison = torch.are_deterministic_algorithms_enabled()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -200,7 +175,7 @@ class _Call:
         self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor
     ) -> tuple[int | str | None, ...]:
         scales = None if scale is None else self._address(scale)
-        shape = _DTYPES[z.dtype], z.shape[0], z.shape[1]
+        shape = DTYPES[z.dtype], z.shape[0], z.shape[1]
         return self._address(z), *shape, scales, self._address(order), self._address(keep)
 
     def _address(self, tensor: Tensor) -> int:

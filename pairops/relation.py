@@ -1,0 +1,142 @@
+"""What every call has to know of its rows before it compares them: order, positives, scales.
+
+Sorted by label, the positives of a row are an interval of places. `pairops::relate` is one op,
+because a training step is mostly small: in torch these are two dozen calls, each of which costs
+more than the sorting of a batch.
+"""
+
+import torch
+from torch import Tensor
+
+from . import extension
+from .similarity import inverse_norm
+
+_LAST = torch.iinfo(torch.int64).max
+
+Known = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_library = torch.library.Library("pairops", "FRAGMENT")
+_library.define(
+    "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
+    "bool exclude_self, bool normalize) -> Tensor[]"
+)
+
+
+def relate(
+    x: Tensor,  # (N, D)
+    y: Tensor | None,  # (M, D)
+    labels: Tensor | None,  # (N,) contiguous int64
+    ref_labels: Tensor | None,  # (M,)
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> Known:
+    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y: the fields of `Pairs`.
+
+    Without y the set is compared with itself, and `exclude_self` says whether a row's own place is
+    named. Without labels y_i is the one positive of x_i. There is no gradient.
+    """
+    places, keep_x, *rest = torch.ops.pairops.relate(
+        x.detach(), None if y is None else y.detach(),
+        labels, ref_labels, ignore_index, exclude_self, normalize,
+    )  # fmt: skip
+    order_x, lo, hi, own = places.unbind()
+    order_y, keep_y = order_x, keep_x
+    if ref_labels is not None:
+        order_y, keep_y, *rest = rest
+    scale_x, scale_y = (rest[0], rest[-1]) if rest else (None, None)
+    return scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y
+
+
+def _relate(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> list[Tensor]:
+    call = x, y, labels, ref_labels, ignore_index, exclude_self, normalize
+    if not extension.serves(x):
+        return _by_torch(*call)
+    result = _outputs(*call)
+    embeddings = [z.contiguous() for z in (x, y) if z is not None]
+    sets = [(z.data_ptr(), extension.DTYPES[z.dtype], *z.shape) for z in embeddings]
+    given = [None if z is None else z.data_ptr() for z in (labels, ref_labels)]
+    outputs = [z.data_ptr() for z in result]
+    extension.native.relate(
+        extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
+    )
+    return result
+
+
+def _outputs(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,  # noqa: ARG001
+    ref_labels: Tensor | None,
+    ignore_index: int | None,  # noqa: ARG001
+    exclude_self: bool,  # noqa: ARG001
+    normalize: bool,
+) -> list[Tensor]:
+    n = x.shape[0]
+    result = [x.new_empty((4, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
+    if ref_labels is not None:
+        result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
+    if normalize:
+        result += [z.new_empty(z.shape[0], dtype=torch.float64) for z in (x, y) if z is not None]
+    return result
+
+
+def _by_torch(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> list[Tensor]:
+    order = torch.arange(x.shape[0], device=x.device)
+    own = order if exclude_self else torch.full_like(order, -1)
+    others: list[Tensor] = []
+    if labels is None:
+        lo, hi, keep_x = order, order + 1, torch.ones_like(order, dtype=torch.bool)
+        keep_y = keep_x
+    else:
+        key, keep_x = _key(labels, ignore_index)
+        order = torch.argsort(key, stable=True)
+        rows = columns = key[order]
+        keep_y = keep_x
+        if ref_labels is not None:
+            ref_key, keep_y = _key(ref_labels, ignore_index)
+            order_y = torch.argsort(ref_key, stable=True)
+            columns = ref_key[order_y]
+            others = [order_y, keep_y]
+        lo = torch.searchsorted(columns, rows)
+        hi = torch.searchsorted(columns, rows, right=True)
+    result = [torch.stack([order, lo, hi, own]), keep_x, *others]
+    if normalize:
+        result += [
+            torch.where(keep, inverse_norm(z), 0.0)
+            for z, keep in ((x, keep_x), (y, keep_y))
+            if z is not None
+        ]
+    return result
+
+
+def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Sort keys that put ignore_index last, and who is kept.
+
+    Swapping two values is a bijection: keys are equal exactly if labels are, whatever their size.
+    """
+    if ignore_index is None:
+        return labels, torch.ones_like(labels, dtype=torch.bool)
+    ignored = labels == ignore_index
+    key = torch.where(labels == _LAST, ignore_index, labels)
+    return torch.where(ignored, _LAST, key), ~ignored
+
+
+_library.impl("relate", _relate, "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::relate", _outputs)
