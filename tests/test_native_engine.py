@@ -20,7 +20,7 @@ from pairops.engines import native
 from pairops.functions import hinge, softplus
 from pairops.terms import Term
 
-ISAS = pairops._native.isas()
+ISAS, TILE = pairops._native.isas(), pairops._native.TILE
 isas = pytest.mark.parametrize("isa", ISAS)
 
 
@@ -115,25 +115,28 @@ def test_every_two_served_terms_equal_dense(how: str) -> None:
 
 @pytest.mark.parametrize("poisoned", [False, True])
 @pytest.mark.parametrize("scale", [-5.0, 90.0, 3000.0])
+@pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("how", RELATIONS)
 def test_one_exponential_for_both_roles_equals_dense(
-    how: str, scale: float, poisoned: bool
+    how: str, classes: int, scale: float, poisoned: bool
 ) -> None:
     """Log-sum-exps of the same numbers by row and by column: tiles of narrow and of wide range in
-    turns, rows whose window is empty in some of them, a row of NaN."""
-    pairs, leaves = related(how, 300, 290, 9, 4)
+    turns, tiles without a pair of a side, rows whose window drops all that is high, a NaN."""
+    pairs, leaves = related(how, 300, 290, 9, classes)
+    orders = [pairs().order_x, pairs().order_y]
     with torch.no_grad():
-        for z in leaves:
-            near = torch.arange(len(z)) % 200 < 110  # by index these are tiles of their own
+        for z, order in zip(leaves, orders, strict=False):
+            near = order[: 2 * TILE]
             z[near] = z[0] * torch.linspace(0.5, 1, 9) + 0.01 * z[near]
-            z[-40:] *= -1
+            z[order[-40:]] *= -1
         if poisoned:
             leaves[0][17] = torch.nan
 
     def call(owners: int) -> list[Term]:
         above = torch.where(torch.arange(owners) % 3 == 0, 0.99, -0.5)
         sides = [lse(side, scale, 0.25) for side in (ALL, NEG, POS)]
-        return [*sides, lse(NEG, scale, 0.25, above=above)]
+        windows = [lse(NEG, scale, 0.25, above=above), lse(POS, scale, 0.25, below=1.5 - above)]
+        return [*sides, *windows]
 
     rows, cols = call(pairs().shape[0]), call(pairs().shape[1])
     with pairops.use("dense"):
