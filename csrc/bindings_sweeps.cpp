@@ -274,7 +274,7 @@ void relate(const std::string& isa, const py::list& sets, const py::list& labels
     const Index n = given[0].n;
     auto* places = reinterpret_cast<Index*>(*next++);
     auto* keep_x = reinterpret_cast<bool*>(*next++);
-    Index *order = places, *lo = places + n, *hi = lo + n, *own = hi + n;
+    Index *order = places, *lo = places + n, *hi = lo + n, *own = hi + n, *positives = own + n;
     const bool* keep_y = keep_x;
     for (Index i = 0; i < n; ++i) own[i] = exclude_self ? i : -1;
     if (labelled) {
@@ -293,6 +293,9 @@ void relate(const std::string& isa, const py::list& sets, const py::list& labels
             keep_x[i] = true;
         }
     }
+    for (Index i = 0; i < n; ++i)
+        positives[order[i]] =
+            keep_x[order[i]] ? hi[i] - lo[i] - (lo[i] <= own[i] && own[i] < hi[i]) : 0;
     for (std::size_t k = 0; next != outputs.end(); ++k)
         inverse_norm(isa, given[k], k == 0 ? keep_x : keep_y, reinterpret_cast<double*>(*next++),
                      threads);

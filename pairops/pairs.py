@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from .relation import relate
+from .relation import count_positives, relate
 from .similarity import inverse_norm
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,6 +51,7 @@ class Pairs:
     own: Tensor  # (N,) int64: the place that row i itself is, or −1
     keep_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
     keep_y: Tensor  # (M,) bool
+    counted: Tensor | None = None  # (N,) int64 positives of a row; None: not counted yet
     complete: bool = False  # is it known, without looking, that no row is ignored?
 
     @property
@@ -71,19 +72,18 @@ class Pairs:
 
     def positives(self) -> Tensor:
         """(N,) how many positives a row has; 0 for an ignored row."""
-        own_among_them = (self.own >= self.lo) & (self.own < self.hi)
-        return self._to_caller(self.hi - self.lo - own_among_them.long())
+        if self.counted is not None:
+            return self.counted
+        return count_positives(self.order_x, self.lo, self.hi, self.own, self.keep_x)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
         kept = self.keep_y.sum()
         own_counts = (self.own >= 0) & (self.own < kept)
-        pairs = self._to_caller(kept - own_counts.long())
+        pairs = kept - own_counts.long()
+        pairs = torch.empty_like(pairs).scatter(0, self.order_x, pairs) * self.keep_x
         positives = self.positives()
         return positives, pairs - positives
-
-    def _to_caller(self, count: Tensor) -> Tensor:
-        return torch.empty_like(count).scatter(0, self.order_x, count) * self.keep_x
 
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""
@@ -156,7 +156,7 @@ class Pairs:
             return pairs
         places = torch.empty_like(pairs.order_y).scatter(0, pairs.order_y, _arange(ref_emb))
         own = torch.where(own < 0, -1, places[own.clamp(min=0)])[pairs.order_x]
-        return replace(pairs, own=own)
+        return replace(pairs, own=own, counted=None)
 
     @staticmethod
     def paired(x: Tensor, y: Tensor, *, normalize: bool = True) -> "Pairs":

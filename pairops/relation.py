@@ -13,7 +13,9 @@ from .similarity import inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
 
-Known = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Known = tuple[
+    Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+]
 
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
@@ -31,7 +33,7 @@ def relate(
     exclude_self: bool,
     normalize: bool,
 ) -> Known:
-    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y: the fields of `Pairs`.
+    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, counted: as in `Pairs`.
 
     Without y the set is compared with itself, and `exclude_self` says whether a row's own place is
     named. Without labels y_i is the one positive of x_i. There is no gradient.
@@ -40,12 +42,12 @@ def relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize,
     )  # fmt: skip
-    order_x, lo, hi, own = places.unbind()
+    order_x, lo, hi, own, positives = places.unbind()
     order_y, keep_y = order_x, keep_x
     if ref_labels is not None:
         order_y, keep_y, *rest = rest
     scale_x, scale_y = (rest[0], rest[-1]) if rest else (None, None)
-    return scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y
+    return scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, positives
 
 
 def _relate(
@@ -81,7 +83,7 @@ def _outputs(
     normalize: bool,
 ) -> list[Tensor]:
     n = x.shape[0]
-    result = [x.new_empty((4, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
+    result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
         result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
     if normalize:
@@ -116,7 +118,8 @@ def _by_torch(
             others = [order_y, keep_y]
         lo = torch.searchsorted(columns, rows)
         hi = torch.searchsorted(columns, rows, right=True)
-    result = [torch.stack([order, lo, hi, own]), keep_x, *others]
+    positives = count_positives(order, lo, hi, own, keep_x)
+    result = [torch.stack([order, lo, hi, own, positives]), keep_x, *others]
     if normalize:
         result += [
             torch.where(keep, inverse_norm(z), 0.0)
@@ -124,6 +127,12 @@ def _by_torch(
             if z is not None
         ]
     return result
+
+
+def count_positives(order_x: Tensor, lo: Tensor, hi: Tensor, own: Tensor, keep_x: Tensor) -> Tensor:
+    """(N,) in the caller's order; a row itself is none, and an ignored row has none."""
+    count = hi - lo - ((own >= lo) & (own < hi)).long()
+    return torch.empty_like(count).scatter(0, order_x, count) * keep_x
 
 
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,26 @@ class Term:
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
 
+    @functools.cached_property
+    def word(self) -> str:
+        """The term as it stands in a recipe."""
+        letter = {float: "f", Partner: "p"}
+        kinds = "".join([letter.get(type(a), "o") for a in self.args])
+        return self._word(kinds if self.vectors() else "")
+
+    @functools.cached_property
+    def kernel(self) -> str:
+        """The same, where a number is as good as one value per owner: what is compiled for it."""
+        kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
+        return self._word(kinds if "p" in kinds else "")
+
+    def _word(self, kinds: str) -> str:
+        result = f"{self.gather}:{self.side}:{self.function.name}"
+        result += f"({kinds})" if kinds else ""
+        result += "" if self.above is None else ">"
+        result += "" if self.below is None else "<"
+        return result + ("@" if self.keeps_argument else "")
+
     @property
     def extreme(self) -> bool:
         return self.gather in ("lowest", "highest")
@@ -195,27 +215,12 @@ def highest(
 def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], list[Tensor]]:
     """Terms, all of them `over` their pairs, as (recipe, numbers, vectors)."""
     terms = (*rows, *cols)
-    recipe = " ".join([_word(term) for term in rows])
+    recipe = " ".join([term.word for term in rows])
     if cols:
-        recipe += " | " + " ".join([_word(term) for term in cols])
+        recipe += " | " + " ".join([term.word for term in cols])
     numbers = [a for term in terms for a in term.args if isinstance(a, float)]
     vectors = [v for term in terms for v in (*term.vectors(), *term.windows())]
     return recipe, numbers, vectors
-
-
-def _word(term: Term) -> str:
-    letter = {float: "f", Partner: "p"}
-    kinds = "".join([letter.get(type(a), "o") for a in term.args])
-    return word(term, kinds if term.vectors() else "")
-
-
-def word(term: Term, kinds: str) -> str:
-    """A term as it stands in a recipe, with these letters for its arguments."""
-    result = f"{term.gather}:{term.side}:{term.function.name}"
-    result += f"({kinds})" if kinds else ""
-    result += "" if term.above is None else ">"
-    result += "" if term.below is None else "<"
-    return result + ("@" if term.keeps_argument else "")
 
 
 def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:

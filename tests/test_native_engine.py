@@ -63,7 +63,7 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
             with using(isa):
                 ours = found(pairs, *call, leaves + own)
             for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
-                what = f"{isa}, result {k} of {[native._name(t) for t in call[0] + call[1]]}"
+                what = f"{isa}, result {k} of {[t.kernel for t in call[0] + call[1]]}"
                 torch.testing.assert_close(
                     a, b, rtol=1e-10, atol=1e-10, msg=lambda m, what=what: f"{what}: {m}"
                 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..extension import DTYPES, MISSING, isa
 from ..extension import native as _native
 from ..pairs import Pairs
-from ..terms import Partner, Term, word
+from ..terms import Partner, Term
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -47,9 +47,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if max(pairs.shape) > _MOST:
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
-        name = _name(term)
-        if name not in SERVED:
-            return f"no recipe in csrc/recipes.h has the term {name}"
+        if term.kernel not in SERVED:
+            return f"no recipe in csrc/recipes.h has the term {term.kernel}"
     return None
 
 
@@ -131,12 +130,6 @@ def bits_shape(
     return keeping, (n + tile - 1) // tile, (m + tile - 1) // tile
 
 
-def _name(term: Term) -> str:
-    """The term's word in a recipe; here a number is as good as one value per owner."""
-    kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in term.args])
-    return word(term, kinds if "p" in kinds else "")
-
-
 class _Call:
     """Addresses of one call's tensors, and the tensors, which must live as long."""
 
@@ -162,7 +155,7 @@ class _Call:
         ]
         windows = [None if z is None else self.numbers(z) for z in (term.above, term.below)]
         by_column = axis == 1 and not self._same
-        return _name(term), by_column, args, *windows, None if bits is None else bits.data_ptr()
+        return term.kernel, by_column, args, *windows, None if bits is None else bits.data_ptr()
 
     def numbers(self, values: Tensor) -> tuple[int, int]:
         """(address, stride) of a vector; a number for all has stride 0."""

@@ -19,21 +19,21 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
     with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
     anchor.
     """
-    if pairs.complete and reduction != "mean_nonzero":
-        losses = losses if weight is None else losses * weight.to(losses.dtype)
-        count: int | Tensor = max(1, losses.shape[0])
-    else:
+    counted = None
+    if reduction == "mean_nonzero":
+        counted = pairs.keep_x & ~(losses <= 0)
+    elif not pairs.complete:
         counted = pairs.keep_x
-        if reduction == "mean_nonzero":
-            counted = counted & ~(losses <= 0)
+    if counted is not None:
         losses = torch.where(counted, losses, 0)
-        if weight is not None:
-            losses = losses * torch.where(counted, weight.to(losses.dtype), 0)
-        count = counted.sum().clamp(min=1)
+        weight = None if weight is None else torch.where(counted, weight, 0)
+    if weight is not None:
+        losses = losses * weight.to(losses.dtype)
     if reduction == "none":
         return losses
-    numerator = losses.sum()
-    return numerator if reduction == "sum" else numerator / count
+    if reduction == "sum" or not losses.shape[0]:
+        return losses.sum()
+    return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
 
 
 def check_reduction(reduction: Reduction, weight: Tensor | None, pairs: Pairs) -> None:
