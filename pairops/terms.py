@@ -123,14 +123,14 @@ class Term:
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
 
-    @functools.cached_property
+    @property
     def word(self) -> str:
         """The term as it stands in a recipe."""
         letter = {float: "f", Partner: "p"}
         kinds = "".join([letter.get(type(a), "o") for a in self.args])
         return self._word(kinds if self.vectors() else "")
 
-    @functools.cached_property
+    @property
     def kernel(self) -> str:
         """The same, where a number is as good as one value per owner: what is compiled for it."""
         kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
