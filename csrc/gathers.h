@@ -98,21 +98,6 @@ struct LogSumExp {
         return select(of.value == -infinity<T>(), T(0), exp(f - of.value));
     }
 
-    // Under one common maximum several states need but one exp_within(f - top) of a contribution;
-    // no maximum and no contribution may then lie further below than `reach`.
-    static constexpr auto reach = -Elementary<typename Traits<T>::Scalar>::least;
-
-    HD void raise(T top) {
-        sum = sum * select(max == -infinity<T>(), T(0), exp_within(max - top));
-        max = top;
-    }
-    // Adds to a state that was raised, or to the identity. What is still empty is the identity
-    // again: later contributions may lie out of reach.
-    HD void add(T sum_of_exp, T top) {
-        sum = sum + sum_of_exp;
-        max = select(sum == T(0), -infinity<T>(), top);
-    }
-
    private:
     // a - b, where equal infinities are 0 apart.
     HD static T difference(T a, T b) { return select(a == b, T(0), a - b); }

@@ -65,7 +65,8 @@ def _relate(
     result = _outputs(*call)
     embeddings = [z.contiguous() for z in (x, y) if z is not None]
     sets = [(z.data_ptr(), extension.DTYPES[z.dtype], *z.shape) for z in embeddings]
-    given = [None if z is None else z.data_ptr() for z in (labels, ref_labels)]
+    whole = [None if z is None else z.contiguous() for z in (labels, ref_labels)]
+    given = [None if z is None else z.data_ptr() for z in whole]
     outputs = [z.data_ptr() for z in result]
     extension.native.relate(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()

@@ -12,6 +12,7 @@ from bench.kernel import KERNEL, Job, measure, sweeps
 from bench.large import bound
 from bench.mined import learned, steps_of
 from bench.problems import Setting, problem
+from pairops import extension
 from pairops.engines import native
 
 needs_native = pytest.mark.skipif(not native.SERVED, reason="the extension was never built")
@@ -89,7 +90,7 @@ def test_kernel(bench, capsys):
 def test_peak_is_of_one_thread_and_share_of_all():
     threads = torch.get_num_threads()
     try:
-        rows = measure(Job(native.isa(), 50, 8, 2, 2))
+        rows = measure(Job(extension.isa(), 50, 8, 2, 2))
     finally:
         torch.set_num_threads(threads)
     for row in rows:

@@ -15,7 +15,7 @@ from problems import DOUBLE, problem, served_terms
 from torch import Tensor
 
 import pairops
-from pairops import ALL, NEG, POS, Pairs, highest, lse, partner, row_stats, total
+from pairops import ALL, NEG, POS, Pairs, extension, highest, lse, partner, row_stats, total
 from pairops.engines import native
 from pairops.functions import hinge, softplus
 from pairops.terms import Term
@@ -27,7 +27,7 @@ isas = pytest.mark.parametrize("isa", ISAS)
 @contextlib.contextmanager
 def using(isa: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
-        patch.setattr(native, "isa", lambda: isa)
+        patch.setattr(extension, "isa", lambda: isa)
         yield
 
 
@@ -146,6 +146,41 @@ def test_one_exponential_for_both_roles_equals_dense(
             ours = found(pairs, rows, cols, leaves)
         for a, b in zip(ours, truth, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_states_far_below_the_maximum_of_a_tile() -> None:
+    """In float32 e⁻⁸⁷ is the least normal number: sums must outlast a maximum that rises past it
+    tile by tile, and what is pushed, merged or finished after it."""
+    t = TILE
+    rising, labels = torch.zeros(4 * t, 2), torch.ones(4 * t, dtype=torch.int64)
+    labels[:10] = 0
+    rising[:10, 1] = rising[10:t, 0] = 1
+    for k in (1, 2, 3):
+        rising[k * t : (k + 1) * t, 0] = 80 * k
+    one, many = torch.zeros(t, 2), torch.zeros(22 * t, 2)
+    one[:, 0], one[0, 1] = 1, 1
+    many[:t, 0], many[t:, 0], many[:t, 1] = -7.3, -7.35, 87.3
+    high = 87.3 * torch.eye(2)[torch.arange(3 * t) % 50 // 49] - 60
+    same = torch.ones(t, dtype=torch.int64), torch.ones(22 * t, dtype=torch.int64)
+
+    def sets(x: Tensor, x_labels: Tensor, *other: Tensor) -> Callable[[], Pairs]:
+        ref = dict(zip(("ref_emb", "ref_labels"), other, strict=False))
+        return lambda: Pairs.of(x, x_labels, normalize=False, **ref)
+
+    for pairs in (
+        sets(rising, labels),
+        sets(one, same[0], many, same[1]),
+        sets(many, same[1], one, same[0]),
+        sets(high, torch.arange(3 * t) % 2),
+    ):
+        rows = [lse(POS, 1.0, 0.0), lse(ALL, 1.0, 0.0)]
+        with pairops.use("dense"):
+            truth = row_stats(pairs(), *rows, cols=rows)
+        for isa in ISAS:
+            with using(isa):
+                ours = row_stats(pairs(), *rows, cols=rows)
+            for a, b in zip(ours, truth, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -83,6 +83,9 @@ struct Lanes {
     HD friend Lanes operator<<(Lanes a, int bits) {
         return each([&](auto k) { return a.v[k] << bits; });
     }
+    HD friend Lanes operator>>(Lanes a, int bits) {
+        return each([&](auto k) { return a.v[k] >> bits; });
+    }
     HD friend Mask operator<(Lanes a, Lanes b) {
         return Mask::each([&](auto k) { return a.v[k] < b.v[k]; });
     }

@@ -217,40 +217,5 @@ void merge(void* into, const void* from, int count) {
     for (int k = 0; k < count; ++k) static_cast<G*>(into)[k].merge(static_cast<const G*>(from)[k]);
 }
 
-// Owners are taken as many at a time as there are lanes. A row has one state with a part of its
-// columns in each lane: a block of rows is transposed, and then its parts are merged for all at
-// once.
-template <class G, class L>
-void finish(const void* rows, const void* cols, int count, const std::int32_t* caller,
-            typename Traits<L>::Scalar* value, Index* argument) {
-    using T = typename Traits<L>::Scalar;
-    constexpr int fields = sizeof(G) / sizeof(L), n = L::count;
-    for (int first = 0; first < count; first += n) {
-        G total = G::identity();
-        if (rows) {
-            using Word = typename Integers<sizeof(T)>::Unsigned;
-            alignas(L) Word parts[n][fields][n];  // part, field, row
-            const auto* states = static_cast<const G*>(rows) + first;
-            for (int i = 0; i < n; ++i) {
-                Word words[fields][n];
-                std::memcpy(words, states + i, sizeof(G));
-                for (int f = 0; f < fields; ++f)
-                    for (int part = 0; part < n; ++part) parts[part][f][i] = words[f][part];
-            }
-            for (int part = 0; part < n; ++part) {
-                G one;
-                std::memcpy(&one, parts[part], sizeof(G));
-                total.merge(one);
-            }
-        }
-        if (cols) total.merge(static_cast<const G*>(cols)[first / n]);
-        const auto result = total.result();
-        for (int k = 0; k < n && first + k < count; ++k) {
-            value[caller[first + k]] = result.value[k];
-            if (argument) argument[caller[first + k]] = result.argument[k];
-        }
-    }
-}
-
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops::cpu

@@ -12,7 +12,8 @@ namespace {
 // a few dimensions what belongs to a stripe stays in the last cache.
 template <class T>
 int stripe(Index d) {
-    return int(std::clamp((Index(12) << 20) / (Index(sizeof(T)) * TILE * d), Index(1), Index(64)));
+    return int(std::clamp((Index(12) << 20) / (Index(sizeof(T)) * TILE * std::max(d, Index(1))),
+                          Index(1), Index(64)));
 }
 
 template <class T>

@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ..extension import DTYPES, MISSING, isa
+from .. import extension
+from ..extension import DTYPES, MISSING
 from ..extension import native as _native
 from ..pairs import Pairs
 from ..terms import Partner, Term
@@ -141,7 +142,7 @@ class _Call:
         if pairs.y is not None:
             y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
         relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
-        self.shared = isa(), x, y, relation
+        self.shared = extension.isa(), x, y, relation
         # As torch does with its own memory.
         poison = torch.are_deterministic_algorithms_enabled()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
