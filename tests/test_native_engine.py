@@ -148,6 +148,16 @@ def test_one_exponential_for_both_roles_equals_dense(
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+def test_nothing_of_no_dimensions() -> None:
+    x = torch.empty(0, 0, requires_grad=True)
+    with pairops.use("native"):
+        loss = pairops.supcon_loss(x, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    assert x.grad is not None
+    assert x.grad.shape == (0, 0)
+
+
 def test_states_far_below_the_maximum_of_a_tile() -> None:
     """In float32 e⁻⁸⁷ is the least normal number: sums must outlast a maximum that rises past it
     tile by tile, and what is pushed, merged or finished after it."""
