@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from .relation import count_positives, relate
+from .relation import count_positives, relate, to_caller
 from .similarity import inverse_norm
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -80,8 +80,7 @@ class Pairs:
         """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
         kept = self.keep_y.sum()
         own_counts = (self.own >= 0) & (self.own < kept)
-        pairs = kept - own_counts.long()
-        pairs = torch.empty_like(pairs).scatter(0, self.order_x, pairs) * self.keep_x
+        pairs = to_caller(kept - own_counts.long(), self.order_x, self.keep_x)
         positives = self.positives()
         return positives, pairs - positives
 

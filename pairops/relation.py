@@ -1,9 +1,11 @@
 """What every call has to know of its rows before it compares them: order, positives, scales.
 
 Sorted by label, the positives of a row are an interval of places. `pairops::relate` is one op,
-because a training step is mostly small: in torch these are two dozen calls, each of which costs
-more than the sorting of a batch.
+because a training step is mostly small: in torch these are two dozen calls, and each costs more
+than the sorting of a few hundred labels.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,16 +52,8 @@ def relate(
     return scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, positives
 
 
-def _relate(
-    x: Tensor,
-    y: Tensor | None,
-    labels: Tensor | None,
-    ref_labels: Tensor | None,
-    ignore_index: int | None,
-    exclude_self: bool,
-    normalize: bool,
-) -> list[Tensor]:
-    call = x, y, labels, ref_labels, ignore_index, exclude_self, normalize
+def _relate(*call: Any) -> list[Tensor]:
+    x, y, labels, ref_labels, ignore_index, exclude_self, _ = call
     if not extension.serves(x):
         return _by_torch(*call)
     result = _outputs(*call)
@@ -74,15 +68,8 @@ def _relate(
     return result
 
 
-def _outputs(
-    x: Tensor,
-    y: Tensor | None,
-    labels: Tensor | None,  # noqa: ARG001
-    ref_labels: Tensor | None,
-    ignore_index: int | None,  # noqa: ARG001
-    exclude_self: bool,  # noqa: ARG001
-    normalize: bool,
-) -> list[Tensor]:
+def _outputs(*call: Any) -> list[Tensor]:
+    x, y, _, ref_labels, _, _, normalize = call
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
@@ -132,8 +119,12 @@ def _by_torch(
 
 def count_positives(order_x: Tensor, lo: Tensor, hi: Tensor, own: Tensor, keep_x: Tensor) -> Tensor:
     """(N,) in the caller's order; a row itself is none, and an ignored row has none."""
-    count = hi - lo - ((own >= lo) & (own < hi)).long()
-    return torch.empty_like(count).scatter(0, order_x, count) * keep_x
+    return to_caller(hi - lo - ((own >= lo) & (own < hi)).long(), order_x, keep_x)
+
+
+def to_caller(counts: Tensor, order_x: Tensor, keep_x: Tensor) -> Tensor:
+    """Counts of rows in sorted order, in the caller's; 0 for an ignored row."""
+    return torch.empty_like(counts).scatter(0, order_x, counts) * keep_x
 
 
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,12 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
         counted = pairs.keep_x
     if counted is not None:
         losses = torch.where(counted, losses, 0)
-        weight = None if weight is None else torch.where(counted, weight, 0)
     if weight is not None:
-        losses = losses * weight.to(losses.dtype)
+        weight = weight.to(losses.dtype)
+        losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
     if reduction == "none":
         return losses
-    if reduction == "sum" or not losses.shape[0]:
+    if reduction == "sum" or not losses.shape[0]:  # the mean of nothing is 0
         return losses.sum()
     return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
 
