@@ -22,9 +22,11 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_digits.py --output build/digits.png $(ARGS)
 
-# The tests run the example and the benchmark too.
+# The tests run the example and the benchmark too. Two processes with two threads each: who waits for
+# the other must not spin.
+test: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 # Limits its address space, of which the sanitizer reserves terabytes.
 LITTLE_MEMORY := tests/test_native_process.py::test_memory_that_cannot_be_had_is_a_memory_error

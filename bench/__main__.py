@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import kernel, large, mined
+from bench import gpu, kernel, large, mined
 from bench.comparison import compare, work
 from bench.contestants import YARDSTICKS, contestants
 from bench.guard import TOLERANCE
@@ -87,6 +87,7 @@ COMMANDS: dict[str, Command] = {
     "compare": (comparison_options, run_comparison, "the comparison (what runs without a name)"),
     "kernel": (kernel.options, kernel.run, "the native sweeps' share of the peak of the core"),
     "mined": (mined.options, mined.run, "what skipping tiles that mining emptied saves"),
+    "gpu": (gpu.options, gpu.run, "all that only a GPU can show: tests, time, memory, error, bits"),
     "large": (large.options, large.run, "time and memory once, at an N that no matrix fits"),
 }
 

@@ -20,7 +20,7 @@ FAMILY = 16  # classes
 
 def losses() -> list[str]:
     """Every loss of pairops, by the name its function carries before `_loss`."""
-    return sorted(name.removesuffix("_loss") for name in dir(pairops) if name.endswith("_loss"))
+    return sorted(name.removesuffix("_loss") for name in pairops.losses.__all__)
 
 
 def function(loss: str) -> Callable[..., Tensor]:

@@ -12,6 +12,7 @@ from .losses import (
     supcon_loss,
     triplet_loss,
 )
+from .losses.pair import pair_loss
 from .pairs import Pairs
 from .stats import row_stats
 from .terms import ALL, NEG, POS, Term, highest, lowest, lse, partner, total
@@ -34,6 +35,7 @@ __all__ = [
     "lowest",
     "lse",
     "ms_loss",
+    "pair_loss",
     "partner",
     "row_stats",
     "siglip_loss",

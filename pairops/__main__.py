@@ -71,11 +71,15 @@ def _engines() -> dict[str, str]:
 def _self_test() -> dict[str, dict[str, float | str]]:
     """Per engine and loss: error of float32 value and gradient against dense in float64.
 
-    A loss that an engine declines goes to the next engine; why is said instead of an error.
+    Engines for GPUs are tested on one, if there is one. Where an engine declines a loss, why is
+    said instead of an error.
     """
     torch.manual_seed(0)
     x, y = torch.randn(2, 600, 24).unbind()
     labels = torch.randint(0, 150, (600,))
+    device_of = dict.fromkeys(engines.ENGINES, "cpu")
+    if torch.cuda.is_available():
+        device_of |= {"triton": "cuda", "chunked": "cuda"}
     report: dict[str, dict[str, float | str]] = {}
     for name in losses.__all__:
         loss = getattr(losses, name)
@@ -83,19 +87,24 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         given = {"scale": 10.0, "bias": -10.0} if name == "siglip_loss" else {}
 
         def run(
-            dtype: torch.dtype, loss: Any = loss, second: Any = second, given: Any = given
+            dtype: torch.dtype,
+            device: str = "cpu",
+            loss: Any = loss,
+            second: Any = second,
+            given: Any = given,
         ) -> Any:
-            mine = x.to(dtype).requires_grad_()
-            other = second.to(dtype) if second.is_floating_point() else second
+            mine = x.to(device, dtype).requires_grad_()
+            other = second.to(device, dtype if second.is_floating_point() else None)
             value = loss(mine, other, **given)
-            return value.detach().double(), torch.autograd.grad(value, mine)[0].double()
+            found = value.detach(), torch.autograd.grad(value, mine)[0]
+            return tuple([z.double().cpu() for z in found])
 
         with engines.use("dense"):
             truth = run(torch.float64)
         for engine in engines.ENGINES:
             try:
                 with engines.use(engine):
-                    found = run(torch.float32)
+                    found = run(torch.float32, device_of[engine])
             except ValueError as error:
                 report.setdefault(engine, {})[name] = f"declined ({error})"
                 continue

@@ -53,6 +53,14 @@ class Function:
                 f"value must take (s, *arguments) one by one, but its signature is "
                 f"{inspect.signature(self.value)}"
             )
+        captured = inspect.getclosurevars(self.value) if inspect.isfunction(self.value) else None
+        for where in (captured.nonlocals, captured.globals) if captured else ():
+            for variable, held in where.items():
+                if isinstance(held, torch.Tensor) and held.requires_grad:
+                    raise TypeError(
+                        f"value uses the tensor {variable}, which requires grad and would get "
+                        "none; it must be an argument of value, and be given to the term"
+                    )
         object.__setattr__(self, "arity", len(parameters) - 1)
         stem = re.sub(r"\W", "_", self.name or self.value.__name__)
         name, copies = stem, 1

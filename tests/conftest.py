@@ -1,23 +1,48 @@
 """What every test stands on: poisoned memory, small tiles, the engines, and the error rule."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+# `python -m bench gpu` runs these tests with "cuda".
+DEVICE = os.environ.get("PAIROPS_TEST_DEVICE", "cpu")
+
+# On the CPU Triton's kernels run in its interpreter, which it must be told before its import.
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import pairops
 from pairops import engines
 from pairops.engines import tiles
 
+if DEVICE == "cpu" and engines.triton.MISSING is None:
+    import interpreted
+
+    interpreted.prepare()
+
+
+# What these modules test is there on the CPU only, or chooses its device itself.
+OF_THE_CPU = {
+    "test_bench", "test_bench_commands", "test_device", "test_examples", "test_formulas",
+    "test_memory", "test_native", "test_native_engine", "test_native_process", "test_relation",
+    "test_report", "test_training", "test_triton_compiled",
+}  # fmt: skip
+TRITON = ["triton", "chunked"]
+HERE = [name for name in engines.ENGINES if DEVICE == "cpu" or name != "native"]
+WIDE = [name for name in HERE if name not in TRITON]  # those that serve float64
+
 
 @pytest.fixture(autouse=True)
-def strict_torch() -> Iterator[None]:
-    """Deterministic algorithms or an error, and uninitialised memory filled with NaN."""
+def strict_torch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The device; deterministic algorithms or an error; uninitialised memory filled with NaN."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
+    with torch.device("cpu" if request.module.__name__ in OF_THE_CPU else DEVICE):
+        yield
     torch.use_deterministic_algorithms(False)
 
 
@@ -28,15 +53,21 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "COLS", 29)
 
 
-@pytest.fixture(params=list(engines.ENGINES))
+@pytest.fixture(params=HERE)
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     with pairops.use(request.param):
         yield request.param
 
 
-@pytest.fixture(params=[name for name in engines.ENGINES if name != "native"])
+@pytest.fixture(params=WIDE)
+def wide_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pairops.use(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[name for name in WIDE if name != "native"])
 def open_engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The engines that serve any term: what is compiled ahead of time knows no user's function."""
+    """Of these, those that serve any term: what is compiled ahead knows no user's function."""
     with pairops.use(request.param):
         yield request.param
 

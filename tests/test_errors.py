@@ -9,6 +9,7 @@ import torch
 import pairops
 from pairops import NEG, POS, Pairs, engines, lse, partner, row_stats, total
 
+LEARNED = torch.ones((), requires_grad=True)
 X = torch.randn(6, 4)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -251,7 +252,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an unknown engine": (
         lambda: pairops.use("fast").__enter__(),
         ValueError,
-        r"engine is 'fast'; it must be one of auto, native, blockwise, dense",
+        r"engine is 'fast'; it must be one of auto, native, triton, chunked, blockwise, dense",
     ),
     "no terms": (lambda: row_stats(Pairs.of(X, LABELS)), ValueError, r"row_stats got no terms"),
     "an unknown side": (
@@ -321,6 +322,11 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: row_stats(Pairs.of(X, LABELS), lse(NEG, 1.0, 0.0, above=X)),
         ValueError,
         r"above has shape \(6, 4\); it must be 0-d or \(6,\)",
+    ),
+    "a function that learns on the side": (
+        lambda: pairops.Function(lambda s: LEARNED * s, name="learns"),
+        TypeError,
+        r"value uses the tensor LEARNED, which requires grad and would get none",
     ),
     "a function of unknown arity": (
         lambda: pairops.Function(lambda *s: s[0], name="open"),

@@ -90,7 +90,7 @@ def test_a_recipe_says_all_of_its_terms() -> None:
     assert all(a is b for a, b in zip(pack(rows, cols)[2], vectors, strict=True))
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("wide_engine")
 @pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss"])
 def test_the_gradient_by_a_learnable_scalar_sums_over_rows(loss: str) -> None:
     x, labels, _ = problem()

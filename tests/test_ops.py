@@ -1,11 +1,13 @@
 """The ops as torch sees them: opcheck, compile, autocast, double backward, threads, no_grad."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from conftest import TRITON, WIDE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -70,8 +72,13 @@ def test_opcheck(name: str, engine_name: str) -> None:
         assert set(checks.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("engine_name", ["auto", *ENGINES])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "engine_name"),
+    [
+        *itertools.product(LOSSES, ["auto", *WIDE]),
+        *itertools.product(["ms_loss", "ms_loss, two sets"], TRITON),
+    ],
+)
 def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
@@ -186,7 +193,7 @@ def test_autocast_around_backward_changes_nothing(compiled: bool) -> None:
     torch.testing.assert_close(cast, plain.detach() if compiled else plain)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradcheck_and_gradgradcheck_by_embeddings_and_scalar(name: str) -> None:
     x, labels, t = inputs(20, torch.float64)

@@ -35,7 +35,7 @@ def test_tile_size_changes_nothing(
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
 def test_row_order_changes_nothing() -> None:
     """Ties aside, which go to the lowest index: random embeddings have none."""
     x, labels, _ = problem(n=200)
@@ -106,7 +106,7 @@ def test_splitting_and_merging_changes_nothing(gather: str, argument: bool, dim:
     assert bool((monoid.result(blank) == monoid.fill).all())
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
 def test_column_statistics_are_row_statistics_of_the_other_set() -> None:
     x, labels, other = problem(n=150, m=110)
     y, ref_labels = other["ref_emb"], other["ref_labels"]
@@ -126,12 +126,12 @@ def test_column_statistics_are_row_statistics_of_the_other_set() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_the_same_set_equals_itself_as_another_set(engine: str) -> None:
+def test_the_same_set_equals_itself_as_another_set(wide_engine: str) -> None:
     x, labels, _ = problem(n=130)
     x.requires_grad_()
     pairs, twice = Pairs.of(x, labels), Pairs.of(x, labels, ref_emb=x, ref_labels=labels)
-    same = results(lambda: all_statistics(pairs, engine), [x])
-    other = results(lambda: all_statistics(twice, engine), [x])
+    same = results(lambda: all_statistics(pairs, wide_engine), [x])
+    other = results(lambda: all_statistics(twice, wide_engine), [x])
     for a, b in zip(same, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -161,11 +161,11 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
 
 @pytest.mark.usefixtures("engine")
 def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
-    x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]], dtype=DOUBLE)
-    y = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
+    x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]])
+    y = torch.tensor([[1.0, 0.0]])
     labels, one = torch.arange(1, 5), torch.zeros(1, dtype=torch.int64)
     pairs = Pairs.of(y, one, ref_emb=x, ref_labels=labels, normalize=False)
-    half, quarter = (torch.tensor(z, dtype=DOUBLE) for z in (0.5, 0.25))
+    half, quarter = (torch.tensor(z) for z in (0.5, 0.25))
     terms = [
         lse(NEG, 1.0, 0.0, above=half),
         highest(NEG, below=half),
@@ -181,7 +181,7 @@ def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
 @pytest.mark.usefixtures("engine")
 def test_ties_go_to_the_lowest_index_of_the_caller() -> None:
     """Anchor 0 sees references 1, 2, 4 as equal negatives; sorting by label puts 4 first."""
-    x = torch.eye(3, dtype=DOUBLE)[[0, 1, 1, 0, 1]].requires_grad_()
+    x = torch.eye(3)[[0, 1, 1, 0, 1]].requires_grad_()
     labels = torch.tensor([5, 9, 8, 5, 1])
     (near,) = row_stats(Pairs.of(x, labels), highest(NEG))
     (gradient,) = torch.autograd.grad(near[0], x)
@@ -191,9 +191,9 @@ def test_ties_go_to_the_lowest_index_of_the_caller() -> None:
 
 @pytest.mark.usefixtures("engine")
 def test_empty_sides_give_the_identity_and_no_gradient() -> None:
-    x = torch.randn(5, 3, dtype=DOUBLE, requires_grad=True)
+    x = torch.randn(5, 3, requires_grad=True)
     pairs = Pairs.of(x, torch.arange(5))
-    out = torch.tensor(-2.0, dtype=DOUBLE)  # a window that no cosine is in
+    out = torch.tensor(-2.0)  # a window that no cosine is in
     terms = [total(POS, 1.0, 0.0), lse(POS, 1.0, 0.0), lowest(POS), highest(NEG, below=out)]
     stats = row_stats(pairs, *terms)
     for statistic, identity in zip(stats, (0, -torch.inf, torch.inf, -torch.inf), strict=True):
@@ -204,7 +204,7 @@ def test_empty_sides_give_the_identity_and_no_gradient() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("m", [0, 23])
-def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, engine: str) -> None:
+def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, wide_engine: str) -> None:
     x, labels, other = problem(n=31, m=m, d=4, classes=4)
     labels[3] = -100
     n, m = 31, m or 31
@@ -214,7 +214,7 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, engine: str) 
 
     def run(x: Tensor, y: Tensor, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
         pairs = Pairs.of(x, labels, **({**other, "ref_emb": y} if other else {}))
-        if engine == "native":
+        if wide_engine == "native":
             rows = served_terms(u, v, t, above=bound, below=bound + 0.5)
             rows = [term for term in rows if term.grad]
             cols = [lse(ALL, v, partner(u)), lowest(POS)]
@@ -265,7 +265,7 @@ def test_blockwise_equals_dense_on_anything(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
 def test_an_ignored_nan_row_has_no_second_derivative() -> None:
     x, labels, _ = problem()
     x[2], labels[2] = torch.nan, -100
@@ -290,7 +290,7 @@ def test_an_extreme_without_gradient_gives_none_to_its_arguments() -> None:
     assert torch.autograd.grad(pos[pos.isfinite()].sum(), [x, t], allow_unused=True)[1] is None
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("wide_engine")
 def test_an_infinite_log_sum_exp_is_infinite() -> None:
     x = torch.tensor([[1e200], [1e200], [1.0]], dtype=DOUBLE)
     (r,) = row_stats(Pairs.of(x, torch.arange(3), normalize=False), lse(NEG, 1.0, 0.0))

@@ -41,7 +41,7 @@ def curve(train_digits: ModuleType, loss: Callable[[Tensor, Tensor], Tensor], st
     return torch.stack(values)
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("wide_engine")
 def test_200_steps_overlay_the_rival_s_curve(train_digits: ModuleType) -> None:
     """ms_loss without mining and pytorch-metric-learning, float64: 1e-9 at every step."""
     ours = curve(train_digits, lambda x, y: pairops.ms_loss(x, y, epsilon=None), 200)
@@ -52,7 +52,7 @@ def test_200_steps_overlay_the_rival_s_curve(train_digits: ModuleType) -> None:
 
 @pytest.mark.parametrize("mined", [True, False])
 @pytest.mark.parametrize("references", [True, False])
-@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
 def test_value_and_gradient_equal_the_rival_s(mined: bool, references: bool) -> None:
     """1e-12 in float64; anchors without positives and a second set of references among them."""
     x = torch.randn(90, 16, dtype=torch.float64, requires_grad=True)

@@ -3,7 +3,7 @@
 An engine is a module with `gather(pairs, rows, cols)`, the statistics of a call, `weigh`, its
 gradient, and `declines(pairs, rows, cols)`, a reason or None. `dense` has no `weigh`: torch
 differentiates it. To add an engine, write the module and name it in ENGINES, in order of
-preference.
+preference; `_preferred` knows the exceptions.
 """
 
 import contextlib
@@ -14,12 +14,18 @@ from types import ModuleType
 
 from ..pairs import Pairs
 from ..terms import Term
-from . import blockwise, dense, native
+from . import blockwise, chunked, dense, native, triton
 
 __all__ = ["ENGINES", "choose", "use"]
 
-# In order of preference.
-ENGINES: dict[str, ModuleType] = {"native": native, "blockwise": blockwise, "dense": dense}
+# In order of preference, where `_preferred` does not say otherwise.
+ENGINES: dict[str, ModuleType] = {
+    "native": native,
+    "triton": triton,
+    "chunked": chunked,
+    "blockwise": blockwise,
+    "dense": dense,
+}
 
 _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
 _default = os.environ.get("PAIROPS_ENGINE", "auto")
@@ -55,7 +61,19 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
         if reason is not None:
             raise ValueError(f"engine {named!r} cannot serve this call: {reason}")
         return named
-    for name, engine in ENGINES.items():
-        if engine.declines(pairs, rows, cols) is None:
+    for name in _preferred(pairs):
+        if ENGINES[name].declines(pairs, rows, cols) is None:
             return name
     raise AssertionError("dense serves every call")
+
+
+def _preferred(pairs: Pairs) -> list[str]:
+    """The engines in the order in which "auto" asks them."""
+    names = list(ENGINES)
+    if pairs.x.device.type == "cpu":
+        # There Triton means its interpreter: for who asks for it by name.
+        return [name for name in names if name not in ("triton", "chunked")]
+    if triton.MISSING is None and pairs.x.is_cuda and triton.prefers_chunks(pairs):
+        names.remove("chunked")
+        names.insert(names.index("triton"), "chunked")
+    return names

@@ -1,0 +1,147 @@
+"""Any loss, any translatable function, on any GPU that Triton knows: two kernels, O(N·D) memory.
+
+The kernels are `triton_kernels/sweeps.py`; here they are launched. A set that is compared with
+another is swept twice, once as rows and once as columns, so that every sum has one owner and one
+order. Under TRITON_INTERPRET=1 the same kernels run on the CPU, number by number: for tests.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gathers import finite
+from ..pairs import Pairs
+from ..terms import Term
+from ..triton_kernels import configurations
+from ..triton_kernels.configurations import Configuration
+
+MISSING = None if importlib.util.find_spec("triton") else "triton is not installed"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_DIMENSIONS = 4096
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    if MISSING is not None:
+        return MISSING
+    device = pairs.x.device.type
+    if device != ("cpu" if INTERPRETED else "cuda"):
+        instead = "runs on the CPU, in its interpreter" if INTERPRETED else "is for CUDA devices"
+        return f"x is on {device}; Triton here {instead}"
+    if pairs.dtype == torch.float64:
+        return "x is float64; the Triton kernels sum in float32"
+    if device == "cuda" and _capability(pairs.x.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if pairs.x.shape[1] > _MOST_DIMENSIONS:
+        return f"x has {pairs.x.shape[1]} dimensions; the Triton kernels take {_MOST_DIMENSIONS}"
+    if max(pairs.shape) > _MOST_ROWS:
+        return f"there are {max(pairs.shape)} rows; the Triton kernels count {_MOST_ROWS} at most"
+    for term in (*rows, *cols):
+        reason = _reason_against(term.function.name)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _reason_against(name: str) -> str | None:
+    from ..triton_kernels import translated
+
+    return translated.reason_against(name)
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def precision_level() -> str:
+    """ "highest", "high" or "medium", by whichever of torch's settings is in use."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's newer setting has been touched, and it refuses to mix the two
+        chosen = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(chosen, "highest")
+
+
+# What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
+_reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+precision_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def configuration(pairs: Pairs) -> Configuration:
+    """The tiles of a call, in `gather` and in `weigh`: s has the same bits in both."""
+    capability = None if INTERPRETED else _capability(pairs.x.device)
+    level = precision_level() if pairs.x.dtype == torch.float32 else "highest"
+    return configurations.choose(capability, pairs.x.dtype, int(pairs.x.shape[1]), level)
+
+
+def prefers_chunks(pairs: Pairs) -> bool:
+    """Is `chunked` expected to be faster? See `configurations.chunks_pay`."""
+    return configurations.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.y is None)
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
+    owners, tiles of partners), one after the other.
+    """
+    from ..triton_kernels import launches
+
+    call = launches.Call(pairs, configuration(pairs))
+    placed = call.place(rows, cols)
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    results = call.blank(placed)
+    plane = 0
+    for axis in (0, 1):
+        owned = [p for p in placed if p.owners == axis]
+        if owned:
+            cells = sum(p.term.keeps_bits for p in owned) * call.cells(axis)
+            call.gather(axis, owned, bits[plane : plane + cells], results)
+            plane += cells
+    return *results.of(placed), bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    from ..triton_kernels import launches
+
+    call = launches.Call(pairs, configuration(pairs))
+    placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
+    planes = call.planes(placed, bits)
+    gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
+    found: dict[tuple[int, int], Tensor] = {}
+    for axis in (0,) if call.same else (0, 1):
+        gradients[axis], by_vector = call.weigh(axis, placed, planes, needs[axis])
+        found |= by_vector
+    return gradients[0], gradients[1], call.in_order(placed, found)
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    config = configuration(pairs)
+    n, m = pairs.shape
+    total = 0
+    for terms, owners, partners in ((rows, n, m), (cols, m, n)):
+        blocks, tiles = config.tiles(owners, partners)
+        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+    return (total,)

@@ -1,0 +1,1 @@
+"""The Triton kernels and what surrounds them; most import triton, so engines import them late."""

@@ -1,0 +1,146 @@
+"""One tile on a GPU: its embeddings, its similarities, who is positive, and which tiles there are.
+
+rows, cols: `Side`s. relation: lo, hi, own of the rows of x, wherever these stand. `F`, the facts of
+a recipe, and `C`, a configuration, are compile-time records.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def vectors(side, at, live, COUNT: tl.constexpr):
+    """What the recipe knows of these rows: COUNT vectors."""
+    found = ()
+    for k in tl.static_range(COUNT):
+        start = side.vectors + tl.full((), k, tl.int64) * side.n
+        found = found + (tl.load(start + at, mask=live, other=0.0),)
+    return found
+
+
+@triton.jit
+def block_of(side, begin, live, k, depth, R: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
+    """(R, C.depth) of the embeddings: rows from `begin`, the k-th block of dimensions."""
+    row = tl.arange(0, R)[:, None]
+    dimension = k * C.depth + tl.arange(0, C.depth)[None, :]
+    start = side.embeddings + tl.full((), begin, tl.int64) * depth
+    if MASKED:
+        return tl.load(start + row * depth + dimension, mask=live[:, None], other=0.0)
+    else:
+        return tl.load(start + row * depth + dimension)
+
+
+@triton.jit
+def blocks_of(side, begin, live, depth, R: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
+    """All blocks of dimensions, if they are few enough to stay."""
+    found = ()
+    if C.resident:
+        for k in tl.static_range(C.blocks):
+            found = found + (block_of(side, begin, live, k, depth, R, C, MASKED),)
+    return found
+
+
+@triton.jit
+def halves(a):
+    """A float32 below 65504 as the sum of two float16: 22 bits of it."""
+    high = a.to(tl.float16)
+    return high, (a - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def _add_product(sums, a, b, C: tl.constexpr):
+    """sums + a bᵀ; three sums of which two change places with a and b, or one."""
+    if C.split:
+        a_high, a_low = halves(a)
+        b_high, b_low = halves(b)
+        whole = tl.dot(a_high, b_high.T, sums[0], input_precision="ieee")
+        left = tl.dot(a_low, b_high.T, sums[1], input_precision="ieee")
+        right = tl.dot(a_high, b_low.T, sums[2], input_precision="ieee")
+        return whole, left, right
+    else:
+        return (tl.dot(a, b.T, sums[0], input_precision="ieee"),)
+
+
+@triton.jit
+def scale(s, row, col, F: tl.constexpr):
+    """r_i r_j s, with the same bits as r_j r_i s."""
+    if F.normalized:
+        # r is (1 + e) times its first part: its rounding would be an error common to a whole row.
+        s = s * (row[0][:, None] * col[0][None, :])
+        return tl.fma(s, row[1][:, None] + col[1][None, :], s)
+    else:
+        # Powers of two, of which the product may overflow; an infinite s stays one.
+        return s * row[0][:, None] * col[0][None, :]
+
+
+@triton.jit
+def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, depth,
+                  F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """s of a tile: the same bits whichever set is called rows, in `gather` and in `weigh`."""
+    zeros = tl.zeros((C.rows, C.cols), tl.float32)
+    if C.split:
+        sums = (zeros, zeros, zeros)
+    else:
+        sums = (zeros,)
+    if C.resident:
+        for k in tl.static_range(C.blocks):
+            sums = _add_product(sums, x[k], y[k], C)
+    else:
+        for k in range(C.blocks):
+            a = block_of(rows, begin_i, live_i, k, depth, C.rows, C, True)
+            b = block_of(cols, begin_j, live_j, k, depth, C.cols, C, MASKED)
+            sums = _add_product(sums, a, b, C)
+    if C.split:
+        s = sums[0] + (sums[1] + sums[2])
+    else:
+        s = sums[0]
+    if F.scaled:
+        s = scale(s, row, col, F)
+    return s
+
+
+@triton.jit
+def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
+    """(R, C) who is positive for whom, and who is a pair at all."""
+    if F.transposed:
+        lo = tl.load(relation.lo + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        hi = tl.load(relation.hi + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        own = tl.load(relation.own + j, mask=live_j, other=-1).to(tl.int32)[None, :]
+        place = i[:, None]
+    else:
+        lo = tl.load(relation.lo + i, mask=live_i, other=0).to(tl.int32)[:, None]
+        hi = tl.load(relation.hi + i, mask=live_i, other=0).to(tl.int32)[:, None]
+        own = tl.load(relation.own + i, mask=live_i, other=-1).to(tl.int32)[:, None]
+        place = j[None, :]
+    present = live_j[None, :] & (place != own)
+    return present & (place >= lo) & (place < hi), present
+
+
+@triton.jit
+def itinerary(band, block, split, splits, kept, F: tl.constexpr, C: tl.constexpr):
+    """first, width of the band in tiles; then the visits begin … free … end: free tiles, masked."""
+    tiles = tl.cdiv(kept, C.cols)
+    first = tl.minimum(tl.load(band + 2 * block) // C.cols, tiles).to(tl.int32)
+    last = tl.minimum(tl.cdiv(tl.load(band + 2 * block + 1), C.cols), tiles).to(tl.int32)
+    width = tl.maximum(last - first, 0)
+    if F.band_only:
+        free = width * 0
+        visits = width
+    else:
+        ragged = ((kept % C.cols != 0) & ((width == 0) | (last < tiles))).to(tl.int32)
+        visits = tiles
+        free = tiles - width - ragged
+    begin = (visits.to(tl.int64) * split // splits).to(tl.int32)
+    end = (visits.to(tl.int64) * (split + 1) // splits).to(tl.int32)
+    return first, width, begin, free, end, tiles
+
+
+@triton.jit
+def free_tile(visit, first, width):
+    return tl.where(visit < first, visit, visit + width)
+
+
+@triton.jit
+def masked_tile(visit, first, width, tiles):
+    """Of the band, and after it the ragged last tile."""
+    return tl.where(visit < width, first + visit, tiles - 1)
