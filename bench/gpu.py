@@ -4,11 +4,10 @@ error, reproducibility, and the neighbours of every tile shape that the Triton e
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -21,17 +20,17 @@ from tqdm import tqdm
 
 from bench import rivals_on_gpu
 from bench.comparison import compare, work
-from bench.contestants import contestants, on_engine, reason
+from bench.contestants import contestants, reason
 from bench.options import RESULTS, at_least
-from bench.problems import Problem, Setting, problem, takes_labels
-from bench.report import table
+from bench.problems import Setting, problem, takes_labels
+from bench.report import table, write_figures
 from bench.stamp import stamp, version
 from bench.stopwatch import Times, take_turns
 from pairops.triton_kernels import configurations
 
-Rows = list[dict[str, Any]]
 PARTS = ("tests", "speed", "memory", "errors", "bits", "shapes")
 ON_GPU = ("triton", "chunked")
+DENSE = ("blockwise", "hand", "compiled", "pml")
 PACKAGES = ("triton", "siglip-kernel", "inf-cl", "cut-cross-entropy", "pytorch-metric-learning")
 
 
@@ -55,18 +54,15 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     if options.device == "cuda":
         conditions |= {"driver": driver(), "capability": torch.cuda.get_device_capability()}
     name = str(conditions["gpu"] or "rehearsal").lower().replace(" ", "-")
-    path = options.output / f"gpu-{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"conditions": conditions}
+    rows: list[dict[str, Any]] = []
     clock = Clock(60 * options.minutes)
     for part in options.parts:
         print(f"\n{part}", flush=True)
-        result[part] = []
         for row in PART[part](options, clock):
-            result[part].append(row)
+            rows.append({"part": part, **row})
             # Written again after every row: a lease may end at any moment.
-            path.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    print(f"\nwritten: {path}")
+            path = write_figures(options.output, f"gpu-{name}", rows, conditions)
+    print(f"\nwritten: {path}" if rows else "\nnothing was measured")
 
 
 class Clock:
@@ -90,9 +86,9 @@ def settings(options: argparse.Namespace) -> Iterator[Setting]:
 
 
 def tests(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]]:  # noqa: ARG001
-    """The whole suite with the GPU as the default device."""
+    """The suite, but for its slow tests, with the GPU as the default device."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=50", "-m", "not slow", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "--maxfail=50", "-m", "not slow", "tests"],
         env=os.environ | {"PAIROPS_TEST_DEVICE": options.device},
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -113,14 +109,11 @@ def speed(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]]
         rate = rate_of_mm(setting, options.repeats)
         steps: dict[Any, Any] = {}
         failures: dict[Any, str] = {}
-        entrants = {
-            **{key: c.make for key, c in contestants().items() if key in (*ON_GPU, *DENSE)},
-            **rivals_on_gpu.RIVALS,
-        }
-        for key, make in entrants.items():
+        everyone = contestants()
+        entrants = {key: everyone[key] for key in (*ON_GPU, *DENSE)} | rivals_on_gpu.RIVALS
+        for key, entrant in entrants.items():
             try:
-                loss = make(setting.loss)
-                step = forward_backward(loss, given)
+                step = entrant.step(given)
                 step()
             except NotImplementedError:  # it has no such loss
                 continue
@@ -144,17 +137,6 @@ def speed(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]]
             yield row
         for key, why in {**failures, **failed}.items():
             yield {**asdict(setting), "who": key, "failure": why}
-
-
-DENSE = ("blockwise", "hand", "compiled", "pml")
-
-
-def forward_backward(loss: Callable[..., torch.Tensor], given: Problem) -> Callable[[], object]:
-    def step() -> object:
-        value = loss(given.x, given.other, **given.learned)
-        return torch.autograd.grad(value, given.leaves)
-
-    return step
 
 
 def rate_of_mm(setting: Setting, repeats: int) -> float:
@@ -189,14 +171,14 @@ def errors(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]
         small = replace(setting, n=min(setting.n, 4096))
         given = problem(small)
         exact = given.in_float64()
-        truth = forward_backward(on_engine("dense", small.loss), exact)()
+        _, truth = contestants()["dense"].step(exact)()
         for level in ("highest", "high", "medium") if small.dtype == "float32" else ("highest",):
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision(level)
             try:
                 for who in (*ON_GPU, "dense"):
                     try:
-                        found = forward_backward(on_engine(who, small.loss), given)()
+                        _, found = contestants()[who].step(given)()
                     except Exception as error:
                         yield {
                             **asdict(small),
@@ -207,7 +189,7 @@ def errors(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]
                         continue
                     worst = max(
                         float((a.double() - b).abs().max() / b.abs().max())
-                        for a, b in zip(found, truth, strict=True)  # type: ignore[arg-type]
+                        for a, b in zip(found, truth, strict=True)
                     )
                     print(
                         f"{small.loss:>9} {small.dtype} {level:>7} N={small.n} D={small.d} "
@@ -225,13 +207,13 @@ def bits(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]]:
             return
         given = problem(setting)
         for who in ON_GPU:
-            step = forward_backward(on_engine(who, setting.loss), given)
+            step = contestants()[who].step(given)
             try:
-                first = step()
+                _, first = step()
                 same = all(
                     torch.equal(a, b)
                     for _ in range(19)
-                    for a, b in zip(first, step(), strict=True)  # type: ignore[arg-type]
+                    for a, b in zip(first, step()[1], strict=True)
                 )
             except Exception as error:
                 yield {**asdict(setting), "who": who, "failure": reason(error)}
@@ -259,7 +241,7 @@ def shapes(options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]
 
             with mock.patch.object(configurations, "choose", other):
                 try:
-                    step = forward_backward(on_engine("triton", setting.loss), given)
+                    step = contestants()["triton"].step(given)
                     seconds, failed = take_turns({0: step}, 5, options.device, lambda: None)
                 except Exception as error:
                     yield {**asdict(setting), **changed, "failure": reason(error)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[..., Tensor]
+from bench.contestants import Contestant, Loss
 
 
 def _only(loss: str, *served: str) -> None:
@@ -72,9 +71,12 @@ def siglip_kernel(loss: str) -> Loss:
     return whole
 
 
-RIVALS: dict[str, Callable[[str], Loss]] = {
-    "linear_cross_entropy": linear_cross_entropy,
-    "cut_cross_entropy": cut_cross_entropy,
-    "inf_cl": inf_cl,
-    "siglip_kernel": siglip_kernel,
+RIVALS = {
+    rival.key: rival
+    for rival in (
+        Contestant("linear_cross_entropy", "F.linear_cross_entropy", linear_cross_entropy),
+        Contestant("cut_cross_entropy", "cut-cross-entropy", cut_cross_entropy),
+        Contestant("inf_cl", "Inf-CL", inf_cl),
+        Contestant("siglip_kernel", "siglip-kernel", siglip_kernel),
+    )
 }

@@ -65,6 +65,11 @@ def wide_engine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=TRITON)
+def gpu_engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=[name for name in WIDE if name != "native"])
 def open_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of these, those that serve any term: what is compiled ahead knows no user's function."""

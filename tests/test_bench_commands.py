@@ -164,6 +164,21 @@ def test_large(bench, capsys):
     assert "its bound" in capsys.readouterr().out
 
 
+def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
+    sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
+    parts = ["--parts", "errors", "bits"]
+    main(["gpu", "--device", "cpu", "--loss", "ms", *sizes, *parts, "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "gpu-rehearsal.json").read_text())
+    assert "triton" in record["stamp"]["versions"]
+    errors, bits = ([r for r in record["rows"] if r["part"] == part] for part in parts[1:])
+    exact = {r["who"]: r["gradient_error"] for r in errors if r["level"] == "highest"}
+    assert set(exact) == {"triton", "chunked", "dense"}
+    assert all(error < 1e-4 for error in exact.values())
+    assert [r["who"] for r in errors if "failure" in r] == ["chunked", "chunked"]
+    assert {r["who"]: r["twenty_runs_equal"] for r in bits} == {"triton": True, "chunked": True}
+    assert "written: " in capsys.readouterr().out
+
+
 def test_bound_of_a_large_step():
     of = bound(Setting("ms", 131_072))
     assert of["bound_mib"] == 8 + 64 + 3 * 64

@@ -2,10 +2,7 @@
 open. On a GPU the same tests run the compiled kernels."""
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import formulas
@@ -20,25 +17,17 @@ from test_losses import LABELLED, TWO_SETS, check, compare, mined, parameters
 from torch import Tensor
 
 import pairops
-from pairops import ALL, NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.engines import triton as engine
 from pairops.functions import softplus
 from pairops.triton_kernels import configurations
 from pairops.triton_kernels.configurations import Row
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-import triton.language as tl  # noqa: E402
-
-from pairops.triton_kernels import launches, tiles  # noqa: E402
-from pairops.triton_kernels.operands import Side  # noqa: E402
+from pairops.triton_kernels import launches
 
 SMALL = Row(float("inf"), 32, 16, 16, 2, False, 4, 1)
-
-
-@pytest.fixture(params=TRITON)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -71,7 +60,7 @@ def assert_as_dense(
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("m", [0, 45])
-def test_every_kind_of_term(name: str, m: int) -> None:
+def test_every_kind_of_term(gpu_engine: str, m: int) -> None:
     x, labels, other = problem(n=60, m=m, d=37)
     labels[[5, 20]] = -100
     if m:
@@ -81,12 +70,12 @@ def test_every_kind_of_term(name: str, m: int) -> None:
     def run(x: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
         return statistics(x, labels, {**other, "ref_emb": y[0]} if y else {})
 
-    assert_as_dense(name, run, *([x] if y is None else [x, y]))
+    assert_as_dense(gpu_engine, run, *([x] if y is None else [x, y]))
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("m", [0, 30])
-def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
+def test_gradients_by_every_tensor_argument(gpu_engine: str, m: int) -> None:
     x, labels, other = problem(n=40, m=m, d=5)
     labels[3] = -100
     n, m = 40, m or 40
@@ -104,7 +93,7 @@ def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
             Pairs.of(x, labels, **given), *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)]
         )
 
-    assert_as_dense(name, run, *leaves)
+    assert_as_dense(gpu_engine, run, *leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -239,227 +228,26 @@ def test_listed_tiles_end_where_the_kept_rows_do(
 
 
 @pytest.mark.parametrize(
-    ("m", "shape", "processors"),
-    [
-        (0, "one block of columns", 2),
-        (0, "wide blocks", 20),
-        (170, "one block of columns", 20),
-        (170, "wide blocks", 2),
-    ],
+    ("m", "cols", "processors"), [(0, 32, 2), (0, 8, 20), (170, 32, 20), (170, 8, 2)]
 )
 def test_tile_bits_change_no_result_by_one_bit(
-    m: int, shape: str, processors: int, monkeypatch: pytest.MonkeyPatch
+    m: int, cols: int, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launches, "processors", lambda _: processors)
-    row = SHAPES[shape]
-    monkeypatch.setattr(
-        configurations,
-        "INTERPRETED",
-        Row(*[row.most, 32, row.cols // 2 if row.cols > 16 else 8, 16, 2, False, 4, 1]),
-    )
-    pairs, rows, cols = sparse(300, m)
-    found, _, bits = engine.gather(pairs, rows, cols)
+    row = Row(float("inf"), 32, cols, 16, 2, False, 4, 1)
+    monkeypatch.setattr(configurations, "INTERPRETED", row)
+    pairs, rows, columns = sparse(300, m)
+    found, _, bits = engine.gather(pairs, rows, columns)
     share = float(bits.float().mean())
     assert 0 < share < 0.5, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(len(z)) for z in found]
     with torch.no_grad():
         skipped, whole = (
-            engine.weigh(pairs, rows, cols, found, cotangents, b, (True, True))
+            engine.weigh(pairs, rows, columns, found, cotangents, b, (True, True))
             for b in (bits, torch.ones_like(bits))
         )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
         assert torch.equal(a, b)
     assert bool((skipped[0] != 0).any())
-    without = engine.weigh(pairs, rows, cols, found, cotangents, None, (True, True))
+    without = engine.weigh(pairs, rows, columns, found, cotangents, None, (True, True))
     torch.testing.assert_close(without[0], whole[0])
-
-
-@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss"])
-@pytest.mark.parametrize("level", ["high", "medium"])
-def test_levels_of_precision(level: str, loss: str) -> None:
-    """float32 as two float16 has 22 bits, as one 11; the loss itself stays exact to that."""
-    x, labels = smooth(80, 70), torch.randint(0, 9, (80,))
-    params = {"epsilon": None} if loss == "ms_loss" else {}
-    truth = torch.autograd.grad(
-        getattr(pairops, loss)(z := x.double().requires_grad_(), labels, **params), z
-    )[0]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(level)
-    try:
-        with pairops.use("triton"):
-            z = x.clone().requires_grad_()
-            ours = torch.autograd.grad(getattr(pairops, loss)(z, labels, **params), z)[0]
-        with pairops.use("chunked"), pytest.raises(ValueError, match="below the precision"):
-            getattr(pairops, loss)(z, labels, **params)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    error = float((ours - truth).abs().max() / truth.abs().max())
-    assert error < (1e-5 if level == "high" else 5e-3)
-    assert (error > 1e-5) == (level == "medium")
-
-
-@pytest.mark.parametrize("factor", [2.0**-60, 2.0**60])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_beyond_the_range_of_float16(name: str, dtype: torch.dtype, factor: float) -> None:
-    """A gradient is as exact whatever the loss is multiplied by. float16 gradients end at 65504."""
-    x, labels = smooth(50, 20, dtype), torch.randint(0, 6, (50,))
-
-    def gradient(factor: float) -> Tensor:
-        pairs = Pairs.of(x, labels)
-        term = lse(NEG, 9.0, 0.5).over(50, 50, torch.float32)
-        found, _, bits = module.gather(pairs, [term], [])
-        return module.weigh(
-            pairs, [term], [], found, [torch.full((50,), factor)], bits, (True, False)
-        )[0]
-
-    module = pairops.engines.ENGINES[name]
-    assert torch.equal(gradient(factor) / factor, gradient(1.0))
-
-
-def test_an_infinite_cotangent_shows(name: str) -> None:
-    """A gradient scaler that has scaled too far must see it."""
-    x, labels = smooth(50, 20).requires_grad_(), torch.randint(0, 6, (50,))
-    with pairops.use(name):
-        (r,) = row_stats(Pairs.of(x, labels), lse(NEG, 9.0, 0.5))
-        (gradient,) = torch.autograd.grad(r, x, torch.full((50,), -torch.inf))
-    assert not bool(torch.isfinite(gradient).any())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_one_short_row_costs_the_others_nothing(name: str, dtype: torch.dtype) -> None:
-    x = 300 * smooth(50, 20)
-    x[7] *= 1e-6
-    compare("supcon_loss", {}, Case(x.to(dtype), torch.randint(0, 6, (50,))), [name])
-
-
-def test_infinite_dot_products_are_infinite(name: str) -> None:
-    x = torch.tensor([[1e30], [1e30], [1.0]], dtype=torch.bfloat16)
-    with pairops.use(name):
-        pairs = Pairs.of(x, torch.arange(3), normalize=False)
-        low, high = row_stats(pairs, lowest(NEG), highest(NEG))
-    assert bool((high[:2] == torch.inf).all())
-    assert torch.equal(low[:2], x[:2, 0].float())
-
-
-def test_no_dimensions(name: str) -> None:
-    with pairops.use(name):
-        assert pairops.supcon_loss(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)) == 0
-
-
-def test_torch_s_newer_setting_of_precision_is_read() -> None:
-    code = """
-import torch, pairops
-from pairops.engines import triton
-torch.backends.cuda.matmul.fp32_precision = "tf32"
-assert triton.precision_level() == "high", triton.precision_level()
-with pairops.use("triton"):
-    pairops.supcon_loss(torch.randn(6, 3), torch.arange(6) // 2)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-
-
-def test_a_compiled_call_may_ask_the_planner() -> None:
-    def plan(x: Tensor) -> Tensor:
-        pairs = Pairs.of(x, torch.arange(len(x)) // 2)
-        return x + 1 if engine.prefers_chunks(pairs) else x - 1
-
-    torch._dynamo.reset()
-    x = smooth(6, 3)
-    compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend="aot_eager")
-    assert torch.equal(compiled(x), plan(x))
-
-
-@pytest.mark.parametrize("size", [1e-8, 1.0, 1e30])
-def test_bfloat16_of_any_size(name: str, size: float) -> None:
-    x = (smooth(50, 20) * size).to(torch.bfloat16)
-    labels = torch.randint(0, 6, (50,))
-    compare("supcon_loss", {}, Case(x, labels), [name])
-
-
-@triton.jit
-def _load(side, begin, depth, out, R: tl.constexpr, C: tl.constexpr):
-    block = tiles.block_of(side, begin, tl.arange(0, R) >= 0, 1, depth, R, C, True)
-    at = tl.arange(0, R)[:, None] * C.depth + tl.arange(0, C.depth)[None, :]
-    tl.store(out + at, block)
-
-
-def test_addresses_beyond_32_bits() -> None:
-    """A block of rows that begins more than 2³¹ numbers after the first."""
-    torch.use_deterministic_algorithms(False)  # do not fill 2 GiB with anything
-    config = configurations.choose(None, torch.float16, 1024, "highest")
-    depth, rows = config.padded, 2**31 // config.padded + 8
-    x = torch.empty((rows + 16, depth), dtype=torch.int8)
-    x[rows:] = torch.arange(16, dtype=torch.int8).unsqueeze(1)
-    none = torch.empty(0)
-    found = torch.zeros((16, config.depth), dtype=torch.int8)
-    _load[1,](
-        Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=launches.static(config)
-    )
-    assert torch.equal(found, x[rows:, : config.depth])
-
-
-def test_importing_pairops_imports_no_triton() -> None:
-    code = "import sys, pairops; assert not [m for m in sys.modules if m.split('.')[0] == 'triton']"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-UNKNOWN = Function(lambda s: torch.special.i0(s), name="unknown_to_triton")
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "level", "d", "same", "chunks"),
-    [
-        ((9, 0), torch.bfloat16, "highest", 128, True, False),
-        ((9, 0), torch.bfloat16, "highest", 256, False, False),
-        ((9, 0), torch.bfloat16, "highest", 300, False, True),
-        ((9, 0), torch.float16, "highest", 1024, True, True),
-        ((8, 6), torch.bfloat16, "highest", 100, True, False),
-        ((9, 0), torch.float32, "highest", 128, True, True),
-        ((9, 0), torch.float32, "high", 64, True, False),
-    ],
-)
-def test_the_planner_reads_the_table(
-    capability: tuple[int, int], dtype: torch.dtype, level: str, d: int, same: bool, chunks: bool
-) -> None:
-    config = configurations.choose(capability, dtype, d, level)
-    assert configurations.chunks_pay(config, d, same) == chunks
-    assert config.padded >= d
-    assert config.parts * config.accumulators * config.depth == config.padded
-
-
-@pytest.mark.parametrize("chunks", [True, False])
-def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "prefers_chunks", lambda _: chunks)
-    on_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
-    first = ["chunked", "triton"] if chunks else ["triton", "chunked"]
-    expected = ["native", *first, "blockwise", "dense"]
-    assert pairops.engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
-    pairs = Pairs.of(smooth(6, 3), torch.arange(6))
-    assert pairops.engines._preferred(pairs) == ["native", "blockwise", "dense"]
-
-
-def test_who_is_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, labels = smooth(6, 3), torch.arange(6) // 2
-    cases: list[tuple[str, Callable[[], Any]]] = [
-        (
-            "x is float64; the Triton kernels sum in float32",
-            lambda: pairops.ms_loss(x.double(), labels),
-        ),
-        (
-            "x has 4097 dimensions; the Triton kernels take 4096",
-            lambda: pairops.ms_loss(smooth(6, 4097), labels),
-        ),
-        (
-            "the value of the function unknown_to_triton uses aten.i0.default, which has no Triton",
-            lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN)),
-        ),
-    ]
-    with pairops.use(name):
-        for reason, call in cases:
-            with pytest.raises(
-                ValueError, match=f"engine '{name}' cannot serve this call: {reason}"
-            ):
-                call()
-        monkeypatch.setattr(engine, "MISSING", "triton is not installed")
-        with pytest.raises(ValueError, match="triton is not installed"):
-            pairops.ms_loss(x, labels)

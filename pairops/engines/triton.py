@@ -94,7 +94,7 @@ def gather(
     """
     from ..triton_kernels import launches
 
-    call = launches.Call(pairs, configuration(pairs))
+    call = launches.Swept(pairs, configuration(pairs))
     placed = call.place(rows, cols)
     bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
     results = call.blank(placed)
@@ -124,7 +124,7 @@ def weigh(
     """
     from ..triton_kernels import launches
 
-    call = launches.Call(pairs, configuration(pairs))
+    call = launches.Swept(pairs, configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
     planes = call.planes(placed, bits)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]

@@ -39,7 +39,9 @@ class Chunk(NamedTuple):
 
 
 class Chunked(Call):
-    def gather(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:  # type: ignore[override]
+    """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
+
+    def gather(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
         """Statistics and arguments of all terms."""
         owned = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
         sweeps_of = [
@@ -67,14 +69,13 @@ class Chunked(Call):
                     self.conclude(axis, owned[axis], sweep, state, results)
         return results.of(placed)
 
-    def weigh(  # type: ignore[override]
+    def weigh(
         self, placed: Sequence[Placed], needs: tuple[bool, bool]
     ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
         n, m = self.pairs.shape
-        d = self.pairs.x.shape[1]
         device = self.pairs.x.device
         along = []  # for each set: the sweep of what its rows are owed, and where its vectors are
         for axis in (0,) if self.same else (0, 1):
@@ -100,7 +101,7 @@ class Chunked(Call):
                         elif where:
                             self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
         gradients = [
-            self._finished(axis, total)[..., :d] if want else nothing
+            self._finished(axis, total) if want else nothing
             for axis, (total, want) in enumerate(zip(totals, wanted, strict=True))
         ]
         found = {

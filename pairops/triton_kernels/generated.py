@@ -19,18 +19,17 @@ import hashlib
 import linecache
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ..functions import FUNCTIONS
 from ..terms import ALL, NEG, POS, Partner
 from . import monoids, words
-from .placed import Placed
-from .translated import source
+from .placed import Placed, along_rows
+from .translated import literal, source
 
 
 @dataclass(frozen=True)
@@ -60,23 +59,25 @@ class Sweep(NamedTuple):
 _SWEEPS: dict[tuple[Any, ...], Sweep] = {}
 
 
-def _key(verb: str, placed: Sequence[Placed], *more: Any) -> tuple[Any, ...]:
-    return verb, *[(p.term.word, p.across, p.numbers, p.vectors, p.given) for p in placed], *more
-
-
 def gathering(placed: Sequence[Placed], **facts: Any) -> Sweep:
     """The functions START, VISIT, MERGE and RESULT of these terms."""
-    key = _key("gather", placed, *facts.items())
-    if key not in _SWEEPS:
-        _SWEEPS[key] = _gathering(placed, facts)
-    return _SWEEPS[key]
+    return _once(_gathering, placed, facts)
 
 
 def weighing(placed: Sequence[Placed], **facts: Any) -> Sweep:
     """The function VISIT of these terms' gradients."""
-    key = _key("weigh", placed, *facts.items())
+    return _once(_weighing, placed, facts)
+
+
+def _once(
+    write: Callable[[Sequence[Placed], dict[str, Any]], Sweep],
+    placed: Sequence[Placed],
+    facts: dict[str, Any],
+) -> Sweep:
+    terms = [(p.term.word, p.across, p.numbers, p.vectors, p.given) for p in placed]
+    key = write, *terms, *facts.items()
     if key not in _SWEEPS:
-        _SWEEPS[key] = _weighing(placed, facts)
+        _SWEEPS[key] = write(placed, facts)
     return _SWEEPS[key]
 
 
@@ -109,7 +110,7 @@ def _gathering(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
         if p.term.keeps_argument:
             other[1] += ".to(tl.int32, bitcast=True)"
             values.append(state[0])
-            arguments.append(f"monoids.argument({', '.join(state)}, {_number(p.term.monoid.fill)})")
+            arguments.append(f"monoids.argument({', '.join(state)}, {literal(p.term.monoid.fill)})")
         else:
             values.append(f"monoids.{monoid}_result({', '.join(state)})")
         merge.append(f"    {mine}= monoids.{monoid}_merge({', '.join([*state, *other])})")
@@ -132,13 +133,7 @@ def _gathering(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
 
 def _weighing(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
     visit: list[str] = []
-    # A vector gets its gradient from the sweep whose rows it varies along.
-    along_rows = [
-        (p, k)
-        for p in placed
-        for k, a in enumerate(p.term.args)
-        if not isinstance(a, float) and isinstance(a, Partner) == p.across
-    ]
+    slopes = along_rows(placed)
     # First what every tile visits, so that `weights` is there to be added to.
     for first, p in enumerate(sorted(placed, key=lambda p: p.term.side == POS)):
         statistic, cotangent = [_spread(k, p.across) for k in p.given]
@@ -153,16 +148,16 @@ def _weighing(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
         spared = p.term.gather == "lse" and p.term.function.finite
         lines += _select(p, "w", "share * d[0]", 0.0, spared)
         lines.append("    weights = weights + w" if first else "    weights = w")
-        for at, (owner, k) in enumerate(along_rows):
-            if owner is p:
+        for at, (which, k) in enumerate(slopes):
+            if placed[which] is p:
                 lines += _select(p, "w", f"share * d[{k + 1}]", 0.0, spared)
                 lines.append(f"    g{at} = by_vector[{at}] + tl.sum(w, 1)")
                 otherwise.append(f"    g{at} = by_vector[{at}]")
         visit += _where_visited(p, lines, otherwise) if first else lines
     parameters = "s, row, col, numbers, positive, present, by_vector, MASKED: tl.constexpr"
-    results = ["weights", *[f"g{at}" for at in range(len(along_rows))]]
+    results = ["weights", *[f"g{at}" for at in range(len(slopes))]]
     known = Facts(
-        len(placed), gradients=len(along_rows),
+        len(placed), gradients=len(slopes),
         band_only=all(p.term.side == POS for p in placed), **facts,
     )  # fmt: skip
     return Sweep(known, _compiled(placed, {"visit": (parameters, visit, results)}))
@@ -197,10 +192,6 @@ def _value(p: Placed) -> str:
     return f"{p.term.function.name}_value({_arguments(p)})"
 
 
-def _number(value: float) -> str:
-    return repr(value) if math.isfinite(value) else f'float("{value}")'
-
-
 def _keep(p: Placed) -> list[str]:
     """keep, the pairs that count; in a free tile only if there is a window."""
     side = {POS: "positive", NEG: "present & (positive == 0)", ALL: "present"}[p.term.side]
@@ -222,7 +213,7 @@ def _keep(p: Placed) -> list[str]:
 
 def _select(p: Placed, name: str, what: str, fill: float, spared: bool = False) -> list[str]:
     """name = `what` where a pair counts, else `fill`. spared: what a window drops needs none."""
-    chosen = f"{name} = tl.where(keep, {what}, {_number(fill)})"
+    chosen = f"{name} = tl.where(keep, {what}, {literal(fill)})"
     if p.term.windows() and not spared:
         return [f"    {chosen}"]
     otherwise = [] if name == what else ["    else:", f"        {name} = {what}"]
@@ -235,7 +226,6 @@ def _compiled(
     used = sorted({p.term.function.name for p in placed})
     pair_functions: dict[str, Any] = {}
     for name in used:
-        assert name in FUNCTIONS
         pair_functions |= _module(source(name), f"{name}_value", f"{name}_slopes")
     found = []
     for name, (parameters, lines, results) in functions.items():

@@ -11,13 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..pairs import Pairs
-from ..terms import Partner, Term
+from ..terms import Term
 from . import conclusions, configurations, generated, sweeps
 from .configurations import Configuration
 from .generated import Sweep
 from .monoids import INTERPRETED
 from .operands import Listed, Operands, any_of, bands, changed_roles, listed
-from .placed import Placed
+from .placed import Placed, along_rows
 
 CONCLUDED = 128  # rows of a program that concludes
 
@@ -54,10 +54,6 @@ class Call:
             for (axis, term), more in zip(terms, beside, strict=True)
         ]
 
-    def grid(self, axis: int) -> tuple[int, int]:
-        """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
-        return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
-
     def blank(self, placed: Sequence[Placed]) -> "Results":
         """Statistics and arguments as they are where there is no pair."""
         device = self.pairs.x.device
@@ -68,6 +64,68 @@ class Call:
             if p.term.keeps_argument:
                 arguments[p] = torch.full((n,), -1, dtype=torch.int64, device=device)
         return Results(values, arguments)
+
+    def conclude(
+        self, axis: int, placed: Sequence[Placed], sweep: Sweep, states: Tensor, results: "Results"
+    ) -> None:
+        start, _, merge, result = sweep.functions
+        n = self.pairs.shape[axis]
+        values = tuple([results.values[p] for p in placed])
+        arguments = tuple([results.arguments[p] for p in placed if p in results.arguments])
+        conclusions.conclude[(n + CONCLUDED - 1) // CONCLUDED,](
+            states, self.operands.sides[axis], values, arguments or (states,), len(states),
+            START=start, MERGE=merge, RESULT=result, F=static(sweep.facts), R=CONCLUDED,
+            **options(),
+        )  # fmt: skip
+
+    def _roles(self, axis: int, placed: Sequence[Placed]) -> list[Placed]:
+        """The terms as a row of this set meets them: as owner, as partner, in one set as both."""
+        if self.same:
+            return [*placed, *[p.changed(across=True) for p in placed]]
+        return [p.changed(across=p.owners != axis) for p in placed]
+
+    def where(self, roles: Sequence[Placed], terms: int) -> list[tuple[int, int]]:
+        """Of each gradient by a vector along the rows: which term, and which argument of it."""
+        return [(which % terms, k) for which, k in along_rows(roles)]
+
+    def in_order(self, placed: Sequence[Placed], found: Found) -> list[Tensor]:
+        """The same gradients as `pack` orders the vectors."""
+        return [
+            found[which, k]
+            for which, p in enumerate(placed)
+            for k, a in enumerate(p.term.args)
+            if not isinstance(a, float)
+        ]
+
+    def _facts(self, axis: int) -> dict[str, Any]:
+        vectors = self.operands.vectors
+        return {
+            "row_vectors": vectors.counts(axis),
+            "col_vectors": vectors.counts(1 - axis),
+            "scaled": self.operands.scaled,
+            "normalized": self.pairs.scale_x is not None,
+            "transposed": axis == 1,
+        }
+
+    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
+        x, scale, _, keep = self.operands.sets[axis]
+        parts, n, d = gradient.shape
+        out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
+        rows, depth = 8, min(64, max(16, 1 << (d - 1).bit_length()))
+        given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
+        conclusions.through_scale[(n + rows - 1) // rows,](
+            gradient, given.contiguous(), keep if scale is None else scale, keep, out, parts, n, d,
+            SCALED=scale is not None, R=rows, DEPTH=depth, **options(),
+        )  # fmt: skip
+        return out
+
+
+class Swept(Call):
+    """A call whose similarities are multiplied tile by tile."""
+
+    def grid(self, axis: int) -> tuple[int, int]:
+        """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
+        return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
 
     def gather(self, axis: int, placed: Sequence[Placed], bits: Tensor, results: "Results") -> None:
         """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
@@ -88,19 +146,6 @@ class Call:
                 **self._options(),
             )  # fmt: skip
             self.conclude(axis, placed, sweep, states, results)
-
-    def conclude(
-        self, axis: int, placed: Sequence[Placed], sweep: Sweep, states: Tensor, results: "Results"
-    ) -> None:
-        start, _, merge, result = sweep.functions
-        n = self.pairs.shape[axis]
-        values = tuple([results.values[p] for p in placed])
-        arguments = tuple([results.arguments[p] for p in placed if p in results.arguments])
-        conclusions.conclude[(n + CONCLUDED - 1) // CONCLUDED,](
-            states, self.operands.sides[axis], values, arguments or (states,), len(states),
-            START=start, MERGE=merge, RESULT=result, F=static(sweep.facts), R=CONCLUDED,
-            **options(),
-        )  # fmt: skip
 
     def weigh(
         self, axis: int, placed: Sequence[Placed], planes: Planes, embeddings: bool
@@ -155,66 +200,15 @@ class Call:
         blocks, tiles = self.grid(axis)
         return blocks * tiles
 
-    def _roles(self, axis: int, placed: Sequence[Placed]) -> list[Placed]:
-        """The terms as a row of this set meets them: as owner, as partner, in one set as both."""
-        if self.same:
-            return [*placed, *[p.changed(across=True) for p in placed]]
-        return [p.changed(across=p.owners != axis) for p in placed]
-
     def _seen(self, p: Placed, plane: Tensor, blocks: int, tiles: int) -> Tensor:
         times = self.config.rows // self.config.cols
         return changed_roles(plane, blocks, tiles, times) if p.across else plane
-
-    def where(self, roles: Sequence[Placed], terms: int) -> list[tuple[int, int]]:
-        """Of each gradient by a vector along the rows: which term, and which argument of it."""
-        return [
-            (which % terms, k)
-            for which, p in enumerate(roles)
-            for k, a in enumerate(p.term.args)
-            if not isinstance(a, float) and isinstance(a, Partner) == p.across
-        ]
-
-    def in_order(self, placed: Sequence[Placed], found: Found) -> list[Tensor]:
-        """The same gradients as `pack` orders the vectors."""
-        return [
-            found[which, k]
-            for which, p in enumerate(placed)
-            for k, a in enumerate(p.term.args)
-            if not isinstance(a, float)
-        ]
-
-    def _facts(self, axis: int) -> dict[str, Any]:
-        vectors = self.operands.vectors
-        return {
-            "row_vectors": vectors.counts(axis),
-            "col_vectors": vectors.counts(1 - axis),
-            "scaled": self.operands.scaled,
-            "normalized": self.pairs.scale_x is not None,
-            "transposed": axis == 1,
-        }
 
     def _splits(self, programs: int, tiles: int, each: int) -> int:
         return configurations.splits(programs, tiles, processors(self.pairs.x.device), each)
 
     def _options(self) -> dict[str, Any]:
         return options(self.config.warps, self.config.stages)
-
-    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
-        pairs = self.pairs
-        x, scale, keep = (
-            (pairs.x, pairs.scale_x, pairs.keep_x)
-            if axis == 0
-            else (pairs.other, pairs.scale_y, pairs.keep_y)
-        )
-        parts, n, d = gradient.shape
-        out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
-        rows, depth = 8, min(64, max(16, 1 << (d - 1).bit_length()))
-        given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
-        conclusions.through_scale[(n + rows - 1) // rows,](
-            gradient, given.contiguous(), keep if scale is None else scale, keep, out, parts, n, d,
-            SCALED=scale is not None, R=rows, DEPTH=depth, **options(),
-        )  # fmt: skip
-        return out
 
 
 class _Static:

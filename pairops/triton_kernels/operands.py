@@ -46,7 +46,7 @@ class Operands:
         whole = self._precision.stored == torch.float32 and not self._precision.unit
         self.scaled = self._precision.unit or (pairs.scale_x is not None and not whole)
         self.relation = Relation(pairs.lo, pairs.hi, pairs.own)
-        self._sets = (
+        self.sets = (
             (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
             (pairs.other, pairs.scale_y, pairs.order_y, pairs.keep_y),
         )
@@ -59,7 +59,7 @@ class Operands:
         return first, first if self.same else self._side(1)
 
     def _side(self, axis: int) -> Side:
-        z, scale, order, keep = self._sets[axis]
+        z, scale, order, keep = self.sets[axis]
         rows = z.index_select(0, order)
         if self._precision.unit:
             power = _power_above(z)
@@ -155,7 +155,7 @@ def listed(
     pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
     order = torch.cat([_by_rank(piece) for piece in pieces])
     counted = torch.stack([(rank == 2).sum(1), (rank != 0).sum(1)], 1)
-    if parts == 1:
+    if parts == 1:  # most often, and where tiles are many: no table of tiles by parts
         starts = torch.nn.functional.pad(counted[:, 1:], (1, 0))
     else:
         place = torch.where(

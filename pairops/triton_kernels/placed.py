@@ -23,6 +23,17 @@ class Placed:
         return replace(self, across=across)
 
 
+def along_rows(placed: Sequence[Placed]) -> list[tuple[int, int]]:
+    """The vectors that get their gradient from a sweep, those along its rows: of which term, and
+    which argument of it."""
+    return [
+        (which, k)
+        for which, p in enumerate(placed)
+        for k, a in enumerate(p.term.args)
+        if not isinstance(a, float) and isinstance(a, Partner) == p.across
+    ]
+
+
 class Vectors:
     """The numbers of a call, and the vectors of each set, in the order that sweeps load them."""
 

@@ -30,9 +30,9 @@ from .tiles import (
 
 
 @triton.jit
-def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
-                 depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
-                 MASKED: tl.constexpr):  # fmt: skip
+def _tile(rows, cols, relation, block, tile, i, live_i, x, row, kept, depth,
+          F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """What is known of a tile's columns, its s, and if it is masked who is positive and present."""
     j = tile * C.cols + tl.arange(0, C.cols)
     live_j = j < kept
     col = vectors(cols, j, live_j, F.col_vectors)
@@ -44,6 +44,16 @@ def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
     positive, present = live_i, live_i
     if MASKED:
         positive, present = masks(relation, i, j, live_i, live_j, F)
+    return j, live_j, col, y, s, positive, present
+
+
+@triton.jit
+def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
+                 depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+                 MASKED: tl.constexpr):  # fmt: skip
+    j, live_j, col, _, s, positive, present = _tile(
+        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+    )
     at = live_j
     if F.arguments:
         at = tl.load(cols.order + j, mask=live_j, other=0).to(tl.int32)[None, :]
@@ -126,17 +136,9 @@ def _add_rows(total, weights, y, C: tl.constexpr):
 def _weigh_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
                 exponent, kept, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
                 MASKED: tl.constexpr):  # fmt: skip
-    j = tile * C.cols + tl.arange(0, C.cols)
-    live_j = j < kept
-    col = vectors(cols, j, live_j, F.col_vectors)
-    y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, MASKED)
-    s = similarities(
-        rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, col, depth,
-        F, C, MASKED,
-    )  # fmt: skip
-    positive, present = live_i, live_i
-    if MASKED:
-        positive, present = masks(relation, i, j, live_i, live_j, F)
+    _, live_j, col, y, s, positive, present = _tile(
+        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+    )
     found = VISIT(s, row, col, numbers, positive, present, by_vector, MASKED)
     slopes = ()
     for k in tl.static_range(F.gradients):

@@ -69,6 +69,10 @@ def source(name: str) -> str:
     return "\n".join(text)
 
 
+def literal(number: float) -> str:
+    return repr(number) if math.isfinite(number) else f'float("{number}")'
+
+
 def _lines(what: str, call: Any, arity: int) -> tuple[list[str], list[str], bool]:
     """Statements, the expressions of what is returned, and whether the first varies with s."""
     graph = _trace(what, call, arity)
@@ -81,8 +85,7 @@ def _lines(what: str, call: Any, arity: int) -> tuple[list[str], list[str], bool
         if isinstance(value, fx.Node):
             return names[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = float(value)
-            return repr(number) if math.isfinite(number) else f'float("{number}")'
+            return literal(float(value))
         raise Untranslatable(f"{what} uses the constant {value!r}, which has no Triton translation")
 
     for node in graph.nodes:
@@ -199,13 +202,10 @@ def _power(base: str, exponent: float) -> str:
     whole, half = divmod(abs(exponent), 1)
     if exponent == 0:
         return "1.0"
-    if half not in (0, 0.5):  # NaN for a negative base, as in torch
+    if half not in (0, 0.5) or (half and whole > 8):  # NaN for a negative base, as in torch
         return f"tl.exp({exponent} * words.log({base}))"
     if whole > 8:
-        sign = "words.sign({base}) * " if whole % 2 and not half else ""
-        if half:
-            return f"tl.exp({exponent} * words.log({base}))"
         size = f"tl.exp({exponent} * words.log(tl.abs({base})))"
-        return f"{sign.format(base=base)}{size}"
+        return f"words.sign({base}) * {size}" if whole % 2 else size
     product = " * ".join([base] * int(whole) + ([f"tl.sqrt({base})"] if half else []))
     return product if exponent > 0 else f"1.0 / ({product})"
