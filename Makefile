@@ -26,6 +26,7 @@ demo: $(VENV)/.demo
 # the other must not spin.
 test: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
+	$(BIN)/python tests/cuda_on_host/build.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 # Limits its address space, of which the sanitizer reserves terabytes.
@@ -49,13 +50,13 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/stubtest pairops._native
-	find csrc -name '*.h' -o -name '*.c*' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find csrc -name '*.h' -o -name '*.c*' | xargs $(BIN)/clang-format -i
+	find csrc tests/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -107,6 +107,9 @@ py::dict features() {
 namespace pairops::cpu {
 void bind(py::module_& module);  // bindings_sweeps.cpp
 }
+namespace pairops::cuda {
+void bind(py::module_& module);  // bindings_cuda.cpp
+}
 
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "The compiled half of pairops: raw addresses in, nothing of torch.";
@@ -123,4 +126,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
                py::arg("contributions"), py::arg("value"), py::arg("argument"), py::arg("shares"),
                py::arg("stream") = py::none());
     pairops::cpu::bind(module);
+    module.attr("cuda") = py::none();
+#ifdef PAIROPS_CUDA_TOOLKIT
+    auto cuda = module.def_submodule("cuda", "The sweeps on a GPU.");
+    pairops::cuda::bind(cuda);
+#endif
 }

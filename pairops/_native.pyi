@@ -5,7 +5,7 @@ of a CUDA stream, memory is the current device's and the call returns once the w
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict, type_check_only
+from typing import Any, Literal, TypeAlias, TypedDict, type_check_only
 
 @type_check_only
 class _Features(TypedDict):
@@ -15,6 +15,8 @@ class _Features(TypedDict):
     cuda_architectures: str | None  # as CMake writes them: "80-real 90a-real 80-virtual"
     compiler: str
     build_type: str
+
+cuda: Any  # csrc/bindings_cuda.cpp, or None: this build has no CUDA kernels
 
 def version() -> str: ...
 def features() -> _Features: ...

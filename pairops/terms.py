@@ -136,6 +136,13 @@ class Term:
         kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
         return self._word(kinds if "p" in kinds else "")
 
+    @property
+    def kind(self) -> str:
+        """What is left of that where side and windows are told at run time."""
+        gather = self.gather + ("@" if self.keeps_argument else "")
+        letters = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
+        return f"{gather}:{self.function.name}" + (f"({letters})" if "p" in letters else "")
+
     def _word(self, kinds: str) -> str:
         result = f"{self.gather}:{self.side}:{self.function.name}"
         result += f"({kinds})" if kinds else ""

@@ -23,6 +23,12 @@ if DEVICE == "cpu" and engines.triton.MISSING is None:
 
     interpreted.prepare()
 
+# And the CUDA kernels as compiled for the CPU.
+if DEVICE == "cpu":
+    from cuda_on_host import build
+
+    engines.cuda.install(build.module(), "cpu")
+
 
 # What these modules test is there on the CPU only, or chooses its device itself.
 OF_THE_CPU = {
@@ -31,8 +37,9 @@ OF_THE_CPU = {
     "test_report", "test_training", "test_triton_compiled",
 }  # fmt: skip
 TRITON = ["triton", "chunked"]
+NARROW = ["cuda", *TRITON]  # those that sum in float32
 HERE = [name for name in engines.ENGINES if DEVICE == "cpu" or name != "native"]
-WIDE = [name for name in HERE if name not in TRITON]  # those that serve float64
+WIDE = [name for name in HERE if name not in NARROW]  # those that serve float64
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +72,7 @@ def wide_engine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=TRITON)
+@pytest.fixture(params=NARROW)
 def gpu_engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

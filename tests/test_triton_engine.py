@@ -9,7 +9,7 @@ import formulas
 import pytest
 import torch
 from cases import Case, embeddings, smooth
-from conftest import TRITON, assert_within_rule
+from conftest import NARROW, TRITON, assert_within_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import every_kind_of_term, problem, results
@@ -59,8 +59,9 @@ def assert_as_dense(
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", TRITON)
 @pytest.mark.parametrize("m", [0, 45])
-def test_every_kind_of_term(gpu_engine: str, m: int) -> None:
+def test_every_kind_of_term(name: str, m: int) -> None:
     x, labels, other = problem(n=60, m=m, d=37)
     labels[[5, 20]] = -100
     if m:
@@ -70,12 +71,13 @@ def test_every_kind_of_term(gpu_engine: str, m: int) -> None:
     def run(x: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
         return statistics(x, labels, {**other, "ref_emb": y[0]} if y else {})
 
-    assert_as_dense(gpu_engine, run, *([x] if y is None else [x, y]))
+    assert_as_dense(name, run, *([x] if y is None else [x, y]))
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", TRITON)
 @pytest.mark.parametrize("m", [0, 30])
-def test_gradients_by_every_tensor_argument(gpu_engine: str, m: int) -> None:
+def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
     x, labels, other = problem(n=40, m=m, d=5)
     labels[3] = -100
     n, m = 40, m or 40
@@ -93,11 +95,11 @@ def test_gradients_by_every_tensor_argument(gpu_engine: str, m: int) -> None:
             Pairs.of(x, labels, **given), *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)]
         )
 
-    assert_as_dense(gpu_engine, run, *leaves)
+    assert_as_dense(name, run, *leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("d", [1, 48, 100, 128, 512, 700])
+@pytest.mark.parametrize("d", [1, 48, 100, 128, 200, 512, 700])
 def test_dimensions(d: int, dtype: torch.dtype) -> None:
     """Every loss, the same set and two, by the error rule."""
     make = functools.partial(smooth, dtype=dtype)
@@ -108,9 +110,9 @@ def test_dimensions(d: int, dtype: torch.dtype) -> None:
         create = functools.partial(embeddings, dtype=dtype) if mined(loss, params) else make
         labels, other = torch.randint(0, 9, (50,)), torch.randint(0, 9, (40,))
         keywords: dict[str, Any] = {} if d > 1 else {"normalize": False}
-        compare(loss, params, Case(create(50, d), labels, keywords), TRITON)
+        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
         keywords = {**keywords, "ref_emb": create(40, d), "ref_labels": other}
-        compare(loss, params, Case(create(50, d), labels, keywords), TRITON)
+        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
     for loss in TWO_SETS:
         given = {**parameters(loss)[0], "normalize": d > 1}
         ours = functools.partial(getattr(pairops, loss), **given, reduction="none")
@@ -118,7 +120,7 @@ def test_dimensions(d: int, dtype: torch.dtype) -> None:
             [make(50, d), make(50, d)],
             ours,
             functools.partial(getattr(formulas, loss), **given),
-            TRITON,
+            NARROW,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import smooth
+from conftest import TRITON
 from torch import Tensor
 
 import pairops
@@ -22,9 +23,9 @@ pytest.importorskip("triton")
 def test_torch_s_newer_setting_of_precision_is_read() -> None:
     code = """
 import torch, pairops
-from pairops.engines import triton
+from pairops import devices
 torch.backends.cuda.matmul.fp32_precision = "tf32"
-assert triton.precision_level() == "high", triton.precision_level()
+assert devices.float32_level() == "high", devices.float32_level()
 with pairops.use("triton"):
     pairops.supcon_loss(torch.randn(6, 3), torch.arange(6) // 2)
 """
@@ -76,13 +77,14 @@ def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(engine, "prefers_chunks", lambda _: chunks)
     on_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
     first = ["chunked", "triton"] if chunks else ["triton", "chunked"]
-    expected = ["native", *first, "blockwise", "dense"]
+    expected = ["native", "cuda", *first, "blockwise", "dense"]
     assert pairops.engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
     pairs = Pairs.of(smooth(6, 3), torch.arange(6))
     assert pairops.engines._preferred(pairs) == ["native", "blockwise", "dense"]
 
 
-def test_who_is_declined(gpu_engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", TRITON)
+def test_who_is_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = smooth(6, 3), torch.arange(6) // 2
     cases: list[tuple[str, Callable[[], Any]]] = [
         (
@@ -98,10 +100,10 @@ def test_who_is_declined(gpu_engine: str, monkeypatch: pytest.MonkeyPatch) -> No
             lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN)),
         ),
     ]
-    with pairops.use(gpu_engine):
+    with pairops.use(name):
         for reason, call in cases:
             with pytest.raises(
-                ValueError, match=f"engine '{gpu_engine}' cannot serve this call: {reason}"
+                ValueError, match=f"engine '{name}' cannot serve this call: {reason}"
             ):
                 call()
         monkeypatch.setattr(engine, "MISSING", "triton is not installed")

@@ -14,13 +14,14 @@ from types import ModuleType
 
 from ..pairs import Pairs
 from ..terms import Term
-from . import blockwise, chunked, dense, native, triton
+from . import blockwise, chunked, cuda, dense, native, triton
 
 __all__ = ["ENGINES", "choose", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 ENGINES: dict[str, ModuleType] = {
     "native": native,
+    "cuda": cuda,
     "triton": triton,
     "chunked": chunked,
     "blockwise": blockwise,
@@ -71,9 +72,10 @@ def _preferred(pairs: Pairs) -> list[str]:
     """The engines in the order in which "auto" asks them."""
     names = list(ENGINES)
     if pairs.x.device.type == "cpu":
-        # There Triton means its interpreter: for who asks for it by name.
-        return [name for name in names if name not in ("triton", "chunked")]
-    if triton.MISSING is None and pairs.x.is_cuda and triton.prefers_chunks(pairs):
+        # There kernels for GPUs run in tests alone, for who asks for them by name.
+        return [name for name in names if name not in ("cuda", "triton", "chunked")]
+    name = "cuda" if cuda.declines(pairs, (), ()) is None else "triton"
+    if triton.MISSING is None and ENGINES[name].prefers_chunks(pairs):
         names.remove("chunked")
-        names.insert(names.index("triton"), "chunked")
+        names.insert(names.index(name), "chunked")
     return names

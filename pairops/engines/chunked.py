@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..devices import float32_level
 from ..gathers import finite
 from ..pairs import Pairs
 from ..terms import Term
@@ -19,7 +20,7 @@ from . import triton
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x = pairs.x
-    if x.dtype == torch.float32 and triton.precision_level() != "highest":
+    if x.dtype == torch.float32 and float32_level() != "highest":
         # torch.mm would multiply in TensorFloat-32, whose 11 bits are not what "high" promises.
         return 'float32 below the precision "highest" is for the triton engine\'s own products'
     if x.is_cuda and x.dtype != torch.float32 and not _FLOAT32_OUT:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..devices import capability, float32_level
 from ..gathers import finite
 from ..pairs import Pairs
 from ..terms import Term
@@ -34,7 +35,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"x is on {device}; Triton here {instead}"
     if pairs.dtype == torch.float64:
         return "x is float64; the Triton kernels sum in float32"
-    if device == "cuda" and _capability(pairs.x.device) < (8, 0):
+    if device == "cuda" and capability(pairs.x.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     if pairs.x.shape[1] > _MOST_DIMENSIONS:
         return f"x has {pairs.x.shape[1]} dimensions; the Triton kernels take {_MOST_DIMENSIONS}"
@@ -53,30 +54,15 @@ def _reason_against(name: str) -> str | None:
     return translated.reason_against(name)
 
 
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-def precision_level() -> str:
-    """ "highest", "high" or "medium", by whichever of torch's settings is in use."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch's newer setting has been touched, and it refuses to mix the two
-        chosen = torch.backends.cuda.matmul.fp32_precision
-        return {"tf32": "high", "bf16": "medium"}.get(chosen, "highest")
-
-
-# What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
+# As `devices.capability` is marked.
 _reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
-precision_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def configuration(pairs: Pairs) -> Configuration:
     """The tiles of a call, in `gather` and in `weigh`: s has the same bits in both."""
-    capability = None if INTERPRETED else _capability(pairs.x.device)
-    level = precision_level() if pairs.x.dtype == torch.float32 else "highest"
-    return configurations.choose(capability, pairs.x.dtype, int(pairs.x.shape[1]), level)
+    known = None if INTERPRETED else capability(pairs.x.device)
+    level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
+    return configurations.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
 
 
 def prefers_chunks(pairs: Pairs) -> bool:

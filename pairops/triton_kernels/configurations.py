@@ -161,14 +161,3 @@ def chunks_pay(config: Configuration, d: int, same: bool) -> bool:
     if not (config.fit or d < 32):
         return True
     return config.parts > 1 or (not same and d > 256)
-
-
-def splits(
-    programs: int, tiles: int, processors: int, bytes_each: int, room: int = 32 << 20
-) -> int:
-    """Into how many parts the columns are cut so that every processor has two programs.
-
-    bytes_each: of one part's results, of which there is to be no more than `room`.
-    """
-    wanted = (2 * processors + programs - 1) // max(programs, 1)
-    return max(1, min(wanted, tiles, room // max(bytes_each, 1)))

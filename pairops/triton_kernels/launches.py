@@ -10,13 +10,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..bands import bands
+from ..devices import processors, splits
 from ..pairs import Pairs
 from ..terms import Term
-from . import conclusions, configurations, generated, sweeps
+from . import conclusions, generated, sweeps
 from .configurations import Configuration
 from .generated import Sweep
 from .monoids import INTERPRETED
-from .operands import Listed, Operands, any_of, bands, changed_roles, listed
+from .operands import Listed, Operands, any_of, changed_roles, listed
 from .placed import Placed, along_rows
 
 CONCLUDED = 128  # rows of a program that concludes
@@ -205,7 +207,7 @@ class Swept(Call):
         return changed_roles(plane, blocks, tiles, times) if p.across else plane
 
     def _splits(self, programs: int, tiles: int, each: int) -> int:
-        return configurations.splits(programs, tiles, processors(self.pairs.x.device), each)
+        return splits(programs, tiles, processors(self.pairs.x.device), each)
 
     def _options(self) -> dict[str, Any]:
         return options(self.config.warps, self.config.stages)
@@ -242,11 +244,3 @@ def options(warps: int = 4, stages: int = 1) -> dict[str, Any]:
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be that of x."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """How many programs run at a time at least; in the interpreter as few as still cut."""
-    if device.type == "cpu":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count

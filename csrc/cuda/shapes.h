@@ -1,0 +1,39 @@
+// The shape for each precision and D; one is chosen here, by launchers, and nowhere else.
+//
+// Not measured on a GPU yet. Each is the largest that fits into 99 KiB of shared memory, which
+// every GPU from 8.0 on has, and compiles without a spill. A warp owns 16 rows, for with 32 the
+// sums spill from D = 128 on. Above D = 256 the sums of a row would fill the registers: blocks
+// share the gradient in slices and each multiplies s again, with chunks of X and Y streamed as they
+// are needed.
+#pragma once
+
+#include <utility>
+
+#include "cuda/shape.h"
+#include "cuda/sweeps.h"
+
+namespace pairops::cuda {
+
+using Plain64 = Shape<64, 8, 64, 1>;
+using Plain128 = Shape<128, 8, 64, 1>;
+using Plain256 = Shape<256, 4, 32, 1>;
+using PlainAny = Shape<256, 4, 32, 1, 128>;
+using Split64 = Shape<64, 4, 32, 2>;
+using Split128 = Shape<128, 4, 32, 2>;
+using SplitAny = Shape<128, 4, 32, 2, 64>;
+
+// Calls visit with the shape that serves embeddings of d numbers.
+template <class Visit>
+auto visit_shape(Precision precision, int d, Visit visit) {
+    if (precision == Precision::split) {
+        if (d <= 64) return visit(Split64());
+        if (d <= 128) return visit(Split128());
+        return visit(SplitAny());
+    }
+    if (d <= 64) return visit(Plain64());
+    if (d <= 128) return visit(Plain128());
+    if (d <= 256) return visit(Plain256());
+    return visit(PlainAny());
+}
+
+}  // namespace pairops::cuda

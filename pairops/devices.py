@@ -1,0 +1,40 @@
+"""What the GPU engines know of a GPU, and how they divide work among its processors."""
+
+import functools
+
+import torch
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def float32_level() -> str:
+    """ "highest", "high" or "medium", by whichever of torch's settings is in use."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's newer setting has been touched, and it refuses to mix the two
+        chosen = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(chosen, "highest")
+
+
+# What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
+capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+float32_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many blocks run at a time at least; where kernels run on the CPU as few as cut."""
+    if device.type == "cpu":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def splits(blocks: int, tiles: int, processors: int, bytes_each: int, room: int = 32 << 20) -> int:
+    """Into how many parts the columns are cut so that every processor has two blocks.
+
+    bytes_each: of one part's results, of which there is to be no more than `room`.
+    """
+    wanted = (2 * processors + blocks - 1) // max(blocks, 1)
+    return max(1, min(wanted, tiles, room // max(bytes_each, 1)))

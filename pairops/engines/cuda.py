@@ -1,0 +1,141 @@
+"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs, the first call is fast.
+
+Tensors are checked here, and allocated; addresses, sizes and the current stream are handed on.
+Nothing waits for the GPU, so a CUDA graph may capture it. A set that is compared with another is
+swept twice, once as rows and once as columns, so that every sum has one owner and one order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..cuda_calls import Call, Kernels
+from ..devices import capability, float32_level
+from ..pairs import Pairs
+from ..terms import Term
+
+KERNELS: Any = None  # the extension's kernels
+KINDS: frozenset[str] = frozenset()  # of terms, that they are compiled for
+DEVICE = "cuda"
+
+
+def install(kernels: Any, device: str = "cuda") -> None:
+    """Tests install the same kernels as compiled for the CPU."""
+    global KERNELS, KINDS, DEVICE
+    KERNELS, KINDS, DEVICE = kernels, frozenset(kernels.kinds()), device
+
+
+if extension.native is not None and extension.native.cuda is not None:
+    install(extension.native.cuda)
+
+_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_DIMENSIONS = 2**16
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    x = pairs.x
+    if extension.MISSING is not None:
+        return extension.MISSING
+    if KERNELS is None:
+        return "this build of pairops has no CUDA kernels"
+    if x.device.type != DEVICE:
+        return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
+    if pairs.dtype == torch.float64:
+        return "x is float64; the CUDA kernels sum in float32"
+    if x.is_cuda:
+        reason = _reason_against(x.device)
+        if reason is not None:
+            return reason
+    if x.shape[1] > _MOST_DIMENSIONS:
+        return f"x has {x.shape[1]} dimensions; the CUDA kernels take {_MOST_DIMENSIONS}"
+    if max(pairs.shape) > _MOST_ROWS:
+        return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
+    for term in (*rows, *cols):
+        if term.kind not in KINDS:
+            return f"no recipe in csrc/recipes.h has a {term.kind}"
+    return None
+
+
+def _reason_against(device: torch.device) -> str | None:
+    known = capability(device)
+    if known < (8, 0):
+        return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
+    reason: str | None = KERNELS.reason_against(device.index)
+    return reason
+
+
+_reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def precision(pairs: Pairs) -> str:
+    """How embeddings and weights are multiplied, as float16: "plain", one each; "fine", weights are
+    the sum of two; "split", embeddings too.
+
+    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient; of 11 bits it
+    adds nothing to speak of there, and as much again to the error of a float16 gradient. Two
+    float16 hold 22 bits or more of a float32.
+    """
+    if pairs.x.dtype == torch.float32:
+        return "plain" if float32_level() == "medium" else "split"
+    return "fine" if pairs.x.dtype == torch.float16 else "plain"
+
+
+def prefers_chunks(pairs: Pairs) -> bool:
+    """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
+    sliced s is multiplied once per slice, and of two sets once per sweep."""
+    return _is_sliced(precision(pairs), int(pairs.x.shape[1]))
+
+
+def _is_sliced(precision: str, d: int) -> bool:
+    return bool(Kernels(KERNELS, precision, d).slice < d)
+
+
+_is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _call(pairs: Pairs) -> Call:
+    return Call(pairs, Kernels(KERNELS, precision(pairs), int(pairs.x.shape[1])))
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
+    owners, tiles of partners), one after the other.
+    """
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    return *_call(pairs).gather(rows, cols, bits), bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    return _call(pairs).weigh(rows, cols, statistics, cotangents, bits, needs)
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    kernels = Kernels(KERNELS, precision(pairs), int(pairs.x.shape[1]))
+    n, m = pairs.shape
+    total = 0
+    for terms, owners, partners in ((rows, n, m), (cols, m, n)):
+        blocks, tiles = kernels.grid(owners, partners)
+        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+    return (total,)

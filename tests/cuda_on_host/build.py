@@ -1,0 +1,87 @@
+"""Compiles the CUDA sweeps for the CPU: as a Python module, or into a program under a sanitizer.
+
+python tests/cuda_on_host/build.py makes the module, if it is older than its sources.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+PROGRAMS = ("module.cpp", "self_test.cpp", "sweeps_test.cpp")
+MODULE = ROOT / "build" / "cuda_on_host" / "cuda_on_host.so"
+
+# -ffp-contract=off: the same bits whatever the optimiser does.
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+FLAGS += ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
+
+
+def kernels(csrc: Path = ROOT / "csrc") -> list[Path]:
+    return sorted(path for path in (csrc / "cuda").glob("*.cu") if path.name != "probe.cu")
+
+
+def machine() -> list[Path]:
+    """What executes them; it tells the thread sanitizer itself what it does on their behalf."""
+    return sorted(path for path in HERE.glob("*.cpp") if path.name not in PROGRAMS)
+
+
+def compile_all(
+    target: Path,
+    *,
+    kernels: list[Path],
+    others: list[Path],
+    csrc: Path = ROOT / "csrc",
+    flags: tuple[str, ...] = (),
+    kernel_flags: tuple[str, ...] = (),
+    link: tuple[str, ...] = (),
+) -> None:
+    """flags: of every file.  kernel_flags: of the kernels alone."""
+    python = sysconfig.get_paths()["include"]
+    bindings = Path(torch.__file__).parent / "include"  # it has pybind11
+    include = ["-I", str(HERE), "-I", str(csrc), "-isystem", python, "-isystem", str(bindings)]
+    objects = target.parent / f"{target.stem}.objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CXX", "g++")
+
+    def compiled(source: Path) -> str:
+        own = kernel_flags if source in kernels else ()
+        made = str(objects / f"{source.name}.o")
+        command = [compiler, *FLAGS, *flags, *own, *include, "-x", "c++", "-c", str(source)]
+        subprocess.run([*command, "-o", made], check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compiled, [*kernels, *others]))
+    half_done = target.with_suffix(".new")
+    subprocess.run(
+        [compiler, *flags, *kernel_flags, *link, *made, "-o", str(half_done)], check=True
+    )
+    half_done.rename(target)
+
+
+def module() -> Any:
+    """The module `cuda_on_host`, compiled if it must be."""
+    sources = [*(ROOT / "csrc").rglob("*"), *HERE.rglob("*")]
+    newest = max(path.stat().st_mtime for path in sources if path.suffix in (".h", ".cpp", ".cu"))
+    if not MODULE.exists() or MODULE.stat().st_mtime < newest:
+        others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings_cuda.cpp"]
+        compile_all(MODULE, kernels=kernels(), others=others, link=("-shared",))
+    spec = importlib.util.spec_from_file_location("cuda_on_host", MODULE)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_on_host"] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+if __name__ == "__main__":
+    module()

@@ -1,0 +1,16 @@
+// The CUDA sweeps as a Python module whose kernels run on the CPU: what engines/cuda.py calls.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "host.h"
+
+namespace pairops::cuda {
+void bind(pybind11::module_& module);  // csrc/bindings_cuda.cpp
+}
+
+PYBIND11_MODULE(cuda_on_host, module) {
+    namespace host = pairops::cuda::host;
+    pairops::cuda::bind(module);
+    module.def("forget_launches", &host::forget_launches);
+    module.def("launched", &host::launched, "Names of the kernels launched since then.");
+}
