@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import devices
 from .bands import bands
+from .cuda_kernels import Kernels, arrange
 from .extension import DTYPES
 from .pairs import Pairs
 from .terms import POS, Partner, Term
@@ -17,24 +18,7 @@ from .terms import POS, Partner, Term
 _FIRST_OPERAND = 2  # the slots before it hold the scale
 
 
-class Kernels:
-    """The compiled kernels, and the shape of tiles in which they serve a call."""
-
-    def __init__(self, module: Any, precision: str, d: int) -> None:
-        self.module, self.precision, self.d = module, precision, d
-        shape = module.shape(precision, d)
-        self.rows, self.columns, self.slice, self.parts, _, self.panels = shape
-
-    def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
-        """Blocks of owners and tiles of partners."""
-        return (owners + self.rows - 1) // self.rows, (partners + self.columns - 1) // self.columns
-
-
-class _Set(NamedTuple):
-    """One set as `arrange` leaves it, and what the kernels are told of it."""
-
-    told: tuple[Any, ...]
-    tensors: tuple[Tensor, ...]
+_Told = tuple[Any, ...]  # as csrc/bindings_cuda.cpp reads it
 
 
 class _Role(NamedTuple):
@@ -148,7 +132,7 @@ class Call:
     def _gather(
         self,
         axis: int,
-        sets: tuple[_Set, _Set],
+        sets: tuple[_Told, _Told],
         owned: list[_Role],
         values: list[Tensor],
         arguments: list[Tensor | None],
@@ -177,7 +161,7 @@ class Call:
     def _weigh(
         self,
         axis: int,
-        sets: tuple[_Set, _Set],
+        sets: tuple[_Told, _Told],
         group: Sequence[_Role],
         given: Sequence[tuple[Tensor, Tensor]],
         planes: dict[int, int],
@@ -229,7 +213,7 @@ class Call:
     def _sweep(
         self,
         axis: int,
-        sets: tuple[_Set, _Set],
+        sets: tuple[_Told, _Told],
         roles: Sequence[_Role],
         given: dict[int, tuple[Tensor, Tensor]],
         along: dict[tuple[int, bool, int], int],
@@ -261,7 +245,7 @@ class Call:
         # The intervals of one set, where each row stands among its own positives, are its band.
         band = None if self.same else self._address(bands(pairs, axis, self.kernels.rows))
         return (
-            sets[axis].told, sets[1 - axis].told, self._relation, band, axis == 1,
+            sets[axis], sets[1 - axis], self._relation, band, axis == 1,
             pairs.scale_x is not None, all(role.term.side == POS for role in roles),
             self.kernels.panels, slots[0].operands, slots[1].operands, terms,
         )  # fmt: skip
@@ -275,30 +259,21 @@ class Call:
             return values.data_ptr(), 0, 0.0
         return self._address(values), 1, 0.0
 
-    def _sets(self) -> tuple[_Set, _Set]:
+    def _sets(self) -> tuple[_Told, _Told]:
         pairs = self.pairs
-        first = self._arranged(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
+        first = self._set(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
         if pairs.y is None:
             return first, first
-        return first, self._arranged(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
+        return first, self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
 
-    def _arranged(self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> _Set:
-        module, panels, parts = self.kernels.module, self.kernels.panels, self.kernels.parts
-        n, d = z.shape
-        padded = -(-n // module.PADDED_ROWS) * module.PADDED_ROWS
-        rows = z.new_empty((padded, parts * panels * module.PANEL), dtype=torch.float16)
-        scales = self._new((2, padded))
-        kept = torch.empty(1, dtype=torch.int32, device=z.device)
-        if not n:
-            kept.zero_()
-        addresses = [self._address(t) for t in (rows, scales[0], scales[1])]
-        module.arrange(
-            self._address(z), DTYPES[z.dtype], n, d,
-            None if scale is None else self._address(scale), self._address(order),
-            self._address(keep), panels, parts, *addresses,
-            self._address(kept), self._stream,
-        )  # fmt: skip
-        return _Set((*addresses, self._address(order), self._address(kept), n), (rows, scales))
+    def _set(self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> _Told:
+        """What the kernels are told of a set."""
+        z, order, keep = z.contiguous(), order.contiguous(), keep.contiguous()
+        scale = None if scale is None else scale.contiguous()
+        arranged = arrange(self.kernels, z, scale, order, keep, self._stream)
+        high, rest = arranged.scales
+        given = arranged.rows, high, rest, order, arranged.kept
+        return *[self._address(t) for t in given], z.shape[0]
 
     def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
         pairs = self.pairs

@@ -15,7 +15,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pairops
-from pairops import engines
+from pairops import cuda_kernels, engines
 from pairops.engines import tiles
 
 if DEVICE == "cpu" and engines.triton.MISSING is None:
@@ -27,7 +27,7 @@ if DEVICE == "cpu" and engines.triton.MISSING is None:
 if DEVICE == "cpu":
     from cuda_on_host import build
 
-    engines.cuda.install(build.module(), "cpu")
+    cuda_kernels.install(build.module(), "cpu")
 
 
 # What these modules test is there on the CPU only, or chooses its device itself.

@@ -6,30 +6,16 @@ swept twice, once as rows and once as columns, so that every sum has one owner a
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import extension
-from ..cuda_calls import Call, Kernels
-from ..devices import capability, float32_level
+from .. import cuda_kernels, extension
+from ..cuda_calls import Call
+from ..cuda_kernels import Kernels
+from ..devices import capability
 from ..pairs import Pairs
 from ..terms import Term
-
-KERNELS: Any = None  # the extension's kernels
-KINDS: frozenset[str] = frozenset()  # of terms, that they are compiled for
-DEVICE = "cuda"
-
-
-def install(kernels: Any, device: str = "cuda") -> None:
-    """Tests install the same kernels as compiled for the CPU."""
-    global KERNELS, KINDS, DEVICE
-    KERNELS, KINDS, DEVICE = kernels, frozenset(kernels.kinds()), device
-
-
-if extension.native is not None and extension.native.cuda is not None:
-    install(extension.native.cuda)
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
@@ -39,9 +25,9 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     x = pairs.x
     if extension.MISSING is not None:
         return extension.MISSING
-    if KERNELS is None:
+    if cuda_kernels.KERNELS is None:
         return "this build of pairops has no CUDA kernels"
-    if x.device.type != DEVICE:
+    if x.device.type != cuda_kernels.DEVICE:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
@@ -54,7 +40,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if max(pairs.shape) > _MOST_ROWS:
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
-        if term.kind not in KINDS:
+        if term.kind not in cuda_kernels.KINDS:
             return f"no recipe in csrc/recipes.h has a {term.kind}"
     return None
 
@@ -63,41 +49,28 @@ def _reason_against(device: torch.device) -> str | None:
     known = capability(device)
     if known < (8, 0):
         return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
-    reason: str | None = KERNELS.reason_against(device.index)
+    reason: str | None = cuda_kernels.KERNELS.reason_against(device.index)
     return reason
 
 
 _reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def precision(pairs: Pairs) -> str:
-    """How embeddings and weights are multiplied, as float16: "plain", one each; "fine", weights are
-    the sum of two; "split", embeddings too.
-
-    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient; of 11 bits it
-    adds nothing to speak of there, and as much again to the error of a float16 gradient. Two
-    float16 hold 22 bits or more of a float32.
-    """
-    if pairs.x.dtype == torch.float32:
-        return "plain" if float32_level() == "medium" else "split"
-    return "fine" if pairs.x.dtype == torch.float16 else "plain"
-
-
 def prefers_chunks(pairs: Pairs) -> bool:
     """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
     sliced s is multiplied once per slice, and of two sets once per sweep."""
-    return _is_sliced(precision(pairs), int(pairs.x.shape[1]))
+    return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
 
 
-def _is_sliced(precision: str, d: int) -> bool:
-    return bool(Kernels(KERNELS, precision, d).slice < d)
+def _is_sliced(dtype: torch.dtype, d: int) -> bool:
+    return bool(Kernels(dtype, d).slice < d)
 
 
 _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _call(pairs: Pairs) -> Call:
-    return Call(pairs, Kernels(KERNELS, precision(pairs), int(pairs.x.shape[1])))
+    return Call(pairs, Kernels(pairs.x.dtype, int(pairs.x.shape[1])))
 
 
 def gather(
@@ -132,7 +105,7 @@ def weigh(
 def bits_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    kernels = Kernels(KERNELS, precision(pairs), int(pairs.x.shape[1]))
+    kernels = Kernels(pairs.x.dtype, int(pairs.x.shape[1]))
     n, m = pairs.shape
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
