@@ -1,6 +1,5 @@
 """One call's CUDA sweeps: sorted copies, operands in their slots, and what each kernel is told."""
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from . import devices
 from .bands import bands
-from .cuda_kernels import Kernels, arrange
+from .cuda_kernels import Kernels, on_device, stream_of
 from .extension import DTYPES
 from .pairs import Pairs
 from .terms import POS, Partner, Term
@@ -43,13 +42,12 @@ class _Slots:
 
 
 class Call:
-    def __init__(self, pairs: Pairs, kernels: Kernels) -> None:
-        self.pairs, self.kernels = pairs, kernels
+    def __init__(self, pairs: Pairs, kernels: Kernels, prepared: Sequence[Tensor]) -> None:
+        self.pairs, self.kernels, self._prepared = pairs, kernels, prepared
         self.same = pairs.y is None
         self._alive: list[Tensor] = []  # what addresses were taken of
         x = pairs.x
-        self._device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-        self._stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+        self._device, self._stream = on_device(x), stream_of(x)
         self._relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
 
     def gather(
@@ -260,20 +258,15 @@ class Call:
         return self._address(values), 1, 0.0
 
     def _sets(self) -> tuple[_Told, _Told]:
+        """What the kernels are told of both sets."""
         pairs = self.pairs
-        first = self._set(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
-        if pairs.y is None:
-            return first, first
-        return first, self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
-
-    def _set(self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> _Told:
-        """What the kernels are told of a set."""
-        z, order, keep = z.contiguous(), order.contiguous(), keep.contiguous()
-        scale = None if scale is None else scale.contiguous()
-        arranged = arrange(self.kernels, z, scale, order, keep, self._stream)
-        high, rest = arranged.scales
-        given = arranged.rows, high, rest, order, arranged.kept
-        return *[self._address(t) for t in given], z.shape[0]
+        found = []
+        for z, order, at in ((pairs.x, pairs.order_x, 0), (pairs.y, pairs.order_y, 3)):
+            if z is not None:
+                rows, (high, rest), kept = self._prepared[at : at + 3]
+                given = [self._address(t) for t in (rows, high, rest, order, kept)]
+                found.append((*given, z.shape[0]))
+        return found[0], found[-1]
 
     def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
         pairs = self.pairs

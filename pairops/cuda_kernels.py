@@ -1,6 +1,7 @@
 """The kernels of `csrc/cuda/`: whether there are any, the shape they serve a call in, and what they
 make of embeddings before they are compared."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -70,22 +71,48 @@ class Arranged(NamedTuple):
     kept: Tensor  # (1,) int32, how many are not ignored; those come first
 
 
-def arrange(
-    kernels: Kernels,
-    z: Tensor,  # (n, d) contiguous, as all others
-    scale: Tensor | None,
-    order: Tensor,
-    keep: Tensor,
-    stream: int,
-) -> Arranged:
-    arranged = kernels.room(z)
+_library = torch.library.Library("pairops", "FRAGMENT")
+_library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep) -> Tensor[]")
+
+_Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, order, keep
+
+
+def arrange_both(x: _Given, y: _Given | None) -> list[Tensor]:
+    """`Arranged` of one set, or of two one after the other. There is no gradient."""
+    result: list[Tensor] = []
+    for z, *rest in (x,) if y is None else (x, y):
+        result += torch.ops.pairops.arrange(z.detach(), *rest)
+    return result
+
+
+def _arrange(z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> list[Tensor]:
     n, d = z.shape
+    kernels = Kernels(z.dtype, d)
+    arranged = kernels.room(z)
     if not n:
         arranged.kept.zero_()
-    kernels.module.arrange(
-        z.data_ptr(), DTYPES[z.dtype], n, d, None if scale is None else scale.data_ptr(),
-        order.data_ptr(), keep.data_ptr(), kernels.panels, kernels.parts,
-        arranged.rows.data_ptr(), arranged.scales[0].data_ptr(), arranged.scales[1].data_ptr(),
-        arranged.kept.data_ptr(), stream,
-    )  # fmt: skip
-    return arranged
+    alive = [None if t is None else t.contiguous() for t in (z, scale, order, keep)]
+    given, scales, *places = [None if t is None else t.data_ptr() for t in alive]
+    high, rest = arranged.scales
+    written = [t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)]
+    with on_device(z):
+        kernels.module.arrange(
+            given, DTYPES[z.dtype], n, d, scales, *places, kernels.panels, kernels.parts, *written,
+            stream_of(z),
+        )  # fmt: skip
+    return list(arranged)
+
+
+def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Kernels are launched on the current device, which need not be that of z."""
+    return torch.cuda.device(z.device) if z.is_cuda else contextlib.nullcontext()
+
+
+def stream_of(z: Tensor) -> int:
+    return torch.cuda.current_stream(z.device).cuda_stream if z.is_cuda else 0
+
+
+_library.impl("arrange", _arrange, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "pairops::arrange", lambda z, *_: list(Kernels(z.dtype, int(z.shape[1])).room(z))
+)

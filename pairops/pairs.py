@@ -7,7 +7,7 @@ label windows, explicit lists) would be further constructors beside `Pairs.of` a
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
 import torch
@@ -53,6 +53,8 @@ class Pairs:
     keep_y: Tensor  # (M,) bool
     counted: Tensor | None = None  # (N,) int64 positives of a row; None: not counted yet
     complete: bool = False  # is it known, without looking, that no row is ignored?
+    # By engine: what it made of the embeddings, for every call with these pairs.
+    prepared: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def other(self) -> Tensor:

@@ -20,8 +20,8 @@ from .terms import Term, pack, unpack
 
 _RELATION = 7  # tensors in Pairs.relation()
 _CALL = (
-    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] vectors, "
-    "float[] numbers, str recipe, str engine"
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
+    "Tensor[] vectors, float[] numbers, str recipe, str engine"
 )
 
 _library = torch.library.Library("pairops", "DEF")
@@ -51,11 +51,15 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
             return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
         recipe, numbers, vectors = pack(rows, cols)
         constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
-        inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation(), *vectors)
+        prepared = engines.prepared(engine, pairs)
+        inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation())
+        inputs += (*prepared, *vectors)
         # torch.compile refuses the same tensor twice among the inputs of a node.
         if torch.compiler.is_compiling():
             inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
-        result: tuple[Tensor, ...] = _RowStats.apply(recipe, numbers, engine, constant, *inputs)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = _RowStats.apply(  # type: ignore[no-untyped-call]
+            recipe, numbers, engine, constant, len(prepared), *inputs
+        )
         return result
 
 
@@ -74,10 +78,12 @@ class _RowStats(torch.autograd.Function):
         numbers: list[float],
         engine: str,
         constant: tuple[int, ...],
+        prepared: int,
         *inputs: Any,
     ) -> tuple[Tensor, ...]:
+        ctx.prepared = prepared
         statistics, arguments, bits = torch.ops.pairops.gather(
-            *inputs[:4], inputs[4 : 4 + _RELATION], inputs[4 + _RELATION :], numbers, recipe, engine
+            *_in_lists(inputs, prepared), numbers, recipe, engine
         )
         ctx.save_for_backward(*inputs, bits, *statistics, *arguments)
         ctx.mark_non_differentiable(*[statistics[k] for k in constant])
@@ -91,22 +97,29 @@ class _RowStats(torch.autograd.Function):
         ends = ctx.ends
         inputs, bits = saved[: ends[0]], saved[ends[0]]
         statistics, arguments = saved[ends[0] + 1 : ends[1]], saved[ends[1] :]
-        relation, vectors = inputs[4 : 4 + _RELATION], inputs[4 + _RELATION :]
-        needs = ctx.needs_input_grad[4:]
+        needs = ctx.needs_input_grad[5:]
         run = _weigh if torch.is_grad_enabled() else torch.ops.pairops.weigh
         dx, dy, dvectors = run(
-            *inputs[:4], relation, vectors, *ctx.call,
+            *_in_lists(inputs, ctx.prepared), *ctx.call,
             statistics, arguments, bits, cotangents, needs[0], needs[1],
         )  # fmt: skip
-        gradients = [dx, dy, None, None, *[None] * _RELATION, *dvectors]
+        gradients = [dx, dy, None, None, *[None] * (_RELATION + ctx.prepared), *dvectors]
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-        return (None, None, None, None, *wanted)
+        return (None, None, None, None, None, *wanted)
+
+
+def _in_lists(inputs: Sequence[Any], prepared: int) -> tuple[Any, ...]:
+    """x, y, the scales; relation, what the engine prepared, vectors."""
+    begin, end = 4 + _RELATION, 4 + _RELATION + prepared
+    return *inputs[:4], inputs[4:begin], inputs[begin:end], inputs[end:]
 
 
 def _read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
     """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
-    x, y, scale_x, scale_y, relation, vectors, numbers, recipe, engine = call[:9]
-    return Pairs(x, y, scale_x, scale_y, *relation), vectors, numbers, recipe, engine
+    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine = call[:10]
+    pairs = Pairs(x, y, scale_x, scale_y, *relation)
+    pairs.prepared[engine] = prepared
+    return pairs, vectors, numbers, recipe, engine
 
 
 def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -119,7 +132,7 @@ def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    statistics, arguments, bits, cotangents, *needs = call[9:]
+    statistics, arguments, bits, cotangents, *needs = call[10:]
     with exactly(call[0].device.type):
         return weights.weigh(
             *_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1])

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
+from torch import Tensor
+
 from ..pairs import Pairs
 from ..terms import Term
 from . import blockwise, chunked, cuda, dense, native, triton
 
-__all__ = ["ENGINES", "choose", "use"]
+__all__ = ["ENGINES", "choose", "prepared", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 ENGINES: dict[str, ModuleType] = {
@@ -66,6 +68,13 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
         if ENGINES[name].declines(pairs, rows, cols) is None:
             return name
     raise AssertionError("dense serves every call")
+
+
+def prepared(name: str, pairs: Pairs) -> list[Tensor]:
+    """What this engine makes of the embeddings, once for all its calls with these pairs."""
+    if name == "cuda" and name not in pairs.prepared:
+        pairs.prepared[name] = cuda.prepare(pairs)
+    return pairs.prepared.get(name, [])
 
 
 def _preferred(pairs: Pairs) -> list[str]:

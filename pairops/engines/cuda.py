@@ -69,8 +69,17 @@ def _is_sliced(dtype: torch.dtype, d: int) -> bool:
 _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def prepare(pairs: Pairs) -> list[Tensor]:
+    """Both sets as they are multiplied: sorted, float16, in panels."""
+    return cuda_kernels.arrange_both(
+        (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
+        None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
+    )
+
+
 def _call(pairs: Pairs) -> Call:
-    return Call(pairs, Kernels(pairs.x.dtype, int(pairs.x.shape[1])))
+    prepared = pairs.prepared.get("cuda") or prepare(pairs)
+    return Call(pairs, Kernels(pairs.x.dtype, int(pairs.x.shape[1])), prepared)
 
 
 def gather(
