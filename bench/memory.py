@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from bench.contestants import contestants, reason
+from bench.contestants import Contestant, contestants, reason
 from bench.problems import Setting, problem
 
 TINY = 48
@@ -71,7 +71,10 @@ def answer(work: Callable[[], object]) -> None:
 def measure(contestant: str, setting: Setting) -> float:
     """MiB by which one step raises the peak of this process."""
     torch.set_num_threads(setting.threads)
-    entrant = contestants()[contestant]
+    return growth(contestants()[contestant], setting)
+
+
+def growth(entrant: Contestant, setting: Setting) -> float:
     entrant.step(problem(replace(setting, n=TINY)))()
     step = entrant.step(problem(setting))
     if setting.device == "cpu":

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -61,3 +61,28 @@ def take_turns(
                 seconds[key].append(elapsed)
         after_each()
     return seconds, failures
+
+
+def on_device(work: Callable[[], object], repeats: int) -> Times:
+    """What the GPU spends between two events around each call; the first is for warming up."""
+    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats + 1)]
+    for before, after in marks:
+        before.record()
+        work()
+        after.record()
+    torch.cuda.synchronize()
+    return Times.of([before.elapsed_time(after) / 1e3 for before, after in marks[1:]])
+
+
+def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a step, and the tensors into which it writes what the step returns."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results

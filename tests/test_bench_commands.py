@@ -1,11 +1,15 @@
 """`python -m bench NAME` at a tiny size: what it measures, what it says, and what it leaves."""
 
+import argparse
 import json
 import math
+import os
+import sys
 
 import pytest
 import torch
 
+from bench import gpu, gpu_launch, gpu_sanitizer, lease
 from bench.__main__ import main
 from bench.contestants import GIVEN, YARDSTICK, contestants
 from bench.kernel import KERNEL, Job, measure, sweeps
@@ -166,17 +170,144 @@ def test_large(bench, capsys):
 
 def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
-    parts = ["--parts", "errors", "bits"]
-    main(["gpu", "--device", "cpu", "--loss", "ms", *sizes, *parts, "--output", str(tmp_path)])
+    parts = ["--parts", "errors", "bits", "launch", "speed"]
+    words = ["--loss", "ms", *sizes, *parts, "--who", "cuda", "triton", "chunked", "hand"]
+    main(["gpu", "--device", "cpu", *words, "--output", str(tmp_path)])
     record = json.loads((tmp_path / "gpu-rehearsal.json").read_text())
     assert "triton" in record["stamp"]["versions"]
-    errors, bits = ([r for r in record["rows"] if r["part"] == part] for part in parts[1:])
+    errors, bits, launch, speed = (
+        [r for r in record["rows"] if r["part"] == part] for part in parts[1:]
+    )
     exact = {r["who"]: r["gradient_error"] for r in errors if r["level"] == "highest"}
-    assert set(exact) == {"triton", "chunked", "dense"}
+    assert set(exact) == {"cuda", "triton", "chunked", "dense"}
     assert all(error < 1e-4 for error in exact.values())
+    assert all(r["within_rule"] for r in errors if r["level"] == "highest")
     assert [r["who"] for r in errors if "failure" in r] == ["chunked", "chunked"]
-    assert {r["who"]: r["twenty_runs_equal"] for r in bits} == {"triton": True, "chunked": True}
+    gpu_engines = {"cuda", "triton", "chunked"}
+    assert {r["who"]: r["twenty_runs_equal"] for r in bits} == dict.fromkeys(gpu_engines, True)
+    checks = {r["who"]: r["verdict"] for r in launch if r["check"] == "beside_torch"}
+    assert checks == dict.fromkeys(gpu_engines, "equal")
+    costs = {r["who"]: r["eager_to_this"] for r in launch if r["check"] == "costs"}
+    assert set(costs) == {"cuda", "triton", "chunked", "hand"}
+    assert costs["hand"] == 1
+    assert {r["who"] for r in speed if r["share_of_mm"] > 0} == set(costs)
     assert "written: " in capsys.readouterr().out
+
+
+def test_gpu_memory_rehearsed_on_the_cpu(tmp_path):
+    words = ["--n", "24", "--d", "8", "--dtype", "float16", "--parts", "memory", "--loss", "siglip"]
+    words += ["--who", "hand", "siglip_kernel", "--name", "here", "--output", str(tmp_path)]
+    main(["gpu", "--device", "cpu", *words])
+    hand, rival = json.loads((tmp_path / "gpu-here.json").read_text())["rows"]
+    assert hand["peak_mib"] >= 0
+    assert hand["allowed_mib"] == 64 + (64 * 24 + 6 * 2 * 24 * 8) / 2**20
+    assert hand["allowed_wide_mib"] == 64 + (64 * 24 + 2 * 8 * 24 * 8) / 2**20
+    assert rival["who"] == "siglip_kernel"
+    assert "failure" in rival
+
+
+PRETENDED = """
+import json, sys, time
+for number in range(int(sys.argv[1]), 4):
+    print("@at", json.dumps([number, {"n": number}]), flush=True)
+    print("on number", number, flush=True)
+    if number == 1:
+        sys.exit("no such thing")
+    if number == 2:
+        time.sleep(60)
+    print("@row", json.dumps({"n": number, "row": 1}), flush=True)
+    if number == 0:
+        sys.exit(75)
+"""
+
+
+def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
+    def command(first):
+        return [sys.executable, "-c", PRETENDED, str(first)]
+
+    rows = list(lease.rows_of(command, lease.Clock(120), 10.0, {"PAIROPS_HOPPER": "1"}))
+    assert [row["n"] for row in rows] == [0, 1, 2, 3]
+    assert [row.get("row") for row in rows] == [1, None, None, 1]
+    assert rows[1]["failure"] == "ended with status 1: no such thing"
+    assert rows[2]["failure"] == "silent for 10 s, and ended"
+    assert rows[2]["environment"] == {"PAIROPS_HOPPER": "1"}
+    assert "on number 3" in capsys.readouterr().out
+    assert not list(lease.rows_of(command, lease.Clock(-1), 5.0, {}))
+
+
+def test_gpu_measures_in_a_process_of_its_own():
+    """As on a GPU, but on the CPU: the command that is begun understands its own words."""
+    parser = argparse.ArgumentParser()
+    gpu.options(parser)
+    words = ["--loss", "ms", "--n", "24", "48", "--d", "8", "--dtype", "float32", "--repeats", "2"]
+    options = parser.parse_args([*words, "--who", "hand", "--device", "cpu"])
+    clock = lease.Clock(300)
+
+    def command(first):
+        return gpu.command("speed", options, clock, first + 1)
+
+    rows = list(lease.rows_of(command, clock, 150.0, {}))
+    assert [(row["who"], row["n"]) for row in rows] == [("hand", 48)]
+
+
+def test_gpu_of_which_setting_a_failure_is():
+    options = argparse.Namespace(
+        first=None, dtype=["float32"], d=[8], n=[600, 700, 24], loss=["ms"], device="cpu"
+    )
+
+    def measure(options, setting):
+        small = lease.at_most(options, setting, 512)
+        if small is not None:
+            yield {"n": small.n}
+            raise ValueError(f"of {setting.n}")
+
+    rows = list(lease.each(measure, options, lease.Clock(60)))
+    assert [(r["n"], r.get("failure")) for r in rows] == [
+        (512, None), (600, "ValueError: of 600"), (24, None), (24, "ValueError: of 24"),
+    ]  # fmt: skip
+
+
+def test_names_of_the_engine_with_its_sweeps_for_hopper(monkeypatch):
+    assert lease.called("cuda") == "cuda"
+    monkeypatch.setenv("PAIROPS_HOPPER", "1")
+    assert lease.called("cuda") == "cuda, hopper"
+    assert lease.called("triton") == "triton"
+    assert not lease.with_hopper("cuda")
+
+
+def test_gpu_sanitizer(tmp_path, monkeypatch, capsys):
+    said = "========= ERROR SUMMARY: 0 errors"
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho all steps done\necho '{said}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    main(["gpu", "--device", "cpu", "--parts", "sanitizer", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]
+    assert [(row["tool"], row["clean"]) for row in rows] == [
+        ("memcheck", True),
+        ("racecheck", True),
+    ]
+    assert rows[0]["summary"] == [said]
+    assert "memcheck {} clean" in capsys.readouterr().out
+    judged = gpu_sanitizer.verdict
+    assert not judged("memcheck", {}, None, f"all steps done\n{said}\n")["clean"]
+    assert not judged("memcheck", {}, 0, f"ms\n{said}\n")["clean"]
+    warned = "========= RACECHECK SUMMARY: 10 hazards displayed (0 errors, 10 warnings)"
+    assert not judged("racecheck", {}, 0, f"all steps done\n{warned}\n")["clean"]
+
+
+def test_gpu_sanitizer_has_steps(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_sanitizer, "SIZES", ((100, 48),))
+    gpu_sanitizer.steps("cpu")
+    assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_gpu_summary_of_a_profile():
+    events = [{"cat": "kernel", "name": "weigh", "dur": 5}] * 10 + [{"cat": "cpu_op", "dur": 9}]
+    events += [{"cat": "gpu_memset", "name": "Memset", "dur": 1}] * 5 + [{"ph": "M"}]
+    assert gpu_launch.summary(events) == {
+        "kernels": 3, "kernels_us": 11, "longest_us": {"weigh": 10, "Memset": 1},
+    }  # fmt: skip
 
 
 def test_bound_of_a_large_step():

@@ -1,0 +1,92 @@
+"""The CUDA engine under compute-sanitizer, at sizes that fill no tile; `python -m` it runs the
+steps that the sanitizer is to watch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from bench import lease
+from bench.contestants import contestants
+from bench.lease import Clock, Row
+from bench.problems import Setting, problem
+
+TOOLS = ("memcheck", "racecheck")
+LOSSES = ("ms", "supcon", "siglip")
+SIZES = ((100, 48), (300, 48), (100, 128), (300, 128), (100, 300), (300, 300))
+DTYPES = ("bfloat16", "float32")
+DONE = "all steps done"
+CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards")
+
+# Every tensor is then an allocation of its own, behind which an access is out of bounds.
+ALLOCATIONS = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def sanitizer(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
+    """What each tool says of both kinds of sweeps."""
+    found = path()
+    if found is None:
+        yield {"failure": "no compute-sanitizer, neither on PATH nor beside nvcc"}
+        return
+    hopper = lease.with_hopper(options.device)
+    runs = list(product(TOOLS, ({}, lease.HOPPER) if hopper else ({},)))
+    for done, (tool, environment) in enumerate(runs):
+        if clock.spent():
+            return
+        command = [found, "--tool", tool, "--error-exitcode", "1", sys.executable]
+        command += ["-m", "bench.gpu_sanitizer", options.device]
+        seconds = clock.left() / (len(runs) - done)
+        code, output = lease.finish(command, seconds, ALLOCATIONS | environment)
+        row = verdict(tool, environment, code, output)
+        print(tool, environment, "clean" if row["clean"] else "NOT CLEAN", row["summary"])
+        print(*row["complaints"][:12], row["last"], sep="\n", flush=True)
+        yield row
+
+
+def verdict(tool: str, environment: Mapping[str, str], code: int | None, output: str) -> Row:
+    """code: None if it was ended. A warning is a complaint, but no error."""
+    lines = output.splitlines()
+    said = [line for line in lines if line.startswith("=========")]
+    summary = [line for line in said if "SUMMARY" in line]
+    clean = any(words in line for line in summary for words in CLEAN)
+    return {
+        "tool": tool,
+        "environment": dict(environment),
+        "returncode": code,
+        "clean": code == 0 and clean and DONE in lines,
+        "summary": summary,
+        "complaints": said[:60],
+        "last": next((line for line in reversed(lines) if line not in said), ""),
+    }
+
+
+def path() -> str | None:
+    """Of the tool: on PATH, or where a toolkit keeps it."""
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        beside = Path(nvcc).resolve().parent
+        folders += [beside, beside.parent / "compute-sanitizer"]
+    folders += [folder.parent / "compute-sanitizer" for folder in folders]
+    searched = [os.environ.get("PATH", os.defpath), *map(str, folders)]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(searched))
+
+
+def steps(device: str) -> None:
+    for (n, d), dtype, loss in product(SIZES, DTYPES, LOSSES):
+        print(loss, dtype, f"N={n} D={d}", flush=True)
+        contestants()["cuda"].step(problem(Setting(loss, n, d, 4, dtype, device)))()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    print(DONE, flush=True)
+
+
+if __name__ == "__main__":
+    steps(sys.argv[1])
