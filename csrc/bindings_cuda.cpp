@@ -80,8 +80,8 @@ Precision precision_called(const std::string& name) {
     return name == "split" ? Precision::split : name == "fine" ? Precision::fine : Precision::plain;
 }
 
-py::tuple shape(const std::string& precision, int d) {
-    const ShapeFacts facts = shape_of(precision_called(precision), d);
+py::tuple shape(const std::string& precision, int d, bool hopper) {
+    const ShapeFacts facts = shape_of(precision_called(precision), d, hopper);
     const int whole = facts.streamed ? facts.slice : facts.chunk;
     const int panels = (d + whole - 1) / whole * (whole / PANEL);
     return py::make_tuple(facts.rows, facts.columns, facts.slice, facts.parts, facts.streamed,
@@ -99,9 +99,39 @@ void arrange_bound(Address z, const std::string& dtype, std::int32_t n, std::int
             dtype, parts, stream);
 }
 
+// places: addresses of order, lo, hi, own, positives, each or None.
+// written: addresses of rows, high, rest and kept, as `arrange` writes them, or None: not wanted.
+void relate_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
+                  const py::object& labels, const py::object& others, std::int32_t n_others,
+                  std::optional<Index> ignored, bool exclude_self, bool normalize,
+                  const py::tuple& places, const py::object& keep, const py::object& scale,
+                  std::int32_t panels, int parts, const std::optional<py::tuple>& written,
+                  Stream stream) {
+    RelateCall call{};
+    call.z = reinterpret_cast<void*>(z);
+    call.labels = pointer<Index>(labels);
+    call.others = pointer<Index>(others);
+    call.n = n, call.n_others = n_others, call.d = d, call.panels = panels;
+    call.ignored = ignored.value_or(0);
+    call.ignores = ignored.has_value();
+    call.excludes_self = exclude_self;
+    call.normalized = normalize;
+    Index** to[] = {&call.order, &call.lo, &call.hi, &call.own, &call.positives};
+    for (int k = 0; k < 5; ++k) *to[k] = pointer<Index>(places[k]);
+    call.keep = pointer<bool>(keep);
+    call.scale = pointer<double>(scale);
+    if (written) {
+        call.rows = pointer<std::uint16_t>((*written)[0]);
+        call.high = pointer<float>((*written)[1]);
+        call.rest = pointer<float>((*written)[2]);
+        call.kept = pointer<std::int32_t>((*written)[3]);
+    }
+    relate(call, dtype, parts, stream);
+}
+
 // outputs: (value, argument or None, bits or None) of every term.
 void gather_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
-                  const std::string& precision, int d, int splits, Stream stream) {
+                  const std::string& precision, int d, bool hopper, int splits, Stream stream) {
     GatherCall call{};
     read_sweep(sweep, call);
     call.states = pointer<float>(states);
@@ -111,7 +141,7 @@ void gather_bound(const py::tuple& sweep, const py::object& states, const py::li
         call.arguments[k] = pointer<Index>(output[1]);
         call.kept_bits[k] = pointer<std::uint8_t>(output[2]);
     }
-    gather(call, precision_called(precision), d, splits, stream);
+    gather(call, precision_called(precision), d, splits, stream, hopper);
     if (states.is_none()) return;
     ConcludeCall last{call.states, call.rows.order, call.rows.n, splits, call.n_terms, {}, {}, {}};
     for (int k = 0; k < call.n_terms; ++k) {
@@ -123,7 +153,8 @@ void gather_bound(const py::tuple& sweep, const py::object& states, const py::li
 }
 
 void weigh_bound(const py::tuple& sweep, const py::object& gradient, Address sums, int n_sums,
-                 bool by_bits, const std::string& precision, int d, int splits, Stream stream) {
+                 bool by_bits, const std::string& precision, int d, bool hopper, int splits,
+                 Stream stream) {
     WeighCall call{};
     read_sweep(sweep, call);
     call.by_bits = by_bits;
@@ -131,20 +162,56 @@ void weigh_bound(const py::tuple& sweep, const py::object& gradient, Address sum
     call.width = d;
     call.gradient = pointer<float>(gradient);
     call.sums = reinterpret_cast<float*>(sums);
-    weigh(call, precision_called(precision), splits, stream);
+    weigh(call, precision_called(precision), splits, stream, hopper);
 }
 
 void scale_bound(Address gradient, Address x, const std::string& dtype, const py::object& scales,
                  Address keep, std::int32_t n, std::int32_t d, std::int32_t splits, Address out,
-                 Stream stream) {
+                 bool rounded, Stream stream) {
     scale({reinterpret_cast<float*>(gradient), pointer<void>(py::int_(x)), pointer<double>(scales),
-           reinterpret_cast<bool*>(keep), n, d, splits, reinterpret_cast<float*>(out)},
+           reinterpret_cast<bool*>(keep), n, d, splits, reinterpret_cast<void*>(out), rounded},
           dtype, stream);
+}
+
+// statistics: (address, divisor) of each.
+template <class Call>
+void read_soft_mean(const py::list& statistics, const py::object& keep, std::int32_t n,
+                    Call& call) {
+    if (statistics.size() > MOST_STATISTICS) throw py::value_error("too many statistics");
+    for (const auto& item : statistics) {
+        const auto one = item.cast<py::tuple>();
+        call.statistics[call.n_statistics] = pointer<float>(one[0]);
+        call.divisors[call.n_statistics++] = one[1].cast<float>();
+    }
+    call.keep = pointer<bool>(keep);
+    call.n = n;
+}
+
+void soft_mean_bound(const py::list& statistics, const py::object& keep, std::int32_t n,
+                     Address loss, Address count, Stream stream) {
+    SoftMeanCall call{};
+    read_soft_mean(statistics, keep, n, call);
+    call.loss = reinterpret_cast<float*>(loss);
+    call.count = reinterpret_cast<float*>(count);
+    soft_mean(call, stream);
+}
+
+void soft_mean_slopes_bound(Address gradient, Address count, const py::list& statistics,
+                            const py::object& keep, std::int32_t n, const py::list& cotangents,
+                            Stream stream) {
+    SoftMeanSlopesCall call{};
+    read_soft_mean(statistics, keep, n, call);
+    call.gradient = reinterpret_cast<float*>(gradient);
+    call.count = reinterpret_cast<float*>(count);
+    for (int k = 0; k < call.n_statistics; ++k)
+        call.cotangents[k] = pointer<float>(cotangents[std::size_t(k)]);
+    soft_mean(call, stream);
 }
 
 }  // namespace
 
 void bind(py::module_& module) {
+    module.attr("MOST_STATISTICS") = MOST_STATISTICS;
     module.attr("MOST_TERMS") = MOST_TERMS;
     module.attr("MOST_OPERANDS") = MOST_OPERANDS;
     module.attr("PADDED_ROWS") = PADDED_ROWS;
@@ -159,11 +226,32 @@ void bind(py::module_& module) {
         },
         "Why the kernels cannot run on this device, or None.", py::arg("device"));
     module.def("shape", &shape, "Rows and columns of a tile, slice, parts, streamed, panels.",
-               py::arg("precision"), py::arg("d"));
+               py::arg("precision"), py::arg("d"), py::arg("hopper"));
     module.def("arrange", &arrange_bound);
+    module.def("relate", &relate_bound,
+               "One set's part of pairops::relate and `arrange` in one kernel, for some thousand "
+               "rows.\n\n"
+               "labels (n,) int64, or None: row i belongs to row i of the other set. others "
+               "(n_others,): the other set's labels, or None: the same set. places: order, lo, hi, "
+               "own, positives (n,) int64; only order, or nothing, for a set that is compared "
+               "with. written: rows, high, rest, kept, or None. An address or None wherever "
+               "nothing is wanted. n above 0: else nothing is written.",
+               py::arg("z"), py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("labels"),
+               py::arg("others"), py::arg("n_others"), py::arg("ignored"), py::arg("exclude_self"),
+               py::arg("normalize"), py::arg("places"), py::arg("keep"), py::arg("scale"),
+               py::arg("panels"), py::arg("parts"), py::arg("written"), py::arg("stream"));
     module.def("gather", &gather_bound);
     module.def("weigh", &weigh_bound);
     module.def("scale", &scale_bound);
+    module.def("soft_mean", &soft_mean_bound,
+               "The mean over kept rows of the sum of log(1 + exp R) / divisor, and how many rows "
+               "that is, at least 1: two float32.",
+               py::arg("statistics"), py::arg("keep"), py::arg("n"), py::arg("loss"),
+               py::arg("count"), py::arg("stream"));
+    module.def("soft_mean_slopes", &soft_mean_slopes_bound,
+               "The gradient (n,) by every statistic, given that by the mean and the count.",
+               py::arg("gradient"), py::arg("count"), py::arg("statistics"), py::arg("keep"),
+               py::arg("n"), py::arg("cotangents"), py::arg("stream"));
 }
 
 }  // namespace pairops::cuda

@@ -33,9 +33,11 @@ struct Recipe {};
 // An engine that keeps terms apart, as the CPU's does, serves every combination of these terms.
 using Recipes = std::tuple<
     // multi-similarity, mined: farthest positive, nearest and mined negatives, mined positives
-    Recipe<Term<LowestValue, Side::pos, Identity>>,
-    Recipe<Term<HighestValue, Side::neg, Identity>, Term<LogSumExp, Side::neg, Affine, above>>,
+    Recipe<Term<LowestValue, Side::pos, Affine>>,
+    Recipe<Term<HighestValue, Side::neg, Affine>, Term<LogSumExp, Side::neg, Affine, above>>,
     Recipe<Term<LogSumExp, Side::pos, Affine, below>>,
+    // thresholds of one's own
+    Recipe<Term<LowestValue, Side::pos, Identity>, Term<HighestValue, Side::neg, Identity>>,
     // multi-similarity, all pairs; lifted structure; proxy anchor
     Recipe<Term<LogSumExp, Side::pos, Affine>, Term<LogSumExp, Side::neg, Affine>>,
     // supervised contrastive, InfoNCE, NT-Xent; with a weight or offset per column

@@ -12,7 +12,7 @@ from .bands import bands
 from .cuda_kernels import Kernels, on_device, stream_of
 from .extension import DTYPES
 from .pairs import Pairs
-from .terms import POS, Partner, Term
+from .terms import POS, Partner, Term, Wanted
 
 _FIRST_OPERAND = 2  # the slots before it hold the scale
 
@@ -77,7 +77,7 @@ class Call:
         statistics: Sequence[Tensor],
         cotangents: Sequence[Tensor],
         bits: Tensor | None,
-        needs: tuple[bool, bool],
+        needs: Wanted,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         placed = self._placed(rows, cols)
         planes = {} if bits is None else self._planes(placed, bits)
@@ -85,11 +85,16 @@ class Call:
         gradients: list[list[Tensor]] = [[], []]
         found: dict[tuple[int, int], Tensor] = {}
         roles = [_Role(k, term, owners, False) for k, (owners, term) in enumerate(placed)]
+        groups = self._groups(roles, 2 if self.same else 1)
+        if len(groups) > 1:  # to be added up first
+            needs = needs._replace(rounded=False)
         with self._device:
             sets = self._sets()
             for axis in (0,) if self.same else (0, 1):
-                for group in self._groups(roles, 2 if self.same else 1):
-                    gradient, sums = self._weigh(axis, sets, group, given, planes, needs[axis])
+                for group in groups:
+                    gradient, sums = self._weigh(
+                        axis, sets, group, given, planes, needs[axis], needs.rounded
+                    )
                     gradients[axis].append(gradient)
                     found |= sums
         empty = self.pairs.x.new_empty(0)
@@ -138,7 +143,9 @@ class Call:
     ) -> None:
         n, _ = self._lengths(axis)
         words = 2 * len(owned)
-        splits = self._splits(axis, 1, 4 * words * n)
+        # How wide a band is nobody knows here; most are a few tiles.
+        band_only = all(role.term.side == POS for role in owned)
+        splits = 1 if band_only else self._splits(axis, 1, 4 * words * n)
         states = None
         if splits > 1:
             states = self._new((splits, words, n)).data_ptr()
@@ -153,8 +160,9 @@ class Call:
         sweep = self._sweep(axis, sets, owned, {}, {}, {})
         kernels = self.kernels
         kernels.module.gather(
-            sweep, states, outputs, kernels.precision, kernels.d, splits, self._stream
-        )
+            sweep, states, outputs, kernels.precision, kernels.d, kernels.hopper, splits,
+            self._stream,
+        )  # fmt: skip
 
     def _weigh(
         self,
@@ -164,6 +172,7 @@ class Call:
         given: Sequence[tuple[Tensor, Tensor]],
         planes: dict[int, int],
         embeddings: bool,
+        rounded: bool,
     ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
         """The gradient by the rows of `axis`, and those by arguments that stand along them."""
         n, _ = self._lengths(axis)
@@ -191,10 +200,10 @@ class Call:
         sweep = self._sweep(axis, sets, roles, dict(enumerate(given)), along, planes)
         kernels.module.weigh(
             sweep, gradient.data_ptr() if embeddings else None, sums.data_ptr(), len(along),
-            bool(planes), kernels.precision, d, splits, self._stream,
+            bool(planes), kernels.precision, d, kernels.hopper, splits, self._stream,
         )  # fmt: skip
         if embeddings:
-            gradient = self._through_scale(axis, gradient)
+            gradient = self._through_scale(axis, gradient, rounded)
         by_vector = {(which, k): sums[:, at].sum(0) for (which, _, k), at in along.items()}
         return gradient, by_vector
 
@@ -268,18 +277,21 @@ class Call:
                 found.append((*given, z.shape[0]))
         return found[0], found[-1]
 
-    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
+    def _through_scale(self, axis: int, gradient: Tensor, rounded: bool) -> Tensor:
         pairs = self.pairs
         x, scale, keep = (
             (pairs.x, pairs.scale_x, pairs.keep_x),
             (pairs.other, pairs.scale_y, pairs.keep_y),
         )[axis]
         splits, n, d = gradient.shape
-        out = gradient[0] if splits == 1 else self._new((n, d))
+        if rounded:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        else:
+            out = gradient[0] if splits == 1 else self._new((n, d))
         self.kernels.module.scale(
             gradient.data_ptr(), self._address(x), DTYPES[x.dtype],
             None if scale is None else self._address(scale), self._address(keep), n, d, splits,
-            out.data_ptr(), self._stream,
+            out.data_ptr(), rounded, self._stream,
         )  # fmt: skip
         return out
 

@@ -2,18 +2,25 @@
 make of embeddings before they are compared."""
 
 import contextlib
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import extension
-from .devices import float32_level
+from .devices import capability, float32_level
 from .extension import DTYPES
 
 KERNELS: Any = None  # the extension's
 KINDS: frozenset[str] = frozenset()  # of terms, that they are compiled for
 DEVICE = "cuda"
+# May Hopper's own sweeps serve? They are **not measured yet**, and off by default until they are.
+HOPPER = os.environ.get("PAIROPS_HOPPER") == "1"
+RELATED = "cuda"  # where `relate` is a kernel of these, whatever engine is asked next
+
+MOST_RELATED = 4096  # rows that are counted rather than sorted, each against all labels
 
 
 def install(kernels: Any, device: str = "cuda") -> None:
@@ -39,13 +46,60 @@ def precision(dtype: torch.dtype) -> str:
     return "fine" if dtype == torch.float16 else "plain"
 
 
-class Kernels:
-    """The shape of tiles in which embeddings (N, d) of this dtype are served."""
+def relates(x: Tensor, y: Tensor | None) -> bool:
+    """Are there kernels that sort these rows by label, and arrange them on the way?"""
+    if KERNELS is None or x.device.type != RELATED or x.dtype == torch.float64:
+        return False
+    if x.is_cuda and reason_against(x.device) is not None:
+        return False
+    return all(z is None or 0 < z.shape[0] <= MOST_RELATED for z in (x, y))
 
-    def __init__(self, dtype: torch.dtype, d: int) -> None:
-        self.module, self.precision, self.d = KERNELS, precision(dtype), d
-        shape = self.module.shape(self.precision, d)
+
+def reason_against(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this GPU, or None."""
+    known = capability(device)
+    if known < (8, 0):
+        return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
+    reason: str | None = KERNELS.reason_against(device.index)
+    return reason
+
+
+reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def on_hopper(device: torch.device) -> bool:
+    """Do Hopper's own sweeps serve on this device what they have a shape for?"""
+    if not HOPPER or device.type != DEVICE:
+        return False
+    return DEVICE == "cpu" or (capability(device) == (9, 0) and _compiled_for_hopper())
+
+
+def _compiled_for_hopper() -> bool:
+    assert extension.native is not None
+    return "90a" in (extension.native.features()["cuda_architectures"] or "")
+
+
+class Kernels:
+    """The shape of tiles in which embeddings (N, d) of this dtype are served.
+
+    hopper: by Hopper's own sweeps, where there are some. Arrangements and slices are the same.
+    width: of rows that are arranged already; torch's level of precision may have changed since.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, d: int, hopper: bool = False, width: int | None = None
+    ) -> None:
+        self.module, self.precision, self.d, self.hopper = KERNELS, precision(dtype), d, hopper
+        self._read_shape()
+        if width is not None and width != self.width:
+            self.precision = {"plain": "split", "split": "plain"}[self.precision]
+            self._read_shape()
+            assert width == self.width, "rows are arranged for these kernels"
+
+    def _read_shape(self) -> None:
+        shape = self.module.shape(self.precision, self.d, self.hopper)
         self.rows, self.columns, self.slice, self.parts, _, self.panels = shape
+        self.width = self.parts * self.panels * self.module.PANEL
 
     def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
         """Blocks of owners and tiles of partners."""
@@ -55,9 +109,8 @@ class Kernels:
         """An arrangement of z (n, d) that is yet to be written."""
         n = z.shape[0]
         padded = -(-n // self.module.PADDED_ROWS) * self.module.PADDED_ROWS
-        width = self.parts * self.panels * self.module.PANEL
         return Arranged(
-            z.new_empty((padded, width), dtype=torch.float16),
+            z.new_empty((padded, self.width), dtype=torch.float16),
             z.new_empty((2, padded), dtype=torch.float32),
             torch.empty(1, dtype=torch.int32, device=z.device),
         )
@@ -92,7 +145,7 @@ def _arrange(z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> li
     if not n:
         arranged.kept.zero_()
     alive = [None if t is None else t.contiguous() for t in (z, scale, order, keep)]
-    given, scales, *places = [None if t is None else t.data_ptr() for t in alive]
+    given, scales, *places = [_at(t) for t in alive]
     high, rest = arranged.scales
     written = [t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)]
     with on_device(z):
@@ -101,6 +154,36 @@ def _arrange(z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> li
             stream_of(z),
         )  # fmt: skip
     return list(arranged)
+
+
+def relate(
+    kernels: Kernels,
+    z: Tensor,  # (n, d)
+    labels: Tensor | None,  # (n,)
+    others: Tensor | None,  # labels of the other set, if there is one
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+    places: Sequence[Tensor | None],  # order, lo, hi, own, positives, to be written
+    keep: Tensor | None,
+    scale: Tensor | None,
+    arranged: Sequence[Tensor],
+) -> None:
+    z = z.contiguous()
+    n, d = z.shape
+    rows, (high, rest), kept = arranged
+    with on_device(z):
+        kernels.module.relate(
+            z.data_ptr(), DTYPES[z.dtype], n, d, _at(labels), _at(others),
+            0 if others is None else others.shape[0], ignore_index, exclude_self, normalize,
+            tuple([_at(place) for place in places]), _at(keep), _at(scale),
+            kernels.panels, kernels.parts, tuple([_at(t) for t in (rows, high, rest, kept)]),
+            stream_of(z),
+        )  # fmt: skip
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:

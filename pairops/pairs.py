@@ -144,15 +144,17 @@ class Pairs:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            known = relate(x, None, labels, None, ignore_index, bool(exclude_self), normalize)
-            return Pairs(x, None, *known, complete=ignore_index is None)
+            known, ready = relate(
+                x, None, labels, None, ignore_index, bool(exclude_self), normalize
+            )
+            return Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
         check_embeddings("ref_emb", ref_emb, like=("x", x))
         if ref_labels is None:
             raise ValueError("ref_labels is None; it must be given with ref_emb")
         ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
         own = _own(x, ref_emb, ids, ref_ids, exclude_self)
-        known = relate(x, ref_emb, labels, ref_labels, ignore_index, False, normalize)
-        pairs = Pairs(x, ref_emb, *known, complete=ignore_index is None)
+        known, ready = relate(x, ref_emb, labels, ref_labels, ignore_index, False, normalize)
+        pairs = Pairs(x, ref_emb, *known, complete=ignore_index is None, prepared=ready)
         if own is None or not ref_emb.shape[0]:
             return pairs
         places = torch.empty_like(pairs.order_y).scatter(0, pairs.order_y, _arange(ref_emb))
@@ -169,7 +171,8 @@ class Pairs:
                 f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x"
             )
         _check_normalize(normalize)
-        return Pairs(x, y, *relate(x, y, None, None, None, False, normalize), complete=True)
+        known, ready = relate(x, y, None, None, None, False, normalize)
+        return Pairs(x, y, *known, complete=True, prepared=ready)
 
 
 def _arange(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import extension
+from . import cuda_kernels, extension
 from .similarity import inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
@@ -18,6 +18,8 @@ _LAST = torch.iinfo(torch.int64).max
 Known = tuple[
     Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]
+
+Prepared = dict[str, list[Tensor]]  # by engine, as in `Pairs`
 
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
@@ -34,8 +36,9 @@ def relate(
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
-) -> Known:
-    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, counted: as in `Pairs`.
+) -> tuple[Known, Prepared]:
+    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, counted: as in `Pairs`. And
+    what was prepared on the way.
 
     Without y the set is compared with itself, and `exclude_self` says whether a row's own place is
     named. Without labels y_i is the one positive of x_i. There is no gradient.
@@ -48,15 +51,24 @@ def relate(
     order_y, keep_y = order_x, keep_x
     if ref_labels is not None:
         order_y, keep_y, *rest = rest
-    scale_x, scale_y = (rest[0], rest[-1]) if rest else (None, None)
-    return scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, positives
+    scale_x = scale_y = None
+    if normalize:
+        scale_x, *rest = rest
+        scale_y = scale_x
+        if y is not None:
+            scale_y, *rest = rest
+    known = scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, positives
+    return known, {"relation": rest} if rest else {}
 
 
 def _relate(*call: Any) -> list[Tensor]:
     x, y, labels, ref_labels, ignore_index, exclude_self, _ = call
+    result = _outputs(*call)
+    if cuda_kernels.relates(x, y):
+        _by_kernels(result, *call)
+        return result
     if not extension.serves(x):
         return _by_torch(*call)
-    result = _outputs(*call)
     embeddings = [z.contiguous() for z in (x, y) if z is not None]
     sets = [(z.data_ptr(), extension.DTYPES[z.dtype], *z.shape) for z in embeddings]
     whole = [None if z is None else z.contiguous() for z in (labels, ref_labels)]
@@ -76,7 +88,38 @@ def _outputs(*call: Any) -> list[Tensor]:
         result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
     if normalize:
         result += [z.new_empty(z.shape[0], dtype=torch.float64) for z in (x, y) if z is not None]
+    if cuda_kernels.relates(x, y):
+        kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]))
+        result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
+
+
+def _by_kernels(
+    result: list[Tensor],
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> None:
+    """One launch for x, one for y, which has an order of its own if it has labels."""
+    places, keep, *rest = result
+    own_places: list[Tensor | None] = [*places.unbind()]
+    of_y: tuple[list[Tensor | None], Tensor | None] = ([None] * 5, None)
+    if ref_labels is not None:
+        order_y, keep_y, *rest = rest
+        of_y = [order_y, None, None, None, None], keep_y
+    scales = [rest.pop(0) if normalize and z is not None else None for z in (x, y)]
+    kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]))
+    own = ((own_places, keep), x, labels, ref_labels), (of_y, y, ref_labels, None)
+    for k, ((ordered, kept), z, sorted_by, others) in enumerate(own):
+        if z is not None:
+            cuda_kernels.relate(
+                kernels, z, sorted_by, others, ignore_index, exclude_self, normalize,
+                ordered, kept, scales[k], rest[3 * k : 3 * k + 3],
+            )  # fmt: skip
 
 
 def _by_torch(

@@ -81,7 +81,8 @@ class _RowStats(torch.autograd.Function):
         prepared: int,
         *inputs: Any,
     ) -> tuple[Tensor, ...]:
-        ctx.prepared = prepared
+        ctx.prepared, ctx.constant = prepared, constant
+        ctx.set_materialize_grads(False)
         statistics, arguments, bits = torch.ops.pairops.gather(
             *_in_lists(inputs, prepared), numbers, recipe, engine
         )
@@ -92,12 +93,17 @@ class _RowStats(torch.autograd.Function):
         return tuple(statistics)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         ends = ctx.ends
         inputs, bits = saved[: ends[0]], saved[ends[0]]
         statistics, arguments = saved[ends[0] + 1 : ends[1]], saved[ends[1] :]
         needs = ctx.needs_input_grad[5:]
+        # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
+        cotangents = [
+            g if g is not None else z if k in ctx.constant else torch.zeros_like(z)
+            for k, (g, z) in enumerate(zip(given, statistics, strict=True))
+        ]
         run = _weigh if torch.is_grad_enabled() else torch.ops.pairops.weigh
         dx, dy, dvectors = run(
             *_in_lists(inputs, ctx.prepared), *ctx.call,

@@ -16,7 +16,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,6 +167,14 @@ class Term:
     @property
     def monoid(self) -> Gather:
         return GATHERS[self.gather, self.keeps_argument]
+
+
+class Wanted(NamedTuple):
+    """Which gradients an engine is to return."""
+
+    x: bool
+    y: bool
+    rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
 
 
 def partner(values: Tensor) -> Partner:

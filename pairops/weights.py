@@ -11,7 +11,7 @@ from .engines import ENGINES, blockwise
 from .extremes import weigh_extreme
 from .pairs import Pairs
 from .similarity import scaled, through_scale
-from .terms import Term, unpack
+from .terms import Term, Wanted, unpack
 
 
 def weigh(
@@ -50,7 +50,7 @@ def weigh(
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
             tile_bits,
-            needs,
+            Wanted(*needs, rounded=not any(term.extreme for _, term in terms)),
         )
         gradients.append((dx, dy))
         remaining = iter(flat)

@@ -189,15 +189,18 @@ def test_both_equal_dense_on_anything(
             torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 
-def sparse(n: int, m: int) -> tuple[Pairs, list[Any], list[Any]]:
+def sparse(
+    n: int, m: int, dtype: torch.dtype = torch.float32
+) -> tuple[Pairs, list[Any], list[Any]]:
     """Windowed terms of rows and of columns, of which most tiles keep no pair."""
     labels = torch.arange(n) // 5
-    centre = torch.randn(60, 16)
-    x = centre[labels] + 0.3 * torch.randn(n, 16)
+    centre = torch.randn(max(60, n), 16)
+    x = (centre[labels] + 0.3 * torch.randn(n, 16)).to(dtype)
     other = {}
     if m:
         ref_labels = torch.randint(0, 60, (m,))
-        other = {"ref_emb": centre[ref_labels] + 0.3 * torch.randn(m, 16), "ref_labels": ref_labels}
+        y = (centre[ref_labels] + 0.3 * torch.randn(m, 16)).to(dtype)
+        other = {"ref_emb": y, "ref_labels": ref_labels}
     pairs = Pairs.of(x, labels, **other)
     n, m = pairs.shape
     rows = [

@@ -83,6 +83,23 @@ struct ArrangeCall {
     std::int32_t* kept;
 };
 
+// Outputs that are null are not wanted; see _by_torch in relation.py for what they hold.
+struct RelateCall {
+    const void* z;        // (n, d), of dtype
+    const Index* labels;  // (n,), or null: row i belongs to row i of the other set
+    const Index* others;  // (n_others,) labels of the other set, or null: the same set
+    std::int32_t n, n_others, d, panels;
+    Index ignored;
+    bool ignores, excludes_self, normalized;
+    Index *order, *lo, *hi, *own;  // (n,) by sorted place; of the last three all or none
+    Index* positives;              // (n,) in the caller's order
+    bool* keep;                    // (n,)
+    double* scale;                 // (n,)
+    std::uint16_t* rows;           // these and the next as in ArrangeCall
+    float *high, *rest;
+    std::int32_t* kept;
+};
+
 struct ConcludeCall {
     const float* states;  // (splits, 2 · terms, n)
     const Index* order;
@@ -99,7 +116,29 @@ struct ScaleCall {
     const double* scale;    // (n,) or null: dx = g
     const bool* keep;       // (n,)
     std::int32_t n, d, splits;
-    float* out;  // (n, d)
+    void* out;     // (n, d) of float32, or
+    bool rounded;  // of the dtype of x
+};
+
+constexpr int MOST_STATISTICS = 4;
+
+// The mean over kept rows of the sum over k of log(1 + exp R_k) / divisor_k.
+struct SoftMeanCall {
+    const float* statistics[MOST_STATISTICS];  // (n,) each
+    float divisors[MOST_STATISTICS];
+    const bool* keep;  // (n,), or null: all rows
+    std::int32_t n, n_statistics;
+    float *loss, *count;  // (), (): how many are kept, at least 1
+};
+
+// What `gradient` times the mean's gradient is by every statistic.
+struct SoftMeanSlopesCall {
+    const float *gradient, *count;  // (), ()
+    const float* statistics[MOST_STATISTICS];
+    float divisors[MOST_STATISTICS];
+    const bool* keep;
+    std::int32_t n, n_statistics;
+    float* cotangents[MOST_STATISTICS];  // (n,) each
 };
 
 }  // namespace pairops::cuda

@@ -55,7 +55,10 @@ through_scale(PARAMETER(ScaleCall) call) {
             // A NaN or Inf in a row always reaches its gradient.
             out = call.scale ? r * (total(d) - r * x * along) : total(d) + 0.f * x;
         }
-        call.out[row + d] = out;
+        if (call.rounded)
+            write<number>(call.out, row + d, out);
+        else
+            static_cast<float*>(call.out)[row + d] = out;
     }
 }
 

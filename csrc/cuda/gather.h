@@ -14,8 +14,24 @@ DEVICE void conclude(const G& state, Index at, float* value, Index* argument) {
     if (argument) argument[at] = found.argument;
 }
 
+// Tiles that no block visits, beyond the kept columns or outside the band, have kept no pair.
 template <class S>
-DEVICE void start_states(const Sweep& call) {
+DEVICE void clear_unvisited(const GatherCall& call) {
+    const Walk<S> walk(call);
+    const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
+    const int begin = call.band_only ? walk.first : 0;
+    const int end = walk.visits == 0 ? begin : begin + (call.band_only ? walk.width : walk.tiles);
+    if (block_y() != 0) return;
+    for (int k = 0; k < call.n_terms; ++k) {
+        if (!call.kept_bits[k]) continue;
+        for (int tile = thread(); tile < tiles; tile += S::threads)
+            if (tile < begin || tile >= end) call.kept_bits[k][block_x() * tiles + tile] = 0;
+    }
+}
+
+template <class S>
+DEVICE void start_states(const GatherCall& call) {
+    clear_unvisited<S>(call);
     for (int k = 0; k < call.n_terms; ++k)
         visit_kind(call.terms[k].kind, [&](auto kind) {
             const Words words = words_of(decltype(kind)::Gather::identity());
@@ -54,54 +70,56 @@ DEVICE void finish_states(const GatherCall& call) {
 
 // Which terms' windows kept a pair of the tile: each warp says so, and once all have, the block.
 template <class S>
-class Bits {
-   public:
-    DEVICE explicit Bits(const GatherCall& call) : call_(call) {}
+DEVICE Shared flag_at(const GatherCall& call, int k, int stage, int warp) {
+    return call.at.flags + 4 * ((stage * MOST_TERMS + k) * S::warps + warp);
+}
+template <class S>
+DEVICE void note_bit(const GatherCall& call, int k, int stage, bool kept) {
+    if (call.kept_bits[k] && lane() == 0)
+        store_shared(flag_at<S>(call, k, stage, warp()), int(kept));
+}
+// By as many threads as there may be terms, the k-th of them; tile -1: none.
+template <class S>
+DEVICE void write_bit(const GatherCall& call, int k, int tile, int stage) {
+    if (tile < 0 || k >= call.n_terms || !call.kept_bits[k]) return;
+    int any = 0;
+    for (int w = 0; w < S::warps; ++w) any |= load_shared<int>(flag_at<S>(call, k, stage, w));
+    const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
+    call.kept_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
+}
 
-    DEVICE void note(int k, int tile, int stage, bool kept) {
-        tile_ = tile;
-        stage_ = stage;
-        if (lane() == 0) store_shared(flag(k, warp()), int(kept));
+// What a tile's similarities add to the states of the warp's rows.
+template <class S>
+DEVICE void gather_tile(const GatherCall& call, int tile, bool masked, int stage,
+                        const Fragment<S>& s) {
+    const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
+    const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
+    for (int k = 0; k < call.n_terms; ++k) {
+        const TermCall& term = call.terms[k];
+        const std::uint32_t keep = windowed<S, false>(call, term, stage, s, of.of(term.side));
+        const bool any = ballot(keep != 0) != 0;
+        note_bit<S>(call, k, stage, any);
+        if (!any) continue;
+        visit_kind(term.kind, [&](auto kind) {
+            gather_term<S, decltype(kind)>(call, term, k, stage, s, keep);
+        });
     }
-    DEVICE void write() {
-        const int k = thread();
-        if (tile_ < 0 || k >= call_.n_terms || !call_.kept_bits[k]) return;
-        int any = 0;
-        for (int w = 0; w < S::warps; ++w) any |= load_shared<int>(flag(k, w));
-        const Index tiles = (call_.cols.n + S::columns - 1) / S::columns;
-        call_.kept_bits[k][block_x() * tiles + tile_] = std::uint8_t(any);
-    }
-
-   private:
-    DEVICE Shared flag(int k, int w) const {
-        return call_.at.flags + 4 * ((stage_ * MOST_TERMS + k) * S::warps + w);
-    }
-    const GatherCall& call_;
-    int tile_ = -1, stage_ = 0;
-};
+}
 
 template <class S>
 KERNEL(S::threads, 1)
 gather(PARAMETER(GatherCall) call) {
     start_states<S>(call);
-    Bits<S> bits(call);
+    int noted = -1, noted_in = 0;
     const auto known = [&](int tile, bool masked, int stage, const Products<S>& products) {
         Fragment<S> s;
         similarities<S>(call, stage, products, s);
-        const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
-        const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
-        for (int k = 0; k < call.n_terms; ++k) {
-            const TermCall& term = call.terms[k];
-            const std::uint32_t keep = windowed<S, false>(call, term, stage, s, of.of(term.side));
-            const bool any = ballot(keep != 0) != 0;
-            if (call.kept_bits[k]) bits.note(k, tile, stage, any);
-            if (!any) continue;
-            visit_kind(term.kind, [&](auto kind) {
-                gather_term<S, decltype(kind)>(call, term, k, stage, s, keep);
-            });
-        }
+        gather_tile<S>(call, tile, masked, stage, s);
+        noted = tile;
+        noted_in = stage;
     };
-    stream<S>(call, 0, known, [](int, Shared) {}, [&] { bits.write(); });
+    stream<S>(
+        call, 0, known, [](int, Shared) {}, [&] { write_bit<S>(call, thread(), noted, noted_in); });
     finish_states<S>(call);
 }
 

@@ -24,8 +24,9 @@ using Shared = std::uint32_t;
 
 DEVICE int thread() { return threadIdx.x; }
 DEVICE int lane() { return threadIdx.x % 32; }
-// The same number in all lanes, and known to be.
-DEVICE int warp() { return __shfl_sync(0xffffffff, threadIdx.x / 32, 0); }
+// Not by a shuffle, which would let the compiler know that it is the same in all lanes: it may be
+// asked for by some of them.
+DEVICE int warp() { return threadIdx.x / 32; }
 DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 DEVICE int block_z() { return blockIdx.z; }
@@ -37,6 +38,9 @@ DEVICE void warp_sync() { __syncwarp(); }
 // Warp collectives are reached by whole warps.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffff, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffff, value, mask); }
+DEVICE double shuffle_xor(double value, int mask) {
+    return __shfl_xor_sync(0xffffffff, value, mask);
+}
 DEVICE std::uint32_t ballot(bool vote) { return __ballot_sync(0xffffffff, vote); }
 // The place of the lowest bit that is set.
 DEVICE int first_bit(std::uint32_t bits) { return __ffs(int(bits)) - 1; }
@@ -129,7 +133,18 @@ DEVICE float exp2(float x) {
     return result;
 }
 
+// Ends the launch with an error: the kernel is for another GPU than it was compiled for.
+DEVICE void not_compiled() { __trap(); }
+
+// Does this compilation know Hopper's own instructions? Kernels of them are `not_compiled`
+// elsewhere.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH_FEAT_SM90_ALL
+#define PAIROPS_SM_90A 1
+#else
+#define PAIROPS_SM_90A 0
+#endif
+
+#if PAIROPS_SM_90A
 // ---- Hopper alone: sm_90a ----
 
 // A barrier of 8 bytes in shared memory that completes a phase when as many threads as it counts

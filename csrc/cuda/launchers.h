@@ -2,10 +2,10 @@
 // side by side.
 #pragma once
 
-#include "cuda/gather.h"
+#include "cuda/gather_hopper.h"
 #include "cuda/launch.h"
 #include "cuda/shapes.h"
-#include "cuda/weigh.h"
+#include "cuda/weigh_hopper.h"
 
 namespace pairops::cuda {
 
@@ -22,14 +22,30 @@ std::int64_t blocks_of(const Sweep& call) {
 
 template <class S>
 std::string named(const char* sweep, const Sweep& call, int d) {
-    return std::string(sweep) + " (N = " + std::to_string(call.rows.n) +
-           ", M = " + std::to_string(call.cols.n) + ", D = " + std::to_string(d) + ")";
+    return std::string(sweep) + (S::hopper ? " on Hopper" : "") +
+           " (N = " + std::to_string(call.rows.n) + ", M = " + std::to_string(call.cols.n) +
+           ", D = " + std::to_string(d) + ")";
+}
+
+template <class S>
+auto gather_of() {
+    if constexpr (S::hopper)
+        return gather_hopper<S>;
+    else
+        return gather<S>;
+}
+template <class S, int weight_parts>
+auto weigh_of() {
+    if constexpr (S::hopper)
+        return weigh_hopper<S, weight_parts>;
+    else
+        return weigh<S, weight_parts>;
 }
 
 template <class S>
 void gather_in(GatherCall call, int d, int splits, Stream stream) {
     prepare<S>(call, d, 2 * call.n_terms);
-    launch(named<S>("gather", call, d), gather<S>, {blocks_of<S>(call), splits, 1}, S::threads,
+    launch(named<S>("gather", call, d), gather_of<S>(), {blocks_of<S>(call), splits, 1}, S::threads,
            call.at.bytes, stream, call);
 }
 
@@ -37,7 +53,7 @@ template <class S, int weight_parts>
 void weigh_in(WeighCall call, int splits, Stream stream) {
     prepare<S>(call, call.width, 2 * call.n_sums);
     const int slices = call.gradient ? (call.width + S::slice - 1) / S::slice : 1;
-    launch(named<S>("weigh", call, call.width), weigh<S, weight_parts>,
+    launch(named<S>("weigh", call, call.width), weigh_of<S, weight_parts>(),
            {blocks_of<S>(call), splits, slices}, S::threads, call.at.bytes, stream, call);
 }
 

@@ -34,7 +34,8 @@ struct Tile {
 template <int slice_, int warps_, int columns_, int parts_, int chunk_ = 0>
 struct Shape {
     static constexpr int slice = slice_, warps = warps_, columns = columns_, parts = parts_;
-    static constexpr bool streamed = chunk_ > 0;
+    static constexpr bool hopper = false, streamed = chunk_ > 0;
+    static constexpr int stages = 2;
     static constexpr int chunk = streamed ? chunk_ : slice;
     static constexpr int rows = 16 * warps, threads = 32 * warps;
     static constexpr int chunk_panels = chunk / PANEL;
@@ -44,10 +45,25 @@ struct Shape {
     static_assert(rows % columns == 0 && PADDED_ROWS % rows == 0, "whole tiles");
 };
 
+// For Hopper: eight warps own 16 rows each, as above, and the last four bring `stages` tiles ahead,
+// whole ones, of embeddings whose `numbers` all fit beside X.
+template <int slice_, int columns_, int stages_, int numbers = slice_>
+struct HopperShape {
+    static constexpr int slice = slice_, warps = 8, columns = columns_, parts = 1;
+    static constexpr bool hopper = true, streamed = false;
+    static constexpr int stages = stages_, chunk = numbers, chunk_panels = chunk / PANEL;
+    static constexpr int group = 128;  // threads that multiply together
+    static constexpr int rows = 16 * warps, workers = 32 * warps, threads = workers + group;
+    using X = Tile<rows, chunk_panels>;
+    using Y = Tile<columns, chunk_panels>;
+    static_assert(slice % PANEL == 0 && chunk % slice == 0, "whole panels");
+    static_assert(columns % 16 == 0 && columns <= PANEL_ROWS && rows == PADDED_ROWS, "whole tiles");
+};
+
 // Offsets of what a block keeps in shared memory, in bytes. Of columns' slots and indices, and of
-// flags, there are two: for this tile and the next.
+// flags, there are as many as stages: for this tile and those to come.
 struct Layout {
-    int x, y, col_slots, at, row_slots, states, flags, bytes;
+    int x, y, col_slots, at, row_slots, states, flags, barriers, exponents, bytes;
 };
 
 // row_slots, col_slots: vectors along rows and columns.  states: floats per row.
@@ -55,12 +71,14 @@ template <class S>
 constexpr Layout layout(int row_slots, int col_slots, int states) {
     Layout l{};
     l.y = (S::streamed ? 2 : 1) * S::X::bytes;
-    l.col_slots = l.y + 2 * S::Y::bytes;
-    l.at = l.col_slots + 2 * 4 * col_slots * S::columns;
-    l.row_slots = l.at + 2 * 4 * S::columns;
+    l.col_slots = l.y + S::stages * S::Y::bytes;
+    l.at = l.col_slots + S::stages * 4 * col_slots * S::columns;
+    l.row_slots = l.at + S::stages * 4 * S::columns;
     l.states = l.row_slots + 4 * row_slots * S::rows;
     l.flags = l.states + 4 * states * S::rows;
-    l.bytes = l.flags + 2 * 4 * MOST_TERMS * S::warps;
+    l.barriers = l.flags + S::stages * 4 * MOST_TERMS * S::warps;
+    l.exponents = l.barriers + (S::hopper ? 2 * 8 * S::stages : 0);
+    l.bytes = l.exponents + (S::hopper ? 2 * 4 * 32 * S::warps : 0);
     return l;
 }
 

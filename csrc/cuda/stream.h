@@ -34,7 +34,7 @@ DEVICE void fill_slots(const Sweep& call) {
         }
         store_shared(Shared(call.at.row_slots + 4 * k), value);
     }
-    for (int k = thread(); k < 2 * call.n_col_slots() * S::columns; k += S::threads) {
+    for (int k = thread(); k < S::stages * call.n_col_slots() * S::columns; k += S::threads) {
         const int slot = k / S::columns % call.n_col_slots();
         if (slot < FIRST_OPERAND || call.col_operands[slot - FIRST_OPERAND].values) continue;
         store_shared(Shared(call.at.col_slots + 4 * k),
@@ -42,34 +42,36 @@ DEVICE void fill_slots(const Sweep& call) {
     }
 }
 
-// The caller's index of a tile's column, for the thread that copies its operands; -1 beyond them.
+// The caller's index of a tile's column, for the thread that copies its operands: the `place`-th of
+// those that do; -1 beyond them.
 template <class S>
-DEVICE Index column_index(const Sweep& call, int tile) {
-    const int column = tile * S::columns + thread();
-    if (thread() >= S::columns || column >= load_global(call.cols.kept)) return -1;
+DEVICE Index column_index(const Sweep& call, int tile, int place) {
+    const int column = tile * S::columns + place;
+    if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;
     return load_global(call.cols.order + column);
 }
 
-// Begins to copy what is known of a tile's columns.
-template <class S>
-DEVICE void copy_columns(const Sweep& call, int tile, int stage, Index index) {
-    if (thread() >= S::columns) return;
-    const int column = tile * S::columns + thread();
+// Copies what is known of a tile's columns, by copy(to, from).
+template <class S, class Copy>
+DEVICE void copy_columns(const Sweep& call, int tile, int stage, int place, Index index,
+                         Copy copy) {
+    if (place >= S::columns) return;
+    const int column = tile * S::columns + place;
     const auto slot = [&](int k) {
         return Shared(call.at.col_slots +
-                      4 * ((stage * call.n_col_slots() + k) * S::columns + thread()));
+                      4 * ((stage * call.n_col_slots() + k) * S::columns + place));
     };
-    copy4(slot(HIGH), call.cols.high + column);
-    copy4(slot(REST), call.cols.rest + column);
+    copy(slot(HIGH), call.cols.high + column);
+    copy(slot(REST), call.cols.rest + column);
     for (int k = 0; k < call.n_col_operands; ++k) {
         const Operand& operand = call.col_operands[k];
         if (!operand.values) continue;
         if (index < 0)
             store_shared(slot(FIRST_OPERAND + k), 0.f);
         else
-            copy4(slot(FIRST_OPERAND + k), operand.values + operand.stride * index);
+            copy(slot(FIRST_OPERAND + k), operand.values + operand.stride * index);
     }
-    store_shared(Shared(call.at.at + 4 * (stage * S::columns + thread())), int(index));
+    store_shared(Shared(call.at.at + 4 * (stage * S::columns + place)), int(index));
 }
 
 // Visits the tiles of this block.
@@ -91,6 +93,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
                                                            call.rows, call.panels,
                                                            block_x() * S::rows, panel);
     };
+    const auto copy = [](Shared to, const float* from) { copy4(to, from); };
     fill_slots<S>(call);
     int visit = next_visit(call, walk, walk.begin);
     if (visit < walk.end) {
@@ -99,7 +102,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
             copy_tile<typename S::X, S::threads, S::parts>(call.at.x, call.rows, call.panels,
                                                            block_x() * S::rows, 0);
         issue(tile, 0, 0);
-        copy_columns<S>(call, tile, 0, column_index<S>(call, tile));
+        copy_columns<S>(call, tile, 0, thread(), column_index<S>(call, tile, thread()), copy);
     }
     copies_commit();
     Products<S> products;
@@ -119,7 +122,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
         const Shared y = call.at.y + buffer * S::Y::bytes;
         // Read now, needed when s is known: it is not waited for.
         const bool columns = steps.is_known_at(step) && after < walk.end;
-        if (columns) index = column_index<S>(call, walk.tile(after));
+        if (columns) index = column_index<S>(call, walk.tile(after), thread());
         if (steps.multiplies(step)) {
             if (step == 0) {
                 UNROLL
@@ -133,7 +136,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
             }
             multiply<S>(products, x, y);
         }
-        if (columns) copy_columns<S>(call, walk.tile(after), stage ^ 1, index);
+        if (columns) copy_columns<S>(call, walk.tile(after), stage ^ 1, thread(), index, copy);
         copies_commit();
         if (steps.is_known_at(step)) known(walk.tile(visit), walk.masked(visit), stage, products);
         if (!S::streamed)

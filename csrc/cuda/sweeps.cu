@@ -3,6 +3,8 @@
 
 #include "cuda/conclude.h"
 #include "cuda/launch.h"
+#include "cuda/phi.h"
+#include "cuda/relate.h"
 #include "cuda/shapes.h"
 #include "cuda/sweeps.h"
 
@@ -47,8 +49,8 @@ void visit_number(const std::string& dtype, Visit visit) {
 
 std::vector<std::string> kinds() { return names_of(static_cast<const Kinds*>(nullptr)); }
 
-ShapeFacts shape_of(Precision precision, int d) {
-    return visit_shape(precision, d, [](auto shape) {
+ShapeFacts shape_of(Precision precision, int d, bool hopper) {
+    return visit_shape(precision, d, hopper, [](auto shape) {
         using S = decltype(shape);
         return ShapeFacts{S::rows, S::columns, S::slice, S::parts, S::streamed, S::chunk};
     });
@@ -68,13 +70,23 @@ void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Strea
     });
 }
 
-void gather(GatherCall call, Precision precision, int d, int splits, Stream stream) {
-    visit_shape(precision, d,
+void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream) {
+    visit_number(dtype, [&](auto number) {
+        constexpr Number of = decltype(number)::value;
+        const std::int64_t padded = (call.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
+        launch("relate (N = " + std::to_string(call.n) + ", D = " + std::to_string(call.d) + ")",
+               parts == 1 ? relate<of, 1> : relate<of, 2>, {padded / ARRANGED_AT_A_TIME, 1, 1},
+               32 * ARRANGED_AT_A_TIME, 0, stream, call);
+    });
+}
+
+void gather(GatherCall call, Precision precision, int d, int splits, Stream stream, bool hopper) {
+    visit_shape(precision, d, hopper,
                 [&](auto shape) { gather_in<decltype(shape)>(call, d, splits, stream); });
 }
 
-void weigh(WeighCall call, Precision precision, int splits, Stream stream) {
-    visit_shape(precision, call.width, [&](auto shape) {
+void weigh(WeighCall call, Precision precision, int splits, Stream stream, bool hopper) {
+    visit_shape(precision, call.width, hopper, [&](auto shape) {
         using S = decltype(shape);
         if constexpr (S::parts == 2)
             weigh_in<S, 2>(call, splits, stream);
@@ -99,6 +111,17 @@ void scale(const ScaleCall& call, const std::string& dtype, Stream stream) {
                {(call.n + SCALED_AT_A_TIME - 1) / SCALED_AT_A_TIME, 1, 1}, 32 * SCALED_AT_A_TIME, 0,
                stream, call);
     });
+}
+
+void soft_mean(const SoftMeanCall& call, Stream stream) {
+    launch("soft_mean (N = " + std::to_string(call.n) + ")", soft_mean, {1, 1, 1},
+           AVERAGED_AT_A_TIME, SOFT_MEAN_BYTES, stream, call);
+}
+
+void soft_mean(const SoftMeanSlopesCall& call, Stream stream) {
+    launch("soft_mean_slopes (N = " + std::to_string(call.n) + ")", soft_mean_slopes,
+           {(call.n + SLOPES_AT_A_TIME - 1) / SLOPES_AT_A_TIME, 1, 1}, SLOPES_AT_A_TIME, 0, stream,
+           call);
 }
 
 }  // namespace pairops::cuda

@@ -21,7 +21,8 @@ struct ShapeFacts {
     bool streamed;
     int chunk;
 };
-ShapeFacts shape_of(Precision precision, int d);
+// hopper: Hopper's own sweep where it serves the call. It runs on 9.0 alone, as compiled for 9.0a.
+ShapeFacts shape_of(Precision precision, int d, bool hopper = false);
 
 // Why kernels cannot run on this device, or nothing: an old driver, none compiled for it.
 std::string reason_against(int device);
@@ -31,9 +32,13 @@ std::vector<std::string> kinds();
 
 // Each enqueues one kernel, or none where there is nothing to do. `splits`: of the columns.
 void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream);
-void gather(GatherCall call, Precision precision, int d, int splits, Stream stream);
-void weigh(WeighCall call, Precision precision, int splits, Stream stream);
+void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream);
+void gather(GatherCall call, Precision precision, int d, int splits, Stream stream,
+            bool hopper = false);
+void weigh(WeighCall call, Precision precision, int splits, Stream stream, bool hopper = false);
 void conclude(const ConcludeCall& call, Stream stream);
 void scale(const ScaleCall& call, const std::string& dtype, Stream stream);
+void soft_mean(const SoftMeanCall& call, Stream stream);
+void soft_mean(const SoftMeanSlopesCall& call, Stream stream);
 
 }  // namespace pairops::cuda

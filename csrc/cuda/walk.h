@@ -13,7 +13,7 @@ DEVICE int larger(int a, int b) { return a > b ? a : b; }
 // intervals touch, and a ragged last one. Visits [begin, end) of them are this block's part.
 template <class S>
 struct Walk {
-    int first, width, free, tiles, begin, end;
+    int first, width, free, tiles, visits, begin, end;
 
     DEVICE explicit Walk(const Sweep& call) {
         const int kept_rows = load_global(call.rows.kept), kept = load_global(call.cols.kept);
@@ -31,7 +31,7 @@ struct Walk {
         const int last = smaller(int((high + S::columns - 1) / S::columns), tiles);
         width = larger(last - first, 0);
         const bool ragged = kept % S::columns != 0 && (width == 0 || last < tiles);
-        const int visits = row >= kept_rows ? 0 : call.band_only ? width : tiles;
+        visits = row >= kept_rows ? 0 : call.band_only ? width : tiles;
         free = visits == 0 || call.band_only ? 0 : tiles - width - (ragged ? 1 : 0);
         begin = int(Index(visits) * block_y() / blocks_y());
         end = int(Index(visits) * (block_y() + 1) / blocks_y());

@@ -33,19 +33,44 @@ DEVICE void write_sums(const WeighCall& call) {
         const int i = block_x() * S::rows + row;
         if (i >= call.rows.n) continue;
         const Index at = load_global(call.rows.order + i);
+        const bool kept = i < load_global(call.rows.kept);  // else free tiles counted it a partner
         for (int k = 0; k < call.n_sums; ++k) {
             const Sum<float> sum{load_shared<float>(state_at<S>(call, k, 0, row)),
                                  load_shared<float>(state_at<S>(call, k, 1, row))};
-            call.sums[(Index(block_y()) * call.n_sums + k) * call.rows.n + at] = sum.result().value;
+            call.sums[(Index(block_y()) * call.n_sums + k) * call.rows.n + at] =
+                kept ? sum.result().value : 0.f;
         }
+    }
+}
+
+template <class S>
+DEVICE void start_sums(const WeighCall& call) {
+    for (int k = thread(); k < 2 * call.n_sums * S::rows; k += S::threads)
+        store_shared(Shared(call.at.states + 4 * k), 0.f);
+}
+
+// What a tile's pairs weigh: r_j times the sum over all terms. The sums by arguments are added to.
+template <class S>
+DEVICE void weigh_tile(const WeighCall& call, int tile, bool masked, int stage,
+                       const Fragment<S>& s, Fragment<S>& weights) {
+    const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
+    const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
+    for (int k = 0; k < call.n_terms; ++k)
+        weigh_term<S>(call, call.terms[k], stage, s, of, weights, call.gradient != nullptr);
+    const Operands<S, false> columns(call, HIGH, stage);
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        float r[4];
+        columns.get(t, r);
+        UNROLL
+        for (int e = 0; e < 4; ++e) weights[t][e] *= r[e];
     }
 }
 
 template <class S, int weight_parts>
 KERNEL(S::threads, 1)
 weigh(PARAMETER(WeighCall) call) {
-    for (int k = thread(); k < 2 * call.n_sums * S::rows; k += S::threads)
-        store_shared(Shared(call.at.states + 4 * k), 0.f);
+    start_sums<S>(call);
     const bool embeddings = call.gradient != nullptr;
     float sums[S::slice / 8][4] = {};
     int exponents[2] = {1, 1};
@@ -53,18 +78,7 @@ weigh(PARAMETER(WeighCall) call) {
     const auto known = [&](int tile, bool masked, int stage, const Products<S>& products) {
         Fragment<S> s, weights = {};
         similarities<S>(call, stage, products, s);
-        const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
-        const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
-        for (int k = 0; k < call.n_terms; ++k)
-            weigh_term<S>(call, call.terms[k], stage, s, of, weights, embeddings);
-        const Operands<S, false> columns(call, HIGH, stage);
-        UNROLL
-        for (int t = 0; t < S::columns / 8; ++t) {
-            float r[4];
-            columns.get(t, r);
-            UNROLL
-            for (int e = 0; e < 4; ++e) weights[t][e] *= r[e];
-        }
+        weigh_tile<S>(call, tile, masked, stage, s, weights);
         fit<S>(weights, exponents, sums);
         pack_weights<S, weight_parts>(weights, packed);
     };

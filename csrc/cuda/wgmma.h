@@ -11,7 +11,7 @@
 
 namespace pairops::cuda {
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH_FEAT_SM90_ALL
+#if PAIROPS_SM_90A
 
 namespace detail {
 

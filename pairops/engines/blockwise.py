@@ -26,7 +26,7 @@ from torch import Tensor
 from ..gathers import Extreme, finite
 from ..pairs import Pairs
 from ..similarity import product, through_scale
-from ..terms import Term
+from ..terms import Term, Wanted
 from . import tiles
 from .recomputed import recomputed
 from .tiles import Grid, Placed, Tile, counts
@@ -85,7 +85,7 @@ def weigh(
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,
-    needs: tuple[bool, bool],
+    needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
 
@@ -102,7 +102,7 @@ def weigh(
         for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
             t.bits = kept
     same = pairs.y is None
-    needs = (needs[0], needs[0] if same else needs[1])
+    embeddings = needs[0], needs[0] if same else needs[1]
 
     # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
     axes, vectors = [0, 1], {}
@@ -117,8 +117,8 @@ def weigh(
             continue
         operands = [v for t in visiting for v in t.operands(tile)]
         x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
-        parts = run(partial(_weigh_tile, visiting, needs, tile), x, y, *operands)
-        places = [k for k in (0, 1) if needs[k]] + [k for t in visiting for k in vectors[t]]
+        parts = run(partial(_weigh_tile, visiting, embeddings, tile), x, y, *operands)
+        places = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
         for k, part in zip(places, parts, strict=True):
             mine, here = sums[k], tile[axes[k]]
             mine[here] = mine[here] + part if here in mine else part
@@ -128,7 +128,7 @@ def weigh(
         pieces = [sums[k][i] if i in sums[k] else torch.zeros_like(z) for i, z in enumerate(blank)]
         return grid.unsort(pieces, axes[k], 0.0)
 
-    dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(needs))
+    dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
     dx = dx + dy if same else dx
     if needs[0]:
         dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)

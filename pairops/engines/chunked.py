@@ -14,7 +14,7 @@ from torch import Tensor
 from ..devices import float32_level
 from ..gathers import finite
 from ..pairs import Pairs
-from ..terms import Term
+from ..terms import Term, Wanted
 from . import triton
 
 
@@ -53,7 +53,7 @@ def weigh(
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,  # noqa: ARG001
-    needs: tuple[bool, bool],
+    needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """As `triton.weigh`."""
     from ..triton_kernels.chunked_launches import Chunked

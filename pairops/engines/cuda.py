@@ -13,9 +13,8 @@ from torch import Tensor
 from .. import cuda_kernels, extension
 from ..cuda_calls import Call
 from ..cuda_kernels import Kernels
-from ..devices import capability
 from ..pairs import Pairs
-from ..terms import Term
+from ..terms import Term, Wanted
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
@@ -32,7 +31,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
     if x.is_cuda:
-        reason = _reason_against(x.device)
+        reason = cuda_kernels.reason_against(x.device)
         if reason is not None:
             return reason
     if x.shape[1] > _MOST_DIMENSIONS:
@@ -43,17 +42,6 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         if term.kind not in cuda_kernels.KINDS:
             return f"no recipe in csrc/recipes.h has a {term.kind}"
     return None
-
-
-def _reason_against(device: torch.device) -> str | None:
-    known = capability(device)
-    if known < (8, 0):
-        return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
-    reason: str | None = cuda_kernels.KERNELS.reason_against(device.index)
-    return reason
-
-
-_reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prefers_chunks(pairs: Pairs) -> bool:
@@ -71,15 +59,24 @@ _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def prepare(pairs: Pairs) -> list[Tensor]:
     """Both sets as they are multiplied: sorted, float16, in panels."""
+    if "relation" in pairs.prepared:
+        return pairs.prepared["relation"]
     return cuda_kernels.arrange_both(
         (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
         None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
     )
 
 
+def _kernels(pairs: Pairs) -> Kernels:
+    x, prepared = pairs.x, pairs.prepared.get("cuda")
+    width = int(prepared[0].shape[1]) if prepared else None
+    return Kernels(x.dtype, int(x.shape[1]), cuda_kernels.on_hopper(x.device), width)
+
+
 def _call(pairs: Pairs) -> Call:
-    prepared = pairs.prepared.get("cuda") or prepare(pairs)
-    return Call(pairs, Kernels(pairs.x.dtype, int(pairs.x.shape[1])), prepared)
+    if "cuda" not in pairs.prepared:
+        pairs.prepared["cuda"] = prepare(pairs)
+    return Call(pairs, _kernels(pairs), pairs.prepared["cuda"])
 
 
 def gather(
@@ -90,7 +87,7 @@ def gather(
     The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
     owners, tiles of partners), one after the other.
     """
-    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    bits = pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8)
     return *_call(pairs).gather(rows, cols, bits), bits
 
 
@@ -101,7 +98,7 @@ def weigh(
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,
-    needs: tuple[bool, bool],
+    needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
 
@@ -114,7 +111,7 @@ def weigh(
 def bits_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    kernels = Kernels(pairs.x.dtype, int(pairs.x.shape[1]))
+    kernels = _kernels(pairs)
     n, m = pairs.shape
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):

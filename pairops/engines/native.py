@@ -15,7 +15,7 @@ from .. import extension
 from ..extension import DTYPES, MISSING
 from ..extension import native as _native
 from ..pairs import Pairs
-from ..terms import Partner, Term
+from ..terms import Partner, Term, Wanted
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -88,7 +88,7 @@ def weigh(
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,
-    needs: tuple[bool, bool],
+    needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..devices import capability, float32_level
 from ..gathers import finite
 from ..pairs import Pairs
-from ..terms import Term
+from ..terms import Term, Wanted
 from ..triton_kernels import configurations
 from ..triton_kernels.configurations import Configuration
 
@@ -101,7 +101,7 @@ def weigh(
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,
-    needs: tuple[bool, bool],
+    needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
 

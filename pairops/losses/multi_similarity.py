@@ -3,10 +3,12 @@
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..functions import affine
 from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, lse
-from .reduction import Reduction, check_reduction, log1p_exp, number, reduce
+from .reduction import Reduction, check_reduction, number
+from .soft_mean import reduce_log1p_exp
 
 
 def ms_loss(
@@ -46,9 +48,9 @@ def ms_loss(
     if slack is None:
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
     else:
-        (far,) = row_stats(pairs, lowest(POS, grad=False))
-        near, neg = row_stats(
-            pairs, highest(NEG, grad=False), lse(NEG, beta, base, above=far - slack)
-        )
-        (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near + slack))
-    return reduce(log1p_exp(pos) / alpha + log1p_exp(neg) / beta, pairs, weight, reduction)
+        # What a threshold is less ε is the threshold of what is less ε, to the last bit.
+        (far,) = row_stats(pairs, lowest(POS, 1.0, slack, function=affine, grad=False))
+        nearest = highest(NEG, 1.0, -slack, function=affine, grad=False)
+        near, neg = row_stats(pairs, nearest, lse(NEG, beta, base, above=far))
+        (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near))
+    return reduce_log1p_exp([(pos, alpha), (neg, beta)], pairs, weight, reduction)

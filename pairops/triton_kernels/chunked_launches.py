@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..terms import Wanted
 from . import chunks, generated, monoids
 from .generated import Sweep
 from .launches import Call, Found, on_device, options, static
@@ -69,9 +70,7 @@ class Chunked(Call):
                     self.conclude(axis, owned[axis], sweep, state, results)
         return results.of(placed)
 
-    def weigh(
-        self, placed: Sequence[Placed], needs: tuple[bool, bool]
-    ) -> tuple[tuple[Tensor, Tensor], Found]:
+    def weigh(self, placed: Sequence[Placed], needs: Wanted) -> tuple[tuple[Tensor, Tensor], Found]:
         """Gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)

@@ -12,5 +12,9 @@ PYBIND11_MODULE(cuda_on_host, module) {
     namespace host = pairops::cuda::host;
     pairops::cuda::bind(module);
     module.def("forget_launches", &host::forget_launches);
+    module.def("set_schedule",
+               pybind11::overload_cast<const std::string&, std::uint64_t>(&host::set_schedule),
+               "Which thread goes on when several could, from here on.", pybind11::arg("name"),
+               pybind11::arg("seed") = 0);
     module.def("launched", &host::launched, "Names of the kernels launched since then.");
 }

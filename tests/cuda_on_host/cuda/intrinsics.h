@@ -81,6 +81,12 @@ inline float shuffle_xor(float value, int mask, PAIROPS_HERE) {
 inline int shuffle_xor(int value, int mask, PAIROPS_HERE) {
     return host::bits<int>(host::shuffle_xor(host::bits<std::uint32_t>(value), mask, where));
 }
+inline double shuffle_xor(double value, int mask, PAIROPS_HERE) {
+    const auto bits = host::bits<std::uint64_t>(value);
+    const std::uint64_t low = host::shuffle_xor(std::uint32_t(bits), mask, where);
+    const std::uint64_t high = host::shuffle_xor(std::uint32_t(bits >> 32), mask, where);
+    return host::bits<double>(high << 32 | low);
+}
 inline std::uint32_t ballot(bool vote, PAIROPS_HERE) { return host::ballot(vote, where); }
 
 template <class T>
@@ -140,6 +146,9 @@ inline float exp2(float x) {
     const float result = std::exp2(x);
     return result < std::numeric_limits<float>::min() ? 0.0F : result;
 }
+
+#define PAIROPS_SM_90A 1
+inline void not_compiled() {}
 
 // ---- Hopper alone ----
 

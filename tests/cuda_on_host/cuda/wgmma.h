@@ -25,6 +25,10 @@ template <class A, class B>
 void wgmma_fence(A&, B&, PAIROPS_HERE) {
     host::wgmma_fence(where);
 }
+template <class A, class B, class C>
+void wgmma_fence(A&, B&, C&, PAIROPS_HERE) {
+    host::wgmma_fence(where);
+}
 inline void wgmma_commit(PAIROPS_HERE) { host::wgmma_commit(where); }
 template <int groups>
 void wgmma_wait(PAIROPS_HERE) {
