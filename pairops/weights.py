@@ -50,7 +50,7 @@ def weigh(
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
             tile_bits,
-            Wanted(*needs, rounded=not any(term.extreme for _, term in terms)),
+            Wanted(*needs, rounded=not any(term.keeps_argument for _, term in terms)),
         )
         gradients.append((dx, dy))
         remaining = iter(flat)
