@@ -19,6 +19,7 @@ _VARIABLES = (
     "PAIROPS_ENGINE",
     "PAIROPS_ISA",
     "PAIROPS_CUDA",
+    "PAIROPS_HOPPER",
     "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
 )
@@ -79,7 +80,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     labels = torch.randint(0, 150, (600,))
     device_of = dict.fromkeys(engines.ENGINES, "cpu")
     if torch.cuda.is_available():
-        device_of |= {"triton": "cuda", "chunked": "cuda"}
+        device_of |= dict.fromkeys(("cuda", "triton", "chunked"), "cuda")
     report: dict[str, dict[str, float | str]] = {}
     for name in losses.__all__:
         loss = getattr(losses, name)

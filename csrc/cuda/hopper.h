@@ -13,8 +13,8 @@ namespace pairops::cuda {
 
 #if PAIROPS_SM_90A
 
-// Registers of each thread, in eights: of three groups 504, as launch bounds leave 168 to each. With
-// 24 and 240 those that bring spill, and weigh at D = 256 needs no more than these.
+// Registers of each thread, in eights: of three groups 504, as launch bounds leave 168 to each.
+// With 24 and 240 those that bring spill, and weigh at D = 256 needs no more than these.
 constexpr int BRINGER_REGISTERS = 40, WORKER_REGISTERS = 232;
 
 // One stage after the other, and the parity of its barriers' phase.
