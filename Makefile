@@ -13,11 +13,12 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo test sanitize bench lint format clean
+.PHONY: help demo test sanitize cuda-on-host cuda-resources bench lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | test | sanitize | bench | lint | format | clean, with options in ARGS="..."'
+	@echo 'make demo | test | sanitize | cuda-on-host | cuda-resources | bench | lint | format | clean,'
+	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_digits.py --output build/digits.png $(ARGS)
@@ -41,6 +42,14 @@ sanitize: $(SANITIZED)/.installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/lib/python3*/site-packages/pairops/_native*.so | \
 		awk '/lib(asan|stdc\+\+)/ {printf "%s ", $$3}')" $(SANITIZED)/bin/python -m pytest \
 		--capture=sys --deselect $(LITTLE_MEMORY) $(wildcard tests/test_native*.py) $(ARGS)
+
+# What can be known of the CUDA kernels without a GPU: what they compute, executed on the CPU under
+# sanitizers and with mistakes that must be found; and what they take, as nvcc says, if it is there.
+cuda-on-host: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m cuda_on_host.check $(ARGS)
+
+cuda-resources: | $(BIN)/python
+	$(BIN)/python tests/cuda_resources.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)

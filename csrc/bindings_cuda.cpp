@@ -92,7 +92,7 @@ void arrange_bound(Address z, const std::string& dtype, std::int32_t n, std::int
                    const py::object& scale, Address order, Address keep, std::int32_t panels,
                    int parts, Address rows, Address high, Address rest, Address kept,
                    Stream stream) {
-    arrange({pointer<void>(py::int_(z)), pointer<double>(scale), reinterpret_cast<Index*>(order),
+    arrange({reinterpret_cast<void*>(z), pointer<double>(scale), reinterpret_cast<Index*>(order),
              reinterpret_cast<bool*>(keep), n, d, panels, reinterpret_cast<std::uint16_t*>(rows),
              reinterpret_cast<float*>(high), reinterpret_cast<float*>(rest),
              reinterpret_cast<std::int32_t*>(kept)},
@@ -168,7 +168,7 @@ void weigh_bound(const py::tuple& sweep, const py::object& gradient, Address sum
 void scale_bound(Address gradient, Address x, const std::string& dtype, const py::object& scales,
                  Address keep, std::int32_t n, std::int32_t d, std::int32_t splits, Address out,
                  bool rounded, Stream stream) {
-    scale({reinterpret_cast<float*>(gradient), pointer<void>(py::int_(x)), pointer<double>(scales),
+    scale({reinterpret_cast<float*>(gradient), reinterpret_cast<void*>(x), pointer<double>(scales),
            reinterpret_cast<bool*>(keep), n, d, splits, reinterpret_cast<void*>(out), rounded},
           dtype, stream);
 }
@@ -219,12 +219,12 @@ void bind(py::module_& module) {
     module.def("kinds", &kinds, "Kinds of terms, in the order of their numbers.");
     module.def(
         "reason_against",
-        [](int device) -> std::optional<std::string> {
-            const std::string reason = reason_against(device);
+        []() -> std::optional<std::string> {
+            const std::string reason = reason_against();
             if (reason.empty()) return std::nullopt;
             return reason;
         },
-        "Why the kernels cannot run on this device, or None.", py::arg("device"));
+        "Why the kernels cannot run on the current device, or None.");
     module.def("shape", &shape, "Rows and columns of a tile, slice, parts, streamed, panels.",
                py::arg("precision"), py::arg("d"), py::arg("hopper"));
     module.def("arrange", &arrange_bound);

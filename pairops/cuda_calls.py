@@ -143,9 +143,7 @@ class Call:
     ) -> None:
         n, _ = self._lengths(axis)
         words = 2 * len(owned)
-        # How wide a band is nobody knows here; most are a few tiles.
-        band_only = all(role.term.side == POS for role in owned)
-        splits = 1 if band_only else self._splits(axis, 1, 4 * words * n)
+        splits = self._splits(axis, owned, 1, 4 * words * n)
         states = None
         if splits > 1:
             states = self._new((splits, words, n)).data_ptr()
@@ -194,7 +192,7 @@ class Call:
             by_vector = {(which, k): self._new((0,)) for which, _, k in along}
             return self._new((0, d)) if embeddings else nothing, by_vector
         slices = -(-d // kernels.slice) if embeddings else 1
-        splits = self._splits(axis, slices, 4 * n * (d if embeddings else len(along)))
+        splits = self._splits(axis, roles, slices, 4 * n * (d if embeddings else len(along)))
         gradient = self._new((splits, n, d)) if embeddings else nothing
         sums = self._new((splits, len(along), n))
         sweep = self._sweep(axis, sets, roles, dict(enumerate(given)), along, planes)
@@ -204,7 +202,10 @@ class Call:
         )  # fmt: skip
         if embeddings:
             gradient = self._through_scale(axis, gradient, rounded)
-        by_vector = {(which, k): sums[:, at].sum(0) for (which, _, k), at in along.items()}
+        by_vector = {
+            (which, k): sums[0, at] if splits == 1 else sums[:, at].sum(0)
+            for (which, _, k), at in along.items()
+        }
         return gradient, by_vector
 
     def _in_order(
@@ -253,7 +254,7 @@ class Call:
         band = None if self.same else self._address(bands(pairs, axis, self.kernels.rows))
         return (
             sets[axis], sets[1 - axis], self._relation, band, axis == 1,
-            pairs.scale_x is not None, all(role.term.side == POS for role in roles),
+            pairs.scale_x is not None, _band_only(roles),
             self.kernels.panels, slots[0].operands, slots[1].operands, terms,
         )  # fmt: skip
 
@@ -295,7 +296,9 @@ class Call:
         )  # fmt: skip
         return out
 
-    def _splits(self, axis: int, slices: int, bytes_each: int) -> int:
+    def _splits(self, axis: int, roles: Sequence[_Role], slices: int, bytes_each: int) -> int:
+        if _band_only(roles):  # how wide a band is nobody knows here; most are a few tiles
+            return 1
         blocks, tiles = self.kernels.grid(*self._lengths(axis))
         processors = devices.processors(self.pairs.x.device)
         return devices.splits(blocks * slices, tiles, processors, bytes_each)
@@ -307,3 +310,7 @@ class Call:
     def _address(self, tensor: Tensor) -> int:
         self._alive.append(tensor.contiguous())
         return self._alive[-1].data_ptr()
+
+
+def _band_only(roles: Sequence[_Role]) -> bool:
+    return all(role.term.side == POS for role in roles)

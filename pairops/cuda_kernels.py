@@ -2,6 +2,7 @@
 make of embeddings before they are compared."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ if extension.native is not None and extension.native.cuda is not None:
     install(extension.native.cuda)
 
 
-def precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype, level: str) -> str:
     """How embeddings and weights are multiplied, as float16: "plain", one each; "fine", weights are
     the sum of two; "split", embeddings too.
 
@@ -42,7 +43,7 @@ def precision(dtype: torch.dtype) -> str:
     float16 hold 22 bits or more of a float32.
     """
     if dtype == torch.float32:
-        return "plain" if float32_level() == "medium" else "split"
+        return "plain" if level == "medium" else "split"
     return "fine" if dtype == torch.float16 else "plain"
 
 
@@ -57,10 +58,16 @@ def relates(x: Tensor, y: Tensor | None) -> bool:
 
 def reason_against(device: torch.device) -> str | None:
     """Why the kernels cannot run on this GPU, or None."""
+    return _reason_against(device)
+
+
+@functools.cache
+def _reason_against(device: torch.device) -> str | None:
     known = capability(device)
     if known < (8, 0):
         return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
-    reason: str | None = KERNELS.reason_against(device.index)
+    with torch.cuda.device(device):
+        reason: str | None = KERNELS.reason_against()
     return reason
 
 
@@ -84,12 +91,19 @@ class Kernels:
 
     hopper: by Hopper's own sweeps, where there are some. Arrangements and slices are the same.
     width: of rows that are arranged already; torch's level of precision may have changed since.
+    level: that which rows are arranged for; by default torch's.
     """
 
     def __init__(
-        self, dtype: torch.dtype, d: int, hopper: bool = False, width: int | None = None
+        self,
+        dtype: torch.dtype,
+        d: int,
+        hopper: bool = False,
+        width: int | None = None,
+        level: str | None = None,
     ) -> None:
-        self.module, self.precision, self.d, self.hopper = KERNELS, precision(dtype), d, hopper
+        self.module, self.d, self.hopper = KERNELS, d, hopper
+        self.precision = precision(dtype, float32_level() if level is None else level)
         self._read_shape()
         if width is not None and width != self.width:
             self.precision = {"plain": "split", "split": "plain"}[self.precision]
@@ -125,7 +139,9 @@ class Arranged(NamedTuple):
 
 
 _library = torch.library.Library("pairops", "FRAGMENT")
-_library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep) -> Tensor[]")
+_library.define(
+    "arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]"
+)
 
 _Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, order, keep
 
@@ -134,13 +150,15 @@ def arrange_both(x: _Given, y: _Given | None) -> list[Tensor]:
     """`Arranged` of one set, or of two one after the other. There is no gradient."""
     result: list[Tensor] = []
     for z, *rest in (x,) if y is None else (x, y):
-        result += torch.ops.pairops.arrange(z.detach(), *rest)
+        result += torch.ops.pairops.arrange(z.detach(), *rest, float32_level())
     return result
 
 
-def _arrange(z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor) -> list[Tensor]:
+def _arrange(
+    z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor, level: str
+) -> list[Tensor]:
     n, d = z.shape
-    kernels = Kernels(z.dtype, d)
+    kernels = Kernels(z.dtype, d, level=level)
     arranged = kernels.room(z)
     if not n:
         arranged.kept.zero_()
@@ -197,5 +215,6 @@ def stream_of(z: Tensor) -> int:
 
 _library.impl("arrange", _arrange, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "pairops::arrange", lambda z, *_: list(Kernels(z.dtype, int(z.shape[1])).room(z))
+    "pairops::arrange",
+    lambda z, *rest: list(Kernels(z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),
 )

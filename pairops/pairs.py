@@ -37,7 +37,8 @@ class Pairs:
     """Two sets of embeddings and the relation between them.
 
     x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i
-    belongs to row order_x[i] and speaks of places in order_y.
+    belongs to row order_x[i] and speaks of places in order_y. Neither x nor y may change in place
+    as long as their pairs are in use: scales and sorted copies are made once.
     """
 
     x: Tensor  # (N, D)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_kernels, extension
+from .devices import float32_level
 from .similarity import inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
@@ -24,7 +25,7 @@ Prepared = dict[str, list[Tensor]]  # by engine, as in `Pairs`
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
     "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
-    "bool exclude_self, bool normalize) -> Tensor[]"
+    "bool exclude_self, bool normalize, str level) -> Tensor[]"
 )
 
 
@@ -45,7 +46,7 @@ def relate(
     """
     places, keep_x, *rest = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
-        labels, ref_labels, ignore_index, exclude_self, normalize,
+        labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
     )  # fmt: skip
     order_x, lo, hi, own, positives = places.unbind()
     order_y, keep_y = order_x, keep_x
@@ -62,7 +63,7 @@ def relate(
 
 
 def _relate(*call: Any) -> list[Tensor]:
-    x, y, labels, ref_labels, ignore_index, exclude_self, _ = call
+    x, y, labels, ref_labels, ignore_index, exclude_self, *_ = call
     result = _outputs(*call)
     if cuda_kernels.relates(x, y):
         _by_kernels(result, *call)
@@ -81,7 +82,7 @@ def _relate(*call: Any) -> list[Tensor]:
 
 
 def _outputs(*call: Any) -> list[Tensor]:
-    x, y, _, ref_labels, _, _, normalize = call
+    x, y, _, ref_labels, _, _, normalize, level = call
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
@@ -89,7 +90,7 @@ def _outputs(*call: Any) -> list[Tensor]:
     if normalize:
         result += [z.new_empty(z.shape[0], dtype=torch.float64) for z in (x, y) if z is not None]
     if cuda_kernels.relates(x, y):
-        kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]))
+        kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
         result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
 
@@ -103,6 +104,7 @@ def _by_kernels(
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
+    level: str,
 ) -> None:
     """One launch for x, one for y, which has an order of its own if it has labels."""
     places, keep, *rest = result
@@ -112,8 +114,9 @@ def _by_kernels(
         order_y, keep_y, *rest = rest
         of_y = [order_y, None, None, None, None], keep_y
     scales = [rest.pop(0) if normalize and z is not None else None for z in (x, y)]
-    kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]))
-    own = ((own_places, keep), x, labels, ref_labels), (of_y, y, ref_labels, None)
+    kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
+    of_x, of_ref = (None if z is None else z.contiguous() for z in (labels, ref_labels))
+    own = ((own_places, keep), x, of_x, of_ref), (of_y, y, of_ref, None)
     for k, ((ordered, kept), z, sorted_by, others) in enumerate(own):
         if z is not None:
             cuda_kernels.relate(
@@ -130,6 +133,7 @@ def _by_torch(
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
+    _level: str,
 ) -> list[Tensor]:
     order = torch.arange(x.shape[0], device=x.device)
     own = order if exclude_self else torch.full_like(order, -1)

@@ -198,3 +198,28 @@ def test_memory_that_cannot_be_had_is_torch_s_error_and_the_next_call_works(
             pairops.ms_loss(x, labels)
         monkeypatch.setattr(cuda_kernels.Kernels, "room", room)
         assert torch.equal(pairops.ms_loss(x, labels), expected)
+
+
+@pytest.mark.parametrize("related", ["cpu", "cuda"])
+@pytest.mark.parametrize(("first", "then"), [("high", "medium"), ("medium", "highest")])
+def test_a_level_that_changes_after_compilation(
+    first: str, then: str, related: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was traced for one level of float32 precision is prepared for it."""
+    monkeypatch.setattr(cuda_kernels, "RELATED", related)
+    x, labels = smooth(50, 20), torch.arange(50) // 5
+    before = torch.get_float32_matmul_precision()
+    torch._dynamo.reset()
+    compiled = torch.compile(pairops.supcon_loss, backend="aot_eager", fullgraph=True)
+    try:
+        with pairops.use("cuda"):
+            for level in (first, then):
+                torch.set_float32_matmul_precision(level)
+                mine = x.clone().requires_grad_()
+                (found,) = torch.autograd.grad(compiled(mine, labels), mine)
+                with pairops.use("dense"):
+                    (truth,) = torch.autograd.grad(pairops.supcon_loss(mine, labels), mine)
+                error = float((found - truth).abs().max() / truth.abs().max())
+                assert error < 2**-9, f"{level}: {error:.1e}"  # of 11 bits
+    finally:
+        torch.set_float32_matmul_precision(before)

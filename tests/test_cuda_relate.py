@@ -36,7 +36,7 @@ def by_kernel(
 ) -> tuple[Tensor, Tensor, Tensor | None, Arranged]:
     """places, keep, scale and the arrangement of one set; unrelated: of one compared with."""
     n, d = z.shape
-    kernels = Kernels(z.dtype, d)
+    kernels = Kernels(z.dtype, d, level="highest")
     arranged = kernels.room(z)
     places = torch.full((5, n), -9)
     keep = torch.zeros(n, dtype=torch.bool)
@@ -58,7 +58,7 @@ def as_bits(tensor: Tensor) -> Tensor:
 
 
 def check_arranged(found: Arranged, z: Tensor, scale: Any, order: Tensor, keep: Tensor) -> None:
-    expected = torch.ops.pairops.arrange(z, scale, order, keep)
+    expected = torch.ops.pairops.arrange(z, scale, order, keep, "highest")
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         assert torch.equal(as_bits(ours), as_bits(theirs)), "bit for bit, with the padding"
     assert found.kept.item() == expected[2].item() == keep.sum()
@@ -73,7 +73,7 @@ def check(
     x: Tensor, y: Tensor | None, labels: Tensor | None, others: Tensor | None, *rest: Any
 ) -> None:
     ignored, exclude_self, normalize = rest
-    expected = relation._by_torch(x, y, labels, others, *rest)
+    expected = relation._by_torch(x, y, labels, others, *rest, "highest")
     places, keep, scale, arranged = by_kernel(x, labels, others, *rest)
     assert torch.equal(places, expected[0])
     assert torch.equal(keep, expected[1])
@@ -152,4 +152,6 @@ def test_only_the_relation() -> None:
         tuple([row.data_ptr() for row in places]), None, None, 0, 1, None,
         cuda_kernels.stream_of(x),
     )  # fmt: skip
-    assert torch.equal(places, relation._by_torch(x, None, labels, None, None, True, False)[0])
+    assert torch.equal(
+        places, relation._by_torch(x, None, labels, None, None, True, False, "highest")[0]
+    )

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -18,14 +19,10 @@ inline void check(cudaError_t code, const std::string& what) {
                              cudaGetErrorString(code));
 }
 
-// Why this kernel cannot run on this device, or nothing.
-inline std::string refusal(const void* kernel, int device) {
-    int before = 0;
-    cudaError_t code = cudaGetDevice(&before);
-    if (code == cudaSuccess) code = cudaSetDevice(device);
+// Why this kernel cannot run on the current device, or nothing.
+inline std::string refusal(const void* kernel) {
     cudaFuncAttributes attributes;
-    if (code == cudaSuccess) code = cudaFuncGetAttributes(&attributes, kernel);
-    cudaSetDevice(before);
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, kernel);
     if (code == cudaSuccess) return "";
     cudaGetLastError();
     return std::string(cudaGetErrorName(code)) + ", " + cudaGetErrorString(code);
@@ -44,6 +41,9 @@ void launch(const std::string& name, void (*kernel)(Call), Grid grid, int thread
                              "×" + std::to_string(grid.z) + " blocks, " + std::to_string(shared) +
                              " bytes of shared memory each";
     const auto* function = reinterpret_cast<const void*>(kernel);
+    // A limit is the kernel's, not the launch's: another thread may be about to set a lower one.
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> held(one_at_a_time);
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           what);
     Call copy = call;

@@ -32,7 +32,7 @@ soft_mean(PARAMETER(SoftMeanCall) call) {
         sum += shuffle_xor(sum, across);
         count += shuffle_xor(count, across);
     }
-    const Shared at = Shared(warp());  // a collective, as is every shuffle
+    const Shared at = Shared(warp());
     if (lane() == 0) {
         store_shared(8 * at, sum);
         store_shared(counts + 4 * at, count);

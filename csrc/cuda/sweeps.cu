@@ -56,9 +56,7 @@ ShapeFacts shape_of(Precision precision, int d, bool hopper) {
     });
 }
 
-std::string reason_against(int device) {
-    return refusal(reinterpret_cast<const void*>(conclude_states), device);
-}
+std::string reason_against() { return refusal(reinterpret_cast<const void*>(conclude_states)); }
 
 void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream) {
     visit_number(dtype, [&](auto number) {

@@ -24,8 +24,8 @@ struct ShapeFacts {
 // hopper: Hopper's own sweep where it serves the call. It runs on 9.0 alone, as compiled for 9.0a.
 ShapeFacts shape_of(Precision precision, int d, bool hopper = false);
 
-// Why kernels cannot run on this device, or nothing: an old driver, none compiled for it.
-std::string reason_against(int device);
+// Why kernels cannot run on the current device, or nothing: an old driver, none compiled for it.
+std::string reason_against();
 
 // Names of the kinds of terms, in the order of their numbers: "lse:affine(op)".
 std::vector<std::string> kinds();

@@ -1,4 +1,4 @@
-"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs, the first call is fast.
+"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs before the first call.
 
 Tensors are checked here, and allocated; addresses, sizes and the current stream are handed on.
 Nothing waits for the GPU, so a CUDA graph may capture it. A set that is compared with another is
@@ -46,7 +46,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 
 def prefers_chunks(pairs: Pairs) -> bool:
     """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
-    sliced s is multiplied once per slice, and of two sets once per sweep."""
+    sliced s is multiplied once per slice."""
     return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
 
 

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PROGRAMS = ("module.cpp", "self_test.cpp", "sweeps_test.cpp")
 MODULE = ROOT / "build" / "cuda_on_host" / "cuda_on_host.so"
+COMPILER = os.environ.get("CXX", "g++")
 
 # -ffp-contract=off: the same bits whatever the optimiser does.
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
@@ -33,37 +34,28 @@ def machine() -> list[Path]:
     return sorted(path for path in HERE.glob("*.cpp") if path.name not in PROGRAMS)
 
 
-def compile_all(
-    target: Path,
-    *,
-    kernels: list[Path],
-    others: list[Path],
-    csrc: Path = ROOT / "csrc",
-    flags: tuple[str, ...] = (),
-    kernel_flags: tuple[str, ...] = (),
-    link: tuple[str, ...] = (),
-) -> None:
-    """flags: of every file.  kernel_flags: of the kernels alone."""
+def compile_each(
+    sources: list[Path], to: Path, flags: tuple[str, ...] = (), csrc: Path = ROOT / "csrc"
+) -> list[str]:
+    """The objects, in the folder `to`."""
     python = sysconfig.get_paths()["include"]
     bindings = Path(torch.__file__).parent / "include"  # it has pybind11
     include = ["-I", str(HERE), "-I", str(csrc), "-isystem", python, "-isystem", str(bindings)]
-    objects = target.parent / f"{target.stem}.objects"
-    objects.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX", "g++")
+    to.mkdir(parents=True, exist_ok=True)
 
     def compiled(source: Path) -> str:
-        own = kernel_flags if source in kernels else ()
-        made = str(objects / f"{source.name}.o")
-        command = [compiler, *FLAGS, *flags, *own, *include, "-x", "c++", "-c", str(source)]
-        subprocess.run([*command, "-o", made], check=True)
+        made = str(to / f"{source.name}.o")
+        command = [COMPILER, *FLAGS, *flags, *include, "-x", "c++", "-c", str(source), "-o", made]
+        subprocess.run(command, check=True)
         return made
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(compiled, [*kernels, *others]))
+        return list(pool.map(compiled, sources))
+
+
+def link(target: Path, objects: list[str], flags: tuple[str, ...]) -> None:
     half_done = target.with_suffix(".new")
-    subprocess.run(
-        [compiler, *flags, *kernel_flags, *link, *made, "-o", str(half_done)], check=True
-    )
+    subprocess.run([COMPILER, *flags, *objects, "-o", str(half_done)], check=True)
     half_done.rename(target)
 
 
@@ -73,7 +65,8 @@ def module() -> Any:
     newest = max(path.stat().st_mtime for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     if not MODULE.exists() or MODULE.stat().st_mtime < newest:
         others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings_cuda.cpp"]
-        compile_all(MODULE, kernels=kernels(), others=others, link=("-shared",))
+        made = compile_each([*kernels(), *others], MODULE.parent / "objects")
+        link(MODULE, made, ("-shared",))
     spec = importlib.util.spec_from_file_location("cuda_on_host", MODULE)
     assert spec is not None
     assert spec.loader is not None

@@ -15,7 +15,7 @@ struct Grid {
     std::int64_t x, y, z;
 };
 
-inline std::string refusal(const void*, int) { return ""; }
+inline std::string refusal(const void*) { return ""; }
 
 template <class Call>
 void launch(const std::string& name, void (*kernel)(Call), Grid grid, int threads, int shared,
