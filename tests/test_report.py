@@ -18,7 +18,11 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     found = json.loads(done.stdout)
     assert found["versions"]["pairops"] == found["extension"]["version"]
     assert found["extension"]["available"]
-    assert found["engines"] == dict.fromkeys(engines.ENGINES, "available")
+    built = found["extension"]["cuda"]
+    reason = "x is on cpu; the CUDA kernels are for CUDA devices"
+    expected = dict.fromkeys(engines.ENGINES, "available")
+    expected["cuda"] = reason if built else "this build of pairops has no CUDA kernels"
+    assert found["engines"] == expected
     assert found["a tensor on this device takes"]["cpu"] == "native"
     assert set(found["self-test"]) == set(engines.ENGINES)
 
