@@ -252,7 +252,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an unknown engine": (
         lambda: pairops.use("fast").__enter__(),
         ValueError,
-        r"engine is 'fast'; it must be one of auto, native, triton, chunked, blockwise, dense",
+        r"engine is 'fast'; it must be one of auto, native, cuda, triton, chunked, blockwise, ",
     ),
     "no terms": (lambda: row_stats(Pairs.of(X, LABELS)), ValueError, r"row_stats got no terms"),
     "an unknown side": (

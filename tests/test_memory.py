@@ -65,5 +65,6 @@ def test_a_gradient_penalty_holds_tiles_not_matrices(loss: str) -> None:
 
 
 def test_the_measurement_would_see_matrices() -> None:
-    """Dense torch grows by about 400 MiB here; above all by more than is allowed above."""
-    assert growth(4096, "ms_loss penalty", "dense") > 250
+    """Dense torch grows by more than is allowed above: by 700 MiB, of which a machine that takes
+    idle pages away may show a third."""
+    assert growth(4096, "ms_loss penalty", "dense") > 150

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import pairops
 from pairops import NEG, Pairs, highest, lowest, lse, row_stats
+from pairops.terms import Wanted
 from pairops.triton_kernels import configurations
 
 triton = pytest.importorskip("triton")
@@ -55,7 +56,7 @@ def test_weights_beyond_the_range_of_float16(
         term = lse(NEG, 9.0, 0.5).over(50, 50, torch.float32)
         found, _, bits = module.gather(pairs, [term], [])
         return module.weigh(
-            pairs, [term], [], found, [torch.full((50,), factor)], bits, (True, False)
+            pairs, [term], [], found, [torch.full((50,), factor)], bits, Wanted(True, False)
         )[0]
 
     module = pairops.engines.ENGINES[gpu_engine]
