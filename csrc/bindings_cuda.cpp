@@ -82,10 +82,9 @@ Precision precision_called(const std::string& name) {
 
 py::tuple shape(const std::string& precision, int d, bool hopper) {
     const ShapeFacts facts = shape_of(precision_called(precision), d, hopper);
-    const int whole = facts.streamed ? facts.slice : facts.chunk;
-    const int panels = (d + whole - 1) / whole * (whole / PANEL);
-    return py::make_tuple(facts.rows, facts.columns, facts.slice, facts.parts, facts.streamed,
-                          panels > 0 ? panels : whole / PANEL);
+    const int slices = d > 0 ? (d + facts.slice - 1) / facts.slice : 1;
+    return py::make_tuple(facts.rows, facts.columns, facts.slice, facts.parts,
+                          slices * (facts.slice / PANEL));
 }
 
 void arrange_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
@@ -225,7 +224,7 @@ void bind(py::module_& module) {
             return reason;
         },
         "Why the kernels cannot run on the current device, or None.");
-    module.def("shape", &shape, "Rows and columns of a tile, slice, parts, streamed, panels.",
+    module.def("shape", &shape, "Rows and columns of a tile, slice, parts, panels.",
                py::arg("precision"), py::arg("d"), py::arg("hopper"));
     module.def("arrange", &arrange_bound);
     module.def("relate", &relate_bound,

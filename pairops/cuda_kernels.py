@@ -1,7 +1,6 @@
 """The kernels of `csrc/cuda/`: whether there are any, the shape they serve a call in, and what they
 make of embeddings before they are compared."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .devices import capability, float32_level
+from .devices import capability, float32_level, on_device
 from .extension import DTYPES
 
 KERNELS: Any = None  # the extension's
-KINDS: frozenset[str] = frozenset()  # of terms, that they are compiled for
+KINDS: dict[str, int] = {}  # of terms, that they are compiled for, and the number of each
 DEVICE = "cuda"
 # May Hopper's own sweeps serve? They are **not measured yet**, and off by default until they are.
 HOPPER = os.environ.get("PAIROPS_HOPPER") == "1"
@@ -27,7 +26,8 @@ MOST_RELATED = 4096  # rows that are counted rather than sorted, each against al
 def install(kernels: Any, device: str = "cuda") -> None:
     """Tests install the same kernels as compiled for the CPU."""
     global KERNELS, KINDS, DEVICE
-    KERNELS, KINDS, DEVICE = kernels, frozenset(kernels.kinds()), device
+    KERNELS, DEVICE = kernels, device
+    KINDS = {kind: number for number, kind in enumerate(kernels.kinds())}
 
 
 if extension.native is not None and extension.native.cuda is not None:
@@ -112,7 +112,7 @@ class Kernels:
 
     def _read_shape(self) -> None:
         shape = self.module.shape(self.precision, self.d, self.hopper)
-        self.rows, self.columns, self.slice, self.parts, _, self.panels = shape
+        self.rows, self.columns, self.slice, self.parts, self.panels = shape
         self.width = self.parts * self.panels * self.module.PANEL
 
     def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
@@ -202,11 +202,6 @@ def relate(
 
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Kernels are launched on the current device, which need not be that of z."""
-    return torch.cuda.device(z.device) if z.is_cuda else contextlib.nullcontext()
 
 
 def stream_of(z: Tensor) -> int:

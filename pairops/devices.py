@@ -1,8 +1,10 @@
 """What the GPU engines know of a GPU, and how they divide work among its processors."""
 
+import contextlib
 import functools
 
 import torch
+from torch import Tensor
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -21,6 +23,11 @@ def float32_level() -> str:
 # What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
 capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 float32_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Kernels are launched on the current device, which need not be that of z."""
+    return torch.cuda.device(z.device) if z.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

@@ -133,15 +133,19 @@ class Term:
     @property
     def kernel(self) -> str:
         """The same, where a number is as good as one value per owner: what is compiled for it."""
-        kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
-        return self._word(kinds if "p" in kinds else "")
+        return self._word(self._partners)
 
     @property
     def kind(self) -> str:
         """What is left of that where side and windows are told at run time."""
         gather = self.gather + ("@" if self.keeps_argument else "")
-        letters = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
-        return f"{gather}:{self.function.name}" + (f"({letters})" if "p" in letters else "")
+        kinds = self._partners
+        return f"{gather}:{self.function.name}" + (f"({kinds})" if kinds else "")
+
+    @property
+    def _partners(self) -> str:
+        kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
+        return kinds if "p" in kinds else ""
 
     def _word(self, kinds: str) -> str:
         result = f"{self.gather}:{self.side}:{self.function.name}"

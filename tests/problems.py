@@ -26,6 +26,18 @@ def problem(
     return x, labels, {"ref_emb": y, "ref_labels": ref_labels}
 
 
+def any_problem(
+    n: int, m: int, d: int, classes: int, same: bool, named: bool
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Also of no rows; some are ignored. named: by ids, of which some are in both sets."""
+    x, labels, other = problem(n, 0 if same else m, d, classes)
+    if not same and m == 0:
+        other = {"ref_emb": x[:0].clone(), "ref_labels": labels[:0]}
+    if not same and named:
+        other |= {"ids": torch.randint(0, 60, (n,)), "ref_ids": torch.randint(0, 60, (m,))}
+    return x, torch.where(torch.rand(n) < 0.1, -100, labels), other
+
+
 def every_kind_of_term(n: int, m: int) -> list[Term]:
     u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
     return [

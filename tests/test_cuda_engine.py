@@ -8,7 +8,7 @@ import torch
 from cases import Case, embeddings, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import problem, results, served_terms
+from problems import any_problem, problem, results, served_terms
 from test_losses import compare
 from test_triton_engine import assert_as_dense, sparse
 from torch import Tensor
@@ -70,12 +70,7 @@ def test_anything_equals_dense(
     n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    x, labels, other = problem(n, 0 if same else m, d, classes)
-    if not same and m == 0:
-        other = {"ref_emb": x[:0].clone(), "ref_labels": labels[:0]}
-    if not same and named:
-        other |= {"ids": torch.randint(0, 60, (n,)), "ref_ids": torch.randint(0, 60, (m,))}
-    labels = torch.where(torch.rand(n) < 0.1, -100, labels)
+    x, labels, other = any_problem(n, m, d, classes, same, named)
     leaves = [x, torch.rand(n), torch.rand(n if same else m), torch.tensor(1.3)]
     found = []
     for which, dtype in (("dense", torch.float64), ("cuda", torch.float32)):

@@ -12,7 +12,7 @@ from cases import Case, embeddings, smooth
 from conftest import NARROW, TRITON, assert_within_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import every_kind_of_term, problem, results
+from problems import any_problem, every_kind_of_term, problem, results
 from test_losses import LABELLED, TWO_SETS, check, compare, mined, parameters
 from torch import Tensor
 
@@ -170,12 +170,7 @@ def test_both_equal_dense_on_anything(
     n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    x, labels, other = problem(n, 0 if same else m, d, classes)
-    if not same and m == 0:
-        other = {"ref_emb": x[:0].clone(), "ref_labels": labels[:0]}
-    if not same and named:
-        other |= {"ids": torch.randint(0, 60, (n,)), "ref_ids": torch.randint(0, 60, (m,))}
-    labels = torch.where(torch.rand(n) < 0.1, -100, labels)
+    x, labels, other = any_problem(n, m, d, classes, same, named)
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configurations, "INTERPRETED", SMALL)

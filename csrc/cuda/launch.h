@@ -37,21 +37,22 @@ template <class Call>
 void launch(const std::string& name, void (*kernel)(Call), Grid grid, int threads, int shared,
             Stream stream, const Call& call) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    const std::string what = name + " of " + std::to_string(grid.x) + "×" + std::to_string(grid.y) +
-                             "×" + std::to_string(grid.z) + " blocks, " + std::to_string(shared) +
-                             " bytes of shared memory each";
+    const auto require = [&](cudaError_t code) {
+        if (code == cudaSuccess) return;
+        check(code, name + " of " + std::to_string(grid.x) + "×" + std::to_string(grid.y) + "×" +
+                        std::to_string(grid.z) + " blocks, " + std::to_string(shared) +
+                        " bytes of shared memory each");
+    };
     const auto* function = reinterpret_cast<const void*>(kernel);
     // A limit is the kernel's, not the launch's: another thread may be about to set a lower one.
     static std::mutex one_at_a_time;
     const std::lock_guard<std::mutex> held(one_at_a_time);
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-          what);
+    require(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
     Call copy = call;
     void* parameters[] = {&copy};
-    check(cudaLaunchKernel(function, dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)),
-                           dim3(unsigned(threads)), parameters, std::size_t(shared),
-                           reinterpret_cast<cudaStream_t>(stream)),
-          what);
+    require(cudaLaunchKernel(function, dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)),
+                             dim3(unsigned(threads)), parameters, std::size_t(shared),
+                             reinterpret_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace pairops::cuda

@@ -45,6 +45,15 @@ void visit_number(const std::string& dtype, Visit visit) {
                                     "'; it must be float16, bfloat16 or float32");
 }
 
+// A warp for each row of the set, and of its padding.
+template <class Call>
+void launch_rows(const char* name, void (*kernel)(Call), const Call& call, Stream stream) {
+    const std::int64_t padded = (call.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
+    launch(std::string(name) + " (N = " + std::to_string(call.n) +
+               ", D = " + std::to_string(call.d) + ")",
+           kernel, {padded / ARRANGED_AT_A_TIME, 1, 1}, 32 * ARRANGED_AT_A_TIME, 0, stream, call);
+}
+
 }  // namespace
 
 std::vector<std::string> kinds() { return names_of(static_cast<const Kinds*>(nullptr)); }
@@ -52,7 +61,7 @@ std::vector<std::string> kinds() { return names_of(static_cast<const Kinds*>(nul
 ShapeFacts shape_of(Precision precision, int d, bool hopper) {
     return visit_shape(precision, d, hopper, [](auto shape) {
         using S = decltype(shape);
-        return ShapeFacts{S::rows, S::columns, S::slice, S::parts, S::streamed, S::chunk};
+        return ShapeFacts{S::rows, S::columns, S::slice, S::parts};
     });
 }
 
@@ -61,20 +70,14 @@ std::string reason_against() { return refusal(reinterpret_cast<const void*>(conc
 void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream) {
     visit_number(dtype, [&](auto number) {
         constexpr Number of = decltype(number)::value;
-        const std::int64_t padded = (call.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
-        launch("arrange (N = " + std::to_string(call.n) + ", D = " + std::to_string(call.d) + ")",
-               parts == 1 ? arrange<of, 1> : arrange<of, 2>, {padded / ARRANGED_AT_A_TIME, 1, 1},
-               32 * ARRANGED_AT_A_TIME, 0, stream, call);
+        launch_rows("arrange", parts == 1 ? arrange<of, 1> : arrange<of, 2>, call, stream);
     });
 }
 
 void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream) {
     visit_number(dtype, [&](auto number) {
         constexpr Number of = decltype(number)::value;
-        const std::int64_t padded = (call.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
-        launch("relate (N = " + std::to_string(call.n) + ", D = " + std::to_string(call.d) + ")",
-               parts == 1 ? relate<of, 1> : relate<of, 2>, {padded / ARRANGED_AT_A_TIME, 1, 1},
-               32 * ARRANGED_AT_A_TIME, 0, stream, call);
+        launch_rows("relate", parts == 1 ? relate<of, 1> : relate<of, 2>, call, stream);
     });
 }
 

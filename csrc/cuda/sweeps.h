@@ -18,8 +18,6 @@ struct ShapeFacts {
     int rows, columns;  // of a tile
     int slice;          // numbers of the gradient that one block sums
     int parts;          // float16 numbers for each number
-    bool streamed;
-    int chunk;
 };
 // hopper: Hopper's own sweep where it serves the call. It runs on 9.0 alone, as compiled for 9.0a.
 ShapeFacts shape_of(Precision precision, int d, bool hopper = false);

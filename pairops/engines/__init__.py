@@ -72,9 +72,7 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
 
 def prepared(name: str, pairs: Pairs) -> list[Tensor]:
     """What this engine makes of the embeddings, once for all its calls with these pairs."""
-    if name == "cuda" and name not in pairs.prepared:
-        pairs.prepared[name] = cuda.prepare(pairs)
-    return pairs.prepared.get(name, [])
+    return cuda.prepared(pairs) if name == "cuda" else []
 
 
 def _preferred(pairs: Pairs) -> list[str]:

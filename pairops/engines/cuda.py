@@ -57,26 +57,23 @@ def _is_sliced(dtype: torch.dtype, d: int) -> bool:
 _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def prepare(pairs: Pairs) -> list[Tensor]:
-    """Both sets as they are multiplied: sorted, float16, in panels."""
-    if "relation" in pairs.prepared:
-        return pairs.prepared["relation"]
-    return cuda_kernels.arrange_both(
-        (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
-        None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
-    )
+def prepared(pairs: Pairs) -> list[Tensor]:
+    """Both sets as they are multiplied: sorted, float16, in panels; made once."""
+    if "cuda" not in pairs.prepared:
+        pairs.prepared["cuda"] = pairs.prepared.get("relation") or cuda_kernels.arrange_both(
+            (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
+            None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
+        )
+    return pairs.prepared["cuda"]
 
 
 def _kernels(pairs: Pairs) -> Kernels:
-    x, prepared = pairs.x, pairs.prepared.get("cuda")
-    width = int(prepared[0].shape[1]) if prepared else None
+    x, width = pairs.x, int(prepared(pairs)[0].shape[1])
     return Kernels(x.dtype, int(x.shape[1]), cuda_kernels.on_hopper(x.device), width)
 
 
 def _call(pairs: Pairs) -> Call:
-    if "cuda" not in pairs.prepared:
-        pairs.prepared["cuda"] = prepare(pairs)
-    return Call(pairs, _kernels(pairs), pairs.prepared["cuda"])
+    return Call(pairs, _kernels(pairs), prepared(pairs))
 
 
 def gather(

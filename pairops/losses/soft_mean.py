@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import cuda_kernels
+from ..devices import on_device
 from ..pairs import Pairs
 from .reduction import Reduction, log1p_exp, reduce
 
@@ -91,17 +92,27 @@ def _slopes(
     return result
 
 
+def _told(
+    statistics: Sequence[Tensor], divisors: Sequence[float], keep: Tensor | None
+) -> tuple[list[tuple[int, float]], int | None, list[Tensor]]:
+    """Addresses, and what must live as long."""
+    alive = [statistic.contiguous() for statistic in statistics]
+    given = [(z.data_ptr(), divisor) for z, divisor in zip(alive, divisors, strict=True)]
+    if keep is None:
+        return given, None, alive
+    alive.append(keep.contiguous())
+    return given, alive[-1].data_ptr(), alive
+
+
 def _soft_mean_op(
     statistics: Sequence[Tensor], divisors: Sequence[float], keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     first = statistics[0]
     loss, count = _soft_mean_fake(statistics)
-    whole = [statistic.contiguous() for statistic in statistics]
-    given = [(z.data_ptr(), divisor) for z, divisor in zip(whole, divisors, strict=True)]
-    kept = None if keep is None else keep.contiguous()
-    with cuda_kernels.on_device(first):
+    given, kept, _alive = _told(statistics, divisors, keep)
+    with on_device(first):
         cuda_kernels.KERNELS.soft_mean(
-            given, None if kept is None else kept.data_ptr(), first.shape[0],
+            given, kept, first.shape[0],
             loss.data_ptr(), count.data_ptr(), cuda_kernels.stream_of(first),
         )  # fmt: skip
     return loss, count
@@ -116,13 +127,11 @@ def _soft_mean_slopes_op(
 ) -> list[Tensor]:
     first = statistics[0]
     cotangents = _like(statistics)
-    whole = [statistic.contiguous() for statistic in statistics]
-    given = [(z.data_ptr(), divisor) for z, divisor in zip(whole, divisors, strict=True)]
-    kept = None if keep is None else keep.contiguous()
-    with cuda_kernels.on_device(first):
+    given, kept, _alive = _told(statistics, divisors, keep)
+    with on_device(first):
         cuda_kernels.KERNELS.soft_mean_slopes(
             gradient.data_ptr(), count.data_ptr(), given,
-            None if kept is None else kept.data_ptr(), first.shape[0],
+            kept, first.shape[0],
             [z.data_ptr() for z in cotangents], cuda_kernels.stream_of(first),
         )  # fmt: skip
     return cotangents

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..devices import on_device
 from ..terms import Wanted
 from . import chunks, generated, monoids
 from .generated import Sweep
-from .launches import Call, Found, on_device, options, static
+from .launches import Call, Found, options, static
 from .monoids import INTERPRETED
 from .operands import Side
 from .placed import Placed

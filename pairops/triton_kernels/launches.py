@@ -1,6 +1,5 @@
 """One call's sweeps: which terms, over the rows of which set, into which tensors."""
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..bands import bands
-from ..devices import processors, splits
+from ..devices import on_device, processors, splits
 from ..pairs import Pairs
 from ..terms import Term
 from . import conclusions, generated, sweeps
@@ -239,8 +238,3 @@ def static(record: Any) -> Any:
 
 def options(warps: int = 4, stages: int = 1) -> dict[str, Any]:
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be that of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -13,8 +13,7 @@ class Run {
     Run(Problem& problem, std::vector<Term>& terms)
         : problem_(problem), shaped_(problem.shaped), terms_(terms) {
         facts_ = shape_of(shaped_.precision, shaped_.d, shaped_.hopper);
-        const int whole = facts_.streamed ? facts_.slice : facts_.chunk;
-        panels_ = (shaped_.d + whole - 1) / whole * (whole / PANEL);
+        panels_ = (shaped_.d + facts_.slice - 1) / facts_.slice * (facts_.slice / PANEL);
     }
 
     // Of which sets is a gradient by the embeddings asked for?
