@@ -1,0 +1,62 @@
+"""Every loss written naively from its paper: the oracle that the engines are compared with.
+
+Nothing here knows the library. A loss computes in `dtype` (float64; float32 gives what dense torch
+gets), by plain autograd over the whole matrix, and returns one number per anchor, in the caller's
+order; `reduce` makes them one. A loss over pairs also takes reduction="mean_pairs" and weight=, and
+is then a scalar.
+
+All are written in closeness t: a similarity, or minus a distance. What the user says as a place on
+that axis (margins, base, beta) is a similarity or a distance, and turned `at` its place.
+
+The losses over labels share these keywords (see `Rows`):
+    ref_emb, ref_labels   the references; None: the anchors themselves
+    own                   (N,) the reference that row i itself is, or -1; None: i if the same set
+    distance              "cosine", "dot", "l2", "sqeuclidean" or "snr"
+    normalize             compare x / |x|, where the zero vector stays zero and gets no gradient;
+                          None: unless for "dot"
+    ignore_index          rows with this label are neither anchors nor references; None: no label
+    dtype                 what to compute in
+The losses over two sets share distance, normalize and dtype.
+"""
+
+from .margins import (
+    binomial_deviance_loss,
+    contrastive_loss,
+    lifted_structure_loss,
+    margin_loss,
+    triplet_loss,
+)
+from .rows import closeness, reduce
+from .softmaxes import (
+    circle_loss,
+    decoupled_softmax_loss,
+    mlcd_loss,
+    ms_loss,
+    n_pair_loss,
+    n_pairs,
+    nca_loss,
+    nt_xent_loss,
+    supcon_loss,
+)
+from .two_sets import info_nce_loss, siglip_loss
+
+__all__ = [
+    "binomial_deviance_loss",
+    "circle_loss",
+    "closeness",
+    "contrastive_loss",
+    "decoupled_softmax_loss",
+    "info_nce_loss",
+    "lifted_structure_loss",
+    "margin_loss",
+    "mlcd_loss",
+    "ms_loss",
+    "n_pair_loss",
+    "n_pairs",
+    "nca_loss",
+    "nt_xent_loss",
+    "reduce",
+    "siglip_loss",
+    "supcon_loss",
+    "triplet_loss",
+]
