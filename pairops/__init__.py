@@ -13,6 +13,7 @@ from .losses import (
     triplet_loss,
 )
 from .losses.pair import pair_loss
+from .memory import CrossBatchMemory
 from .pairs import Pairs
 from .stats import row_stats
 from .terms import ALL, NEG, POS, Term, highest, lowest, lse, partner, total
@@ -26,6 +27,7 @@ __all__ = [
     "ALL",
     "NEG",
     "POS",
+    "CrossBatchMemory",
     "Function",
     "Pairs",
     "Term",
