@@ -16,7 +16,8 @@ The losses over labels share these keywords (see `Rows`):
                           None: unless for "dot"
     ignore_index          rows with this label are neither anchors nor references; None: no label
     dtype                 what to compute in
-The losses over two sets share distance, normalize and dtype.
+Those against proxies take distance, normalize, ignore_index and dtype of these, and those over two
+sets distance, normalize and dtype.
 """
 
 from .margins import (
@@ -26,6 +27,8 @@ from .margins import (
     margin_loss,
     triplet_loss,
 )
+from .proxies import proxy_anchor_loss, proxy_nca_loss
+from .reported import Aux, aux
 from .rows import closeness, reduce
 from .softmaxes import (
     circle_loss,
@@ -38,25 +41,44 @@ from .softmaxes import (
     nt_xent_loss,
     supcon_loss,
 )
-from .two_sets import info_nce_loss, siglip_loss
+from .two_sets import (
+    anchor_info_nce_loss,
+    decoupled_contrastive_loss,
+    info_nce_loss,
+    multi_positive_loss,
+    quality_weighted_info_nce_loss,
+    siglip_loss,
+    sms_loss,
+    tal_loss,
+)
 
 __all__ = [
+    "Aux",
+    "anchor_info_nce_loss",
+    "aux",
     "binomial_deviance_loss",
     "circle_loss",
     "closeness",
     "contrastive_loss",
+    "decoupled_contrastive_loss",
     "decoupled_softmax_loss",
     "info_nce_loss",
     "lifted_structure_loss",
     "margin_loss",
     "mlcd_loss",
     "ms_loss",
+    "multi_positive_loss",
     "n_pair_loss",
     "n_pairs",
     "nca_loss",
     "nt_xent_loss",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
+    "quality_weighted_info_nce_loss",
     "reduce",
     "siglip_loss",
+    "sms_loss",
     "supcon_loss",
+    "tal_loss",
     "triplet_loss",
 ]
