@@ -173,6 +173,18 @@ def test_proxies_of_which_some_share_a_label():
     agree(actual.sum(), expected.sum(), x, proxies)
 
 
+def test_supcon_as_supcontrast():
+    """Its matrix form, less the shift by the maximum, with base_temperature = temperature."""
+    x, labels = sample(40)
+    labels[0] = 100  # without positives, and still in the mean
+    logits = normalize(x) @ normalize(x).T / 0.1
+    but_self = 1 - torch.eye(40, dtype=torch.float64)
+    mask = (labels[:, None] == labels).double() * but_self
+    log_prob = logits - (logits.exp() * but_self).sum(1, keepdim=True).log()
+    expected = -((mask * log_prob).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    agree(formulas.reduce(formulas.supcon_loss(x, labels)), expected, x)
+
+
 def test_reported():
     x, labels = sample(30)
     labels[:4] = torch.tensor([7, 8, -100, 0])

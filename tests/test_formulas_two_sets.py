@@ -5,7 +5,20 @@ import pytest
 import torch
 from test_formulas import agree, sample
 from test_formulas_twice import leaf, relu, two_sets
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+
+
+def test_pair_losses_as_open_clip():
+    (x, _), (y, _) = sample(30), sample(30, seed=1)
+    scale, bias = (torch.tensor(each).double().requires_grad_() for each in (14.0, -10.0))
+    logits, target = normalize(x) @ normalize(y).T * scale, torch.arange(30)
+    expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    actual = formulas.reduce(formulas.info_nce_loss(x, y, temperature=1 / scale))
+    agree(actual, expected, x, y, scale)
+    signs = 2 * torch.eye(30, dtype=torch.float64) - torch.ones(30, 30, dtype=torch.float64)
+    expected = -logsigmoid(signs * (logits + bias)).sum() / 30
+    actual = formulas.reduce(formulas.siglip_loss(x, y, scale=scale, bias=bias))
+    agree(actual, expected, x, y, scale, bias)
 
 
 def test_info_nce_with_hard_negatives():

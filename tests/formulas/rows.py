@@ -179,10 +179,10 @@ def highest(s: Tensor) -> Tensor:
 
 
 def softplus(z: Tensor) -> Tensor:
-    """Return log(1 + e^z). (F.softplus is the identity above 20 and so 2e-9 off.)"""
+    """Return log(1 + e^z), also where it is tiny. (F.softplus is 2e-9 off above 20.)"""
     return torch.logaddexp(z, torch.zeros_like(z))
 
 
 def log1p_sum_exp(z: Tensor) -> Tensor:
     """Return log(1 + sum e^z) of the last dimension of z, which may be empty."""
-    return torch.cat([z.new_zeros(*z.shape[:-1], 1), z], dim=-1).logsumexp(-1)
+    return softplus(z.logsumexp(-1))
