@@ -57,7 +57,7 @@ def triplet_loss(
             z = torch.stack([_semihard(p, neg) - p + margin for p in pos])
         else:
             assert mining == "all", mining
-            z = torch.stack([n - p + margin for p in pos for n in neg])
+            z = (neg - pos[:, None] + margin).flatten()
         sides.append((phi(z),))
     assert reduction == "none" or mining != "hard", "a hardest triplet is no pair"
     counted = "active" if mining == "all" and not soft else "all"
@@ -103,13 +103,15 @@ def lifted_structure_loss(
         return rows.spread([hinge(total(m_p - pos) + total(neg - m_n)) for pos, neg in rows])
 
     assert form == "original", form
+    masked = zip(rows.t.T, rows.negative.T, strict=True)
+    columns = [(column[negative] - m_n).logsumexp(0) for column, negative in masked]  # -inf: no j
     sides = []
-    for i, (_, neg) in enumerate(rows):
-        losses = []
-        for p in rows.positive[i].nonzero()[:, 0].tolist():
-            both = torch.cat([neg, rows.t[rows.negative[:, p], p]])
-            z = m_p - rows.t[i, p] + (both - m_n).logsumexp(0)
-            losses.append(hinge(z) ** 2 / 2 if len(both) else 0 * rows.t[i, p])
+    for (pos, neg), positive in zip(rows, rows.positive, strict=True):
+        row, losses = (neg - m_n).logsumexp(0), []
+        for t, p in zip(pos, positive.nonzero()[:, 0].tolist(), strict=True):
+            alone = not len(neg) and not rows.negative[:, p].any()
+            z = m_p - t + torch.logaddexp(row, columns[p])
+            losses.append(0 * t if alone else hinge(z) ** 2 / 2)
         sides.append((torch.stack(losses) if losses else neg.new_zeros(0),))
     return rows.over_pairs(sides, reduction=reduction, weight=weight)
 
