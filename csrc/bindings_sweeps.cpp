@@ -90,7 +90,7 @@ Names named(const std::tuple<Rs...>*) {
 }
 
 const Names& served() {
-    static const Names names = named(static_cast<const Recipes*>(nullptr));
+    static const Names names = named(static_cast<const CpuRecipes*>(nullptr));
     return names;
 }
 

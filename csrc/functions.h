@@ -31,6 +31,22 @@ struct Identity {
     }
 };
 
+// The sum counts pairs, a NaN among them.
+struct One {
+    static constexpr const char* name = "one";
+    static constexpr const char* arguments = "";
+    static constexpr int arity = 0;
+
+    template <class T>
+    HD static T value(T) {
+        return T(1);
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T) {
+        return {{T(0)}};
+    }
+};
+
 // scale * (s - base)
 struct Affine {
     static constexpr const char* name = "affine";
@@ -90,7 +106,64 @@ struct Softplus {
     }
 };
 
-using Functions = std::tuple<Identity, Affine, Hinge, Softplus>;
+// max(0, x), and NaN of a NaN: the weight of a pair in circle loss, held constant in every slope.
+template <class T>
+HD inline T circle_weight(T x) {
+    return select(x <= T(0), T(0), x);
+}
+
+// -gamma * weight * (s - (1 - margin))
+struct CirclePull {
+    static constexpr const char* name = "circle_pull";
+    static constexpr const char* arguments = "gamma, margin";
+    static constexpr int arity = 2;
+
+    template <class T>
+    HD static T value(T s, T gamma, T margin) {
+        return -gamma * circle_weight(T(1) + margin - s) * (s - (T(1) - margin));
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T gamma, T margin) {
+        const T weight = circle_weight(T(1) + margin - s);
+        return {{-gamma * weight, -weight * (s - (T(1) - margin)), -gamma * weight}};
+    }
+};
+
+// gamma * weight * (s - margin)
+struct CirclePush {
+    static constexpr const char* name = "circle_push";
+    static constexpr const char* arguments = "gamma, margin";
+    static constexpr int arity = 2;
+
+    template <class T>
+    HD static T value(T s, T gamma, T margin) {
+        return gamma * circle_weight(s + margin) * (s - margin);
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T gamma, T margin) {
+        const T weight = circle_weight(s + margin);
+        return {{gamma * weight, weight * (s - margin), -gamma * weight}};
+    }
+};
+
+// s * exp(scale * s - shift), the exponential held constant.
+struct Attended {
+    static constexpr const char* name = "attended";
+    static constexpr const char* arguments = "scale, shift";
+    static constexpr int arity = 2;
+
+    template <class T>
+    HD static T value(T s, T scale, T shift) {
+        return s * exp(scale * s - shift);
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T scale, T shift) {
+        return {{exp(scale * s - shift), T(0) * s, T(0) * s}};
+    }
+};
+
+using Functions =
+    std::tuple<Identity, One, Affine, Hinge, Softplus, CirclePull, CirclePush, Attended>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

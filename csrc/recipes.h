@@ -30,7 +30,8 @@ struct Term {
 template <class... Terms>
 struct Recipe {};
 
-// An engine that keeps terms apart, as the CPU's does, serves every combination of these terms.
+// An engine that keeps terms apart, as the CPU's does, serves every combination of its terms.
+// Compiled for every processor:
 using Recipes = std::tuple<
     // multi-similarity, mined: farthest positive, nearest and mined negatives, mined positives
     Recipe<Term<LowestValue, Side::pos, Affine>>,
@@ -52,6 +53,23 @@ using Recipes = std::tuple<
     // triplet: batch hard, and negatives between two bounds
     Recipe<Term<Lowest, Side::pos, Identity>, Term<Highest, Side::neg, Identity>>,
     Recipe<Term<Sum, Side::neg, Hinge, above | below>, Term<Highest, Side::neg, Identity, below>>>;
+
+// For the CPU alone; on a GPU these are Triton's.
+using OfTheCpu = std::tuple<
+    // pairs counted; ranks: negatives nearer than the nearest positive
+    Recipe<Term<HighestValue, Side::pos, Identity>>,
+    Recipe<Term<Sum, Side::pos, One>, Term<Sum, Side::pos, One, above>,
+           Term<Sum, Side::pos, One, below>>,
+    Recipe<Term<Sum, Side::neg, One>, Term<Sum, Side::neg, One, above>,
+           Term<Sum, Side::neg, One, below>>,
+    // circle loss
+    Recipe<Term<LogSumExp, Side::pos, CirclePull>, Term<LogSumExp, Side::neg, CirclePush>>,
+    // a softmax over positives, held constant
+    Recipe<Term<Sum, Side::pos, Attended>>,
+    // contrastive as cross-batch memory has it, label smoothing; triplet: the farthest negative
+    Recipe<Term<Sum, Side::neg, Affine>, Term<Sum, Side::neg, Affine, above>>,
+    Recipe<Term<Lowest, Side::neg, Identity>>>;
+using CpuRecipes = decltype(std::tuple_cat(Recipes(), OfTheCpu()));
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -1,6 +1,6 @@
 """What one pair contributes: each function as a value and its slopes, one scalar at a time.
 
-A built-in function is written in the five words imported below and in arithmetic, so that one
+A built-in function is written in the six words imported below and in arithmetic, so that one
 source serves every engine written in Python: torch binds the words here, a kernel language binds
 them to its own. `csrc/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
 """
@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import abs, exp, log1p, relu, sigmoid  # the five words
+from torch import abs, detach, exp, log1p, relu, sigmoid  # the six words
 
-__all__ = ["FUNCTIONS", "Function", "affine", "hinge", "identity", "softplus"]
+__all__ = [
+    "FUNCTIONS",
+    "Function",
+    "affine",
+    "attended",
+    "circle_pull",
+    "circle_push",
+    "hinge",
+    "identity",
+    "one",
+    "softplus",
+]
 
 FUNCTIONS: dict[str, "Function"] = {}  # by name: a recipe names its functions, never a callable
 
@@ -110,6 +121,14 @@ def _identity_slopes(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return (1.0,)
 
 
+def _one(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return 1.0
+
+
+def _one_slopes(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return (0.0,)
+
+
 def _affine(s, scale, base):  # type: ignore[no-untyped-def]
     return scale * (s - base)
 
@@ -138,6 +157,32 @@ def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
     return share * scale, share * s, share
 
 
+def _circle_pull(s, gamma, margin):  # type: ignore[no-untyped-def]
+    return -gamma * detach(relu(1 + margin - s)) * (s - (1 - margin))
+
+
+def _circle_pull_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
+    weight = relu(1 + margin - s)
+    return -gamma * weight, -weight * (s - (1 - margin)), -gamma * weight
+
+
+def _circle_push(s, gamma, margin):  # type: ignore[no-untyped-def]
+    return gamma * detach(relu(s + margin)) * (s - margin)
+
+
+def _circle_push_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
+    weight = relu(s + margin)
+    return gamma * weight, weight * (s - margin), -gamma * weight
+
+
+def _attended(s, scale, shift):  # type: ignore[no-untyped-def]
+    return s * detach(exp(scale * s - shift))
+
+
+def _attended_slopes(s, scale, shift):  # type: ignore[no-untyped-def]
+    return exp(scale * s - shift), 0.0 * s, 0.0 * s
+
+
 # s
 identity = Function(_identity, _identity_slopes, "identity", finite=True)
 # scale (s - base)
@@ -146,3 +191,16 @@ affine = Function(_affine, _affine_slopes, "affine", finite=True)
 hinge = Function(_hinge, _hinge_slopes, "hinge", finite=True)
 # log(1 + exp(scale s + bias)); a bias, not a base, because a learned scale may pass through 0
 softplus = Function(_softplus, _softplus_slopes, "softplus", finite=True)
+# 1: Σ counts the pairs inside the window, of which a NaN is one
+one = Function(_one, _one_slopes, "one", finite=True)
+# −gamma [1 + margin − s]₊ (s − (1 − margin)), the weight [·]₊ held constant: circle's positives
+circle_pull = Function(
+    _circle_pull, _circle_pull_slopes, "circle_pull", is_derivative=False, finite=True
+)
+# gamma [s + margin]₊ (s − margin), [·]₊ held constant: circle loss's negatives
+circle_push = Function(
+    _circle_push, _circle_push_slopes, "circle_push", is_derivative=False, finite=True
+)
+# s exp(scale s − shift), the exponential held constant: with the log-sum-exp of scale s as shift,
+# Σ is the mean of s under a softmax without gradient
+attended = Function(_attended, _attended_slopes, "attended", is_derivative=False)

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 import pairops
-from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops import (
+    ALL,
+    NEG,
+    POS,
+    Pairs,
+    cuda_kernels,
+    highest,
+    lowest,
+    lse,
+    partner,
+    row_stats,
+    total,
+)
 from pairops.engines import native
 from pairops.functions import hinge, softplus
 from pairops.terms import Argument, Partner, Term, unpack
@@ -85,6 +97,11 @@ def served_terms(
             pattern = replace(pattern, below=u.detach() if below is None else below)
         terms.append(pattern)
     return terms
+
+
+def of_gpus(terms: Iterable[Term]) -> list[Term]:
+    """Of these, those that the CUDA kernels are compiled for."""
+    return [term for term in terms if term.kind in cuda_kernels.KINDS]
 
 
 def terms_for(engine: str, n: int, m: int) -> list[Term]:

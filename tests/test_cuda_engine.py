@@ -8,7 +8,7 @@ import torch
 from cases import Case, embeddings, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import any_problem, problem, results, served_terms
+from problems import any_problem, of_gpus, problem, results, served_terms
 from test_losses import compare
 from test_triton_engine import assert_as_dense, sparse
 from torch import Tensor
@@ -24,9 +24,11 @@ SPLITS = [1, 40]  # processors: of one block each, and of more parts than there 
 def statistics(
     x: Tensor, labels: Tensor, other: dict[str, Any], u: Tensor, v: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:
-    """Every term of csrc/recipes.h over rows and over columns."""
+    """Every term that is compiled for GPUs over rows and over columns."""
     pairs = Pairs.of(x, labels, **other)
-    return row_stats(pairs, *served_terms(u, v, t), cols=served_terms(v, u, t, turn=1))
+    return row_stats(
+        pairs, *of_gpus(served_terms(u, v, t)), cols=of_gpus(served_terms(v, u, t, turn=1))
+    )
 
 
 @pytest.mark.parametrize("processors", SPLITS)
@@ -159,10 +161,12 @@ def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
     return [
         ("x is float64; the CUDA kernels sum in float32",
          lambda: pairops.ms_loss(x.double(), labels)),
-        ("no recipe in csrc/recipes.h has a sum:unknown_to_cuda",
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a sum:unknown_to_cuda",
          lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN))),
-        ("no recipe in csrc/recipes.h has a lowest@:affine",
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a lowest@:affine",
          lambda: row_stats(Pairs.of(x, labels), lowest(NEG, 1.0, 0.0, function=affine))),
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a sum:one",
+         lambda: row_stats(Pairs.of(x, labels), total(NEG, function=pairops.functions.one))),
         ("x has 65537 dimensions; the CUDA kernels take 65536",
          lambda: pairops.ms_loss(torch.zeros(2, 65537), labels[:2])),
         ("x is on cpu; the CUDA kernels are for CUDA devices", elsewhere),

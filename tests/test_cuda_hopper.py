@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import Case, embeddings, smooth
 from conftest import DEVICE
-from problems import results, served_terms
+from problems import of_gpus, results, served_terms
 from test_losses import LABELLED, TWO_SETS, check, compare, mined, parameters
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def test_schedules_change_no_bit(d: int, m: int) -> None:
     def run() -> list[Tensor]:
         leaves = [z.clone().requires_grad_() for z in sets]
         given = {**other, "ref_emb": leaves[1]} if m else {}
-        terms = served_terms(u, v, torch.tensor(1.3))
+        terms = of_gpus(served_terms(u, v, torch.tensor(1.3)))
         with pairops.use("cuda"):
             return results(lambda: row_stats(Pairs.of(leaves[0], labels, **given), *terms), leaves)
 

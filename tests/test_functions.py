@@ -1,10 +1,11 @@
 """Pair functions, built in and of one's own: slopes, recipes, and what an engine makes of them."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import gradients
+from conftest import HERE, WIDE, gradients
 from problems import DOUBLE, every_kind_of_term, problem, results
 from torch import Tensor
 
@@ -14,14 +15,26 @@ from pairops.functions import FUNCTIONS
 from pairops.terms import pack, unpack
 
 
-@pytest.mark.parametrize("function", ["identity", "affine", "hinge", "softplus"])
+@pytest.fixture(params=[name for name in HERE if name != "cuda"])
+def engine_that_counts(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of these, those that serve functions of which csrc/recipes.h says that they are the CPU's."""
+    with pairops.use(request.param):
+        yield request.param
+
+
+BUILT_IN = (
+    "identity", "one", "affine", "hinge", "softplus", "circle_pull", "circle_push", "attended"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", BUILT_IN)
 def test_slopes_are_the_derivatives(function: str) -> None:
     f = FUNCTIONS[function]
     s = torch.linspace(-1, 1, 41, dtype=DOUBLE)
     for scale, base in itertools.product((-3.0, 0.0, 10.0), (-0.512, 0.0, 0.498)):
         args = [torch.full_like(s, a) for a in (scale, base)][: f.arity]
         inputs = [z.clone().requires_grad_() for z in (s, *args)]
-        value = f.value(*inputs)
+        value = f.value(*inputs) + 0 * inputs[0]
         found = torch.autograd.grad(value.sum(), inputs, allow_unused=True)
         for mine, theirs in zip(f.slopes(s, *args), found, strict=True):  # type: ignore[misc]
             at_kink = (value == 0) & (function == "hinge")
@@ -112,15 +125,80 @@ def test_a_function_may_ignore_the_similarity() -> None:
     x, labels, _ = problem()
     w = torch.rand(60, dtype=DOUBLE, requires_grad=True)
     weight_only = Function(lambda s, a: a * 1.0, lambda s, a: (0.0, 1.0), name="weight_only")  # noqa: ARG005
-    one = Function(lambda s: 1.0, lambda s: (0.0,), name="one")  # noqa: ARG005
     pairs = Pairs.of(x, labels)
     negatives = pairs.counts()[1].double()
     terms = [total(NEG, w, function=weight_only), lse(NEG, w, function=weight_only)]
-    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=one))
+    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=pairops.functions.one))
     torch.testing.assert_close(sums, negatives * w)
     torch.testing.assert_close(logs, w + negatives.log())
     assert torch.equal(count, negatives)
     torch.testing.assert_close(torch.autograd.grad(sums.sum() + logs.sum(), w)[0], negatives + 1.0)
+
+
+@pytest.mark.usefixtures("small_tiles", "engine_that_counts")
+def test_pairs_are_counted() -> None:
+    """All of a side, or those inside a window; no gradient comes of it, nor of its gradient."""
+    x, labels, _ = problem()
+    x = x.float().requires_grad_()
+    one, t = pairops.functions.one, torch.rand(60) - 0.5
+    pairs = Pairs.of(x, labels)
+    found = row_stats(
+        pairs,
+        *(total(side, function=one) for side in (POS, NEG)),
+        *(total(side, function=one, above=t) for side in (POS, NEG)),
+        *(total(side, function=one, below=t) for side in (POS, NEG)),
+    )
+    unit = x.detach().double() / x.detach().double().norm(dim=1, keepdim=True)
+    s, other = unit @ unit.T, ~torch.eye(60, dtype=torch.bool)
+    positive = labels[:, None] == labels
+    for k, window in enumerate((s < 2, s > t[:, None], s < t[:, None])):
+        for side, present in enumerate((positive & other, ~positive)):
+            assert torch.equal(found[2 * k + side].long(), (present & window).sum(1))
+    r = torch.cat(found).sum() + 0 * x.sum()
+    (g,) = torch.autograd.grad(r, x, create_graph=True)
+    (h,) = torch.autograd.grad(g.sum() + 0 * x.sum(), x)
+    assert bool((g == 0).all())
+    assert bool((h == 0).all())
+
+
+HELD = {
+    "circle_pull": lambda s, g, m: -g * (1 + m - s).clamp(min=0).detach() * (s - 1 + m),
+    "circle_push": lambda s, g, m: g * (s + m).clamp(min=0).detach() * (s - m),
+    "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * s + 0 * scale * shift,
+}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", HELD)
+def test_what_is_held_constant(name: str, engine_that_counts: str) -> None:
+    """Value and gradients by embeddings and both arguments, against torch with a detach."""
+    x, labels, _ = problem()
+    dtype = DOUBLE if engine_that_counts in WIDE else torch.float32
+    gather, side = (
+        (total, POS) if name == "attended" else (lse, POS if name == "circle_pull" else NEG)
+    )
+    values = x, torch.rand(60) + 1, torch.rand(60)
+    found = []
+    for kind in (dtype, DOUBLE):
+        leaves = [z.to(dtype).to(kind).requires_grad_() for z in values]
+        z, *args = leaves
+        if not found:
+            (r,) = row_stats(Pairs.of(z, labels), gather(side, *args, function=FUNCTIONS[name]))
+        else:
+            unit = z / z.norm(dim=1, keepdim=True)
+            f = HELD[name](unit @ unit.T, *[a[:, None] for a in args])
+            kept = (labels[:, None] == labels) == (side == POS)
+            kept &= ~torch.eye(60, dtype=torch.bool)
+            r = (
+                (f * kept).sum(1)
+                if gather is total
+                else f.masked_fill(~kept, -torch.inf).logsumexp(1)
+            )
+        weighted = (torch.where(r.isinf(), 0, r) * torch.linspace(-1, 2, 60)).sum()
+        found.append((r, *torch.autograd.grad(weighted, leaves, materialize_grads=True)))
+    tolerance = 1e-11 if dtype == DOUBLE else 1e-4
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -43,8 +43,8 @@ def found(
     """Statistics, and gradients of a fixed combination of the finite ones."""
     statistics = row_stats(pairs(), *rows, cols=cols)
     live = torch.cat([torch.where(r.isinf(), 0, r) for r in statistics])
-    if not live.requires_grad:
-        return [*statistics]
+    if not live.requires_grad:  # counts are constants to dense
+        return [*statistics, *[torch.zeros_like(z) for z in leaves]]
     return [*statistics, *gradients(lambda: live, leaves, torch.linspace(-1, 2, len(live)))]
 
 

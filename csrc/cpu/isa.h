@@ -19,7 +19,7 @@ struct KernelsOf {
     static constexpr int n_cols = 2 * L::count;
     static_assert(TILE % n_rows == 0 && TILE % n_cols == 0);
 
-    static constexpr TermTable<Wide, Recipes> terms{};
+    static constexpr TermTable<Wide, CpuRecipes> terms{};
     static constexpr Kernels<T> table{
         n_rows,
         n_cols,

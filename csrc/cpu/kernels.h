@@ -78,7 +78,7 @@ template <class T>
 struct Kernels {
     int panel_rows, panel_cols;  // of the micro-kernel
     int lanes;
-    const TermKernels<T>* terms;  // as Recipes has them, one after the other
+    const TermKernels<T>* terms;  // as CpuRecipes has them, one after the other
 
     // Scaled rows [first, first + count), cut into panels of panel_rows, (d, panel_rows) each.
     void (*pack_rows)(const Embeddings&, Place first, int count, T* panels);

@@ -40,7 +40,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
         if term.kind not in cuda_kernels.KINDS:
-            return f"no recipe in csrc/recipes.h has a {term.kind}"
+            return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {term.kind}"
     return None
 
 
