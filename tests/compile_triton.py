@@ -1,10 +1,10 @@
 """Compiles the Triton sweeps of losses for GPUs that are not there, and prints what they take.
 
-    python tests/compile_triton.py 90 bfloat16 128 highest ms_loss supcon_loss
+    python tests/compile_triton.py 90 bfloat16-128-ms_loss-highest float32-128-supcon_loss-high
 
 One JSON object per kernel: its registers, its shared memory, bytes spilled. Run by
-test_triton_compiled.py in a process of its own, since it takes Triton's driver for a stand-in that
-compiles and launches nothing.
+test_triton_compiled.py in processes of their own, one per GPU, since it takes Triton's driver for a
+stand-in that compiles and launches nothing.
 """
 
 import json
@@ -56,8 +56,8 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
 
 
-def compiled(capability: int, run: Any) -> list[dict[str, Any]]:
-    """The kernels that `run` launches."""
+def compile_for(capability: int) -> dict[str, dict[str, Any]]:
+    """Triton compiles from here on instead of launching; what it has compiled, by its hash."""
     triton.runtime.driver.set_active(NoDriver(capability))
     kernels: dict[str, dict[str, Any]] = {}
     launch = JITFunction.run
@@ -79,9 +79,7 @@ def compiled(capability: int, run: Any) -> list[dict[str, Any]]:
     JITFunction.run = compile_only
     engine.declines = lambda *_call: None
     engine.capability = lambda _device: divmod(capability, 10)
-    with pairops.use("triton"):
-        run()
-    return list(kernels.values())
+    return kernels
 
 
 def step(name: str, dtype: torch.dtype, d: int) -> None:
@@ -93,10 +91,13 @@ def step(name: str, dtype: torch.dtype, d: int) -> None:
 
 
 if __name__ == "__main__":
-    capability, dtype, d, level, *names = sys.argv[1:]
-    torch.set_float32_matmul_precision(level)
-    for name in names:
-        for line in compiled(
-            int(capability), lambda n=name: step(n, getattr(torch, dtype), int(d))
-        ):
-            print(json.dumps({"loss": name, **line}), flush=True)
+    capability, *jobs = sys.argv[1:]
+    kernels = compile_for(int(capability))
+    for job in jobs:
+        dtype, d, loss, level = job.split("-")
+        torch.set_float32_matmul_precision(level)
+        kernels.clear()
+        with pairops.use("triton"):
+            step(loss, getattr(torch, dtype), int(d))
+        for kernel in kernels.values():
+            print(json.dumps({"job": job, **kernel}), flush=True)
