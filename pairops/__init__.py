@@ -2,21 +2,20 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import losses
+from . import nn as nn
+from .arguments import partner, table
 from .engines import use
 from .functions import Function
-from .losses import (
-    contrastive_loss,
-    info_nce_loss,
-    ms_loss,
-    siglip_loss,
-    supcon_loss,
-    triplet_loss,
-)
+from .losses import *  # noqa: F403
+from .losses.objective import Aux
 from .losses.pair import pair_loss
 from .memory import CrossBatchMemory
+from .mining import mine
+from .block import pair_weights
 from .pairs import Pairs
 from .stats import row_stats
-from .terms import ALL, NEG, POS, Term, highest, lowest, lse, partner, total
+from .terms import ALL, NEG, POS, Term, highest, lowest, lse, total
 
 try:
     __version__ = version("pairops")
@@ -27,22 +26,21 @@ __all__ = [
     "ALL",
     "NEG",
     "POS",
+    "Aux",
     "CrossBatchMemory",
     "Function",
     "Pairs",
     "Term",
-    "contrastive_loss",
     "highest",
-    "info_nce_loss",
     "lowest",
     "lse",
-    "ms_loss",
+    "mine",
     "pair_loss",
+    "pair_weights",
     "partner",
     "row_stats",
-    "siglip_loss",
-    "supcon_loss",
+    "table",
     "total",
-    "triplet_loss",
     "use",
 ]
+__all__ += losses.__all__

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from . import devices
+from .arguments import Partner
 from .cuda_kernels import Kernels, stream_of
 from .cuda_told import Role, Told, band_only
 from .devices import on_device
 from .extension import DTYPES
 from .pairs import Pairs
-from .terms import Partner, Term, Wanted
+from .terms import Term, Wanted
 
 
 class Call:

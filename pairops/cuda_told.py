@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import cuda_kernels
+from .arguments import Argument, Partner, Table
 from .bands import bands
 from .cuda_kernels import Kernels
 from .pairs import Pairs
-from .terms import POS, Partner, Term
+from .terms import POS, Term
 
 _FIRST_OPERAND = 2  # the slots before it hold the scale
 
@@ -95,9 +96,10 @@ class Told:
             self.kernels.panels, slots[0].operands, slots[1].operands, terms,
         )  # fmt: skip
 
-    def _operand(self, a: float | Tensor | Partner) -> tuple[int | None, int, float]:
+    def _operand(self, a: Argument) -> tuple[int | None, int, float]:
         if isinstance(a, float):
             return None, 0, a
+        assert not isinstance(a, Table), "no term with a table is compiled"
         values = a.values if isinstance(a, Partner) else a
         if values.stride(0) == 0:
             self.alive.append(values)

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .terms import Partner, Term
+from .arguments import Argument, Partner, Table
+from .rows import add_rows
+from .terms import Term
 
 
 def weigh_extreme(
@@ -28,24 +30,20 @@ def weigh_extreme(
 
     owner, partner = select(owners), select(partners.index_select(0, at))
     s = (owner * partner).sum(1)
-    args: list[Any] = [a.values[at] if isinstance(a, Partner) else a for a in term.args]
+    args = [_of_pairs(a, at) for a in term.args]
     slope, *slopes = term.slopes(s, *args)
     weight = select(cotangent * slope).unsqueeze(1)
     by_vector = []
     for k, a in enumerate(term.args):
         if isinstance(a, Partner):
-            by_vector.append(_add_rows(a.values, at, select(cotangent * slopes[k])))
+            by_vector.append(add_rows(a.values, at, select(cotangent * slopes[k])))
         elif isinstance(a, Tensor):
             by_vector.append(select(cotangent * slopes[k]))
-    return weight * partner, _add_rows(partners, at, weight * owner), by_vector
+    return weight * partner, add_rows(partners, at, weight * owner), by_vector
 
 
-def _add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-    """Rows summed by destination, in an order that does not change from run to run.
-
-    index_add is deterministic on the CPU and atomic on CUDA; accumulating index_put is the reverse.
-    """
-    zeros = torch.zeros_like(like)
-    if like.device.type == "cpu":
-        return zeros.index_add(0, at, rows)
-    return zeros.index_put((at,), rows, accumulate=True)
+def _of_pairs(argument: Argument, at: Tensor) -> Any:
+    """One value per owner, for the pair of each with the partner at `at`."""
+    if isinstance(argument, Table):
+        return argument.values[argument.owners, argument.partners[at]]
+    return argument.values[at] if isinstance(argument, Partner) else argument

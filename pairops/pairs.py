@@ -13,6 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from .distances import Distance, Measure, centred, compares_units
 from .relation import count_positives, relate, to_caller
 from .similarity import inverse_norm
 
@@ -20,16 +21,26 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAST = torch.iinfo(torch.int64).max
 
 
-class Pairing(TypedDict, total=False):
-    """The keywords of `Pairs.of` that every labelled loss passes on."""
+class Relating(TypedDict, total=False):
+    """The keywords of `Pairs.of` that say who is a pair, and who is positive."""
 
     ref_emb: Tensor | None
     ref_labels: Tensor | None
     ids: Tensor | None
     ref_ids: Tensor | None
     exclude_self: bool | Literal["auto"]
-    normalize: bool
     ignore_index: int | None
+
+
+class Comparing(TypedDict, total=False):
+    """The keywords that say how two rows are compared."""
+
+    distance: Distance
+    normalize: bool | None
+
+
+class Pairing(Relating, Comparing, total=False):
+    """The keywords of `Pairs.of`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +65,8 @@ class Pairs:
     keep_y: Tensor  # (M,) bool
     counted: Tensor | None = None  # (N,) int64 positives of a row; None: not counted yet
     complete: bool = False  # is it known, without looking, that no row is ignored?
+    measure: Measure | None = None  # how near two rows are; None: as near as they are similar
+    copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
     # By engine: what it made of the embeddings, for every call with these pairs.
     prepared: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -69,6 +82,14 @@ class Pairs:
     def dtype(self) -> torch.dtype:
         """Of statistics and accumulators."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    def at(self, value: float | Tensor) -> float | Tensor:
+        """The closeness of a pair that `value` names: a similarity, or a distance."""
+        return value if self.measure is None else -value
+
+    def in_units(self, closeness: Tensor) -> Tensor:
+        """The similarities or distances of pairs as close as this."""
+        return closeness if self.measure is None else -closeness
 
     def relation(self) -> list[Tensor]:
         return [self.order_x, self.order_y, self.lo, self.hi, self.own, self.keep_x, self.keep_y]
@@ -107,8 +128,9 @@ class Pairs:
         ids: Tensor | None = None,
         ref_ids: Tensor | None = None,
         exclude_self: bool | Literal["auto"] = "auto",
-        normalize: bool = True,
         ignore_index: int | None = -100,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
     ) -> "Pairs":
         """Pairs by label: j is a positive of i if their labels are equal, else a negative.
 
@@ -126,10 +148,15 @@ class Pairs:
         ref_emb is the very tensor x, and by ids where they are given; True says that reference i is
         anchor i; False keeps every pair.
 
-        normalize: compare by cosine; a row with a norm below 1e-12 counts as 0 and gets no
-        gradient.
-
         ignore_index: a row with this label is neither anchor nor reference.
+
+        distance: "cosine" and "dot" are similarities; "l2", "sqeuclidean" and "snr" (signal to
+        noise, Var(x_i − y_j) / Var(x_i) over the features) are distances, d. What a loss says of
+        similarities it then says of −d, and its margins and bases are distances. A distance that is
+        0 within rounding has no gradient, and the snr of a row without variance is 0.
+
+        normalize: compare unit vectors, as all distances but "dot" do unless told otherwise; a row
+        with a norm below 1e-12 counts as 0 and gets no gradient.
         """
         check_embeddings("x", x)
         if exclude_self != "auto" and not isinstance(exclude_self, bool):
@@ -139,41 +166,66 @@ class Pairs:
             raise TypeError(f"ignore_index is {kind}; it must be an int or None")
         if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
-        _check_normalize(normalize)
+        unit = compares_units(distance, normalize)
         labels = _whole_numbers("labels", labels, "x", x)
         if ref_emb is None:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            known, ready = relate(
-                x, None, labels, None, ignore_index, bool(exclude_self), normalize
-            )
-            return Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
-        check_embeddings("ref_emb", ref_emb, like=("x", x))
-        if ref_labels is None:
-            raise ValueError("ref_labels is None; it must be given with ref_emb")
-        ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
-        own = _own(x, ref_emb, ids, ref_ids, exclude_self)
-        known, ready = relate(x, ref_emb, labels, ref_labels, ignore_index, False, normalize)
+            own = None
+        else:
+            check_embeddings("ref_emb", ref_emb, like=("x", x))
+            if ref_labels is None:
+                raise ValueError("ref_labels is None; it must be given with ref_emb")
+            ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+            own = _own(x, ref_emb, ids, ref_ids, exclude_self)
+        if distance == "snr":
+            x = centred("x", x, labels, ignore_index, unit)
+            if ref_emb is not None:
+                ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
+        same = ref_emb is None and bool(exclude_self)
+        scaled = unit and distance != "snr"
+        known, ready = relate(x, ref_emb, labels, ref_labels, ignore_index, same, scaled)
         pairs = Pairs(x, ref_emb, *known, complete=ignore_index is None, prepared=ready)
-        if own is None or not ref_emb.shape[0]:
+        pairs = pairs._measured(distance)
+        if own is None or ref_emb is None or not ref_emb.shape[0]:
             return pairs
         places = torch.empty_like(pairs.order_y).scatter(0, pairs.order_y, _arange(ref_emb))
         own = torch.where(own < 0, -1, places[own.clamp(min=0)])[pairs.order_x]
         return replace(pairs, own=own, counted=None)
 
     @staticmethod
-    def paired(x: Tensor, y: Tensor, *, normalize: bool = True) -> "Pairs":
-        """Pairs by index: y_i is the one positive of x_i, every other y_j a negative."""
+    def paired(
+        x: Tensor,
+        y: Tensor,
+        *,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+    ) -> "Pairs":
+        """Pairs by index: y_i is the one positive of x_i, every other y_j a negative.
+
+        y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize: as
+        in `Pairs.of`.
+        """
         check_embeddings("x", x)
         check_embeddings("y", y, like=("x", x))
-        if x.shape[0] != y.shape[0]:
+        if y.shape[0] < x.shape[0]:
             raise ValueError(
-                f"y has {y.shape[0]} rows; it must have {x.shape[0]}, one for each of x"
+                f"y has {y.shape[0]} rows; it must have at least {x.shape[0]}, one for each of x"
             )
-        _check_normalize(normalize)
-        known, ready = relate(x, y, None, None, None, False, normalize)
-        return Pairs(x, y, *known, complete=True, prepared=ready)
+        unit = compares_units(distance, normalize)
+        if distance == "snr":
+            x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
+        # What is without a partner needs an order of its own, as labels give.
+        apart = len(x) != len(y)
+        of_x, of_y = (_arange(x), _arange(y)) if apart else (None, None)
+        known, ready = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
+        return Pairs(x, y, *known, complete=True, prepared=ready)._measured(distance)
+
+    def _measured(self, distance: Distance) -> "Pairs":
+        keep, scales = (self.keep_x, self.keep_y), (self.scale_x, self.scale_y)
+        measure = Measure.of(distance, self.x, self.y, keep, scales, self.dtype)
+        return self if measure is None else replace(self, measure=measure)
 
 
 def _arange(x: Tensor) -> Tensor:
@@ -234,11 +286,6 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
         if mine != theirs:
             kind = TypeError if what == "dtype" else ValueError
             raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
-
-
-def _check_normalize(normalize: bool) -> None:
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool")
 
 
 def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:

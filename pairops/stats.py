@@ -7,8 +7,10 @@ and dY. Saved in between: x, y, the intervals, one number per statistic and row,
 tile.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,13 +34,38 @@ _library.define(
 )
 
 
+class Taken(NamedTuple):
+    """One call of `row_stats`."""
+
+    pairs: Pairs
+    rows: tuple[Term, ...]
+    cols: tuple[Term, ...]
+    statistics: tuple[Tensor, ...]
+
+
+_watching = threading.local()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Taken]]:
+    """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
+    before = getattr(_watching, "calls", None)
+    calls: list[Taken] = []
+    _watching.calls = calls
+    try:
+        yield calls
+    finally:
+        _watching.calls = before
+
+
 def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
     """Statistics of every row, then those of every column, of the similarities of `pairs`.
 
-    R_i = gather_j∈side f(s_ij, args) over the pairs inside the window, in the caller's order: (N,)
-    for each of `rows`, (M,) for each of `cols`; float32, or float64 for float64 embeddings. An
-    empty side gives the identity (0, −inf, +inf, −inf for sum, lse, lowest, highest) and no
-    gradient. Gradients reach x, y and the tensor arguments, any number of times; never the windows.
+    R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity
+    or minus the distance, in the caller's order: (N,) for each of `rows`, (M,) for each of `cols`;
+    float32, or float64 for float64 embeddings. An empty side gives the identity (0, −inf, +inf,
+    −inf for sum, lse, lowest, highest) and no gradient. Gradients reach x, y and the tensor
+    arguments, any number of times; never the windows.
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")
@@ -46,21 +73,33 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         n, m = pairs.shape
         rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
         cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
-        engine = engines.choose(pairs, rows, cols)
-        if engine == "dense":
-            return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
-        recipe, numbers, vectors = pack(rows, cols)
-        constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
-        prepared = engines.prepared(engine, pairs)
-        inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation())
-        inputs += (*prepared, *vectors)
-        # torch.compile refuses the same tensor twice among the inputs of a node.
-        if torch.compiler.is_compiling():
-            inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
-        result: tuple[Tensor, ...] = _RowStats.apply(  # type: ignore[no-untyped-call]
-            recipe, numbers, engine, constant, len(prepared), *inputs
-        )
+        result = _taken(pairs, rows, cols)
+        if getattr(_watching, "calls", None) is not None:
+            _watching.calls.append(Taken(pairs, rows, cols, result))
         return result
+
+
+def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
+    n, m = pairs.shape
+    if pairs.measure is not None:
+        measure, dtype = pairs.measure, pairs.dtype
+        rows = tuple([measure.of_term(term, 0).over(n, m, dtype) for term in rows])
+        cols = tuple([measure.of_term(term, 1).over(m, n, dtype) for term in cols])
+    engine = engines.choose(pairs, rows, cols)
+    if engine == "dense":
+        return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
+    recipe, numbers, vectors = pack(rows, cols)
+    constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
+    prepared = engines.prepared(engine, pairs)
+    inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation())
+    inputs += (*prepared, *vectors)
+    # torch.compile refuses the same tensor twice among the inputs of a node.
+    if torch.compiler.is_compiling():
+        inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
+    result: tuple[Tensor, ...] = _RowStats.apply(  # type: ignore[no-untyped-call]
+        recipe, numbers, engine, constant, len(prepared), *inputs
+    )
+    return result
 
 
 class _RowStats(torch.autograd.Function):

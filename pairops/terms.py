@@ -7,7 +7,7 @@ recipe is op argument, lookup key, test id and benchmark row:
     recipe = row terms separated by spaces [ " | " column terms ]
     term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
     kinds  = one letter per argument, left out if all are f:
-             f a number, o one value per owner, p one value per partner
+             f a number, o one value per owner, p one value per partner, t a table
     > <    = a window, `above=` or `below=`
     @      = an extreme that keeps its argument, and so has a gradient
 """
@@ -21,20 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import Argument, Partner, Table, checked, vector
 from .functions import FUNCTIONS, Function, affine, identity
 from .gathers import GATHERS, Gather
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
-
-
-@dataclass(frozen=True, eq=False)
-class Partner:
-    """Values (M,) that vary with the partner of a pair, not with the owner of the statistic."""
-
-    values: Tensor  # (M,) in a row term, (N,) in a column term
-
-
-Argument = float | Tensor | Partner
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,25 +72,15 @@ class Term:
 
     def over(self, owners: int, partners: int, dtype: torch.dtype) -> "Term":
         """This term with every tensor checked, in `dtype`, one value per owner or partner."""
-        args: list[Argument] = []
-        for k, a in enumerate(self.args):
-            name = f"argument {k} of {self.function.name}"
-            if isinstance(a, Partner):
-                args.append(Partner(_vector(name, a.values, partners, dtype, self.grad)))
-            elif isinstance(a, Tensor):
-                args.append(_vector(name, a, owners, dtype, self.grad))
-            elif isinstance(a, (int, float)):
-                args.append(float(a))
-            else:
-                kind = type(a).__name__
-                raise TypeError(
-                    f"{name} is {kind}; it must be a number, a tensor or partner(tensor)"
-                )
+        args = [
+            checked(f"argument {k} of {self.function.name}", a, owners, partners, dtype, self.grad)
+            for k, a in enumerate(self.args)
+        ]
         above, below = (
-            None if bound is None else _vector(name, bound, owners, dtype, False)
+            None if bound is None else vector(name, bound, owners, dtype, False)
             for name, bound in (("above", self.above), ("below", self.below))
         )
-        if not self.vectors() and above is below is None:
+        if all(isinstance(a, float) for a in self.args) and above is below is None:
             return self
         return replace(self, args=tuple(args), above=above, below=below)
 
@@ -116,9 +97,17 @@ class Term:
         return slope, *slopes
 
     def vectors(self) -> list[Tensor]:
+        """What has a gradient."""
         return [
-            a.values if isinstance(a, Partner) else a for a in self.args if not isinstance(a, float)
+            a.values if isinstance(a, Partner) else a
+            for a in self.args
+            if isinstance(a, (Tensor, Partner))
         ]
+
+    def constants(self) -> list[Tensor]:
+        """What has none."""
+        tables = [a.tensors() for a in self.args if isinstance(a, Table)]
+        return [z for tensors in tables for z in tensors] + self.windows()
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
@@ -126,9 +115,9 @@ class Term:
     @property
     def word(self) -> str:
         """The term as it stands in a recipe."""
-        letter = {float: "f", Partner: "p"}
+        letter = {float: "f", Partner: "p", Table: "t"}
         kinds = "".join([letter.get(type(a), "o") for a in self.args])
-        return self._word(kinds if self.vectors() else "")
+        return self._word(kinds if kinds.strip("f") else "")
 
     @property
     def kernel(self) -> str:
@@ -144,8 +133,9 @@ class Term:
 
     @property
     def _partners(self) -> str:
-        kinds = "".join(["p" if isinstance(a, Partner) else "o" for a in self.args])
-        return kinds if "p" in kinds else ""
+        letter = {Partner: "p", Table: "t"}
+        kinds = "".join([letter.get(type(a), "o") for a in self.args])
+        return kinds if kinds.strip("o") else ""
 
     def _word(self, kinds: str) -> str:
         result = f"{self.gather}:{self.side}:{self.function.name}"
@@ -179,10 +169,6 @@ class Wanted(NamedTuple):
     x: bool
     y: bool
     rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
-
-
-def partner(values: Tensor) -> Partner:
-    return Partner(values)
 
 
 def total(
@@ -238,17 +224,8 @@ def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], 
     if cols:
         recipe += " | " + " ".join([term.word for term in cols])
     numbers = [a for term in terms for a in term.args if isinstance(a, float)]
-    vectors = [v for term in terms for v in (*term.vectors(), *term.windows())]
+    vectors = [v for term in terms for v in (*term.vectors(), *term.constants())]
     return recipe, numbers, vectors
-
-
-def _vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_complex():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} is {kind}; it must be a real tensor")
-    if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != length):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be 0-d or ({length},)")
-    return (values if grad else values.detach()).to(dtype).expand(length)
 
 
 @functools.cache
@@ -296,8 +273,13 @@ def _read(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _
         for kind in kinds:
             if kind == "f":
                 args.append(next(number))
+            elif kind == "t":
+                args.append(0.0)  # tables come after all that has a gradient
             else:
                 args.append(next(vector) if kind == "o" else Partner(next(vector)))
+        for k, kind in enumerate(kinds):
+            if kind == "t":
+                args[k] = Table(next(vector), next(vector), next(vector))
         above = None if term.above is None else next(vector)
         below = None if term.below is None else next(vector)
         return replace(term, args=tuple(args), above=above, below=below)

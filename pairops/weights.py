@@ -99,5 +99,5 @@ def by_vector(
             result += by_term[k]
         else:
             result += [v.new_empty(0) for v in term.vectors()]
-        result += [bound.new_empty(0) for bound in term.windows()]
+        result += [z.new_empty(0) for z in term.constants()]
     return result

@@ -146,11 +146,35 @@ def _non_contiguous(make: Any) -> Case:
 
 def _one_dimension(make: Any) -> Case:
     # As cosines these would be ±1, and all gradients rounding errors.
-    return Case(make(30, 1), torch.randint(0, 4, (30,)), {"normalize": False})
+    return Case(make(30, 1), torch.randint(0, 4, (30,)), {"distance": "dot"})
 
 
 def _dot_products(make: Any) -> Case:
-    return Case(make(50, 37) / 6, torch.randint(0, 8, (50,)), {"normalize": False})
+    return Case(make(50, 37) / 6, torch.randint(0, 8, (50,)), {"distance": "dot"})
+
+
+def separated(case: Case) -> Case:
+    """The case with one feature per class more, so that no negative is as similar as a positive.
+
+    Half a sign apart: of `embeddings`, similarities of negatives are then multiples of 2/(d + ½)
+    below or above those of positives by at least half of that.
+    """
+    other = case.keywords.get("ref_labels")
+    both = case.labels.long() if other is None else torch.cat([case.labels.long(), other.long()])
+    classes, index = both.unique(return_inverse=True)
+
+    def widened(x: Tensor, index: Tensor) -> Tensor:
+        length = x.abs().amax(1, keepdim=True) if x.numel() else x.new_zeros(len(x), 1)
+        marks = torch.nn.functional.one_hot(index, len(classes)).to(x.dtype) * 0.5**0.5
+        return torch.cat([x, marks * length], 1)
+
+    n = len(case.x)
+    keywords = dict(case.keywords)
+    x = widened(case.x, index[:n])
+    if other is not None:
+        same = keywords["ref_emb"] is case.x
+        keywords["ref_emb"] = x if same else widened(keywords["ref_emb"], index[n:])
+    return Case(x, case.labels, keywords, case.oracle, case.y_grad)
 
 
 CASES: dict[str, Maker] = {

@@ -32,7 +32,9 @@ if DEVICE == "cpu":
 
 # What these modules test is there on the CPU only, or chooses its device itself.
 OF_THE_CPU = {
-    "test_bench", "test_bench_commands", "test_device", "test_examples", "test_formulas",
+    "test_bench", "test_bench_commands", "test_code_search", "test_compat_pml", "test_device",
+    "test_examples", "test_formulas", "test_formulas_by_hand", "test_formulas_pml",
+    "test_formulas_twice", "test_formulas_two_sets",
     "test_memory", "test_native", "test_native_engine", "test_native_process", "test_relation",
     "test_report", "test_training", "test_triton_compiled",
 }  # fmt: skip

@@ -175,7 +175,7 @@ def test_states_far_below_the_maximum_of_a_tile() -> None:
 
     def sets(x: Tensor, x_labels: Tensor, *other: Tensor) -> Callable[[], Pairs]:
         ref = dict(zip(("ref_emb", "ref_labels"), other, strict=False))
-        return lambda: Pairs.of(x, x_labels, normalize=False, **ref)
+        return lambda: Pairs.of(x, x_labels, distance="dot", **ref)
 
     for pairs in (
         sets(rising, labels),
@@ -361,14 +361,14 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
     z = torch.cat([grid, beyond])
     origin, same = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=torch.int64)
     zeros = torch.zeros(len(z), 1, dtype=dtype)
-    pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), normalize=False)
+    pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), distance="dot")
     terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
     slopes = native.weigh(pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False))[2]
     with mpmath.workdps(40):
         assert units(slopes[1][: len(grid)], [mpmath.exp(a) for a in grid.tolist()]) <= 2
         below = grid[grid < 0]
         pairs = Pairs.of(zeros[: len(below)], same.expand(len(below)), ref_emb=origin,
-                         ref_labels=same, normalize=False)  # fmt: skip
+                         ref_labels=same, distance="dot")  # fmt: skip
         (value,) = row_stats(pairs, total(POS, 1.0, below, function=softplus))
         # Two units of exp, three of log1p.
         assert units(value, [mpmath.log1p(mpmath.exp(a)) for a in below.tolist()]) <= 5

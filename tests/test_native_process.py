@@ -90,7 +90,7 @@ before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, before[1]))
 with pairops.use("native"), torch.no_grad():
     try:
-        pairops.supcon_loss(x, labels, normalize=False)  # torch's norms need memory too
+        pairops.supcon_loss(x, labels, distance="dot")  # torch's norms need memory too
     except MemoryError as error:
         print(error)
 resource.setrlimit(resource.RLIMIT_AS, before)

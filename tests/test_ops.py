@@ -64,7 +64,7 @@ def test_opcheck(name: str, engine_name: str) -> None:
     with pairops.use(engine_name), Recorder():
         LOSSES[name](x, labels, t).backward()
         if name == "supcon_loss":
-            pairs = Pairs.of(x, labels, normalize=False)
+            pairs = Pairs.of(x, labels, distance="dot")
             row_stats(pairs, lse(ALL, t, partner(x[:, 0])))[0].sum().backward()
     assert {op.__name__ for op, _ in calls} == {"relate.default", "gather.default", "weigh.default"}
     for op, args in calls:

@@ -70,4 +70,4 @@ def test_scales_are_inverse_norms(dtype: torch.dtype, d: int) -> None:
     for rows in (x, x.T.contiguous().T):
         scale = Pairs.of(rows, labels).scale_x
         torch.testing.assert_close(scale, truth, rtol=1e-14, atol=0, equal_nan=True)
-    assert Pairs.of(x, labels, normalize=False).scale_x is None
+    assert Pairs.of(x, labels, distance="dot").scale_x is None

@@ -164,7 +164,7 @@ def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
     x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]])
     y = torch.tensor([[1.0, 0.0]])
     labels, one = torch.arange(1, 5), torch.zeros(1, dtype=torch.int64)
-    pairs = Pairs.of(y, one, ref_emb=x, ref_labels=labels, normalize=False)
+    pairs = Pairs.of(y, one, ref_emb=x, ref_labels=labels, distance="dot")
     half, quarter = (torch.tensor(z) for z in (0.5, 0.25))
     terms = [
         lse(NEG, 1.0, 0.0, above=half),
@@ -174,7 +174,7 @@ def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
         total(NEG, 1.0, 0.0, function=hinge, above=quarter, below=2 * half),
     ]
     assert all(bool(r.isnan()) for r in row_stats(pairs, *terms))
-    pairs = Pairs.of(y, one, ref_emb=x[:3], ref_labels=labels[:3], normalize=False)
+    pairs = Pairs.of(y, one, ref_emb=x[:3], ref_labels=labels[:3], distance="dot")
     assert [r.item() for r in row_stats(pairs, *terms)] == [1.0, 0.25, 0.0, 0.25, 0.5]
 
 
@@ -293,5 +293,5 @@ def test_an_extreme_without_gradient_gives_none_to_its_arguments() -> None:
 @pytest.mark.usefixtures("wide_engine")
 def test_an_infinite_log_sum_exp_is_infinite() -> None:
     x = torch.tensor([[1e200], [1e200], [1.0]], dtype=DOUBLE)
-    (r,) = row_stats(Pairs.of(x, torch.arange(3), normalize=False), lse(NEG, 1.0, 0.0))
+    (r,) = row_stats(Pairs.of(x, torch.arange(3), distance="dot"), lse(NEG, 1.0, 0.0))
     assert bool((r[:2] == torch.inf).all())

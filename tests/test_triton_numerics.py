@@ -82,7 +82,7 @@ def test_one_short_row_costs_the_others_nothing(gpu_engine: str, dtype: torch.dt
 def test_infinite_dot_products_are_infinite(gpu_engine: str) -> None:
     x = torch.tensor([[1e30], [1e30], [1.0]], dtype=torch.bfloat16)
     with pairops.use(gpu_engine):
-        pairs = Pairs.of(x, torch.arange(3), normalize=False)
+        pairs = Pairs.of(x, torch.arange(3), distance="dot")
         low, high = row_stats(pairs, lowest(NEG), highest(NEG))
     assert bool((high[:2] == torch.inf).all())
     assert torch.equal(low[:2], x[:2, 0].float())

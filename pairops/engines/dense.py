@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import Partner, Table
 from ..pairs import Pairs
 from ..similarity import inverse_norm, product, scaled
-from ..terms import ALL, POS, Partner, Term
+from ..terms import ALL, POS, Term
 
 
 def declines(*_call: object) -> str | None:
@@ -74,7 +75,7 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
         return f.sum(1) + fill
     if term.gather == "lse":
         # torch's second derivative of a log-sum-exp over −inf alone is NaN.
-        empty = ~kept.any(1)
+        empty = ~(kept & (f != -torch.inf)).any(1)
         return torch.where(empty, fill, torch.logsumexp(torch.where(empty[:, None], 0, f), 1))
     extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
     first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
@@ -84,4 +85,6 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
 def _spread(argument: Any) -> Any:
     if isinstance(argument, Partner):
         return argument.values[None, :]
+    if isinstance(argument, Table):
+        return argument.values[argument.owners][:, argument.partners]
     return argument[:, None] if isinstance(argument, Tensor) else argument

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import extension
+from ..arguments import Partner, Table
 from ..extension import DTYPES, MISSING
 from ..extension import native as _native
 from ..pairs import Pairs
-from ..terms import Partner, Term, Wanted
+from ..terms import Term, Wanted
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -153,6 +154,7 @@ class _Call:
         args = [
             a if isinstance(a, float) else self.numbers(a.values if isinstance(a, Partner) else a)
             for a in term.args
+            if not isinstance(a, Table)  # no such term is served
         ]
         windows = [None if z is None else self.numbers(z) for z in (term.above, term.below)]
         by_column = axis == 1 and not self._same

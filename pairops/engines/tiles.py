@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import Partner, Table
 from ..pairs import Pairs
 from ..similarity import product, scaled
-from ..terms import ALL, POS, Partner, Term
+from ..terms import ALL, POS, Term
 
 # Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
 # narrow; of the sizes from 64 to 1,024 the fastest at N = 1,024 to 4,096 on a CPU with 1 MiB of L2.
@@ -148,12 +149,14 @@ class Placed:
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
         self.grid, self.term, self.axis = grid, term, axis
-        self._args: list[Any] = []  # a number, or (axis, pieces)
+        self._args: list[Any] = []  # a number, (axis, pieces) or a table by tile
         for argument in term.args:
             if isinstance(argument, Partner):
                 self._args.append((1 - axis, grid.cut(argument.values, 1 - axis)))
             elif isinstance(argument, Tensor):
                 self._args.append((axis, grid.cut(argument, axis)))
+            elif isinstance(argument, Table):
+                self._args.append(_Looked(grid, argument, axis))
             else:
                 self._args.append(argument)
         self._above = None if term.above is None else grid.cut(term.above, axis)
@@ -174,7 +177,11 @@ class Placed:
         """The arguments, shaped to be combined with a tile of similarities."""
         pieces = iter(self._vectors(tile) if vectors is None else vectors)
         return [
-            next(pieces).unsqueeze(1 - arg[0]) if isinstance(arg, tuple) else arg
+            next(pieces).unsqueeze(1 - arg[0])
+            if isinstance(arg, tuple)
+            else arg.up(tile)
+            if isinstance(arg, _Looked)
+            else arg
             for arg in self._args
         ]
 
@@ -204,3 +211,19 @@ class Placed:
             room = self.spread(self._below[tile[self.axis]]) - s
             inside = room if inside is None else torch.minimum(inside, room)
         return None if inside is None else torch.threshold(inside, 0.0, -torch.inf).clamp_(max=0.0)
+
+
+class _Looked:
+    """A table whose classes are cut into tiles."""
+
+    def __init__(self, grid: Grid, table: Table, axis: int) -> None:
+        self._values, self._axis = table.values, axis
+        self._owners, self._partners = (
+            grid.cut(table.owners, axis),
+            grid.cut(table.partners, 1 - axis),
+        )
+
+    def up(self, tile: Tile) -> Tensor:
+        owners, partners = self._owners[tile[self._axis]], self._partners[tile[1 - self._axis]]
+        found = self._values.index_select(0, owners).index_select(1, partners)
+        return found if self._axis == 0 else found.T

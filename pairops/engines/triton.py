@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import Table
 from ..devices import capability, float32_level
 from ..gathers import finite
 from ..pairs import Pairs
@@ -42,6 +43,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if max(pairs.shape) > _MOST_ROWS:
         return f"there are {max(pairs.shape)} rows; the Triton kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
+        if any(isinstance(a, Table) for a in term.args):
+            return f"{term.function.name} takes a table; the Triton kernels look none up"
         reason = _reason_against(term.function.name)
         if reason is not None:
             return reason

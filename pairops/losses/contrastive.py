@@ -1,40 +1,161 @@
-"""Contrastive loss: pull positives above one margin, push negatives below another."""
+"""Losses that add up pair by pair: a pair is pulled or pushed by how far it is from a threshold."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..functions import hinge
-from ..pairs import Pairing, Pairs
+from ..distances import Distance
+from ..functions import affine, hinge, one, softplus
 from ..stats import row_stats
 from ..terms import NEG, POS, total
-from .reduction import Reduction, check_reduction, number, reduce
+from .objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
+from .reduction import number, readable
 
 
 def contrastive_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
     *,
-    pos_margin: float | Tensor = 1.0,
-    neg_margin: float | Tensor = 0.5,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    **pairing: Unpack[Pairing],
-) -> Tensor:
+    pos_margin: float | Tensor | None = None,
+    neg_margin: float | Tensor | None = None,
+    negatives: Literal["hinge", "raw"] = "hinge",
+    **common: Unpack[Labelled],
+) -> Value:
     """ℓ_i = Σ_p [pos_margin − s_ip]₊ + Σ_n [s_in − neg_margin]₊.
 
-    pos_margin, neg_margin: similarities; numbers or 0-d tensors with gradient. Other arguments,
-    errors and the returned dtype: as in `ms_loss`.
+    Of distances: Σ_p [d_ip − pos_margin]₊ + Σ_n [neg_margin − d_in]₊.
+
+    pos_margin, neg_margin: similarities, by default 1 and 0.5, or distances, by default 0 and 1;
+    numbers or 0-d tensors with gradient.  negatives: "raw" adds s_in as it is for each s_in >
+    neg_margin, as the code released with cross-batch memory does; the loss then jumps at the
+    margin.  reduction="mean_pairs": the positives' average over those that are not 0, and the
+    negatives', added up. Other arguments, errors and the returned dtype: as in `ms_loss`.
 
     Source: Hadsell et al., CVPR 2006, in the similarity form of the general-pair-weighting paper.
-    The code released with cross-batch memory adds s_in, not s_in − neg_margin, and so jumps at the
-    margin; pytorch-metric-learning averages each sum over its non-zero pairs, on L2 distances.
+    With distance="l2" and reduction="mean_pairs" equal to pytorch-metric-learning's
+    ContrastiveLoss.
     """
-    pos_margin, neg_margin = number("pos_margin", pos_margin), number("neg_margin", neg_margin)
-    pairs = Pairs.of(x, labels, **pairing)
-    check_reduction(reduction, weight, pairs)
+    objective = labelled(x, labels, common, averages_pairs=True)
+    pairs = objective.pairs
+    similar = pairs.measure is None
+    pull = pairs.at(number("pos_margin", pos_margin, default=1.0 if similar else 0.0))
+    push = pairs.at(number("neg_margin", neg_margin, default=0.5 if similar else 1.0))
+    if negatives not in ("hinge", "raw"):
+        raise ValueError(f'negatives is {negatives!r}; it must be "hinge" or "raw"')
+    if negatives == "raw":
+        similar_only('contrastive_loss with negatives="raw"', pairs)
+        pushed = total(NEG, 1.0, 0.0, function=affine, above=threshold(push, pairs))
+    else:
+        pushed = total(NEG, 1.0, push, function=hinge)
+    pos, neg = row_stats(pairs, total(POS, -1.0, pull, function=hinge), pushed)
+    if not objective.averages_pairs:
+        return objective.value(pos + neg)
+    counts = row_stats(
+        pairs,
+        total(POS, function=one, below=threshold(pull, pairs)),
+        total(NEG, function=one, above=threshold(push, pairs)),
+    )
+    return objective.mean_pairs((pos, counts[0]), (neg, counts[1]))
+
+
+def margin_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    beta: float | Tensor = 1.2,
+    margin: float | Tensor = 0.2,
+    triplets: bool = False,
+    distance: Distance = "l2",
+    **common: Unpack[LabelledApart],
+) -> Value:
+    """ℓ_i = Σ_p [d_ip − β + m]₊ + Σ_n [β − d_in + m]₊, with β of the anchor's class.
+
+    Of similarities: Σ_p [β − s_ip + m]₊ + Σ_n [s_in − β + m]₊.
+
+    beta: β, a distance or similarity; a number, a 0-d tensor, or a tensor (C,) of which an anchor
+    takes the one at its label; with gradient.  margin: m; a number or a 0-d tensor with gradient.
+    triplets: count a positive once for each negative of its anchor, and a negative for each
+    positive.  reduction="mean_pairs": the sum over the number of pairs that are not 0, counted
+    likewise. Other arguments, errors and the returned dtype: as in `ms_loss`; of a label outside of
+    β an IndexError.
+
+    Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017; every pair instead of
+    a sample by distance. With triplets=True and reduction="mean_pairs" equal to
+    pytorch-metric-learning's MarginLoss.
+    """
+    objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
+    pairs = objective.pairs
+    margin = number("margin", margin)
+    if isinstance(beta, Tensor) and beta.dim() == 1:
+        ignored = common.get("ignore_index", -100)
+        place = pairs.at(_of_class(beta, labels.to(x.device), ignored))
+    else:
+        place = pairs.at(number("beta", beta))
+    pull, push = place + margin, place - margin
+    pos, neg = row_stats(
+        pairs, total(POS, -1.0, pull, function=hinge), total(NEG, 1.0, push, function=hinge)
+    )
+    times_pos, times_neg = (1, 1) if not triplets else reversed(pairs.counts())
+    losses = times_pos * pos + times_neg * neg
+    if not objective.averages_pairs:
+        return objective.value(losses)
+    pulled, pushed = row_stats(
+        pairs,
+        total(POS, function=one, below=threshold(pull, pairs)),
+        total(NEG, function=one, above=threshold(push, pairs)),
+    )
+    return objective.mean_pairs((losses, times_pos * pulled + times_neg * pushed))
+
+
+def binomial_deviance_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    alpha: float | Tensor = 2.0,
+    beta: float | Tensor = 40.0,
+    base: float | Tensor = 0.5,
+    **common: Unpack[Labelled],
+) -> Value:
+    """ℓ_i = 1/|P_i| Σ_p log(1 + e^{−α(s_ip − λ)}) + 1/|N_i| Σ_n log(1 + e^{β(s_in − λ)}).
+
+    A side without pairs adds 0; of distances s is −d and λ is −base.
+
+    alpha, beta: sharpness on positives and negatives, above 0.  base: λ, a similarity, or a
+    distance. All three may be 0-d tensors with gradient.  reduction="mean_pairs": the averages over
+    all positive and over all negative pairs of the batch, added up. Other arguments, errors and the
+    returned dtype: as in `ms_loss`.
+
+    Source: Yi et al., Deep Metric Learning for Practical Person Re-Identification, 2014, in the
+    form of Deep_Metric, the code before multi-similarity; it leaves self pairs out by value.
+    """
+    alpha, beta = number("alpha", alpha, positive=True), number("beta", beta, positive=True)
+    objective = labelled(x, labels, common, averages_pairs=True)
+    pairs = objective.pairs
+    base = pairs.at(number("base", base))
     pos, neg = row_stats(
         pairs,
-        total(POS, -1.0, pos_margin, function=hinge),
-        total(NEG, 1.0, neg_margin, function=hinge),
+        total(POS, -alpha, alpha * base, function=softplus),
+        total(NEG, beta, -beta * base, function=softplus),
     )
-    return reduce(pos + neg, pairs, weight, reduction)
+    positives, negatives = pairs.counts()
+    if objective.averages_pairs:
+        return objective.mean_pairs((pos, positives), (neg, negatives))
+    return objective.value(pos / positives.clamp(min=1) + neg / negatives.clamp(min=1))
+
+
+def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
+    """(N,) the entry of beta (C,) at each label; of an ignored row any."""
+    if not beta.is_floating_point():
+        raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
+    if ignored is not None:
+        labels = torch.where(labels == ignored, 0, labels)
+    if readable(labels) and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(beta):
+            raise IndexError(
+                f"labels go from {low} to {high} and beta has {len(beta)} classes; labels must be "
+                f"from 0 to {len(beta) - 1}"
+            )
+    return beta[labels.long()]

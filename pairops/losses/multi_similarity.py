@@ -4,10 +4,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..functions import affine
-from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, lse
-from .reduction import Reduction, check_reduction, number
+from .objective import Labelled, Value, labelled
+from .reduction import number
 from .soft_mean import reduce_log1p_exp
 
 
@@ -19,21 +19,20 @@ def ms_loss(
     beta: float | Tensor = 50.0,
     base: float | Tensor = 0.5,
     epsilon: float | None = 0.1,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    **pairing: Unpack[Pairing],
-) -> Tensor:
+    **common: Unpack[Labelled],
+) -> Value:
     """ℓ_i = 1/α log(1 + Σ_{P*_i} e^{−α(s_ip − λ)}) + 1/β log(1 + Σ_{N*_i} e^{β(s_in − λ)}).
 
     P*_i holds the positives with s_ip − ε < max_n s_in, N*_i the negatives with s_in + ε > min_p
     s_ip: an anchor without positives, or without negatives, has neither and contributes 0. With
     `epsilon=None` nothing is mined, and a side without pairs contributes 0.
 
-    x: embeddings, compared by cosine.  labels: integers.  alpha, beta: sharpness on positives and
-    negatives, above 0.  base: λ, a similarity.  epsilon: ε, a difference of similarities.  alpha,
-    beta and base may be 0-d tensors with gradient.  weight: (N,) per anchor.  reduction: see
-    `pairops.losses.reduction`.  Further keywords: see `Pairs.of`.  Returns float32, or float64 for
-    float64 embeddings.  Raises ValueError or TypeError that names a bad argument.
+    x: embeddings.  labels: integers.  alpha, beta: sharpness on positives and negatives, above 0.
+    base: λ, a similarity; of distances, where s is −d, a distance.  epsilon: ε, a difference of
+    similarities or distances.  alpha, beta and base may be 0-d tensors with gradient.  weight,
+    reduction, return_aux: see `pairops.losses.objective`.  Further keywords: see `Pairs.of`.
+    Returns float32, or float64 for float64 embeddings.  Raises ValueError or TypeError that names a
+    bad argument.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019. The official
     code uses β = 40, leaves self pairs out by value (s < 1 − 1e-5, and exact duplicates with them)
@@ -41,11 +40,12 @@ def ms_loss(
     pytorch-metric-learning's MultiSimilarityLoss, with MultiSimilarityMiner unless `epsilon=None`.
     """
     alpha, beta = number("alpha", alpha, positive=True), number("beta", beta, positive=True)
-    base = number("base", base)
     slack = None if epsilon is None else number("epsilon", epsilon)
-    pairs = Pairs.of(x, labels, **pairing)
-    check_reduction(reduction, weight, pairs)
+    objective = labelled(x, labels, common)
+    pairs = objective.pairs
+    base = pairs.at(number("base", base))
     if slack is None:
+        far = near = None
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
     else:
         # What a threshold is less ε is the threshold of what is less ε, to the last bit.
@@ -53,4 +53,5 @@ def ms_loss(
         nearest = highest(NEG, 1.0, -slack, function=affine, grad=False)
         near, neg = row_stats(pairs, nearest, lse(NEG, beta, base, above=far))
         (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near))
-    return reduce_log1p_exp([(pos, alpha), (neg, beta)], pairs, weight, reduction)
+    parts = [(pos, alpha), (neg, beta)]
+    return reduce_log1p_exp(parts, objective, below=near, above=far, positive=pos, negative=neg)

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..pairs import Pairing, Pairs
 from ..stats import row_stats
 from ..terms import Term
-from .reduction import Reduction, check_reduction, reduce
+from .objective import Labelled, Value, labelled
 
 
 def pair_loss(
@@ -16,10 +15,8 @@ def pair_loss(
     labels: Tensor,  # (N,)
     *terms: Term,
     combine: Callable[..., Tensor],
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    **pairing: Unpack[Pairing],
-) -> Tensor:
+    **common: Unpack[Labelled],
+) -> Value:
     """ℓ_i = combine(R_1,i … R_K,i), where R_k is what the k-th term gathers of a row's pairs.
 
     terms: made by `total`, `lse`, `lowest` and `highest`; with `function=pairops.Function(value)`
@@ -34,10 +31,9 @@ def pair_loss(
     if not terms or not all(isinstance(term, Term) for term in terms):
         kinds = ", ".join([type(term).__name__ for term in terms]) or "nothing"
         raise TypeError(f"terms are {kinds}; they must be one or more pairops.Term, as of lse(NEG)")
-    pairs = Pairs.of(x, labels, **pairing)
-    check_reduction(reduction, weight, pairs)
-    losses = combine(*row_stats(pairs, *terms))
+    objective = labelled(x, labels, common)
+    losses = combine(*row_stats(objective.pairs, *terms))
     if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(f"combine returned {got}; it must return a tensor ({x.shape[0]},)")
-    return reduce(losses, pairs, weight, reduction)
+    return objective.value(losses)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..pairs import Pairs
 
-Reduction = Literal["mean", "mean_nonzero", "sum", "none"]
+Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
 _REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
 
@@ -17,7 +17,7 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
 
     mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
     with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
-    anchor.
+    anchor.  mean_pairs, where a loss has it: see `average`.
     """
     counted = None
     if reduction == "mean_nonzero":
@@ -36,10 +36,24 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
     return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
 
 
-def check_reduction(reduction: Reduction, weight: Tensor | None, pairs: Pairs) -> None:
+def average(sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None) -> Tensor:
+    """Σ w_i sums_i / Σ counts_i: the average over pairs of losses that are sums over pairs.
+
+    It is each loss that says which pairs count; 0 where none does.
+    """
+    if weight is not None:
+        weight = weight.to(sums.dtype)
+        sums = sums * (weight if pairs.complete else torch.where(pairs.keep_x, weight, 0))
+    return sums.sum() / counts.sum().clamp(min=1)
+
+
+def check_reduction(
+    reduction: Reduction, weight: Tensor | None, pairs: Pairs, averages_pairs: bool = False
+) -> None:
     """What `reduce` will be given, checked before anything is computed."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}")
+    names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
+    if reduction not in names:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")
     if weight is None:
         return
     n, _ = pairs.shape
@@ -48,10 +62,28 @@ def check_reduction(reduction: Reduction, weight: Tensor | None, pairs: Pairs) -
         raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")
     if weight.shape != (n,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({n},)")
+    if readable(weight) and bool((weight < 0).any()):
+        raise ValueError(f"weight has the value {float(weight.min())}; none may be below 0")
 
 
-def number(name: str, value: float | Tensor, *, positive: bool = False) -> float | Tensor:
-    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait."""
+def readable(values: Tensor) -> bool:
+    """May values be looked at? Elsewhere than on the CPU that would synchronise."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def number(
+    name: str,
+    value: float | Tensor | None,
+    *,
+    positive: bool = False,
+    default: float | None = None,
+) -> float | Tensor:
+    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait.
+
+    default: what None stands for, where it may stand.
+    """
+    if value is None and default is not None:
+        return default
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import cuda_kernels
 from ..devices import on_device
-from ..pairs import Pairs
-from .reduction import Reduction, log1p_exp, reduce
+from .objective import Objective, Value
+from .reduction import log1p_exp
 
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
@@ -26,33 +26,31 @@ _library.define(
 
 
 def reduce_log1p_exp(
-    parts: Sequence[tuple[Tensor, float | Tensor]],
-    pairs: Pairs,
-    weight: Tensor | None,
-    reduction: Reduction,
-) -> Tensor:
-    """ℓ_i = Σ_k log(1 + exp R_k,i) / d_k, weighted and reduced as by `reduce`.
+    parts: Sequence[tuple[Tensor, float | Tensor]], objective: Objective, **seen: Any
+) -> Value:
+    """ℓ_i = Σ_k log(1 + exp R_k,i) / d_k, as `objective.value` makes of it.
 
     parts: each R_k (N,) and d_k.
     """
+    pairs = objective.pairs
     statistics = [statistic for statistic, _ in parts]
     divisors = [divisor for _, divisor in parts if not isinstance(divisor, Tensor)]
     if (
         "cuda" in pairs.prepared  # that engine served these pairs
-        and reduction == "mean"
-        and weight is None
+        and objective.reduction == "mean"
+        and objective.weight is None
         and len(divisors) == len(parts) <= cuda_kernels.KERNELS.MOST_STATISTICS
         and all(statistic.dtype == torch.float32 for statistic in statistics)
     ):
         keep = None if pairs.complete else pairs.keep_x
-        result: Tensor = _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-untyped-call]
-        return result
+        mean = _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-untyped-call]
+        return objective.answer(mean, **seen)
     losses = None
     for statistic, divisor in parts:
         one = log1p_exp(statistic) / divisor
         losses = one if losses is None else losses + one
     assert losses is not None, "there is a statistic"
-    return reduce(losses, pairs, weight, reduction)
+    return objective.value(losses, **seen)
 
 
 class _SoftMean(torch.autograd.Function):

@@ -1,14 +1,19 @@
-"""The softmax family, one-way and two-way, and its sigmoid sibling."""
+"""The softmax family over labels: an anchor is to find its positives among all references."""
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..distances import Distance
 from ..functions import softplus
-from ..pairs import Pairing, Pairs
+from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
-from .reduction import Reduction, check_reduction, number, reduce
+from .objective import Asked, Labelled, LabelledApart, Objective, Value, labelled, split
+from .reduction import log1p_exp, number
+
+# log Σ over no pair, said so that arithmetic leaves it alone: a softplus of it is 0, not NaN.
+_NOTHING = -1e30
 
 
 def supcon_loss(
@@ -16,14 +21,12 @@ def supcon_loss(
     labels: Tensor,  # (N,)
     *,
     temperature: float | Tensor = 0.1,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    **pairing: Unpack[Pairing],
-) -> Tensor:
+    **common: Unpack[Labelled],
+) -> Value:
     """ℓ_i = log Σ_{j≠i} e^{s_ij/τ} − 1/|P_i| Σ_p s_ip/τ, 0 for an anchor without positives.
 
-    temperature: τ above 0; a number or a 0-d tensor with gradient. Other arguments, errors and the
-    returned dtype: as in `ms_loss`.
+    temperature: τ above 0; a number or a 0-d tensor with gradient. Of distances s is −d. Other
+    arguments, errors and the returned dtype: as in `ms_loss`.
 
     Source: Khosla et al., Supervised Contrastive Learning, 2020. SupContrast multiplies by τ/τ_base
     (1.43 at its defaults of another τ); here there is no such factor. "mean" counts anchors without
@@ -31,65 +34,138 @@ def supcon_loss(
     which also returns 0 for a batch without negatives.
     """
     scale = 1 / number("temperature", temperature, positive=True)
-    pairs = Pairs.of(x, labels, **pairing)
-    check_reduction(reduction, weight, pairs)
+    objective = labelled(x, labels, common)
+    pairs = objective.pairs
     positives = pairs.positives()
     everyone, pos = row_stats(pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
     losses = torch.where(positives > 0, everyone - pos / positives.clamp(min=1), 0)
-    return reduce(losses, pairs, weight, reduction)
+    return objective.value(losses, all=everyone)
 
 
-def info_nce_loss(
+def nt_xent_loss(
     x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
     *,
     temperature: float | Tensor = 0.07,
-    normalize: bool = True,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """ℓ_i = ½ (log Σ_j e^{s_ij/τ} + log Σ_j e^{s_ji/τ}) − s_ii/τ: x_i finds y_i, and y_i finds x_i.
+    **common: Unpack[Labelled],
+) -> Value:
+    """ℓ_i = 1/|P_i| Σ_p log(1 + Σ_n e^{(s_in − s_ip)/τ}), 0 for an anchor without positives.
 
-    x, y: embeddings; y_i is the one positive of x_i.  temperature: τ above 0; a number or a 0-d
-    tensor with gradient.  normalize: compare by cosine.  weight: (N,) per pair (i, i).  reduction:
-    see `pairops.losses.reduction`.  Errors and the returned dtype: as in `ms_loss`.
+    Each positive competes with the negatives and not with other positives.
 
-    Source: van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021), equal to
-    open_clip's ClipLoss with logit_scale = 1/τ.
+    temperature: τ above 0; a number or a 0-d tensor with gradient. Of distances s is −d.
+    reduction="mean_pairs": the average over all positive pairs. Other arguments, errors and the
+    returned dtype: as in `ms_loss`.
+
+    Source: Sohn, 2016; Chen et al., SimCLR, 2020, which has one positive per anchor. With
+    reduction="mean_pairs" equal to pytorch-metric-learning's NTXentLoss, but for the tiny number
+    that it adds to a probability.
     """
     scale = 1 / number("temperature", temperature, positive=True)
-    pairs = Pairs.paired(x, y, normalize=normalize)
-    check_reduction(reduction, weight, pairs)
-    rows, pos, cols = row_stats(
-        pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0), cols=[lse(ALL, scale, 0.0)]
-    )
-    return reduce((rows + cols) / 2 - pos, pairs, weight, reduction)
+    objective = labelled(x, labels, common, averages_pairs=True)
+    pairs = objective.pairs
+    (neg,) = row_stats(pairs, lse(NEG, scale, 0.0))
+    against = neg.clamp(min=_NOTHING)
+    (sums,) = row_stats(pairs, total(POS, -scale, against, function=softplus))
+    positives = pairs.positives()
+    if objective.averages_pairs:
+        return objective.mean_pairs((sums, positives), negative=neg)
+    return objective.value(sums / positives.clamp(min=1), negative=neg)
 
 
-def siglip_loss(
+def decoupled_softmax_loss(
     x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
     *,
-    scale: float | Tensor,
-    bias: float | Tensor,
-    normalize: bool = True,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
+    temperature: float | Tensor = 0.05,
+    **common: Unpack[Labelled],
+) -> Value:
+    """ℓ_i = 1/|P_i| Σ_p log(1 + Σ_n e^{(s_in − s_ip)/τ}): `nt_xent_loss` against classes.
 
-    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Other
-    arguments: as in `info_nce_loss`.
+    Extreme classification: the references are class embeddings, `ref_emb` (C, D) and `ref_labels`
+    (C,), of which several may have one label. Arguments, errors and the returned dtype: as in
+    `nt_xent_loss`.
 
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
-    SigLipLoss with logit_scale = t.
+    Source: Gupta et al., Dual-Encoders for Extreme Multi-Label Classification (DEXML), 2024. Its
+    code draws one positive per query unless it is told not to, and leaves the others in the
+    denominator at e^{−100}; here all count, each on its own.
     """
-    scale, bias = number("scale", scale), number("bias", bias)
-    pairs = Pairs.paired(x, y, normalize=normalize)
-    check_reduction(reduction, weight, pairs)
-    pos, neg = row_stats(
-        pairs,
-        total(POS, -scale, -bias, function=softplus),
-        total(NEG, scale, bias, function=softplus),
+    return nt_xent_loss(x, labels, temperature=temperature, **common)
+
+
+def nca_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    scale: float | Tensor = 1.0,
+    distance: Distance = "sqeuclidean",
+    **common: Unpack[LabelledApart],
+) -> Value:
+    """ℓ_i = −log (Σ_p e^{−γ d_ip} / Σ_{j≠i} e^{−γ d_ij}), 0 for an anchor without positives.
+
+    scale: γ above 0; a number or a 0-d tensor with gradient. Of similarities −d is s. Other
+    arguments, errors and the returned dtype: as in `ms_loss`.
+
+    Source: Goldberger et al., Neighbourhood Components Analysis, 2004. With
+    reduction="mean_nonzero" equal to pytorch-metric-learning's NCALoss, which is NaN for a batch
+    without positives.
+    """
+    scale = number("scale", scale, positive=True)
+    objective = labelled(x, labels, common, distance=distance)
+    pairs = objective.pairs
+    pos, neg = row_stats(pairs, lse(POS, scale, 0.0), lse(NEG, scale, 0.0))
+    # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
+    worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
+    return objective.value(log1p_exp(worse), positive=pos, negative=neg)
+
+
+class _OneSet(Asked, total=False):
+    ignore_index: int | None
+    distance: Distance
+    normalize: bool | None
+
+
+def n_pair_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    **common: Unpack[_OneSet],
+) -> Value:
+    """ℓ_a = log Σ_c e^{s_{a,p(c)}} − s_{a,p(a)}: a finds its positive among one of every class.
+
+    Of each label with two rows or more the first is an anchor a, the second its positive p. Other
+    rows are as if ignored: 0 with reduction="none", and not counted in "mean".
+
+    distance: "dot" unless told otherwise.  weight, reduction, return_aux, ignore_index, normalize,
+    errors and the returned dtype: as in `ms_loss`.
+
+    Source: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss, 2016, without its
+    penalty on norms. With distance="cosine" equal to pytorch-metric-learning's NPairsLoss, whose
+    dot product is of unit vectors.
+    """
+    asked, pairing = split({"distance": "dot", **common})
+    first, second = _first_two(x, labels, pairing.pop("ignore_index", -100))
+    pairs = Pairs.of(
+        x,
+        first,
+        ref_emb=x,
+        ref_labels=second,
+        exclude_self=False,
+        ignore_index=-1,
+        **pairing,
     )
-    return reduce(pos + neg, pairs, weight, reduction)
+    objective = Objective.of(pairs, **asked)
+    everyone, pos = row_stats(pairs, lse(ALL, 1.0, 0.0), total(POS, 1.0, 0.0))
+    losses = torch.where(pairs.positives() > 0, everyone - pos, 0)
+    return objective.value(losses, all=everyone)
+
+
+def _first_two(x: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """(N,) the class of the first row of each label, and of the second; −1 for all other rows."""
+    pairs = Pairs.of(x.detach(), labels, ignore_index=ignore_index, distance="dot")
+    n = len(labels)
+    place = torch.arange(n, device=x.device)
+    kept = pairs.keep_x[pairs.order_x] & (pairs.hi - pairs.lo > 1)
+    rank = place - pairs.lo
+    roles = [torch.where(kept & (rank == k), pairs.lo, -1) for k in (0, 1)]
+    first, second = (torch.empty_like(role).scatter(0, pairs.order_x, role) for role in roles)
+    return first, second

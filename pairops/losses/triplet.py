@@ -1,12 +1,19 @@
-"""Triplet loss with batch-hard mining: the farthest positive against the nearest negative."""
+"""Triplet loss: an anchor's negatives are to be farther than its positives, by a margin."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from ..pairs import Pairing, Pairs
+from ..functions import hinge, one, softplus
+from ..positives import PositiveRows
 from ..stats import row_stats
-from ..terms import NEG, POS, highest, lowest
-from .reduction import Reduction, check_reduction, number, reduce
+from ..terms import NEG, POS, highest, lowest, total
+from .objective import Labelled, Objective, Value, labelled
+from .reduction import log1p_exp, number
+
+Mining = Literal["hard", "semihard", "all"]
 
 
 def triplet_loss(
@@ -14,22 +21,70 @@ def triplet_loss(
     labels: Tensor,  # (N,)
     *,
     margin: float | Tensor = 0.05,
-    weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    **pairing: Unpack[Pairing],
-) -> Tensor:
-    """ℓ_i = [max_n s_in − min_p s_ip + margin]₊, 0 for an anchor without positives or negatives.
+    mining: Mining = "hard",
+    soft: bool = False,
+    **common: Unpack[Labelled],
+) -> Value:
+    """ℓ_i = Σ_{(p, n)} [s_in − s_ip + m]₊ over the anchor's mined triplets; 0 if it has none.
 
-    margin: a difference of similarities; a number or a 0-d tensor with gradient. Other arguments,
-    errors and the returned dtype: as in `ms_loss`. Of equal extremes the lowest index gets the
-    gradient.
+    margin: m, a difference of similarities or distances; a number or a 0-d tensor with gradient.
+    mining: "hard", one triplet, of the farthest positive and the nearest negative; "semihard", with
+    each positive the nearest negative that is farther than it, or the farthest one if none is;
+    "all" of them.  soft: log(1 + e^z) instead of [z]₊.  reduction="mean_pairs": for "semihard" the
+    average over positive pairs, for "all" over the triplets with [z]₊ > 0. Other arguments, errors
+    and the returned dtype: as in `ms_loss`. Of equal extremes the lowest index gets the gradient.
 
-    Source: Hermans et al., In Defense of the Triplet Loss, 2017, with cosine similarity in place of
-    a distance. sentence-transformers counts an anchor without positives as if its farthest were at
-    distance 0.
+    "semihard" and "all" make a row of every positive pair: they take O(K·D) memory for K such pairs
+    and, on a GPU, wait for K.
+
+    Source: "hard" Hermans et al., In Defense of the Triplet Loss, 2017; sentence-transformers
+    counts an anchor without positives as if its farthest were at distance 0. "semihard" Schroff et
+    al., FaceNet, 2015, in TensorFlow Addons' form. "all" with distance="l2" and
+    reduction="mean_pairs" is pytorch-metric-learning's TripletMarginLoss.
     """
     margin = number("margin", margin)
-    pairs = Pairs.of(x, labels, **pairing)
-    check_reduction(reduction, weight, pairs)
-    far, near = row_stats(pairs, lowest(POS), highest(NEG))
-    return reduce(relu(near - far + margin), pairs, weight, reduction)
+    if mining not in ("hard", "semihard", "all"):
+        raise ValueError(f'mining is {mining!r}; it must be "hard", "semihard" or "all"')
+    objective = labelled(x, labels, common, averages_pairs=mining != "hard")
+    if mining == "hard":
+        far, near = row_stats(objective.pairs, lowest(POS), highest(NEG))
+        violation = near - far + margin
+        return objective.value(log1p_exp(violation) if soft else relu(violation))
+    if mining == "semihard":
+        return _semihard(objective, margin, soft)
+    return _all(objective, margin, soft)
+
+
+def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
+    pairs = objective.pairs
+    rows = PositiveRows.of(pairs)
+    (near,) = row_stats(rows.pairs, highest(NEG, below=rows.score.detach()))
+    (farthest,) = row_stats(pairs, lowest(NEG))
+    farthest = farthest[rows.anchor]
+    # +inf: the anchor has no negative at all.
+    near = torch.where(near == -torch.inf, farthest, near)
+    violation = torch.where(near == torch.inf, -torch.inf, near - rows.score + margin)
+    losses = rows.per_anchor(log1p_exp(violation) if soft else relu(violation))
+    if not objective.averages_pairs:
+        return objective.value(losses)
+    positives, negatives = pairs.counts()
+    return objective.mean_pairs((losses, torch.where(negatives > 0, positives, 0)))
+
+
+def _all(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
+    pairs = objective.pairs
+    rows = PositiveRows.of(pairs)
+    base = rows.score - margin
+    if soft:
+        (sums,) = row_stats(rows.pairs, total(NEG, 1.0, -base, function=softplus))
+    else:
+        (sums,) = row_stats(rows.pairs, total(NEG, 1.0, base, function=hinge))
+    losses = rows.per_anchor(sums)
+    if not objective.averages_pairs:
+        return objective.value(losses)
+    positives, negatives = pairs.counts()
+    counts = positives * negatives
+    if not soft:
+        (active,) = row_stats(rows.pairs, total(NEG, function=one, above=base))
+        counts = rows.per_anchor(active)
+    return objective.mean_pairs((losses, counts))

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..terms import ALL, NEG, POS, Partner
+from ..arguments import Partner
+from ..terms import ALL, NEG, POS
 from . import monoids, words
 from .placed import Placed, along_rows
 from .translated import literal, source

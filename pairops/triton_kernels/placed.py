@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..terms import Partner, Term
+from ..arguments import Partner
+from ..terms import Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Vectors:
                 self.numbers.append(a)
             elif isinstance(a, Partner):
                 vectors.append(self._add(partners, a.values))
-            else:
+            elif isinstance(a, Tensor):
                 vectors.append(self._add(axis, a))
         vectors += [self._add(axis, bound) for bound in term.windows()]
         places = tuple([self._add(axis, v) for v in given])

@@ -155,7 +155,9 @@ def margin_loss(
     beta is a number, or one for each label (C,). With `triplets` a pair counts once for each
     triplet that it is in. "mean_pairs" divides by the number of pairs, of both sides, with a loss.
     """
-    rows, beta = Rows(x, labels, distance=distance, **pairing), at(torch.as_tensor(beta), distance)
+    rows = Rows(x, labels, distance=distance, **pairing)
+    beta = beta if isinstance(beta, Tensor) else torch.tensor(beta, dtype=torch.float64)
+    beta = at(beta, distance)
     betas = beta.to(rows.t)[rows.labels] if beta.ndim else beta.to(rows.t).expand(len(rows.labels))
     sides = []
     for (pos, neg), b in zip(rows, betas, strict=True):

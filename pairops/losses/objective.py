@@ -1,0 +1,173 @@
+"""What a loss is asked for besides its formula: weights, a reduction, a look at its statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypedDict
+
+import torch
+from torch import Tensor
+
+from ..functions import one
+from ..pairs import Comparing, Pairing, Pairs, Relating
+from ..stats import row_stats
+from ..terms import NEG, POS, Term, highest, lowest, total
+from .reduction import Reduction, average, check_reduction, reduce
+
+# A Tensor; with return_aux=True a tuple (Tensor, Aux).
+Value: TypeAlias = Any
+
+
+class Asked(TypedDict, total=False):
+    """The keywords that every loss has.
+
+    weight: (N,) a factor per anchor, not negative.  reduction: see `pairops.losses.reduction`.
+    return_aux: also return an `Aux`.
+    """
+
+    weight: Tensor | None
+    reduction: Reduction
+    return_aux: bool
+
+
+class Labelled(Pairing, Asked, total=False):
+    """The keywords of a loss over labels: these, and those of `Pairs.of`."""
+
+
+class LabelledApart(Relating, Asked, total=False):
+    """The same of a loss that has a distance of its own."""
+
+    normalize: bool | None
+
+
+class Paired(Comparing, Asked, total=False):
+    """The keywords of a loss over two sets that belong together row by row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aux:
+    """What a loss saw of every anchor: detached, on the device, and never read back.
+
+    Similarities and distances are as the caller means them; where an anchor has no such pair they
+    are infinite.
+    """
+
+    positives: Tensor  # (N,) int64
+    negatives: Tensor  # (N,) int64
+    farthest_positive: Tensor  # (N,) lowest similarity or longest distance
+    nearest_negative: Tensor  # (N,)
+    mined_positives: Tensor | None = None  # (N,) int64; None for a loss that mines nothing
+    mined_negatives: Tensor | None = None
+    log_sum_exps: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) by name, if it has any
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The pairs of a call, and what is made of the losses of their anchors."""
+
+    pairs: Pairs
+    weight: Tensor | None = None
+    reduction: Reduction = "mean"
+    return_aux: bool = False
+
+    @staticmethod
+    def of(
+        pairs: Pairs,
+        *,
+        weight: Tensor | None = None,
+        reduction: Reduction = "mean",
+        return_aux: bool = False,
+        averages_pairs: bool = False,
+    ) -> "Objective":
+        """averages_pairs: does the loss have the reduction "mean_pairs"?"""
+        check_reduction(reduction, weight, pairs, averages_pairs)
+        if not isinstance(return_aux, bool):
+            raise TypeError(f"return_aux is {type(return_aux).__name__}; it must be a bool")
+        return Objective(pairs, weight, reduction, return_aux)
+
+    @property
+    def averages_pairs(self) -> bool:
+        return self.reduction == "mean_pairs"
+
+    def value(self, losses: Tensor, **seen: Any) -> Value:
+        """The losses (N,) reduced. seen: as in `answer`."""
+        return self.answer(reduce(losses, self.pairs, self.weight, self.reduction), **seen)
+
+    def mean_pairs(self, *parts: tuple[Tensor, Tensor], **seen: Any) -> Value:
+        """Of parts (sums over an anchor's pairs, numbers of these), each (N,): their averages over
+        all pairs of the batch, added up. seen: as in `answer`."""
+        means = [average(sums, counts, self.pairs, self.weight) for sums, counts in parts]
+        return self.answer(torch.stack(means).sum(), **seen)
+
+    def answer(
+        self,
+        value: Tensor,
+        *,
+        below: Tensor | None = None,
+        above: Tensor | None = None,
+        **log_sum_exps: Tensor,
+    ) -> Value:
+        """`value`, with an `Aux` if one is wanted.
+
+        below, above: (N,) windows in which positives and negatives were mined.
+        """
+        if not self.return_aux:
+            return value
+        pairs = self.pairs
+        terms: list[Term] = [lowest(POS, grad=False), highest(NEG, grad=False)]
+        if below is not None:
+            terms.append(total(POS, function=one, below=below))
+        if above is not None:
+            terms.append(total(NEG, function=one, above=above))
+        with torch.no_grad():
+            far, near, *mined = row_stats(pairs, *terms)
+            counts = iter([count.long() for count in mined])
+            return value, Aux(
+                *pairs.counts(),
+                pairs.in_units(far),
+                pairs.in_units(near),
+                None if below is None else next(counts),
+                None if above is None else next(counts),
+                {name: statistic.detach() for name, statistic in log_sum_exps.items()},
+            )
+
+
+def split(common: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of `Objective.of`, and the others."""
+    asked = {name: common[name] for name in Asked.__annotations__ if name in common}
+    return asked, {name: given for name, given in common.items() if name not in asked}
+
+
+def labelled(
+    x: Tensor,
+    labels: Tensor,
+    common: Mapping[str, Any],
+    *,
+    averages_pairs: bool = False,
+    **fixed: Any,
+) -> Objective:
+    """The objective of a loss over labels. fixed: keywords of `Pairs.of` that the loss decides."""
+    asked, pairing = split(common)
+    pairs = Pairs.of(x, labels, **pairing, **fixed)
+    return Objective.of(pairs, **asked, averages_pairs=averages_pairs)
+
+
+def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
+    """The objective of a loss over two sets that belong together row by row."""
+    asked, comparing = split(common)
+    return Objective.of(Pairs.paired(x, y, **comparing), **asked)
+
+
+def similar_only(loss: str, pairs: Pairs) -> None:
+    """For a formula that has no meaning on distances."""
+    if pairs.measure is not None:
+        raise ValueError(
+            f"distance is {pairs.measure.name!r}; {loss} compares similarities, so it must be "
+            "'cosine' or 'dot'"
+        )
+
+
+def threshold(value: float | Tensor, pairs: Pairs) -> Tensor:
+    """A number as the window of a term; no gradient reaches it there."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=pairs.dtype, device=pairs.x.device)

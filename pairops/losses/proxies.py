@@ -1,0 +1,117 @@
+"""Losses against proxies: one learned embedding per class stands for its members."""
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..distances import Distance
+from ..pairs import Pairs, check_embeddings
+from ..stats import row_stats
+from ..terms import NEG, POS, lse, total
+from .objective import Asked, Objective, Value, similar_only, split
+from .reduction import log1p_exp, number
+
+
+class AgainstProxies(Asked, total=False):
+    """Further keywords of a loss against proxies."""
+
+    ignore_index: int | None
+    normalize: bool | None
+
+
+def proxy_anchor_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    proxies: Tensor,  # (C, D)
+    *,
+    proxy_labels: Tensor | None = None,  # (C,)
+    alpha: float | Tensor = 32.0,
+    margin: float | Tensor = 0.1,
+    distance: Distance = "cosine",
+    **common: Unpack[AgainstProxies],
+) -> Value:
+    """ℓ_c = C/C⁺ log(1 + Σ_{i∈P_c} e^{−α(s_ic − δ)}) + log(1 + Σ_{i∉P_c} e^{α(s_ic + δ)}).
+
+    One number for each proxy c: it is the anchor, and the batch its references. C⁺ proxies have a
+    positive in the batch; so the mean over proxies is the paper's sum of two means.
+
+    proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  alpha: above 0.
+    margin: δ. Both may be 0-d tensors with gradient.  weight: (C,).  distance: "cosine" or "dot".
+    Other arguments, errors and the returned dtype: as in `ms_loss`.
+
+    Source: Kim et al., Proxy Anchor Loss, CVPR 2020; equal to the authors' code and to
+    pytorch-metric-learning's ProxyAnchorLoss.
+    """
+    alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
+    asked, pairing = split(common)
+    proxies, proxy_labels = _checked(x, proxies, proxy_labels)
+    pairs = Pairs.of(
+        proxies, proxy_labels, ref_emb=x, ref_labels=labels, distance=distance, **pairing
+    )
+    similar_only("proxy_anchor_loss", pairs)
+    objective = Objective.of(pairs, **asked)
+    pos, neg = row_stats(pairs, lse(POS, -alpha, margin), lse(NEG, alpha, -margin))
+    with_positives = (pairs.positives() > 0).sum().clamp(min=1)
+    losses = log1p_exp(pos) * (pairs.keep_x.sum() / with_positives) + log1p_exp(neg)
+    return objective.value(losses, positive=pos, negative=neg)
+
+
+def proxy_nca_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    proxies: Tensor,  # (C, D)
+    *,
+    proxy_labels: Tensor | None = None,  # (C,)
+    scale: float | Tensor = 1.0,
+    smoothing: float = 0.0,
+    distance: Distance = "sqeuclidean",
+    **common: Unpack[AgainstProxies],
+) -> Value:
+    """ℓ_i = log Σ_c e^{−γ d_ic} − (1 − ε) log Σ_{c∈P_i} e^{−γ d_ic} + ε/|N_i| Σ_{c∈N_i} γ d_ic.
+
+    0 for a row without a proxy of its label; without another proxy nothing is smoothed. Of
+    similarities −d is s.
+
+    proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  scale: γ above
+    0; a number or a 0-d tensor with gradient.  smoothing: ε of the label, from 0 to below 1. Other
+    arguments, errors and the returned dtype: as in `ms_loss`.
+
+    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017,
+    whose denominator leaves the own proxy out; here it is in, as in the code that people use:
+    scale=3 and smoothing=0.1 are that of dichotomies/proxy-nca, and reduction="mean_nonzero" is
+    pytorch-metric-learning's ProxyNCALoss.
+    """
+    scale = number("scale", scale, positive=True)
+    if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
+        raise TypeError(f"smoothing is {type(smoothing).__name__}; it must be a number")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
+    asked, pairing = split(common)
+    proxies, proxy_labels = _checked(x, proxies, proxy_labels)
+    pairs = Pairs.of(
+        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance, **pairing
+    )
+    objective = Objective.of(pairs, **asked)
+    terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
+    if smoothing:
+        terms.append(total(NEG, scale, 0.0))
+    pos, neg, *sums = row_stats(pairs, *terms)
+    positives, negatives = pairs.counts()
+    losses = log1p_exp(torch.where(positives > 0, neg - pos, -torch.inf))
+    for z in sums:
+        moved = smoothing * (pos - z / negatives.clamp(min=1))
+        losses = losses + torch.where((positives > 0) & (negatives > 0), moved, 0)
+    return objective.value(losses, positive=pos, negative=neg)
+
+
+def _checked(x: Tensor, proxies: Tensor, proxy_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_embeddings("x", x)
+    check_embeddings("proxies", proxies)
+    proxies = proxies.to(x.dtype)
+    check_embeddings("proxies", proxies, like=("x", x))
+    if proxy_labels is None:
+        proxy_labels = torch.arange(len(proxies), device=proxies.device)
+    elif not isinstance(proxy_labels, Tensor) or proxy_labels.shape != proxies.shape[:1]:
+        shape = tuple(proxy_labels.shape) if isinstance(proxy_labels, Tensor) else proxy_labels
+        raise ValueError(f"proxy_labels is {shape}; it must be integers ({len(proxies)},)")
+    return proxies, proxy_labels

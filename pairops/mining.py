@@ -1,0 +1,112 @@
+"""What the losses mine, as lists of indices: for miners' users, and for the curious."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from .functions import affine
+from .block import extreme_indices
+from .pairs import Pairing, Pairs
+from .positives import PositiveRows
+from .similarity import exactly, product, scaled
+from .stats import row_stats
+from .terms import NEG, POS, highest, lowest
+
+Mined = Literal["multi_similarity", "hard", "semihard"]
+
+_STRIP = 1 << 24  # similarities that are looked at together
+
+
+def mine(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    mining: Mined = "multi_similarity",
+    epsilon: float = 0.1,
+    **pairing: Unpack[Pairing],
+) -> tuple[Tensor, ...]:
+    """The pairs or triplets that a loss mines, as pytorch-metric-learning's miners return them.
+
+    mining: "multi_similarity", those of `ms_loss`: (anchors, positives, anchors, negatives), where
+    s_ip − ε < max_n s_in and s_in + ε > min_p s_ip, as MultiSimilarityMiner(epsilon); "hard" and
+    "semihard", those of `triplet_loss`: (anchors, positives, negatives), the first as
+    BatchHardMiner.  epsilon: of "multi_similarity".  Further keywords: see `Pairs.of`.
+
+    Returns int64 indices, of x and of the references, by anchor. How many depends on the values,
+    which on a GPU are waited for: training needs no such list, the losses mine on their own. A pair
+    that lies on its threshold within rounding may be listed here and dropped there.
+    """
+    if mining not in ("multi_similarity", "hard", "semihard"):
+        raise ValueError(
+            f'mining is {mining!r}; it must be "multi_similarity", "hard" or "semihard"'
+        )
+    pairs = Pairs.of(x.detach(), labels, **pairing)
+    with torch.no_grad(), exactly(x.device.type):
+        if mining == "multi_similarity":
+            return _multi_similarity(pairs, epsilon)
+        if mining == "hard":
+            return _hard(pairs)
+        return _semihard(pairs)
+
+
+def _multi_similarity(pairs: Pairs, epsilon: float) -> tuple[Tensor, ...]:
+    far, near = row_stats(
+        pairs,
+        lowest(POS, 1.0, epsilon, function=affine, grad=False),
+        highest(NEG, 1.0, -epsilon, function=affine, grad=False),
+    )
+    rows = PositiveRows.of(pairs)
+    kept = ~(rows.score >= near[rows.anchor])
+    return (*_by_anchor(rows.anchor[kept], rows.partner[kept]), *_above(pairs, far))
+
+
+def _above(pairs: Pairs, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """(anchors, negatives) as close as not to be below their anchor's bound (N,)."""
+    n, m = pairs.shape
+    y = scaled(pairs.other, pairs.scale_y, pairs.dtype)
+    place = torch.empty_like(pairs.order_y)
+    place = place.scatter(0, pairs.order_y, torch.arange(m, device=place.device))
+    found: list[Tensor] = []
+    columns = torch.arange(m, device=place.device)
+    for sorted_rows in torch.arange(n, device=place.device).split(max(1, _STRIP // max(1, m))):
+        rows = pairs.order_x[sorted_rows]
+        scale = None if pairs.scale_x is None else pairs.scale_x[rows]
+        t = product(scaled(pairs.x[rows], scale, pairs.dtype), y)
+        if pairs.measure is not None:
+            t = pairs.measure.of_block(t, rows, columns)
+        lo, hi, own = (z[sorted_rows].unsqueeze(1) for z in (pairs.lo, pairs.hi, pairs.own))
+        negative = ((place < lo) | (place >= hi)) & (place != own) & pairs.keep_y
+        negative &= pairs.keep_x[rows].unsqueeze(1) & ~(t <= bound[rows].unsqueeze(1))
+        at = negative.nonzero()
+        found.append(torch.stack([rows[at[:, 0]], at[:, 1]]))
+    none = place.new_empty((2, 0))
+    anchors, negatives = torch.cat([none, *found], 1)
+    return _by_anchor(anchors, negatives)
+
+
+def _hard(pairs: Pairs) -> tuple[Tensor, ...]:
+    far, near = extreme_indices(pairs, lowest(POS)), extreme_indices(pairs, highest(NEG))
+    (anchors,) = ((far >= 0) & (near >= 0)).nonzero(as_tuple=True)
+    return anchors, far[anchors], near[anchors]
+
+
+def _semihard(pairs: Pairs) -> tuple[Tensor, ...]:
+    rows = PositiveRows.of(pairs)
+    near = extreme_indices(rows.pairs, highest(NEG, below=rows.score))
+    farthest = extreme_indices(pairs, lowest(NEG))[rows.anchor]
+    negatives = torch.where(near < 0, farthest, near)
+    some = negatives >= 0
+    order = _order(rows.anchor[some], rows.partner[some])
+    return tuple([z[some][order] for z in (rows.anchor, rows.partner, negatives)])
+
+
+def _by_anchor(anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    order = _order(anchors, others)
+    return anchors[order], others[order]
+
+
+def _order(anchors: Tensor, others: Tensor) -> Any:
+    inner = torch.argsort(others, stable=True)
+    return inner[torch.argsort(anchors[inner], stable=True)]

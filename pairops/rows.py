@@ -1,0 +1,36 @@
+"""Rows picked and summed by index, in an order that does not change from run to run."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+    """Rows summed by destination, as many as `like` has.
+
+    index_add is deterministic on the CPU and atomic on CUDA; accumulating index_put is the reverse.
+    """
+    zeros = torch.zeros_like(like)
+    if like.device.type == "cpu":
+        return zeros.index_add(0, at, rows)
+    return zeros.index_put((at,), rows, accumulate=True)
+
+
+def pick_rows(x: Tensor, at: Tensor) -> Tensor:
+    """x[at], whose gradient is summed by `add_rows`."""
+    result: Tensor = _Pick.apply(x, at)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Pick(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.shape = x.shape
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (at,) = ctx.saved_tensors
+        return add_rows(g.new_empty(ctx.shape), at, g), None

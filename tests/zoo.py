@@ -1,0 +1,147 @@
+"""The losses by what they compare, their parameter sets, and what else they have to be given."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from conftest import HERE
+from torch import Tensor
+
+import pairops
+from pairops import losses
+
+# A loss is picked up by existing; these are the parameter sets beyond its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ms_loss": [
+        {"epsilon": None},
+        {"alpha": 3.0, "beta": 40.0, "base": 0.3},
+        {"distance": "l2", "base": 1.0},
+        {"distance": "snr", "epsilon": None, "base": 1.5},
+    ],
+    "contrastive_loss": [
+        {"pos_margin": 0.8, "neg_margin": 0.1},
+        {"negatives": "raw"},
+        {"distance": "l2"},
+        {"distance": "sqeuclidean", "normalize": False, "neg_margin": 40.0},
+        {"distance": "snr"},
+    ],
+    "supcon_loss": [{"temperature": 0.5}, {"distance": "sqeuclidean"}],
+    "triplet_loss": [
+        {"margin": 0.4},
+        {"mining": "semihard"},
+        {"mining": "all"},
+        {"mining": "all", "soft": True},
+        {"soft": True, "distance": "l2"},
+        {"mining": "semihard", "distance": "l2"},
+    ],
+    "lifted_structure_loss": [
+        {"form": "original"},
+        {"distance": "cosine"},
+        {"form": "original", "distance": "cosine", "pos_margin": 0.5, "neg_margin": 0.2},
+    ],
+    "binomial_deviance_loss": [{"alpha": 3.0, "base": 0.2}, {"distance": "l2", "base": 1.1}],
+    "margin_loss": [{"triplets": True}, {"distance": "cosine", "beta": 0.3, "margin": 0.1}],
+    "circle_loss": [{"margin": 0.25, "gamma": 16.0}],
+    "nt_xent_loss": [{"temperature": 0.5}, {"distance": "l2", "normalize": False}],
+    "decoupled_softmax_loss": [],
+    "n_pair_loss": [{"distance": "cosine"}],
+    "nca_loss": [{"scale": 4.0, "distance": "cosine"}],
+    "mlcd_loss": [{"scale": 4.0}],
+    "proxy_anchor_loss": [{"alpha": 8.0, "margin": 0.3}],
+    "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
+    "info_nce_loss": [{"temperature": 0.5}, {"symmetric": False}, {"distance": "sqeuclidean"}],
+    "siglip_loss": [{"scale": 10.0, "bias": -10.0}, {"scale": 0.0, "bias": 0.0}],
+    "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}],
+    "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
+    "sms_loss": [{"gamma": 0.3}],
+    "anchor_info_nce_loss": [{"frozen": False}],
+    "multi_positive_loss": [{"temperature": 0.2}],
+    "quality_weighted_info_nce_loss": [{"gamma": 3.0}],
+}
+
+
+def _takes(name: str, *parameters: str) -> bool:
+    return set(parameters) <= set(inspect.signature(getattr(losses, name)).parameters)
+
+
+ONE_SET = ["n_pair_loss"]  # what has no references
+AGAINST_PROXIES = [name for name in losses.__all__ if _takes(name, "proxies")]
+LABELLED = [
+    name
+    for name in losses.__all__
+    if _takes(name, "labels") and name not in AGAINST_PROXIES and not _takes(name, "y")
+]
+TWO_SETS = [name for name in losses.__all__ if name not in (*LABELLED, *AGAINST_PROXIES)]
+
+
+def parameters(name: str) -> list[dict[str, Any]]:
+    required = any(
+        p.default is p.empty and p.kind is p.KEYWORD_ONLY
+        for p in inspect.signature(getattr(losses, name)).parameters.values()
+    )
+    return ([] if required else [{}]) + VARIANTS[name]
+
+
+def variants(names: list[str]) -> list[Any]:
+    return [
+        pytest.param(name, params, id="-".join([name, *(f"{k}={v}" for k, v in params.items())]))
+        for name in names
+        for params in parameters(name)
+    ]
+
+
+def mined(name: str, params: dict[str, Any]) -> bool:
+    """Does a threshold lie among the similarities?"""
+    return name == "ms_loss" and params.get("epsilon", 0.1) is not None
+
+
+def cut(params: dict[str, Any]) -> bool:
+    """Is every positive a threshold for the negatives?"""
+    return params.get("mining") in ("semihard", "all")
+
+
+# The sweeps of the interpreted engines see these four, which have every gather and window.
+THOROUGH = ("ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss")
+
+
+def on_engines(names: list[str]) -> list[Any]:
+    """(loss, engine): each on those that serve it anyhow, some on all."""
+    engines = {name: ["dense", "blockwise", "auto"] for name in names}
+    for name in set(names).intersection(THOROUGH):
+        engines[name] = HERE
+    return [pytest.param(n, e, id=f"{n}-{e}") for n in names for e in engines[n]]
+
+
+def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """What a loss over two sets, N rows each, is called with besides x: y in its form, and what is
+    told of the rows."""
+    n = len(x)
+    if name == "multi_positive_loss":
+        slots = torch.stack([y, y.roll(1, 1), y.flip(1)], 1)
+        return (slots,), {"negatives": y.roll(2, 1)[: n // 2]}
+    if name == "tal_loss":
+        return (y, torch.arange(n) // 3), {}
+    if name == "quality_weighted_info_nce_loss":
+        return (y, torch.linspace(-1, 1, n)), {}
+    if name == "sms_loss":
+        classes = torch.arange(n)
+        table = torch.linspace(0, 1, 35).view(5, 7)
+        told = {"relevance": table, "x_classes": classes % 5, "y_classes": classes * 3 % 7}
+        return (y,), told
+    return (y,), {}
+
+
+def call(name: str, x: Tensor, **keywords: Any) -> Any:
+    """Any loss on x (N, D) with labels, proxies or a second set made up for it."""
+    generator = torch.Generator().manual_seed(len(x))
+    labels = torch.randint(0, 6, (len(x),), generator=generator)
+    loss = getattr(pairops, name)
+    params = parameters(name)[0]
+    if name in LABELLED:
+        return loss(x, labels, **params, **keywords)
+    other = torch.randn(max(len(x), 6), x.shape[1], generator=generator).to(x.dtype)
+    if name in AGAINST_PROXIES:
+        return loss(x, labels, other[:6], **params, **keywords)
+    args, told = with_rest(name, x, other[: len(x)])
+    return loss(x, *args, **told, **params, **keywords)
