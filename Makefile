@@ -13,22 +13,30 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo test sanitize cuda-on-host cuda-resources bench lint format clean
+.PHONY: help demo code-search test pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | test | sanitize | cuda-on-host | cuda-resources | bench | lint | format | clean,'
+	@echo 'make demo | code-search | test | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
+	@echo 'lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_digits.py --output build/digits.png $(ARGS)
 
-# The tests run the example and the benchmark too. Two processes with two threads each: who waits for
+code-search: $(VENV)/.demo
+	$(BIN)/python examples/train_code_search.py --output build/code_search.png $(ARGS)
+
+# The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.
 test: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/cuda_on_host/build.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
+pml-conformance: $(VENV)/.test
+	$(BIN)/python tests/pml_conformance.py $(ARGS)
 
 # Limits its address space, of which the sanitizer reserves terabytes.
 LITTLE_MEMORY := tests/test_native_process.py::test_memory_that_cannot_be_had_is_a_memory_error
@@ -53,6 +61,13 @@ cuda-resources: | $(BIN)/python
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)
+
+# A page for each family of losses, and one for each of the other front doors; a warning is an error.
+PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filter-out \
+	%/__init__.py %/pair.py %/reduction.py %/soft_mean.py,$(wildcard pairops/losses/*.py)))) \
+	pairops.nn pairops.retrieval pairops.compat.pml
+docs: $(VENV)/.docs $(VENV)/.test
+	$(BIN)/python -W error -m pdoc --docformat markdown --output-directory build/docs $(PAGES)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
@@ -83,7 +98,7 @@ $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
 	@touch $@
 
 # What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
 	$(BIN)/pip install "pairops[$*]"
 	@touch $@
 

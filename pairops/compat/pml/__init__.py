@@ -1,0 +1,83 @@
+"""pytorch-metric-learning's losses, computed by pairops: its objects, numbers and edge cases.
+
+    loss = convert(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner())
+    loss(embeddings, labels)  # mined too, without a list of pairs
+
+Its classes are here again, under their names: constructors, distances, reducers, regularizers,
+attributes and parameters are its own, and only `compute_loss` is another. `convert` makes one of an
+object that exists. What is not served raises and says which attribute it is, what it was and what
+it must be.
+
+As there: self pairs are left out if `ref_labels is labels`, or in NCALoss if `ref_emb is
+embeddings`; a loss over pairs is 0 if there is at most one positive and one negative pair, and
+SupConLoss for a batch without positives or without negatives; labels are moved to the device of the
+embeddings; the loss has the dtype of the embeddings.
+
+Unlike there: sums are in float32 or wider, and log(1 + e^z) is not z above 20; a NaN shows in the
+loss and in the gradient; NCALoss is 0, not NaN, for a batch without positives; the distance of
+duplicates is 0; PerAnchorReducer takes any number of references; labels are integers; nothing waits
+for the device, but for reducers that do so themselves. `indices_tuple` is refused, and so is what
+makes one, such as CrossBatchMemory.
+"""
+
+from typing import Any
+
+from pytorch_metric_learning import losses
+
+from .classes import (
+    CircleLoss,
+    ContrastiveLoss,
+    GeneralizedLiftedStructureLoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NCALoss,
+    NPairsLoss,
+    NTXentLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SignalToNoiseRatioContrastiveLoss,
+    SupConLoss,
+    TripletMarginLoss,
+)
+from .served import Served
+
+__all__ = [
+    "CircleLoss",
+    "ContrastiveLoss",
+    "GeneralizedLiftedStructureLoss",
+    "LiftedStructureLoss",
+    "MarginLoss",
+    "MultiSimilarityLoss",
+    "NCALoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
+    "SignalToNoiseRatioContrastiveLoss",
+    "SupConLoss",
+    "TripletMarginLoss",
+    "convert",
+]
+_SERVED = {getattr(losses, name): globals()[name] for name in __all__ if name != "convert"}
+
+
+def convert(loss: Any, miner: Any = None) -> Any:
+    """The same loss computed by pairops. `loss` stays as it is; its parameters are shared.
+
+    miner: MultiSimilarityMiner for MultiSimilarityLoss; for TripletMarginLoss BatchHardMiner, or
+    TripletMarginMiner of all triplets if it keeps every one that the loss is not 0 for. The result
+    mines for itself, and is called without `indices_tuple`.
+
+    Raises TypeError or ValueError that names what is not served.
+    """
+    kind = type(loss) if isinstance(loss, Served) else _SERVED.get(type(loss))
+    if kind is None:
+        names = ", ".join(served.__name__ for served in _SERVED)
+        raise TypeError(f"loss is {type(loss).__name__}; it must be one of {names}")
+    converted: Any = object.__new__(kind)
+    for name, value in vars(loss).items():  # its dicts of parameters and modules are copied
+        converted.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    vars(converted)["miner"] = miner
+    converted.check()
+    return converted

@@ -1,0 +1,285 @@
+"""The losses of pytorch-metric-learning, each as a function of pairops and how it is averaged."""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import Tensor
+
+from ... import losses as ours
+from .served import (
+    AVERAGE,
+    DIVISOR,
+    MEAN,
+    PER_ANCHOR,
+    SUM,
+    Batch,
+    OfAnchors,
+    Served,
+    at_most_one,
+    mean_nonzero,
+)
+
+# A margin that no pair comes up to.
+_FAR = 1e30
+
+
+class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
+    column = True
+    mines = (miners.MultiSimilarityMiner,)
+
+    def per_anchor(self: Any, batch: Batch) -> Tensor:
+        given = {"alpha": self.alpha, "beta": self.beta, "base": self.base, "epsilon": None}
+        if self.miner is None:
+            values: Tensor = self.of(ours.ms_loss, batch, **given)
+            return torch.where(at_most_one(*batch.counts()), 0, values)
+        if batch.own != (batch.ref_emb is batch.x):
+            raise ValueError(
+                f"ref_labels is labels: {batch.own}, and ref_emb is embeddings: {not batch.own}; "
+                "with a miner both must be so, or neither"
+            )
+        given["epsilon"] = self.miner.epsilon
+        values, seen = self.of(ours.ms_loss, batch, **given, return_aux=True)
+        return torch.where(at_most_one(seen.mined_positives, seen.mined_negatives), 0, values)
+
+
+class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructureLoss):
+    column = True
+
+    def per_anchor(self: Any, batch: Batch) -> Tensor:
+        margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
+        values = self.of(ours.lifted_structure_loss, batch, form="generalised", **margins)
+        return torch.where(at_most_one(*batch.counts()), 0, values)
+
+
+class CircleLoss(OfAnchors, losses.CircleLoss):
+    column = True
+    distances = ("cosine",)
+
+    def per_anchor(self: Any, batch: Batch) -> Tensor:
+        values = self.of(ours.circle_loss, batch, margin=self.m, gamma=self.gamma)
+        return torch.where(at_most_one(*batch.counts()), 0, values)
+
+
+class SupConLoss(OfAnchors, losses.SupConLoss):
+    def per_anchor(self: Any, batch: Batch) -> Tensor:
+        values = self.of(ours.supcon_loss, batch, temperature=self.temperature)
+        positives, negatives = batch.counts()
+        a_side_is_empty = (positives.sum() == 0) | (negatives.sum() == 0)
+        return torch.where(a_side_is_empty | at_most_one(positives, negatives), 0, values)
+
+
+class NTXentLoss(Served, losses.NTXentLoss):
+    reduces = (MEAN, SUM, PER_ANCHOR)
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        values = self.of(ours.nt_xent_loss, batch, temperature=self.temperature)
+        positives, negatives = batch.counts()
+        sums = torch.where(at_most_one(positives, negatives), 0, values * positives)
+        return {"loss": batch.of_tuples(self.reducer_of("loss"), sums, positives)}
+
+
+class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
+    reduces = (MEAN, SUM)
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        for name, same in (("ref_emb", batch.ref_emb is batch.x), ("ref_labels", batch.own)):
+            if not same:
+                raise ValueError(
+                    f"{name} is given; for LiftedStructureLoss it must be None, since "
+                    "pytorch-metric-learning takes reference p for anchor p when it collects the "
+                    "negatives of a positive"
+                )
+        margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
+        sums = self.of(ours.lifted_structure_loss, batch, form="original", **margins)
+        positives, negatives = batch.counts()
+        sums = torch.where(at_most_one(positives, negatives), 0, sums)
+        return {"loss": batch.of_tuples(self.reducer_of("loss"), sums, positives)}
+
+
+class ContrastiveLoss(Served, losses.ContrastiveLoss):
+    reduces = (AVERAGE, MEAN, SUM, PER_ANCHOR)
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        positives, negatives = batch.counts()
+        nothing = at_most_one(positives, negatives)
+        margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
+        by_part = {"pos_loss": positives, "neg_loss": negatives}
+        if all(type(self.reducer_of(part)) is AVERAGE for part in by_part):
+            given = {**margins, "reduction": "mean_pairs"}
+            value = self.of(ours.contrastive_loss, batch, **given)
+            return {"pos_loss": batch.reduced(torch.where(nothing, 0, value))}
+        # Each side on its own: the margin of the other is out of reach.
+        far = -_FAR if self.distance.is_inverted else _FAR
+        result = {}
+        for part, other, out in (
+            ("pos_loss", "neg_margin", -far),
+            ("neg_loss", "pos_margin", far),
+        ):
+            reducer, given = self.reducer_of(part), {**margins, other: out}
+            if type(reducer) is AVERAGE:
+                value = self.of(ours.contrastive_loss, batch, **given, reduction="mean_pairs")
+                result[part] = batch.reduced(torch.where(nothing, 0, value))
+            else:
+                sums = self.of(ours.contrastive_loss, batch, **given)
+                sums = torch.where(nothing, 0, sums)
+                result[part] = batch.of_tuples(reducer, sums, by_part[part])
+        return result
+
+
+class SignalToNoiseRatioContrastiveLoss(ContrastiveLoss, losses.SignalToNoiseRatioContrastiveLoss):
+    distances = ("snr",)
+
+
+class TripletMarginLoss(Served, losses.TripletMarginLoss):
+    reduces = (AVERAGE, MEAN, SUM)
+    mines = (miners.BatchHardMiner, miners.TripletMarginMiner)
+
+    def check(self: Any) -> None:
+        super().check()
+        if self.swap:
+            raise ValueError(f"swap is {self.swap}; it must be False")
+        if self.triplets_per_anchor != "all":
+            raise ValueError(
+                f"triplets_per_anchor is {self.triplets_per_anchor!r}; it must be 'all'"
+            )
+        if isinstance(self.miner, miners.BatchHardMiner):
+            for name in ("allowed_pos_range", "allowed_neg_range"):
+                if getattr(self.miner, name) is not None:
+                    raise ValueError(f"{name} is {getattr(self.miner, name)}; it must be None")
+        elif self.miner is not None:
+            if self.miner.type_of_triplets != "all":
+                raise ValueError(
+                    f"type_of_triplets is {self.miner.type_of_triplets!r}; it must be 'all'"
+                )
+            if self.miner.margin < self.margin:
+                raise ValueError(
+                    f"miner.margin is {self.miner.margin}; it must be at least {self.margin}, that "
+                    "of the loss"
+                )
+            if self.smooth_loss or type(self.reducer_of("loss")) is MEAN:
+                raise ValueError(
+                    "TripletMarginMiner with smooth_loss or MeanReducer averages over what it "
+                    "mined; it must be None, or the reducer AvgNonZeroReducer or SumReducer"
+                )
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        reducer, (positives, negatives) = self.reducer_of("loss"), batch.counts()
+        given = {"margin": self.margin, "soft": self.smooth_loss}
+        if isinstance(self.miner, miners.BatchHardMiner):
+            values = self.of(ours.triplet_loss, batch, **given, mining="hard")
+            if type(reducer) is AVERAGE:
+                return {"loss": batch.reduced(mean_nonzero(values))}
+            mined = ((positives > 0) & (negatives > 0)).long()
+            return {"loss": batch.of_tuples(reducer, values, mined)}
+        given["mining"] = "all"
+        if type(reducer) is AVERAGE:
+            value = self.of(ours.triplet_loss, batch, **given, reduction="mean_pairs")
+            return {"loss": batch.reduced(value)}
+        values = self.of(ours.triplet_loss, batch, **given)
+        return {"loss": batch.of_tuples(reducer, values, positives * negatives)}
+
+
+class MarginLoss(Served, losses.MarginLoss):
+    reduces = (DIVISOR, MEAN, SUM)
+
+    def check(self: Any) -> None:
+        super().check()
+        if self.triplets_per_anchor != "all":
+            raise ValueError(
+                f"triplets_per_anchor is {self.triplets_per_anchor!r}; it must be 'all'"
+            )
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        positives, negatives = batch.counts()
+        triplets = positives * negatives
+        wide = torch.promote_types(batch.x.dtype, torch.float32)
+        beta = self.beta.to(batch.x.device, wide)
+        one = len(beta) == 1
+        given = {"beta": beta[0] if one else beta, "margin": self.margin, "triplets": True}
+        reducer = self.reducer_of("margin_loss")
+        if type(reducer) is DIVISOR:
+            value = self.of(ours.margin_loss, batch, **given, reduction="mean_pairs")
+            result = {"margin_loss": batch.reduced(value)}
+        else:
+            sums = self.of(ours.margin_loss, batch, **given)
+            result = {"margin_loss": batch.of_tuples(reducer, sums, triplets)}
+        if self.learn_beta and self.nu:
+            penalty = self.nu * beta[0] if one else self.nu * beta[batch.labels] * triplets
+            result["beta_reg_loss"] = self._penalty(batch, penalty, triplets, given)
+        return result
+
+    def _penalty(
+        self: Any, batch: Batch, penalty: Tensor, triplets: Tensor, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """ν β, or of classes the sum over triplets that the reducer divides."""
+        if penalty.dim() == 0:
+            return batch.reduced(torch.where(triplets.sum() > 0, penalty, 0))
+        reducer = self.reducer_of("beta_reg_loss")
+        if type(reducer) is not DIVISOR:
+            return batch.of_tuples(reducer, penalty, triplets)
+        # The divisor is what a mean of pairs differs by from their sum.
+        with torch.no_grad():
+            total, mean = (
+                self.of(ours.margin_loss, batch, **given, reduction=reduction)
+                for reduction in ("sum", "mean_pairs")
+            )
+            share = torch.where(total > 0, mean / total, 0)
+        return batch.reduced(penalty.sum() * share)
+
+
+class NPairsLoss(Served, losses.NPairsLoss):
+    reduces = (MEAN, SUM, AVERAGE)
+    alone = True
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        name = {MEAN: "mean", SUM: "sum", AVERAGE: "mean_nonzero"}
+        reduction = name[type(self.reducer_of("loss"))]
+        return {"loss": batch.reduced(self.of(ours.n_pair_loss, batch, reduction=reduction))}
+
+
+class NCALoss(Served, losses.NCALoss):
+    reduces = (MEAN, SUM, AVERAGE)
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        if len(batch.x) <= 1:
+            return dict(self.zero_losses())
+        own = batch.ref_emb is batch.x
+        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, own)
+        values = self.of(ours.nca_loss, batch, scale=self.softmax_scale)
+        return {"loss": self.of_findable(batch, values)}
+
+    def of_findable(self: Any, batch: Batch, values: Tensor) -> dict[str, Any]:
+        """Reduced over the anchors that have positives."""
+        reducer = self.reducer_of("loss")
+        if type(reducer) is AVERAGE:
+            return batch.reduced(mean_nonzero(values))
+        return batch.of_tuples(reducer, values, (batch.counts()[0] > 0).long())
+
+
+class ProxyNCALoss(NCALoss, losses.ProxyNCALoss):
+    alone = True
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        self.cast_types(batch.x.dtype, batch.x.device)
+        of_proxies = torch.arange(len(self.proxies), device=batch.x.device)
+        given = {"proxies": self.proxies, "scale": self.softmax_scale}
+        values = self.of(ours.proxy_nca_loss, batch, **given)
+        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, own=False)
+        result = {"loss": self.of_findable(against, values)}
+        self.add_weight_regularization_to_loss_dict(result, self.proxies)
+        return result
+
+
+class ProxyAnchorLoss(Served, losses.ProxyAnchorLoss):
+    reduces = (DIVISOR,)
+    distances = ("cosine", "dot")
+    alone = True
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        self.cast_types(batch.x.dtype, batch.x.device)
+        given = {"proxies": self.proxies, "alpha": self.alpha, "margin": self.margin}
+        value = self.of(ours.proxy_anchor_loss, batch, **given, reduction="mean")
+        result = {"pos_loss": batch.reduced(value)}
+        self.add_weight_regularization_to_loss_dict(result, self.proxies)
+        return result

@@ -1,0 +1,185 @@
+"""What is served of a pytorch-metric-learning loss: references, distances, reducers, miners."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_metric_learning import distances, reducers
+from pytorch_metric_learning.reducers.per_anchor_reducer import aggregation_func
+from pytorch_metric_learning.utils import common_functions
+from torch import Tensor
+
+AVERAGE, DIVISOR = reducers.AvgNonZeroReducer, reducers.DivisorReducer
+MEAN, SUM, PER_ANCHOR = reducers.MeanReducer, reducers.SumReducer, reducers.PerAnchorReducer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is called with."""
+
+    x: Tensor  # (N, D)
+    labels: Tensor  # (N,)
+    ref_emb: Tensor  # (M, D)
+    ref_labels: Tensor  # (M,)
+    own: bool  # is reference i anchor i, and left out?
+
+    def pairing(self) -> dict[str, Any]:
+        """Keywords of `Pairs.of`."""
+        if self.own and self.ref_emb is self.x:
+            return {"ignore_index": None}
+        return {
+            "ref_emb": self.ref_emb,
+            "ref_labels": self.ref_labels,
+            "exclude_self": self.own,
+            "ignore_index": None,
+        }
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """(N,) numbers of positives and of negatives."""
+        names = self.ref_labels.sort().values
+        after = torch.searchsorted(names, self.labels, right=True)
+        positives = after - torch.searchsorted(names, self.labels) - int(self.own)
+        return positives, len(names) - int(self.own) - positives
+
+    def reduced(self, value: Tensor) -> dict[str, Any]:
+        """A number that reducers are to leave as it is."""
+        value = value.to(self.x.dtype)
+        return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+
+    def of_anchors(self, losses: Tensor) -> dict[str, Any]:
+        """One number per anchor, (N,) or (N, 1)."""
+        indices = torch.arange(len(losses), device=losses.device)
+        losses = losses.to(self.x.dtype)
+        return {"losses": losses, "indices": indices, "reduction_type": "element"}
+
+    def of_tuples(self, reducer: Any, sums: Tensor, counts: Tensor) -> dict[str, Any]:
+        """Of pairs or triplets: sums over those of each anchor, and their numbers, (N,)."""
+        if type(reducer) is PER_ANCHOR:
+            return self.of_anchors(sums / counts.clamp(min=1))
+        total = sums.sum()
+        return self.reduced(total / counts.sum().clamp(min=1) if type(reducer) is MEAN else total)
+
+
+class Served:
+    """A loss whose `compute_loss` is that of pairops; the class beside it has the rest."""
+
+    reduces: tuple[type, ...] = ()  # (): any, since a reducer gets one number per anchor
+    distances: tuple[str, ...] = ("cosine", "dot", "l2", "sqeuclidean", "snr")
+    mines: tuple[type, ...] = ()
+    miner: Any = None
+    alone = False  # does it refuse references?
+
+    def parts(self, batch: Batch) -> dict[str, Any]:
+        """What reducers get, by the name of a part."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self: Any, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Any, of_ref: Any
+    ) -> dict[str, Any]:
+        if indices_tuple is not None:
+            raise ValueError(
+                f"indices_tuple is a {type(indices_tuple).__name__}; it must be None: a miner is "
+                "given to convert(loss, miner), and a memory is pairops.CrossBatchMemory around a "
+                "loss of pairops.nn"
+            )
+        common_functions.labels_required(labels)
+        if self.alone:
+            common_functions.ref_not_supported(embeddings, labels, ref_emb, of_ref)
+        self.check()
+        parts: dict[str, Any] = self.parts(
+            Batch(embeddings, labels, ref_emb, of_ref, of_ref is labels)
+        )
+        return parts
+
+    def check(self: Any) -> None:
+        """Are the distance, the reducers and the miner served?"""
+        name = type(self).__name__
+        mine = compared(self.distance)
+        if mine["distance"] not in self.distances:
+            served = ", ".join(self.distances)
+            raise ValueError(f"distance of {name} is {mine['distance']}; it must be {served}")
+        for part in self._sub_loss_names():
+            reducer = self.reducer_of(part)
+            if self.reduces and type(reducer) not in self.reduces:
+                refuse(f"reducer of {name}", reducer, self.reduces)
+            custom = getattr(reducer, "aggregation_func", aggregation_func)
+            if custom is not aggregation_func:
+                raise ValueError(f"aggregation_func is {custom}; it must be {aggregation_func}")
+        if self.miner is None:
+            return
+        if type(self.miner) not in self.mines:
+            refuse(f"miner for {name}", self.miner, self.mines)
+        theirs = compared(self.miner.distance)
+        if theirs != mine:
+            raise ValueError(f"miner.distance is {theirs}; it must be {mine} as in the loss")
+
+    def reducer_of(self: Any, part: str) -> Any:
+        if not isinstance(self.reducer, reducers.MultipleReducers):
+            return self.reducer
+        return dict(self.reducer.reducers).get(part, self.reducer.default_reducer)
+
+    def of(self: Any, function: Callable[..., Any], batch: Batch, **given: Any) -> Any:
+        """A function of pairops, one number per anchor unless a reduction is given."""
+        common = {"reduction": "none", **compared(self.distance), **batch.pairing()}
+        return function(batch.x, batch.labels, **{**common, **given})
+
+
+class OfAnchors(Served):
+    """A loss that is one number per anchor."""
+
+    column = False  # does it have the shape (N, 1) for reducers?
+
+    def per_anchor(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def parts(self: Any, batch: Batch) -> dict[str, Any]:
+        losses = self.per_anchor(batch)
+        kind = type(self.reducer_of("loss"))
+        if kind is MEAN:
+            return {"loss": batch.reduced(losses.sum() / max(len(losses), 1))}
+        if kind is SUM:
+            return {"loss": batch.reduced(losses.sum())}
+        if kind is AVERAGE:
+            return {"loss": batch.reduced(mean_nonzero(losses))}
+        return {"loss": batch.of_anchors(losses.unsqueeze(1) if self.column else losses)}
+
+
+def mean_nonzero(losses: Tensor) -> Tensor:
+    """A NaN counts, so it shows."""
+    return losses.sum() / (~(losses <= 0)).sum().clamp(min=1)
+
+
+def at_most_one(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Is there at most one pair on each side? Losses over pairs take that for none."""
+    return (positives.sum() <= 1) & (negatives.sum() <= 1)
+
+
+def refuse(name: str, found: Any, served: tuple[type, ...]) -> None:
+    names = ", ".join(kind.__name__ for kind in served) or "None"
+    raise ValueError(f"{name} is {type(found).__name__}; it must be {names}")
+
+
+def compared(distance: Any) -> dict[str, Any]:
+    """The keywords of pairops that say the same as a distance."""
+    kind = type(distance)
+    known = (
+        distances.CosineSimilarity,
+        distances.DotProductSimilarity,
+        distances.LpDistance,
+        distances.SNRDistance,
+    )
+    if kind not in known:
+        refuse("distance", distance, known)
+    powers = (1, 2) if kind is distances.LpDistance else (1,)
+    for name, served in (("p", (2,)), ("power", powers)):
+        value = getattr(distance, name)
+        if value not in served:
+            must = " or ".join(map(str, served))
+            raise ValueError(f"{name} of {kind.__name__} is {value}; it must be {must}")
+    unit = bool(distance.normalize_embeddings)
+    if kind is distances.LpDistance:
+        return {"distance": "l2" if distance.power == 1 else "sqeuclidean", "normalize": unit}
+    if kind is distances.SNRDistance:
+        return {"distance": "snr", "normalize": unit}
+    return {"distance": "cosine" if unit else "dot"}
