@@ -35,9 +35,9 @@ def _square(make: Any) -> Case:
 
 
 def _ragged(make: Any) -> Case:
-    y, ref_labels = make(507, 123), torch.randint(0, 40, (507,))
+    y, ref_labels = make(333, 123), torch.randint(0, 40, (333,))
     return Case(
-        make(252, 123), torch.randint(0, 40, (252,)), {"ref_emb": y, "ref_labels": ref_labels}
+        make(150, 123), torch.randint(0, 40, (150,)), {"ref_emb": y, "ref_labels": ref_labels}
     )
 
 
