@@ -2,15 +2,17 @@
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .pairs import FLOATS, _whole_numbers, check_embeddings
+from .pairs import FLOATS, check_embeddings, whole_numbers
 
 _NO_ID = torch.iinfo(torch.int64).min
+_KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
 
 
 class CrossBatchMemory(nn.Module):
@@ -107,10 +109,10 @@ class CrossBatchMemory(nn.Module):
                 f"x is on {x.device} and the memory on {self.embeddings.device}; "
                 "the memory must be moved there, with .to()"
             )
-        labels = _whole_numbers("labels", labels, "x", x)
+        labels = whole_numbers("labels", labels, "x", x)
         others = self.labels
         if ids is not None:
-            ids = _whole_numbers("ids", ids, "x", x)
+            ids = whole_numbers("ids", ids, "x", x)
             others = torch.where(_among(self.ids, ids), self.ignore_index, others)
         if enqueue is not None and (
             not isinstance(enqueue, Tensor)
@@ -179,19 +181,33 @@ def _among(values: Tensor, names: Tensor) -> Tensor:
 def _check_loss(loss: object) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; it must be a loss over labels")
-    keywords = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
     given = loss.keywords if isinstance(loss, functools.partial) else {}
-    for name in keywords:
+    for name in _KEYWORDS:
         if name in given:
             raise ValueError(f"loss is given {name}; it must be left to CrossBatchMemory")
     signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
     try:
-        signature.bind(None, None, **dict.fromkeys(keywords))
-    except TypeError as error:
+        signature.bind(None, None, **dict.fromkeys(_KEYWORDS))
+    except TypeError:
+        missing = list(_KEYWORDS)
+    else:
+        missing = [name for name in _KEYWORDS if not _takes(signature, name)]
+    if missing:
         raise TypeError(
             f"loss is {_name(loss)}{signature}; it must be a loss over labels, called as "
-            f"loss(x, labels, {', '.join(name + '=' for name in keywords)}): {error}"
-        ) from None
+            f"loss(x, labels, {', '.join(name + '=' for name in _KEYWORDS)})"
+        )
+
+
+def _takes(signature: inspect.Signature, name: str) -> bool:
+    """Is there a keyword of this name? Of **common: Unpack[Named] those that Named has."""
+    if name in signature.parameters:
+        return True
+    further = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    named = [kind for p in further for kind in typing.get_args(p.annotation)]
+    if any(map(typing.is_typeddict, named)):
+        return any(name in typing.get_type_hints(kind) for kind in named)
+    return bool(further)
 
 
 def _name(loss: object) -> str:

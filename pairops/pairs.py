@@ -167,7 +167,7 @@ class Pairs:
         if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
         unit = compares_units(distance, normalize)
-        labels = _whole_numbers("labels", labels, "x", x)
+        labels = whole_numbers("labels", labels, "x", x)
         if ref_emb is None:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
@@ -177,7 +177,7 @@ class Pairs:
             check_embeddings("ref_emb", ref_emb, like=("x", x))
             if ref_labels is None:
                 raise ValueError("ref_labels is None; it must be given with ref_emb")
-            ref_labels = _whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+            ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
             own = _own(x, ref_emb, ids, ref_ids, exclude_self)
         if distance == "snr":
             x = centred("x", x, labels, ignore_index, unit)
@@ -244,8 +244,8 @@ def _own(
         given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
         raise ValueError(f"{missing} is None; it must be given with {given}")
     if ids is not None and ref_ids is not None:
-        ids = _whole_numbers("ids", ids, "x", x)
-        ref_ids = _whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+        ids = whole_numbers("ids", ids, "x", x)
+        ref_ids = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
         if exclude_self is True:
             raise ValueError(
                 "exclude_self is True, which says that reference i is anchor i, but ids are given; "
@@ -288,7 +288,7 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
             raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
 
 
-def _whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
+def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
     """`values` as int64 on the device of x, checked."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")

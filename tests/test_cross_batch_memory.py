@@ -199,6 +199,8 @@ def of_ones_own(x: Tensor, labels: Tensor, **further: Any) -> Tensor:
     "loss",
     [
         pairops.ms_loss,
+        pairops.lifted_structure_loss,
+        pairops.nt_xent_loss,
         functools.partial(pairops.triplet_loss, margin=0.3),
         of_ones_own,
     ],
@@ -229,6 +231,9 @@ def test_compiles_as_one_graph(options: dict[str, bool]) -> None:
     [
         (lambda: memory(5, "supcon"), TypeError, "loss is str"),
         (lambda: memory(5, pairops.info_nce_loss), TypeError, "loss is info_nce_loss"),
+        (lambda: memory(5, pairops.tal_loss), TypeError, "loss is tal_loss"),
+        (lambda: memory(5, pairops.n_pair_loss), TypeError, "loss is n_pair_loss"),
+        (lambda: memory(5, pairops.proxy_nca_loss), TypeError, "loss is proxy_nca_loss"),
         (lambda: memory(5, nn.Linear(2, 2)), TypeError, "loss is Linear"),
         (
             lambda: memory(5, functools.partial(SUPCON, ignore_index=1)),
