@@ -21,6 +21,7 @@ from .operands import Listed, Operands, any_of, changed_roles, listed
 from .placed import Placed, along_rows
 
 CONCLUDED = 128  # rows of a program that concludes
+SCALED = 64 if INTERPRETED else 8  # of one that takes gradients through the scale
 
 Found = dict[tuple[int, int], Tensor]  # gradients by which term, by which argument of it
 Planes = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
@@ -112,11 +113,11 @@ class Call:
         x, scale, _, keep = self.operands.sets[axis]
         parts, n, d = gradient.shape
         out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
-        rows, depth = 8, min(64, max(16, 1 << (d - 1).bit_length()))
+        depth = min(64, max(16, 1 << (d - 1).bit_length()))
         given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
-        conclusions.through_scale[(n + rows - 1) // rows,](
+        conclusions.through_scale[(n + SCALED - 1) // SCALED,](
             gradient, given.contiguous(), keep if scale is None else scale, keep, out, parts, n, d,
-            SCALED=scale is not None, R=rows, DEPTH=depth, **options(),
+            SCALED=scale is not None, R=SCALED, DEPTH=depth, **options(),
         )  # fmt: skip
         return out
 
