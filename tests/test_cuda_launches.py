@@ -28,7 +28,7 @@ class Ops(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("n", [128, 512, 2048])
+@pytest.mark.parametrize("n", [128, 512, 1024])
 def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU of 132 processors. Allocations inside the ops are of empty memory."""
     monkeypatch.setattr(cuda_kernels, "RELATED", "cpu")
