@@ -1,5 +1,6 @@
 """What every test stands on: poisoned memory, small tiles, the engines, and the error rule."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 
@@ -42,6 +43,12 @@ TRITON = ["triton", "chunked"]
 NARROW = ["cuda", *TRITON]  # those that sum in float32
 HERE = [name for name in engines.ENGINES if DEVICE == "cpu" or name != "native"]
 WIDE = [name for name in HERE if name not in NARROW]  # those that serve float64
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded stays; Python need not look through it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
