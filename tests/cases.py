@@ -30,15 +30,17 @@ def smooth(n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
 Maker = Callable[[Callable[..., Tensor]], Case]
 
 
+def two_sets(make: Any, n: int, m: int) -> Case:
+    y, ref_labels = make(m, 123), torch.randint(0, 40, (m,))
+    return Case(make(n, 123), torch.randint(0, 40, (n,)), {"ref_emb": y, "ref_labels": ref_labels})
+
+
 def _square(make: Any) -> Case:
     return Case(make(96, 37), torch.randint(0, 12, (96,)))
 
 
 def _ragged(make: Any) -> Case:
-    y, ref_labels = make(333, 123), torch.randint(0, 40, (333,))
-    return Case(
-        make(150, 123), torch.randint(0, 40, (150,)), {"ref_emb": y, "ref_labels": ref_labels}
-    )
+    return two_sets(make, 252, 507)
 
 
 def _one_row(make: Any) -> Case:
@@ -73,8 +75,8 @@ def _some_alone(make: Any) -> Case:
 
 
 def _frozen_references(make: Any) -> Case:
-    case = _ragged(make)
-    return Case(case.x[:50], case.labels[:50], case.keywords, y_grad=False)
+    case = two_sets(make, 50, 333)
+    return Case(case.x, case.labels, case.keywords, y_grad=False)
 
 
 def _the_references_begin_with_the_anchors(make: Any) -> Case:
@@ -121,7 +123,7 @@ def _ignored_rows(make: Any) -> Case:
 
 
 def _another_ignore_index(make: Any) -> Case:
-    case = _ragged(make)
+    case = two_sets(make, 150, 333)
     return Case(case.x, case.labels, {**case.keywords, "ignore_index": 3})
 
 
