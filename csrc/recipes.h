@@ -56,8 +56,8 @@ using Recipes = std::tuple<
 
 // For the CPU alone; on a GPU these are Triton's.
 using OfTheCpu = std::tuple<
-    // pairs counted; ranks: negatives nearer than the nearest positive
-    Recipe<Term<HighestValue, Side::pos, Identity>>,
+    // pairs counted; ranks: positives from the nearest on, and negatives nearer than one of them
+    Recipe<Term<HighestValue, Side::pos, Identity>, Term<HighestValue, Side::pos, Identity, below>>,
     Recipe<Term<Sum, Side::pos, One>, Term<Sum, Side::pos, One, above>,
            Term<Sum, Side::pos, One, below>>,
     Recipe<Term<Sum, Side::neg, One>, Term<Sum, Side::neg, One, above>,

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import losses
 from . import nn as nn
+from . import retrieval as retrieval
 from .arguments import partner, table
 from .engines import use
 from .functions import Function

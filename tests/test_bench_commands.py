@@ -168,6 +168,21 @@ def test_large(bench, capsys):
     assert "its bound" in capsys.readouterr().out
 
 
+@needs_native
+def test_retrieval(bench, capsys):
+    sizes = ["--n", "300", "600", "--d", "8", "--noise", "0.1", "--repeats", "2"]
+    small, row = bench("retrieval-cpu", "retrieval", *sizes)["rows"]
+    assert (small["n"], row["n"], row["d"], row["threads"]) == (300, 600, 8, 1)
+    for name in ("recall", "all"):
+        assert row[f"{name}_s"] > 0
+        low, high = sorted(row[f"{name}_to_product_each"])
+        assert low <= row[f"{name}_to_product"] <= high
+        assert 0 <= row[f"{name}_peak_mib"] < row[f"{name}_process_mib"]
+    assert row["found"]["queries"] == 600
+    assert row["found"]["recall"]["1"] > 0.9
+    assert "of that; memory grew by" in capsys.readouterr().out
+
+
 def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
     parts = ["--parts", "errors", "bits", "launch", "speed"]
