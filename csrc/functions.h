@@ -154,7 +154,7 @@ struct Attended {
 
     template <class T>
     HD static T value(T s, T scale, T shift) {
-        return s * exp(scale * s - shift);
+        return (s - shift / scale) * exp(scale * s - shift);
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T shift) {

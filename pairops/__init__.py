@@ -6,6 +6,7 @@ from . import losses
 from . import nn as nn
 from . import retrieval as retrieval
 from .arguments import partner, table
+from .block import pair_weights
 from .engines import use
 from .functions import Function
 from .losses import *  # noqa: F403
@@ -13,7 +14,6 @@ from .losses.objective import Aux
 from .losses.pair import pair_loss
 from .memory import CrossBatchMemory
 from .mining import mine
-from .block import pair_weights
 from .pairs import Pairs
 from .stats import row_stats
 from .terms import ALL, NEG, POS, Term, highest, lowest, lse, total

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .arguments import Argument, Partner
-from .functions import Function
-from .similarity import inverse_norm, scaled
+from .functions import FUNCTIONS, Function
+from .similarity import inverse_norm, scaled, wide
 from .terms import Term
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
@@ -62,9 +62,9 @@ def centred(
         )
     if labels is not None and ignore_index is not None:
         x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide = scaled(x, inverse_norm(x) if unit else None, dtype)
-    return wide - wide.mean(1, keepdim=True)
+    rows = wide(x)
+    rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
+    return rows - rows.mean(1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class Measure:
         args = [*term.args, of_rows[0], of_cols, self.floor, *of_rows[1:]]
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z.detach() for z in term.windows()]
-        function = _measured(term.function, self.name, windows, term.monoid.fill)
+        function = _measured(term.function.name, self.name, windows, term.monoid.fill)
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 
     def of_block(self, s: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -176,13 +176,22 @@ _CLOSENESS: dict[str, tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]]
 }
 
 
+def _measured(function: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
+    return _made(function, name, windows, fill)
+
+
+# As `devices.capability` is marked; constants are called with names, not with functions.
+_measured._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
-def _measured(function: Function, name: str, windows: tuple[int, ...], fill: float) -> Function:
+def _made(function_name: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
     """`function` of closeness: (s, its arguments, those of the distance, its windows).
 
     A pair outside of a window contributes `fill`. Windows of terms compare s, and closeness is no
     function of s alone.
     """
+    function = FUNCTIONS[function_name]
     closeness, closeness_slopes = _CLOSENESS[name]
     distance_args = len(inspect.signature(closeness).parameters) - 1
     ends = function.arity, function.arity + distance_args

@@ -176,7 +176,7 @@ def _circle_push_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
 
 
 def _attended(s, scale, shift):  # type: ignore[no-untyped-def]
-    return s * detach(exp(scale * s - shift))
+    return (s - shift / scale) * detach(exp(scale * s - shift))
 
 
 def _attended_slopes(s, scale, shift):  # type: ignore[no-untyped-def]
@@ -202,5 +202,6 @@ circle_push = Function(
     _circle_push, _circle_push_slopes, "circle_push", is_derivative=False, finite=True
 )
 # s exp(scale s − shift), the exponential held constant: with the log-sum-exp of scale s as shift,
-# Σ is the mean of s under a softmax without gradient
+# Σ is the mean of s − shift / scale under a softmax without gradient, where shift is the log Σ exp:
+# s lies near shift / scale, so that what the weights are off by is multiplied with little
 attended = Function(_attended, _attended_slopes, "attended", is_derivative=False)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .functions import affine
 from .block import extreme_indices
+from .functions import affine
 from .pairs import Pairing, Pairs
 from .positives import PositiveRows
 from .similarity import exactly, product, scaled

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .distances import Distance, Measure, centred, compares_units
 from .relation import count_positives, relate, to_caller
-from .similarity import inverse_norm
+from .similarity import inverse_norm, wide
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAST = torch.iinfo(torch.int64).max
@@ -108,6 +108,15 @@ class Pairs:
         positives = self.positives()
         return positives, pairs - positives
 
+    def widened(self) -> "Pairs":
+        """The same pairs of embeddings in the dtype of statistics.
+
+        For a loss that calls `row_stats` many times: each call's 16-bit gradient would be rounded,
+        and their sum once more.
+        """
+        y = None if self.y is None else wide(self.y)
+        return replace(self, x=wide(self.x), y=y, prepared={})
+
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""
         if self.scale_x is None:
@@ -183,6 +192,8 @@ class Pairs:
             x = centred("x", x, labels, ignore_index, unit)
             if ref_emb is not None:
                 ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
+        elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
+            x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
         same = ref_emb is None and bool(exclude_self)
         scaled = unit and distance != "snr"
         known, ready = relate(x, ref_emb, labels, ref_labels, ignore_index, same, scaled)
@@ -216,6 +227,8 @@ class Pairs:
         unit = compares_units(distance, normalize)
         if distance == "snr":
             x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
+        elif distance in ("l2", "sqeuclidean") and not unit:
+            x, y = wide(x), wide(y)
         # What is without a partner needs an order of its own, as labels give.
         apart = len(x) != len(y)
         of_x, of_y = (_arange(x), _arange(y)) if apart else (None, None)

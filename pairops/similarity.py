@@ -18,8 +18,8 @@ def inverse_norm(x: Tensor) -> Tensor:
     """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
     if x.requires_grad:
         # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
-        wide = x.double()
-        square = (wide * wide).sum(1)
+        rows = x.double()
+        square = (rows * rows).sum(1)
         vanishes = square < 1e-24
         return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
     # A few rows at a time: vector_norm copies what it widens.
@@ -28,18 +28,23 @@ def inverse_norm(x: Tensor) -> Tensor:
     return torch.where(norm < 1e-12, 0.0, 1 / norm)
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype of statistics: what reaches it on several ways is rounded as one gradient."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
 
     The scale counts in two parts: its rounding to float32 would be an error common to a whole row
     of similarities, and a loss multiplies it by its sharpness.
     """
-    wide = x.to(dtype)
+    rows = x.to(dtype)
     if scale is None:
-        return wide
+        return rows
     high = scale.to(dtype)
     low = (scale - high).to(dtype)
-    return wide * high.unsqueeze(1) + wide * low.unsqueeze(1)
+    return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)
 
 
 def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
@@ -49,12 +54,12 @@ def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> T
     constant.
     """
     # An ignored row may hold anything, and 0·NaN is NaN.
-    wide = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
+    rows = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
     if scale is None:
-        dx = g + 0.0 * wide
+        dx = g + 0.0 * rows
     else:
         r = scale.to(g.dtype).unsqueeze(1)
-        unit = r * wide
+        unit = r * rows
         dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
     return torch.where(keep.unsqueeze(1), dx, 0.0)
 

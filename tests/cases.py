@@ -163,6 +163,8 @@ def separated(case: Case) -> Case:
     """
     other = case.keywords.get("ref_labels")
     both = case.labels.long() if other is None else torch.cat([case.labels.long(), other.long()])
+    if not len(both):
+        return case
     classes, index = both.unique(return_inverse=True)
 
     def widened(x: Tensor, index: Tensor) -> Tensor:
@@ -177,6 +179,15 @@ def separated(case: Case) -> Case:
         same = keywords["ref_emb"] is case.x
         keywords["ref_emb"] = x if same else widened(keywords["ref_emb"], index[n:])
     return Case(x, case.labels, keywords, case.oracle, case.y_grad)
+
+
+def smaller(case: Case) -> Case:
+    """The case with at most 60 anchors and 90 references."""
+    keywords = {
+        name: value[:90] if name in ("ref_emb", "ref_labels", "ref_ids") else value
+        for name, value in case.keywords.items()
+    }
+    return Case(case.x[:60], case.labels[:60], keywords, case.oracle, case.y_grad)
 
 
 CASES: dict[str, Maker] = {

@@ -96,11 +96,6 @@ def mined(name: str, params: dict[str, Any]) -> bool:
     return name == "ms_loss" and params.get("epsilon", 0.1) is not None
 
 
-def cut(params: dict[str, Any]) -> bool:
-    """Is every positive a threshold for the negatives?"""
-    return params.get("mining") in ("semihard", "all")
-
-
 # The sweeps of the interpreted engines see these four, which have every gather and window.
 THOROUGH = ("ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss")
 

@@ -58,7 +58,7 @@ def lifted_structure_loss(
 
 
 def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) -> Value:
-    pairs = objective.pairs
+    pairs = objective.pairs.widened()
     rows = PositiveRows.of(pairs)
     of_anchor, of_partner = _negatives(pairs, push)
     first, second = of_anchor[rows.anchor], of_partner[rows.partner]

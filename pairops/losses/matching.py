@@ -13,6 +13,8 @@ from ..terms import NEG, POS, lse, total
 from .objective import Asked, Objective, Paired, Value, paired, split
 from .reduction import number, readable
 
+__all__ = ["siglip_loss", "sms_loss", "tal_loss"]
+
 
 def siglip_loss(
     x: Tensor,  # (N, D)
@@ -78,14 +80,15 @@ def tal_loss(
         raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
     asked, pairing = split(common)
     pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
-    objective = Objective.of(pairs, **asked)
+    objective, pairs = Objective.of(pairs, **asked), pairs.widened()
     both = lse(POS, scale, 0.0), lse(NEG, scale, 0.0)
     pos, neg, pos_cols, neg_cols = row_stats(pairs, *both, cols=both)
     rows, cols = (total(POS, scale, z.detach(), function=attended) for z in (pos, pos_cols))
+    # Of differences from τ log Σ_p, near which the mean lies: what is rounded is small.
     means = row_stats(pairs, rows, cols=[cols])
     losses = [
-        relu(margin - mean + temperature * negatives)
-        for mean, negatives in zip(means, (neg, neg_cols), strict=True)
+        relu(margin - mean - temperature * positives.detach() + temperature * negatives)
+        for mean, positives, negatives in zip(means, (pos, pos_cols), (neg, neg_cols), strict=True)
     ]
     return objective.value(losses[0] + losses[1], positive=pos, negative=neg)
 

@@ -21,9 +21,9 @@ def ms_loss(
     epsilon: float | None = 0.1,
     **common: Unpack[Labelled],
 ) -> Value:
-    """ℓ_i = 1/α log(1 + Σ_{P*_i} e^{−α(s_ip − λ)}) + 1/β log(1 + Σ_{N*_i} e^{β(s_in − λ)}).
+    """ℓ_i = 1/α log(1 + Σ_{P∗_i} e^{−α(s_ip − λ)}) + 1/β log(1 + Σ_{N∗_i} e^{β(s_in − λ)}).
 
-    P*_i holds the positives with s_ip − ε < max_n s_in, N*_i the negatives with s_in + ε > min_p
+    P∗_i holds the positives with s_ip − ε < max_n s_in, N∗_i the negatives with s_in + ε > min_p
     s_ip: an anchor without positives, or without negatives, has neither and contributes 0. With
     `epsilon=None` nothing is mined, and a side without pairs contributes 0.
 

@@ -13,6 +13,8 @@ from ..stats import row_stats
 from ..terms import NEG, POS, Term, highest, lowest, total
 from .reduction import Reduction, average, check_reduction, reduce
 
+__all__ = ["Asked", "Aux"]
+
 # A Tensor; with return_aux=True a tuple (Tensor, Aux).
 Value: TypeAlias = Any
 

@@ -11,6 +11,8 @@ from ..terms import NEG, POS, lse, total
 from .objective import Asked, Objective, Value, similar_only, split
 from .reduction import log1p_exp, number
 
+__all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
+
 
 class AgainstProxies(Asked, total=False):
     """Further keywords of a loss against proxies."""

@@ -12,6 +12,8 @@ from ..terms import ALL, NEG, POS, lse, total
 from .objective import Asked, Labelled, LabelledApart, Objective, Value, labelled, split
 from .reduction import log1p_exp, number
 
+__all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
+
 # log Σ over no pair, said so that arithmetic leaves it alone: a softplus of it is 0, not NaN.
 _NOTHING = -1e30
 

@@ -56,7 +56,7 @@ def triplet_loss(
 
 
 def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
-    pairs = objective.pairs
+    pairs = objective.pairs.widened()
     rows = PositiveRows.of(pairs)
     (near,) = row_stats(rows.pairs, highest(NEG, below=rows.score.detach()))
     (farthest,) = row_stats(pairs, lowest(NEG))
@@ -72,7 +72,7 @@ def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value
 
 
 def _all(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
-    pairs = objective.pairs
+    pairs = objective.pairs.widened()
     rows = PositiveRows.of(pairs)
     base = rows.score - margin
     if soft:
