@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -78,25 +79,31 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     torch.manual_seed(0)
     x, y = torch.randn(2, 600, 24).unbind()
     labels = torch.randint(0, 150, (600,))
+    known = {
+        "labels": labels, "y": y, "anchor": y, "proxies": y[:150], "quality": y[:, 0],
+        "positives": y.unsqueeze(1), "scale": 10.0, "bias": -10.0,
+    }  # fmt: skip
     device_of = dict.fromkeys(engines.ENGINES, "cpu")
     if torch.cuda.is_available():
         device_of |= dict.fromkeys(("cuda", "triton", "chunked"), "cuda")
     report: dict[str, dict[str, float | str]] = {}
     for name in losses.__all__:
         loss = getattr(losses, name)
-        second = y if "y" in inspect.signature(loss).parameters else labels
-        given = {"scale": 10.0, "bias": -10.0} if name == "siglip_loss" else {}
+        parameters = list(inspect.signature(loss).parameters.values())[1:]
+        required = [p.name for p in parameters if p.default is p.empty and p.name in known]
+        given = {name: known[name] for name in required}
 
         def run(
-            dtype: torch.dtype,
-            device: str = "cpu",
-            loss: Any = loss,
-            second: Any = second,
-            given: Any = given,
+            dtype: torch.dtype, device: str = "cpu", loss: Any = loss, given: Any = given
         ) -> Any:
             mine = x.to(device, dtype).requires_grad_()
-            other = second.to(device, dtype if second.is_floating_point() else None)
-            value = loss(mine, other, **given)
+            others = {
+                k: v.to(device, dtype if v.is_floating_point() else None)
+                if isinstance(v, torch.Tensor)
+                else v
+                for k, v in given.items()
+            }
+            value = loss(mine, **others)
             found = value.detach(), torch.autograd.grad(value, mine)[0]
             return tuple([z.double().cpu() for z in found])
 
@@ -107,7 +114,8 @@ def _self_test() -> dict[str, dict[str, float | str]]:
                 with engines.use(engine):
                     found = run(torch.float32, device_of[engine])
             except ValueError as error:
-                report.setdefault(engine, {})[name] = f"declined ({error})"
+                reason = str(error).partition("cannot serve this call: ")[2]
+                report.setdefault(engine, {})[name] = f"declined: {reason or error}"
                 continue
             errors = [
                 (a - b).abs().max() / b.abs().max() for a, b in zip(found, truth, strict=True)
@@ -117,6 +125,20 @@ def _self_test() -> dict[str, dict[str, float | str]]:
                 worst if worst <= _TOLERANCE else f"FAILED {worst:.1e}"
             )
     return report
+
+
+def _line(found: Mapping[str, float | str]) -> str:
+    """Errors loss by loss, then what is said of several losses once for all of them."""
+    said: dict[str, list[str]] = {}
+    for name, value in found.items():
+        said.setdefault(f"{value:.0e}" if isinstance(value, float) else value, []).append(name)
+    errors = [f"{name} {v:.0e}" for name, v in found.items() if isinstance(v, float)]
+    rest = [
+        (value if len(names) == len(found) else f"{', '.join(names)} {value}")
+        for value, names in said.items()
+        if isinstance(found[names[0]], str)
+    ]
+    return ", ".join(errors) + "; " * bool(errors and rest) + "; ".join(rest)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,10 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(title)
             for key, value in rows.items():
                 if isinstance(value, dict):
-                    value = ", ".join(
-                        f"{k} {v:.0e}" if isinstance(v, float) else f"{k} {v}"
-                        for k, v in value.items()
-                    )
+                    value = _line(value)
                 print(f"  {key:<20} {'-' if value is None else value}")
     failed = any(
         str(v).startswith("FAILED") for row in report["self-test"].values() for v in row.values()

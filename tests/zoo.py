@@ -96,8 +96,11 @@ def mined(name: str, params: dict[str, Any]) -> bool:
     return name == "ms_loss" and params.get("epsilon", 0.1) is not None
 
 
-# The sweeps of the interpreted engines see these four, which have every gather and window.
-THOROUGH = ("ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss")
+# The interpreted engines see these, which have every gather, window and kind of pairs.
+THOROUGH = (
+    "ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss", "info_nce_loss", "siglip_loss",
+)  # fmt: skip
+FEW = ("square", "ragged", "zero_vectors")  # of their further parameter sets
 
 
 def on_engines(names: list[str]) -> list[Any]:

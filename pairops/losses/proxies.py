@@ -53,7 +53,7 @@ def proxy_anchor_loss(
     similar_only("proxy_anchor_loss", pairs)
     objective = Objective.of(pairs, **asked)
     pos, neg = row_stats(pairs, lse(POS, -alpha, margin), lse(NEG, alpha, -margin))
-    with_positives = (pairs.positives() > 0).sum().clamp(min=1)
+    with_positives = (pairs.positives() > 0).sum().clamp(min=1).to(pos.dtype)
     losses = log1p_exp(pos) * (pairs.keep_x.sum() / with_positives) + log1p_exp(neg)
     return objective.value(losses, positive=pos, negative=neg)
 
