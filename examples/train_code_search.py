@@ -1,0 +1,282 @@
+"""Trains docstrings to find their code, on the packages of this machine, and shows what came."""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from code_search_picture import WITHIN, draw
+from docstrings import Pair, installed, read, split, without_doubles
+from hashed_text import BUCKETS, Bags, counted, rarity, weighted
+from ranks import ranks_by_words, recall
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from pairops.nn import InfoNCELoss, SigLIPLoss
+from pairops.retrieval import first_ranks
+
+# With what each learns itself.
+LOSSES: dict[str, type[torch.nn.Module]] = {"info_nce": InfoNCELoss, "siglip": SigLIPLoss}
+WIDTH = 256
+LEARNING_RATE = 5e-3
+OWN_LEARNING_RATE = 1e-2  # of temperature, scale and bias
+THINNED = 0.5
+ASKED, SHOWN = 4, 3  # of what is printed: docstrings, and functions for each
+
+
+@dataclass
+class Side:
+    """N docstrings and their N codes, as bags of hashed words."""
+
+    docstrings: Bags
+    codes: Bags
+
+
+@dataclass
+class Found:
+    """The rank of each test pair's own partner, (N,), asked from either side."""
+
+    codes: Tensor
+    docstrings: Tensor
+
+
+@dataclass
+class Run:
+    """What a training left behind."""
+
+    curve: list[float]
+    step_seconds: float
+    loss_seconds: float
+    before: Found
+    after: Found
+    nearest: Tensor  # (N, 3): the codes nearest to each docstring, best first
+
+
+class Towers(torch.nn.Module):
+    """Docstrings and code to WIDTH numbers each: the weighted sum of what their words stand for.
+
+    What a word stands for is the same on both sides: a word that no training pair holds still finds
+    itself. How much it says is learned for each side apart: `return` says much in a docstring.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.EmbeddingBag(BUCKETS, WIDTH, mode="sum", include_last_offset=True)
+        torch.nn.init.normal_(self.words.weight, std=WIDTH**-0.5)
+        self.docstring_gain = torch.nn.Parameter(torch.zeros(BUCKETS))
+        self.code_gain = torch.nn.Parameter(torch.zeros(BUCKETS))
+
+    def embed(self, bags: Bags, gain: Tensor) -> Tensor:
+        # Not gain[bags.entries]: of that, torch adds the gradients in any order.
+        weights = bags.weights * gain.index_select(0, bags.entries).exp()
+        return self.words(bags.entries, bags.ends, per_sample_weights=weights)
+
+    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
+        docstrings = self.embed(side.docstrings, self.docstring_gain)
+        return docstrings, self.embed(side.codes, self.code_gain)
+
+
+def bags_of(training: Sequence[Pair], test: Sequence[Pair]) -> tuple[Side, Side]:
+    """Hashed and weighted; how rare a word is, the training pairs say."""
+    sides = [
+        Side(counted([pair.docstring for pair in half]), counted([pair.code for pair in half]))
+        for half in (training, test)
+    ]
+    rare = rarity(sides[0].docstrings, sides[0].codes)
+    first, second = (Side(weighted(s.docstrings, rare), weighted(s.codes, rare)) for s in sides)
+    return first, second
+
+
+def batches(side: Side, size: int) -> Iterator[Side]:
+    """Random batches without end, no pair twice before all the others.
+
+    Of every bag a random half is left out, or millions of numbers learn some ten thousand pairs by
+    heart: no pair can then be known by one rare word.
+    """
+    while True:
+        for rows in torch.randperm(len(side.codes)).split(size):
+            if len(rows) == size:
+                halves = (b.chosen(rows).thinned(THINNED) for b in (side.docstrings, side.codes))
+                yield Side(*halves)
+
+
+def found_by(docstrings: Tensor, codes: Tensor) -> Found:
+    own = torch.arange(len(codes))
+    return Found(
+        first_ranks(docstrings, own, ref_emb=codes, ref_labels=own),
+        first_ranks(codes, own, ref_emb=docstrings, ref_labels=own),
+    )
+
+
+def found_by_words(side: Side) -> Found:
+    """Without any training: by the cosine of the bags themselves."""
+    docstrings, codes = side.docstrings.matrix(), side.codes.matrix()
+    return Found(ranks_by_words(docstrings, codes), ranks_by_words(codes, docstrings))
+
+
+def nearest(docstrings: Tensor, codes: Tensor) -> Tensor:
+    """(N, SHOWN): the codes nearest to each docstring, best first."""
+    others = normalize(codes).T
+    blocks = [rows @ others for rows in normalize(docstrings).split(1024)]
+    return torch.cat([block.topk(min(SHOWN, len(codes))).indices for block in blocks])
+
+
+def fit(training: Side, test: Side, loss_name: str, options: argparse.Namespace) -> Run:
+    torch.manual_seed(options.seed)
+    towers, objective = Towers(), LOSSES[loss_name]()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": towers.parameters(), "lr": LEARNING_RATE},
+            {"params": objective.parameters(), "lr": OWN_LEARNING_RATE},
+        ],
+        fused=True,  # the table is some hundred MiB with its averages: passed over once
+    )
+    with torch.no_grad():
+        before = found_by(*towers(test))
+
+    curve, step_seconds, loss_seconds = [], [], []
+    start = time.perf_counter()
+
+    def rate(step: int) -> float:
+        """Half a cosine from 1 to 0, at its end with the last step or the last second."""
+        passed = (time.perf_counter() - start) / options.seconds
+        return (1 + math.cos(math.pi * min(1, max(step / options.steps, passed)))) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    source = batches(training, options.batch)
+    progress = tqdm(range(options.steps), desc=loss_name, unit="step")
+    for _ in progress:
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        docstrings, codes = towers(next(source))
+        # The loss ends where its gradient, both at once, arrives at the embeddings.
+        loss_begin = time.perf_counter()
+        docstrings.register_hook(
+            lambda _, begin=loss_begin: loss_seconds.append(time.perf_counter() - begin)
+        )
+        loss = objective(docstrings, codes)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        curve.append(loss.item())
+        step_seconds.append(time.perf_counter() - begin)
+        progress.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
+        if time.perf_counter() - start > options.seconds:
+            break
+
+    with torch.no_grad():
+        docstrings, codes = towers(test)
+    return Run(
+        curve,
+        statistics.median(step_seconds),
+        statistics.median(loss_seconds),
+        before,
+        found_by(docstrings, codes),
+        nearest(docstrings, codes),
+    )
+
+
+def table(found: dict[str, Found], runs: dict[str, Run], options: argparse.Namespace) -> str:
+    tested = len(next(iter(found.values())).codes)
+    lines = [
+        f"{tested:,} docstrings and their code, from files that training has not seen; by chance "
+        f"recall@1 is {1 / tested:.4f}",
+        "",
+        f"{'':<22}{'docstring finds code':>24}{'code finds docstring':>24}",
+        f"{'':<22}" + "".join(f"{f'@{k}':>12}" for _ in range(2) for k in WITHIN),
+    ]
+    for name, either in found.items():
+        numbers = [recall(side, k) for side in (either.codes, either.docstrings) for k in WITHIN]
+        lines.append(f"{name:<22}" + "".join(f"{number:>12.3f}" for number in numbers))
+    for name, run in runs.items():
+        lines += [
+            "",
+            f"{name}: {len(run.curve):,} steps of {options.batch:,} pairs, "
+            f"{run.step_seconds * 1e3:.0f} ms a step, of which the loss, forward and backward, "
+            f"{run.loss_seconds * 1e3:.0f} ms",
+        ]
+    return "\n".join(lines)
+
+
+def questions(test: Sequence[Pair], run: Run) -> str:
+    """A few docstrings of the test, and the functions that were found for them."""
+    lines = []
+    for asked in range(len(test) // (2 * ASKED), len(test), max(1, len(test) // ASKED))[:ASKED]:
+        lines += ["", f"“{shorten(test[asked].docstring, 96)}”"]
+        for place in run.nearest[asked].tolist():
+            answer = test[place]
+            mark = "→" if place == asked else " "
+            lines.append(f"  {mark} {answer.name}, {answer.file}:{answer.line}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--loss", choices=(*LOSSES, "both"), default="both", help="to train with")
+    parser.add_argument("--steps", type=int, default=200, help="steps of training with each loss")
+    parser.add_argument("--seconds", type=float, default=75, help="stop each earlier, after these")
+    parser.add_argument("--batch", type=int, default=2048, help="pairs a step")
+    parser.add_argument("--seed", type=int, default=0, help="of start values and batches")
+    parser.add_argument(
+        "--folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        default=argparse.SUPPRESS,  # too long to be printed
+        help="where to look for .py files, instead of the standard library and what is installed",
+    )
+    parser.add_argument("--output", type=Path, default="code_search.png", help="the picture's path")
+    options = parser.parse_args(arguments, argparse.Namespace(folders=installed()))
+    for folder in options.folders:
+        if not folder.is_dir():
+            parser.error(f"--folders must name folders, and {folder} is none")
+    if options.steps < 1:
+        parser.error(f"--steps must be 1 or more, not {options.steps}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds must be above 0, not {options.seconds:g}")
+    if options.batch < 2:
+        parser.error(f"--batch must be 2 or more, not {options.batch}")
+    if options.output.is_dir():
+        parser.error(f"--output must name a file, and {options.output} is a folder")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    training, test = split(without_doubles(read(options.folders)))
+    if options.batch > len(training) or not test:
+        sys.exit(
+            f"--batch is {options.batch:,}, and {len(training):,} pairs of docstring and code were "
+            f"found for training, {len(test):,} for the test: a batch must not be larger than the "
+            "first, and the test must not be empty; lower --batch or name more --folders"
+        )
+    print(f"{len(training):,} pairs for training, {len(test):,} for the test")
+    training_side, test_side = bags_of(training, test)
+    names = tuple(LOSSES) if options.loss == "both" else (options.loss,)
+    runs = {name: fit(training_side, test_side, name, options) for name in names}
+
+    found = {"shared words (TF-IDF)": found_by_words(test_side)}
+    found["before training"] = runs[names[0]].before
+    found |= {name: run.after for name, run in runs.items()}
+    print(table(found, runs, options))
+    print(questions(test, runs[names[0]]))
+    best = max(recall(run.after.codes, 1) for run in runs.values())
+    title = (
+        f"Docstrings that find their code among {len(test):,} of unseen files: recall@1 {best:.3f}"
+    )
+    curves = {name: run.curve for name, run in runs.items()}
+    draw(options.output, title, curves, {name: either.codes for name, either in found.items()})
+    print(f"\npicture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
