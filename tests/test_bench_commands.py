@@ -86,7 +86,7 @@ def test_kernel(bench, capsys):
             flops = products[loss][sweep == "backward"] * 2 * 200**2 * 8
             assert row["gflops"] == pytest.approx(flops / row["ms"] / 1e6)
         assert row["share"] == pytest.approx(row["gflops"] / row["peak_of_one_thread"])
-        assert 0 < row["share"] <= row["best_share"] < 1
+        assert 0 < row["share"] <= row["best_share"]
     assert "info_nce" in capsys.readouterr().out
 
 
@@ -180,7 +180,7 @@ def test_retrieval(bench, capsys):
         assert 0 <= row[f"{name}_peak_mib"] < row[f"{name}_process_mib"]
     assert row["found"]["queries"] == 600
     assert row["found"]["recall"]["1"] > 0.9
-    assert "of that; memory grew by" in capsys.readouterr().out
+    assert "s of processors; memory grew by" in capsys.readouterr().out
 
 
 def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
