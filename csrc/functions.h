@@ -158,7 +158,8 @@ struct Attended {
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T shift) {
-        return {{exp(scale * s - shift), T(0) * s, T(0) * s}};
+        const T weight = exp(scale * s - shift);
+        return {{weight, shift / (scale * scale) * weight, -weight / scale}};
     }
 };
 

@@ -39,8 +39,8 @@ def draw(x: Tensor, labels: Tensor, each: int) -> plt.Figure:
         figure.colorbar(image, ax=top, shrink=0.8)
         top.set_title(name)
         ticks = range(each // 2, len(x), each)
-        top.set_xticks(ticks, labels[:: each].tolist())
-        top.set_yticks(ticks, labels[:: each].tolist())
+        top.set_xticks(ticks, labels[::each].tolist())
+        top.set_yticks(ticks, labels[::each].tolist())
         apart = ~torch.eye(len(x), dtype=torch.bool)
         for chosen, color, label in (
             (~same, "tab:red", "negative"),

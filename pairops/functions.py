@@ -180,7 +180,8 @@ def _attended(s, scale, shift):  # type: ignore[no-untyped-def]
 
 
 def _attended_slopes(s, scale, shift):  # type: ignore[no-untyped-def]
-    return exp(scale * s - shift), 0.0 * s, 0.0 * s
+    weight = exp(scale * s - shift)
+    return weight, shift / (scale * scale) * weight, -weight / scale
 
 
 # s

@@ -199,7 +199,11 @@ def two_sets(**changed: Any) -> Callable[[], object]:
 
 
 CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "y of another length": (two_sets(y=X[:3]), ValueError, r"y has 3 rows; it must have 6"),
+    "y of another length": (
+        two_sets(y=X[:3]),
+        ValueError,
+        r"y has 3 rows; it must have at least 6",
+    ),
     "y of another D": (two_sets(y=X[:, :2]), ValueError, r"y has D 2; it must be 4 as in x"),
     "y of another dtype": (
         two_sets(y=X.half()),
@@ -278,7 +282,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an argument that is text": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, "1", 0.0)),  # type: ignore[arg-type]
         TypeError,
-        r"argument 0 of affine is str; it must be a number, a tensor or partner\(tensor\)",
+        r"argument 0 of affine is str; it must be a number, a tensor, partner\(tensor\) or table",
     ),
     "a complex argument": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, X[:, 0] * 1j, 0.0)),

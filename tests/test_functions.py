@@ -164,7 +164,7 @@ def test_pairs_are_counted() -> None:
 HELD = {
     "circle_pull": lambda s, g, m: -g * (1 + m - s).clamp(min=0).detach() * (s - 1 + m),
     "circle_push": lambda s, g, m: g * (s + m).clamp(min=0).detach() * (s - m),
-    "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * s + 0 * scale * shift,
+    "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * (s - shift / scale),
 }
 
 

@@ -38,7 +38,7 @@ FORMULAS = {
     "softplus": lambda s, scale, bias: torch.logaddexp(scale * s + bias, torch.zeros_like(s)),
     "circle_pull": lambda s, g, m: g * (1 + m - s).clamp(min=0).detach() * (1 - m - s),
     "circle_push": lambda s, g, m: g * (s + m).clamp(min=0).detach() * (s - m),
-    "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * s,
+    "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * (s - shift / scale),
 }
 GATHERS = ["sum", "lse", "lowest", "highest"]
 

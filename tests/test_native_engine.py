@@ -230,7 +230,8 @@ def test_every_dtype_and_depth(d: int, dtype: torch.dtype) -> None:
         x = stored.detach().to(like).requires_grad_()
         u, v, t = (z.to(to).requires_grad_() for z in numbers)
         terms = served_terms(u, v, t, above=above, below=below)
-        pairs = lambda: Pairs.of(x, labels, normalize=normalize)  # noqa: E731
+        distance = "cosine" if normalize else "dot"
+        pairs = lambda: Pairs.of(x, labels, distance=distance)  # noqa: E731
         results = found(pairs, terms, [], [x, u, v])
         return [torch.where(r.isinf(), 0, r).detach() for r in results]
 
