@@ -32,6 +32,8 @@ def test_slopes_are_the_derivatives(function: str) -> None:
     f = FUNCTIONS[function]
     s = torch.linspace(-1, 1, 41, dtype=DOUBLE)
     for scale, base in itertools.product((-3.0, 0.0, 10.0), (-0.512, 0.0, 0.498)):
+        if function == "attended" and scale == 0:  # the inverse of a temperature
+            continue
         args = [torch.full_like(s, a) for a in (scale, base)][: f.arity]
         inputs = [z.clone().requires_grad_() for z in (s, *args)]
         value = f.value(*inputs) + 0 * inputs[0]
@@ -39,8 +41,8 @@ def test_slopes_are_the_derivatives(function: str) -> None:
         for mine, theirs in zip(f.slopes(s, *args), found, strict=True):  # type: ignore[misc]
             at_kink = (value == 0) & (function == "hinge")
             expected = torch.zeros_like(s) if theirs is None else theirs
-            difference = (mine * torch.ones_like(s) - expected)[~at_kink]
-            assert float(difference.abs().max()) < 1e-14 if difference.numel() else True
+            difference = (mine * torch.ones_like(s) - expected)[~at_kink].abs()
+            assert bool((difference < 1e-14 * expected[~at_kink].abs().clamp(min=1)).all())
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -103,11 +103,16 @@ def assert_rounded(actual: Tensor, expected: Tensor, condition: Tensor) -> None:
 
 
 def condition_of(name: str, s: Tensor, *args: float) -> Tensor:
-    """exp(z) magnifies the rounding of z by |z|; the other functions only multiply."""
+    """exp(z) magnifies the rounding of z by |z|, a difference that of its parts by how much smaller
+    it is; the other functions only multiply."""
     if name not in ("softplus", "attended"):
         return torch.ones_like(s, dtype=torch.float64)
     scale, bias = args
-    return 1 + (scale * s.double()).abs() * (scale != 1) + abs(bias)
+    condition = 1 + (scale * s.double()).abs() * (scale != 1) + abs(bias)
+    if name == "attended":
+        parts = s.double().abs() + abs(bias / scale)
+        condition = condition * parts / (s.double() - bias / scale).abs()
+    return condition
 
 
 def test_features_say_what_the_build_is():

@@ -77,18 +77,19 @@ def related(how: str, n: int, m: int, d: int, classes: int) -> tuple[Any, list[T
         other = {"ref_emb": torch.zeros(0, d, dtype=DOUBLE), "ref_labels": labels[:0]}
     labels = torch.where(torch.rand(n) < 0.1, -100, labels)
     leaves = [x.requires_grad_()]
-    normalize = d > 1  # as cosines of one dimension all gradients are rounding errors
+    # As cosines of one dimension all gradients are rounding errors.
+    distance = "cosine" if d > 1 else "dot"
     if other:
         leaves.append(other["ref_emb"].requires_grad_())
         other["ref_labels"] = torch.where(torch.rand(m) < 0.1, -100, other["ref_labels"])
     if how == "by index":
-        return (lambda: Pairs.paired(x[:m], leaves[1][:n], normalize=normalize)), leaves
+        return (lambda: Pairs.paired(x[:m], leaves[1][:n], distance=distance)), leaves
     if how == "self pairs kept":
         other["exclude_self"] = False
     if how == "named by ids":
         names = torch.randperm(2 * (n + m))
         other |= {"ids": names[:n], "ref_ids": names[: n + m].flip(0)[:m]}
-    return (lambda: Pairs.of(x, labels, normalize=normalize, **other)), leaves
+    return (lambda: Pairs.of(x, labels, distance=distance, **other)), leaves
 
 
 RELATIONS = ["one set", "self pairs kept", "two sets", "named by ids", "by index"]

@@ -43,7 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "binomial_deviance_loss": [{"alpha": 3.0, "base": 0.2}, {"distance": "l2", "base": 1.1}],
     "margin_loss": [{"triplets": True}, {"distance": "cosine", "beta": 0.3, "margin": 0.1}],
     "circle_loss": [{"margin": 0.25, "gamma": 16.0}],
-    "nt_xent_loss": [{"temperature": 0.5}, {"distance": "l2", "normalize": False}],
+    "nt_xent_loss": [{"temperature": 0.5}, {"distance": "l2"}],
     "decoupled_softmax_loss": [],
     "n_pair_loss": [{"distance": "cosine"}],
     "nca_loss": [{"scale": 4.0, "distance": "cosine"}],
