@@ -268,13 +268,13 @@ def main(arguments: list[str] | None = None) -> None:
     found["before training"] = runs[names[0]].before
     found |= {name: run.after for name, run in runs.items()}
     print(table(found, runs, options))
-    print(questions(test, runs[names[0]]))
     best = max(recall(run.after.codes, 1) for run in runs.values())
     title = (
         f"Docstrings that find their code among {len(test):,} of unseen files: recall@1 {best:.3f}"
     )
     curves = {name: run.curve for name, run in runs.items()}
     draw(options.output, title, curves, {name: either.codes for name, either in found.items()})
+    print(questions(test, runs[names[0]]))
     print(f"\npicture: {options.output}")
 
 

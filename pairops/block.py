@@ -38,17 +38,22 @@ def pair_weights(
     all of them. Memory is O(R·C), and O(K·C) for K positive pairs where a loss makes rows of these.
     Raises ValueError for a loss that takes no statistic, has no gradient, or compares several sets.
     """
+    leaf = x.detach().requires_grad_()
+    again = [leaf if z is x else z for z in given]  # ref_emb may be the very tensor x
+    keywords = {name: leaf if z is x else z for name, z in keywords.items()}
     with torch.enable_grad(), watched() as calls:
-        value = loss(x.detach().requires_grad_(), *given, **keywords)
+        value = loss(leaf, *again, **keywords)
     value = value[0] if isinstance(value, tuple) else value
     if not calls:
         raise ValueError("loss took no statistic; it must be built on pairops.row_stats")
+    # What serves `return_aux` alone has no gradient.
+    calls = [call for call in calls if any(z.requires_grad for z in call.statistics)]
+    if not calls or not value.requires_grad:
+        raise ValueError("loss has no gradient by any statistic; there is nothing to weigh")
     pairs = calls[0].pairs
     if any(call.pairs.other is not pairs.other for call in calls):
         raise ValueError("loss compares several sets; their pairs have no common weight")
     statistics = [z for call in calls for z in call.statistics if z.requires_grad]
-    if not statistics or not value.requires_grad:
-        raise ValueError("loss has no gradient by any statistic; there is nothing to weigh")
     found = torch.autograd.grad(value.sum(), statistics, allow_unused=True)
     cotangent: dict[int, Tensor | None] = dict(zip([id(z) for z in statistics], found, strict=True))
     whole = [call.pairs.shape[0] for call in calls if call.pairs.copies_of is None]
@@ -69,7 +74,13 @@ def _indices(chosen: Tensor | slice | None, extent: int, device: torch.device) -
             f"rows and cols are indices, but one is {chosen.dtype} {tuple(chosen.shape)}; it must "
             "be a slice or an integer tensor of one dimension"
         )
-    return chosen.to(device)
+    chosen = chosen.to(device, torch.int64)
+    low, high = (int(chosen.min()), int(chosen.max())) if len(chosen) else (0, -1)
+    if low < -extent or high >= extent:
+        raise IndexError(
+            f"rows or cols go from {low} to {high}; they must be from {-extent} to {extent - 1}"
+        )
+    return torch.where(chosen < 0, chosen + extent, chosen)
 
 
 def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | None]) -> Tensor:

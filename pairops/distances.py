@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .arguments import Argument, Partner
 from .functions import FUNCTIONS, Function
+from .rows import pick_rows
 from .similarity import inverse_norm, scaled, wide
 from .terms import Term
 
@@ -52,7 +53,8 @@ def centred(
     ignore_index: int | None,
     unit: bool,
 ) -> Tensor:
-    """Rows less their mean, of unit length before that if `unit`; 0 for an ignored row.
+    """Rows less their mean, of unit length before that if `unit`; 0 for an ignored row, and for one
+    that does not vary but for rounding.
 
     A variance is a squared norm of such rows, and the variance of a difference their distance.
     """
@@ -64,7 +66,10 @@ def centred(
         x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
     rows = wide(x)
     rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
-    return rows - rows.mean(1, keepdim=True)
+    apart = rows - rows.mean(1, keepdim=True)
+    rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
+    flat = ((apart * apart).sum(1, keepdim=True) <= rounding) & (rounding < torch.inf)
+    return torch.where(flat, 0, apart)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +133,8 @@ class Measure:
 
     def of_rows(self, index: Tensor) -> "Measure":
         """The measure of pairs that have these rows."""
-        share = None if self.share is None else self.share[index]
-        return replace(self, a=self.a[index], share=share)
+        share = None if self.share is None else pick_rows(self.share, index)
+        return replace(self, a=pick_rows(self.a, index), share=share)
 
 
 def _squared(s: Any, a: Any, b: Any, floor: float) -> tuple[Any, Any]:

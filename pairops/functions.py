@@ -162,7 +162,7 @@ def _circle_pull(s, gamma, margin):  # type: ignore[no-untyped-def]
 
 
 def _circle_pull_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
-    weight = relu(1 + margin - s)
+    weight = detach(relu(1 + margin - s))
     return -gamma * weight, -weight * (s - (1 - margin)), -gamma * weight
 
 
@@ -171,7 +171,7 @@ def _circle_push(s, gamma, margin):  # type: ignore[no-untyped-def]
 
 
 def _circle_push_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
-    weight = relu(s + margin)
+    weight = detach(relu(s + margin))
     return gamma * weight, weight * (s - margin), -gamma * weight
 
 
@@ -180,7 +180,7 @@ def _attended(s, scale, shift):  # type: ignore[no-untyped-def]
 
 
 def _attended_slopes(s, scale, shift):  # type: ignore[no-untyped-def]
-    weight = exp(scale * s - shift)
+    weight = detach(exp(scale * s - shift))
     return weight, shift / (scale * scale) * weight, -weight / scale
 
 
@@ -195,14 +195,10 @@ softplus = Function(_softplus, _softplus_slopes, "softplus", finite=True)
 # 1: Σ counts the pairs inside the window, of which a NaN is one
 one = Function(_one, _one_slopes, "one", finite=True)
 # −gamma [1 + margin − s]₊ (s − (1 − margin)), the weight [·]₊ held constant: circle's positives
-circle_pull = Function(
-    _circle_pull, _circle_pull_slopes, "circle_pull", is_derivative=False, finite=True
-)
+circle_pull = Function(_circle_pull, _circle_pull_slopes, "circle_pull", finite=True)
 # gamma [s + margin]₊ (s − margin), [·]₊ held constant: circle loss's negatives
-circle_push = Function(
-    _circle_push, _circle_push_slopes, "circle_push", is_derivative=False, finite=True
-)
+circle_push = Function(_circle_push, _circle_push_slopes, "circle_push", finite=True)
 # s exp(scale s − shift), the exponential held constant: with the log-sum-exp of scale s as shift,
 # Σ is the mean of s − shift / scale under a softmax without gradient, where shift is the log Σ exp:
 # s lies near shift / scale, so that what the weights are off by is multiplied with little
-attended = Function(_attended, _attended_slopes, "attended", is_derivative=False)
+attended = Function(_attended, _attended_slopes, "attended")

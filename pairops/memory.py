@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .pairs import FLOATS, check_embeddings, whole_numbers
 
-_NO_ID = torch.iinfo(torch.int64).min
+_NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 _KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
 
 
@@ -33,7 +33,8 @@ class CrossBatchMemory(nn.Module):
     State is in buffers, so in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring;
     seen and calls, how many rows and calls there were. A run that resumes from them goes on with
     the same bits. Shapes do not depend on how full the memory is, and no value is read, so nothing
-    waits for the device. In `eval` mode the memory is used and left as it is.
+    waits for the device. In `eval` mode the memory is used and left as it is. It has no place under
+    activation checkpointing, which would call it twice. What overflows `dtype` becomes Inf.
 
     Source: Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020. There, and in
     pytorch-metric-learning, a batch is enqueued before the loss, so that it is compared with
@@ -68,8 +69,8 @@ class CrossBatchMemory(nn.Module):
         ):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+            if not least <= value <= _LAST:
+                raise ValueError(f"{name} is {value}; it must be from {least} to {_LAST}")
         if dtype not in FLOATS:
             raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
         self.loss = loss
@@ -110,10 +111,13 @@ class CrossBatchMemory(nn.Module):
                 "the memory must be moved there, with .to()"
             )
         labels = whole_numbers("labels", labels, "x", x)
-        others = self.labels
+        # A saved memory may have been empty under another ignore_index.
+        empty = torch.arange(self.memory_size, device=x.device) >= self.seen
+        others = torch.where(empty, self.ignore_index, self.labels)
         if ids is not None:
             ids = whole_numbers("ids", ids, "x", x)
-            others = torch.where(_among(self.ids, ids), self.ignore_index, others)
+            stale = _among(self.ids, ids) & (self.ids != _NO_ID)
+            others = torch.where(stale, self.ignore_index, others)
         if enqueue is not None and (
             not isinstance(enqueue, Tensor)
             or enqueue.dtype != torch.bool
@@ -181,11 +185,14 @@ def _among(values: Tensor, names: Tensor) -> Tensor:
 def _check_loss(loss: object) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; it must be a loss over labels")
-    given = loss.keywords if isinstance(loss, functools.partial) else {}
+    given = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "names", ())
     for name in _KEYWORDS:
         if name in given:
             raise ValueError(f"loss is given {name}; it must be left to CrossBatchMemory")
-    signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError as error:
+        raise TypeError(f"loss is {_name(loss)}, which does not tell its arguments") from error
     try:
         signature.bind(None, None, **dict.fromkeys(_KEYWORDS))
     except TypeError:

@@ -1,5 +1,6 @@
 """What the losses mine, as lists of indices: for miners' users, and for the curious."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,9 @@ def mine(
         raise ValueError(
             f'mining is {mining!r}; it must be "multi_similarity", "hard" or "semihard"'
         )
-    pairs = Pairs.of(x.detach(), labels, **pairing)
+    if not isinstance(epsilon, (int, float)) or not math.isfinite(epsilon):
+        raise ValueError(f"epsilon is {epsilon!r}; it must be a finite number")
+    pairs = Pairs.of(x, labels, **pairing)
     with torch.no_grad(), exactly(x.device.type):
         if mining == "multi_similarity":
             return _multi_similarity(pairs, epsilon)

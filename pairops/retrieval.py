@@ -167,7 +167,10 @@ def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
     at = torch.searchsorted(begin, k.expand(len(begin), -1).contiguous()) - 1
     bounds = torch.stack(values, 1).gather(1, at.clamp(min=0))
     if ties == "pessimistic":  # what equals a number is above the one before it
-        bounds = torch.nextafter(bounds, torch.full_like(bounds, -torch.inf))
+        below = torch.nextafter(bounds, torch.full_like(bounds, -torch.inf))
+        # Not a number that may be flushed to 0.
+        tiny = torch.finfo(bounds.dtype).tiny
+        bounds = torch.where(bounds.abs() < tiny, -tiny, below)
     nearer: list[Tensor] = []
     for some in bounds.split(_AT_ONCE, 1):
         nearer += row_stats(pairs, *[total(NEG, function=one, above=b) for b in some.unbind(1)])

@@ -73,10 +73,21 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         n, m = pairs.shape
         rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
         cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
+        for term in (*rows, *cols):
+            _check_device(term, pairs.x.device)
         result = _taken(pairs, rows, cols)
         if getattr(_watching, "calls", None) is not None:
             _watching.calls.append(Taken(pairs, rows, cols, result))
         return result
+
+
+def _check_device(term: Term, device: torch.device) -> None:
+    for values in (*term.vectors(), *term.constants()):
+        if values.device != device:
+            raise ValueError(
+                f"an argument or window of {term.function.name} is on {values.device}; "
+                f"it must be on {device}, as x is"
+            )
 
 
 def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:

@@ -280,3 +280,19 @@ def test_shows_what_it_is() -> None:
     loss = functools.partial(pairops.supcon_loss, temperature=0.2)
     shown = repr(CrossBatchMemory(loss, 9, 7, warmup=2))
     assert "supcon_loss(temperature=0.2), embedding_size=9, memory_size=7, warmup=2" in shown
+
+
+def test_what_a_module_is_given_is_not_overridden() -> None:
+    with pytest.raises(ValueError, match="loss is given ignore_index; it must be left to"):
+        pairops.CrossBatchMemory(pairops.nn.SupConLoss(ignore_index=-1), 5, 4)
+    with pytest.raises(TypeError, match="loss is max, which does not tell its arguments"):
+        pairops.CrossBatchMemory(max, 5, 4)
+
+
+def test_an_empty_place_is_empty_under_another_ignore_index() -> None:
+    x, labels = torch.randn(4, 5), torch.tensor([0, 0, 1, 1])
+    first = pairops.CrossBatchMemory(pairops.supcon_loss, 5, 8)
+    first(x[:2], labels[:2])
+    other = pairops.CrossBatchMemory(pairops.supcon_loss, 5, 8, ignore_index=-1)
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(first(x, labels), other(x, labels))

@@ -140,6 +140,8 @@ def test_bad_proxies() -> None:
     for loss in (pairops.proxy_anchor_loss, pairops.proxy_nca_loss):
         with pytest.raises(ValueError, match="proxies has D 4; it must be 5 as in x"):
             loss(X, LABELS, smooth(3, 4))
+        with pytest.raises(ValueError, match="labels go from 0 to 2, and without proxy_labels"):
+            loss(X, LABELS, smooth(2, 5))
         with pytest.raises(TypeError, match=r"proxies is list; it must be a tensor \(N, D\)"):
             loss(X, LABELS, [1.0])
         with pytest.raises(ValueError, match=r"proxy_labels is \(2,\); it must be integers \(3,\)"):

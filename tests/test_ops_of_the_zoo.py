@@ -100,3 +100,54 @@ def test_differentiated_twice(name: str, params: dict[str, Any], engine: str) ->
                 for s in (step, -step)
             )
         torch.testing.assert_close((up - down) / (2 * step), second, rtol=1e-4, atol=1e-5)
+
+
+def naive_circle(x: Tensor, labels: Tensor, margin: Tensor, gamma: Tensor) -> Tensor:
+    unit = x / x.norm(dim=1, keepdim=True)
+    s, same = unit @ unit.T, labels[:, None] == labels
+    apart = ~torch.eye(len(x), dtype=torch.bool)
+    pull = -gamma * (1 + margin - s).clamp(min=0).detach() * (s - 1 + margin)
+    push = gamma * (s + margin).clamp(min=0).detach() * (s - margin)
+    pos = pull.masked_fill(~(same & apart), -torch.inf).logsumexp(1)
+    neg = push.masked_fill(same, -torch.inf).logsumexp(1)
+    return torch.nn.functional.softplus(pos + neg, threshold=1e9).mean()
+
+
+def naive_tal(x: Tensor, labels: Tensor, margin: Tensor, temperature: Tensor) -> Tensor:
+    y = x.detach().roll(1, 1)
+    s = (x / x.norm(dim=1, keepdim=True)) @ (y / y.norm(dim=1, keepdim=True)).T
+    same, losses = labels[:, None] == labels, x.new_zeros(len(x))
+    for way in (s, s.T):
+        weight = (way / temperature).masked_fill(~same, -torch.inf).softmax(1).detach()
+        push = temperature * (way / temperature).masked_fill(same, -torch.inf).logsumexp(1)
+        losses = losses + (margin - (weight * way).sum(1) + push).clamp(min=0)
+    return losses.mean()
+
+
+@pytest.mark.parametrize("engine", ["auto", "blockwise", "dense"])
+@pytest.mark.parametrize("name", ["circle_loss", "tal_loss"])
+def test_weights_held_constant_are_constant_to_second_derivatives_alone(
+    name: str, engine: str
+) -> None:
+    """By the embeddings and by what is learned; against torch with a detach in the same place."""
+    values = smooth(12, 5, torch.float64), *torch.tensor([0.3, 0.5], dtype=torch.float64).unbind()
+    labels = torch.arange(12) % 4
+
+    def ours(x: Tensor, margin: Tensor, other: Tensor) -> Any:
+        if name == "circle_loss":
+            return pairops.circle_loss(x, labels, margin=margin, gamma=other)
+        y = x.detach().roll(1, 1)
+        return pairops.tal_loss(x, y, labels, margin=margin, temperature=other)
+
+    results = []
+    for loss in (ours, lambda *z: (naive_circle if name == "circle_loss" else naive_tal)(
+        z[0], labels, *z[1:]
+    )):  # fmt: skip
+        leaves = [z.clone().requires_grad_() for z in values]
+        with pairops.use(engine):
+            first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+            square = sum((g * g).sum() for g in first)
+            second = torch.autograd.grad(square, leaves, allow_unused=True, materialize_grads=True)
+        results.append([*first, *second])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -141,3 +141,35 @@ def test_nothing_to_mine(n: int, mining: Any) -> None:
 def test_an_unknown_mining_is_an_error() -> None:
     with pytest.raises(ValueError, match="mining is 'easy'; it must be"):
         pairops.mine(smooth(4, 5), torch.arange(4), mining="easy")  # type: ignore[arg-type]
+
+
+def test_a_set_that_is_given_as_its_own_references_has_no_self_pairs() -> None:
+    x, labels = smooth(6, 5, DOUBLE), torch.tensor([0, 0, 1, 1, 2, 3])
+    other = {"ref_emb": x, "ref_labels": labels}
+    _, positives, anchors, negatives = pairops.mine(x, labels, epsilon=2.0, **other)
+    assert as_set(anchors, negatives).isdisjoint({(i, i) for i in range(6)})
+    assert positives.tolist() == pairops.mine(x, labels, epsilon=2.0)[1].tolist()
+    given = {"neg_margin": -1.0}
+    weights = pair_weights(pairops.contrastive_loss, x, labels, **other, **given)
+    assert not weights.diagonal().any()
+    torch.testing.assert_close(weights, pair_weights(pairops.contrastive_loss, x, labels, **given))
+
+
+@pytest.mark.parametrize("mining", ["hard", "all"])
+def test_indices_from_the_end(mining: str) -> None:
+    x = smooth(20, 5, DOUBLE)
+    given: dict[str, Any] = {"mining": mining, "margin": 1.0}
+    whole = pair_weights(pairops.triplet_loss, x, labels_of(x), **given)
+    last = torch.tensor([-2, -1])
+    part = pair_weights(pairops.triplet_loss, x, labels_of(x), **given, rows=last, cols=last)
+    assert torch.equal(part, whole[-2:, -2:])
+    with pytest.raises(IndexError, match="rows or cols go from 0 to 20; they must be from -20"):
+        pair_weights(pairops.triplet_loss, x, labels_of(x), rows=torch.tensor([0, 20]))
+
+
+def test_weights_beside_an_aux_and_in_16_bits() -> None:
+    x = smooth(20, 5).bfloat16()
+    given: dict[str, Any] = {"mining": "all", "margin": 1.0}
+    plain = pair_weights(pairops.triplet_loss, x, labels_of(x), **given)
+    aux = pair_weights(pairops.triplet_loss, x, labels_of(x), **given, return_aux=True)
+    assert torch.equal(plain, aux)

@@ -278,3 +278,31 @@ def test_no_gradient_at_distance_0(name: str, dtype: torch.dtype, distance: str)
             mixed,
         )
         assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, -100, 2], [0] * 6, [-100] * 6])
+def test_a_learned_temperature_of_tal_loss_outlives_rows_without_a_side(labels: list[int]) -> None:
+    temperature = torch.tensor(0.1, requires_grad=True)
+    x, y = smooth(6, 5), smooth(6, 5)
+    pairops.tal_loss(x, y, torch.tensor(labels), temperature=temperature).backward()
+    assert temperature.grad is not None
+    assert bool(torch.isfinite(temperature.grad))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("d", [7, 10, 64, 100])
+def test_a_row_without_variance_is_at_no_distance_from_anything(d: int, normalize: bool) -> None:
+    x = smooth(4, d)
+    x[0] = 0.1
+    labels = torch.tensor([0, 0, 1, 1])
+    given: dict[str, Any] = {"distance": "snr", "normalize": normalize, "neg_margin": 0.5}
+    losses = pairops.contrastive_loss(x, labels, **given, reduction="none")
+    assert losses[0] == 1.0  # its positive at 0, two negatives nearer than the margin
+    assert bool((losses < 100).all())
+
+
+def test_classes_of_bytes() -> None:
+    beta, x = torch.rand(200), smooth(4, 5)
+    labels = torch.tensor([156, 156, 3, 3], dtype=torch.uint8)
+    ours, theirs = (pairops.margin_loss(x, z, beta=beta) for z in (labels, labels.long()))
+    assert torch.equal(ours, theirs)

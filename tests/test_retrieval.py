@@ -289,3 +289,14 @@ def test_more_references_than_a_count_can_hold(monkeypatch: pytest.MonkeyPatch) 
     ):
         evaluate(torch.eye(4), labels)
     evaluate(torch.eye(4, dtype=torch.float64), labels)
+
+
+def test_ties_at_0_where_tiny_numbers_are_flushed() -> None:
+    assert torch.set_flush_denormal(True)
+    try:
+        ranks_found = first_ranks(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        collapsed = evaluate(torch.zeros(80, 3), torch.arange(80) % 2)
+    finally:
+        torch.set_flush_denormal(False)
+    assert ranks_found.tolist() == [3, 3, 3, 3]
+    assert collapsed.recall[1] == 0

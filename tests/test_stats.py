@@ -16,6 +16,8 @@ from pairops.functions import hinge, softplus
 from pairops.gathers import GATHERS
 from pairops.terms import Term
 
+HELD = ("circle_pull", "circle_push", "attended")  # a gradient takes their weights as constants
+
 
 @pytest.mark.parametrize("m", [0, 45])
 @pytest.mark.parametrize("extents", [(1, 1), (7, 64), (64, 7), (13, 21)])
@@ -216,7 +218,7 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, wide_engine: 
         pairs = Pairs.of(x, labels, **({**other, "ref_emb": y} if other else {}))
         if wide_engine == "native":
             rows = served_terms(u, v, t, above=bound, below=bound + 0.5)
-            rows = [term for term in rows if term.grad and term.function.is_derivative]
+            rows = [term for term in rows if term.grad and term.function.name not in HELD]
             cols = [lse(ALL, v, partner(u)), lowest(POS)]
         else:
             rows = [

@@ -8,6 +8,8 @@ from typing_extensions import Unpack
 
 from ..distances import Distance
 from ..functions import affine, hinge, one, softplus
+from ..rows import pick_rows
+from ..similarity import wide
 from ..stats import row_stats
 from ..terms import NEG, POS, total
 from .objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
@@ -149,6 +151,7 @@ def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     """(N,) the entry of beta (C,) at each label; of an ignored row any."""
     if not beta.is_floating_point():
         raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
+    labels = labels.long()  # before it is compared: among bytes −100 is 156
     if ignored is not None:
         labels = torch.where(labels == ignored, 0, labels)
     if readable(labels) and labels.numel():
@@ -158,4 +161,4 @@ def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
                 f"labels go from {low} to {high} and beta has {len(beta)} classes; labels must be "
                 f"from 0 to {len(beta) - 1}"
             )
-    return beta[labels.long()]
+    return pick_rows(wide(beta), labels)

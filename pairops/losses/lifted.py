@@ -10,6 +10,7 @@ from ..distances import Distance
 from ..gathers import finite
 from ..pairs import Pairs
 from ..positives import PositiveRows
+from ..rows import pick_rows
 from ..stats import row_stats
 from ..terms import NEG, POS, lse
 from .objective import LabelledApart, Objective, Value, labelled
@@ -61,7 +62,7 @@ def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) 
     pairs = objective.pairs.widened()
     rows = PositiveRows.of(pairs)
     of_anchor, of_partner = _negatives(pairs, push)
-    first, second = of_anchor[rows.anchor], of_partner[rows.partner]
+    first, second = pick_rows(of_anchor, rows.anchor), pick_rows(of_partner, rows.partner)
     alone = (first == -torch.inf) & (second == -torch.inf)
     both = torch.logaddexp(torch.where(alone, 0, first), torch.where(alone, 0, second))
     hinged = relu(pull - rows.score + torch.where(alone, -torch.inf, both))

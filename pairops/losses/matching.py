@@ -7,6 +7,7 @@ from typing_extensions import Unpack
 from ..arguments import Argument, table
 from ..distances import Distance
 from ..functions import Function, attended, softplus
+from ..gathers import finite
 from ..pairs import Pairs, check_embeddings
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
@@ -86,10 +87,11 @@ def tal_loss(
     rows, cols = (total(POS, scale, z.detach(), function=attended) for z in (pos, pos_cols))
     # Of differences from τ log Σ_p, near which the mean lies: what is rounded is small.
     means = row_stats(pairs, rows, cols=[cols])
-    losses = [
-        relu(margin - mean - temperature * positives.detach() + temperature * negatives)
-        for mean, positives, negatives in zip(means, (pos, pos_cols), (neg, neg_cols), strict=True)
-    ]
+    losses = []
+    for mean, pull, push in zip(means, (pos, pos_cols), (neg, neg_cols), strict=True):
+        none = (pull == -torch.inf) | (push == -torch.inf)
+        z = margin - mean + temperature * (finite(push) - finite(pull).detach())
+        losses.append(relu(torch.where(none, -torch.inf, z)))
     return objective.value(losses[0] + losses[1], positive=pos, negative=neg)
 
 

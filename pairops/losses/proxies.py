@@ -1,5 +1,7 @@
 """Losses against proxies: one learned embedding per class stands for its members."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -9,7 +11,7 @@ from ..pairs import Pairs, check_embeddings
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
 from .objective import Asked, Objective, Value, similar_only, split
-from .reduction import log1p_exp, number
+from .reduction import log1p_exp, number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
 
@@ -46,7 +48,7 @@ def proxy_anchor_loss(
     """
     alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
     asked, pairing = split(common)
-    proxies, proxy_labels = _checked(x, proxies, proxy_labels)
+    proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     pairs = Pairs.of(
         proxies, proxy_labels, ref_emb=x, ref_labels=labels, distance=distance, **pairing
     )
@@ -89,7 +91,7 @@ def proxy_nca_loss(
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
     asked, pairing = split(common)
-    proxies, proxy_labels = _checked(x, proxies, proxy_labels)
+    proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     pairs = Pairs.of(
         x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance, **pairing
     )
@@ -106,14 +108,34 @@ def proxy_nca_loss(
     return objective.value(losses, positive=pos, negative=neg)
 
 
-def _checked(x: Tensor, proxies: Tensor, proxy_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def _checked(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor | None,
+    pairing: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
     check_embeddings("x", x)
     check_embeddings("proxies", proxies)
     proxies = proxies.to(x.dtype)
     check_embeddings("proxies", proxies, like=("x", x))
     if proxy_labels is None:
+        _check_classes(labels, len(proxies), pairing.get("ignore_index", -100))
         proxy_labels = torch.arange(len(proxies), device=proxies.device)
     elif not isinstance(proxy_labels, Tensor) or proxy_labels.shape != proxies.shape[:1]:
         shape = tuple(proxy_labels.shape) if isinstance(proxy_labels, Tensor) else proxy_labels
         raise ValueError(f"proxy_labels is {shape}; it must be integers ({len(proxies)},)")
     return proxies, proxy_labels
+
+
+def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
+    """Where it can be seen without waiting: a label beyond the proxies has none."""
+    if not isinstance(labels, Tensor) or not readable(labels) or labels.is_floating_point():
+        return
+    labels = labels.long()
+    kept = labels if ignored is None else labels[labels != ignored]
+    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < classes:
+        raise ValueError(
+            f"labels go from {int(kept.min())} to {int(kept.max())}, and without proxy_labels they "
+            f"name one of {classes} proxies; they must be from 0 to {classes - 1}"
+        )

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from ..functions import hinge, one, softplus
 from ..positives import PositiveRows
+from ..rows import pick_rows
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, total
 from .objective import Labelled, Objective, Value, labelled
@@ -60,7 +61,7 @@ def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value
     rows = PositiveRows.of(pairs)
     (near,) = row_stats(rows.pairs, highest(NEG, below=rows.score.detach()))
     (farthest,) = row_stats(pairs, lowest(NEG))
-    farthest = farthest[rows.anchor]
+    farthest = pick_rows(farthest, rows.anchor)
     # +inf: the anchor has no negative at all.
     near = torch.where(near == -torch.inf, farthest, near)
     violation = torch.where(near == torch.inf, -torch.inf, near - rows.score + margin)

@@ -169,6 +169,7 @@ def multi_positive_loss(
     compared = slots[0]
     if negatives is not None:
         check_embeddings("negatives", negatives, like=("x", x))
+    if negatives is not None and len(negatives):
         compared = torch.cat([compared, negatives])
         zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         ones = torch.ones(len(negatives), dtype=torch.int64, device=x.device)

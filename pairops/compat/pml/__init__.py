@@ -14,8 +14,9 @@ SupConLoss for a batch without positives or without negatives; labels are moved 
 embeddings; the loss has the dtype of the embeddings.
 
 Unlike there: sums are in float32 or wider, and log(1 + e^z) is not z above 20; a NaN shows in the
-loss and in the gradient; NCALoss is 0, not NaN, for a batch without positives; the distance of
-duplicates is 0; PerAnchorReducer takes any number of references; labels are integers; nothing waits
+loss and in the gradient; a tiny loss is not 0 for AvgNonZeroReducer, where there it may round to 0;
+NCALoss is 0, not NaN, for a batch without positives; the distance of duplicates is 0;
+PerAnchorReducer takes any number of references; labels are integers; nothing waits
 for the device, but for reducers that do so themselves. `indices_tuple` is refused, and so is what
 makes one, such as CrossBatchMemory.
 """
