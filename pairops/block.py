@@ -14,6 +14,7 @@ from torch import Tensor
 from .arguments import Partner, Table
 from .engines import ENGINES
 from .pairs import Pairs
+from .rows import places
 from .similarity import exactly, product, scaled
 from .stats import Taken, watched
 from .terms import ALL, POS, Term
@@ -90,7 +91,7 @@ def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | Non
     if pairs.copies_of is not None:
         matches = pairs.copies_of.unsqueeze(1) == wanted
         rows, into = matches.nonzero().unbind(1)
-    block = _Block(pairs, rows, cols)
+    block = Block(pairs, rows, cols)
     weights = block.t.new_zeros(block.t.shape)
     terms = [(0, term) for term in call.rows] + [(1, term) for term in call.cols]
     for (axis, term), statistic in zip(terms, call.statistics, strict=True):
@@ -100,8 +101,11 @@ def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | Non
     return weights.new_zeros(len(wanted), len(cols)).index_add(0, into, weights)
 
 
-class _Block:
-    """Some rows and columns of the matrix, in the caller's order."""
+class Block:
+    """Some rows and columns of the matrix, in the caller's order.
+
+    t: closeness.  present: is it a pair at all?  positive: if so, of which side? (R, C) each.
+    """
 
     def __init__(self, pairs: Pairs, rows: Tensor, cols: Tensor) -> None:
         self.pairs, self.index = pairs, (rows, cols)
@@ -113,7 +117,7 @@ class _Block:
         )  # fmt: skip
         s = product(x, y)
         self.t = s if pairs.measure is None else pairs.measure.of_block(s, rows, cols)
-        row, place = _inverse(pairs.order_x)[rows], _inverse(pairs.order_y)[cols]
+        row, place = places(pairs.order_x)[rows], places(pairs.order_y)[cols]
         lo, hi, own = (z[row].unsqueeze(1) for z in (pairs.lo, pairs.hi, pairs.own))
         self.positive = (place >= lo) & (place < hi)
         self.present = (place != own) & pairs.keep_x[rows].unsqueeze(1) & pairs.keep_y[cols]
@@ -150,15 +154,8 @@ class _Block:
 
 def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     """The caller's index of the partner that attains an extreme, −1 where there is none."""
-    term = term.over(*(pairs.shape if axis == 0 else pairs.shape[::-1]), pairs.dtype)
-    if pairs.measure is not None:
-        term = pairs.measure.of_term(term, axis)
-        term = term.over(*(pairs.shape if axis == 0 else pairs.shape[::-1]), pairs.dtype)
+    term = pairs.measured(term, axis)
     with torch.no_grad():
         terms = ([term], []) if axis == 0 else ([], [term])
         _, (index,), _ = ENGINES["blockwise"].gather(pairs, *terms)
     return torch.as_tensor(index)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))

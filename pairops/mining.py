@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .block import extreme_indices
+from .block import Block, extreme_indices
 from .functions import affine
 from .pairs import Pairing, Pairs
 from .positives import PositiveRows
-from .similarity import exactly, product, scaled
+from .similarity import exactly
 from .stats import row_stats
 from .terms import NEG, POS, highest, lowest
 
@@ -68,24 +68,14 @@ def _multi_similarity(pairs: Pairs, epsilon: float) -> tuple[Tensor, ...]:
 def _above(pairs: Pairs, bound: Tensor) -> tuple[Tensor, Tensor]:
     """(anchors, negatives) as close as not to be below their anchor's bound (N,)."""
     n, m = pairs.shape
-    y = scaled(pairs.other, pairs.scale_y, pairs.dtype)
-    place = torch.empty_like(pairs.order_y)
-    place = place.scatter(0, pairs.order_y, torch.arange(m, device=place.device))
-    found: list[Tensor] = []
-    columns = torch.arange(m, device=place.device)
-    for sorted_rows in torch.arange(n, device=place.device).split(max(1, _STRIP // max(1, m))):
-        rows = pairs.order_x[sorted_rows]
-        scale = None if pairs.scale_x is None else pairs.scale_x[rows]
-        t = product(scaled(pairs.x[rows], scale, pairs.dtype), y)
-        if pairs.measure is not None:
-            t = pairs.measure.of_block(t, rows, columns)
-        lo, hi, own = (z[sorted_rows].unsqueeze(1) for z in (pairs.lo, pairs.hi, pairs.own))
-        negative = ((place < lo) | (place >= hi)) & (place != own) & pairs.keep_y
-        negative &= pairs.keep_x[rows].unsqueeze(1) & ~(t <= bound[rows].unsqueeze(1))
+    index = torch.arange(max(n, m), device=bound.device)
+    found = [index.new_empty((2, 0))]
+    for rows in index[:n].split(max(1, _STRIP // max(1, m))):
+        block = Block(pairs, rows, index[:m])
+        negative = block.present & ~block.positive & ~(block.t <= bound[rows].unsqueeze(1))
         at = negative.nonzero()
         found.append(torch.stack([rows[at[:, 0]], at[:, 1]]))
-    none = place.new_empty((2, 0))
-    anchors, negatives = torch.cat([none, *found], 1)
+    anchors, negatives = torch.cat(found, 1)
     return _by_anchor(anchors, negatives)
 
 

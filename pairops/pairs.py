@@ -6,18 +6,19 @@ index (CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations 
 label windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
 """
 
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
+from .checks import check_embeddings, whole_numbers
 from .distances import Distance, Measure, centred, compares_units
 from .relation import count_positives, relate, to_caller
+from .rows import places
 from .similarity import inverse_norm, wide
+from .terms import Term
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAST = torch.iinfo(torch.int64).max
 
 
@@ -86,6 +87,14 @@ class Pairs:
     def at(self, value: float | Tensor) -> float | Tensor:
         """The closeness of a pair that `value` names: a similarity, or a distance."""
         return value if self.measure is None else -value
+
+    def measured(self, term: Term, axis: int) -> Term:
+        """The term as engines take it, a function of similarities. axis: 1 for one in `cols=`."""
+        n, m = self.shape if axis == 0 else self.shape[::-1]
+        term = term.over(n, m, self.dtype)
+        if self.measure is None:
+            return term
+        return self.measure.of_term(term, axis).over(n, m, self.dtype)
 
     def in_units(self, closeness: Tensor) -> Tensor:
         """The similarities or distances of pairs as close as this."""
@@ -201,8 +210,7 @@ class Pairs:
         pairs = pairs._measured(distance)
         if own is None or ref_emb is None or not ref_emb.shape[0]:
             return pairs
-        places = torch.empty_like(pairs.order_y).scatter(0, pairs.order_y, _arange(ref_emb))
-        own = torch.where(own < 0, -1, places[own.clamp(min=0)])[pairs.order_x]
+        own = torch.where(own < 0, -1, places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]
         return replace(pairs, own=own, counted=None)
 
     @staticmethod
@@ -277,45 +285,3 @@ def _own(
     if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
         return _arange(x)
     return None
-
-
-def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {type(x).__name__}; it must be a tensor (N, D)")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{name} is {x.dtype}; it must be float16, bfloat16, float32 or float64")
-    if x.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (N, D)")
-    if x.shape[1] == 0 and x.shape[0] > 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; D must be at least 1")
-    if like is None:
-        return
-    other_name, other = like
-    for what, mine, theirs in (
-        ("dtype", x.dtype, other.dtype),
-        ("device", x.device, other.device),
-        ("D", x.shape[1], other.shape[1]),
-    ):
-        if mine != theirs:
-            kind = TypeError if what == "dtype" else ValueError
-            raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
-
-
-def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
-    """`values` as int64 on the device of x, checked."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
-    if values.is_floating_point() or values.is_complex():
-        hint = " (and without requires_grad)" if values.requires_grad else ""
-        raise TypeError(f"{name} is {values.dtype}; it must be an integer tensor{hint}")
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
-            f"one for each row of {owner}"
-        )
-    if values.device != x.device:
-        warnings.warn(
-            f"{name} is on {values.device} and {owner} on {x.device}: it is copied at every call",
-            stacklevel=4,
-        )
-    return values.to(x.device, torch.int64).contiguous()

@@ -1,4 +1,4 @@
-"""Rows picked and summed by index, in an order that does not change from run to run."""
+"""Rows picked and summed by index, in an order that does not change from run to run; and places."""
 
 from typing import Any
 
@@ -21,6 +21,11 @@ def pick_rows(x: Tensor, at: Tensor) -> Tensor:
     """x[at], whose gradient is summed by `add_rows`."""
     result: Tensor = _Pick.apply(x, at)  # type: ignore[no-untyped-call]
     return result
+
+
+def places(order: Tensor) -> Tensor:
+    """The inverse of a permutation: where in `order` each index stands."""
+    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
 class _Pick(torch.autograd.Function):

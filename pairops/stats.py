@@ -91,11 +91,9 @@ def _check_device(term: Term, device: torch.device) -> None:
 
 
 def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
-    n, m = pairs.shape
     if pairs.measure is not None:
-        measure, dtype = pairs.measure, pairs.dtype
-        rows = tuple([measure.of_term(term, 0).over(n, m, dtype) for term in rows])
-        cols = tuple([measure.of_term(term, 1).over(m, n, dtype) for term in cols])
+        rows = tuple([pairs.measured(term, 0) for term in rows])
+        cols = tuple([pairs.measured(term, 1) for term in cols])
     engine = engines.choose(pairs, rows, cols)
     if engine == "dense":
         return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from ..distances import Distance
 from ..functions import affine, hinge, one, softplus
+from ..pairs import Pairs
 from ..rows import pick_rows
 from ..similarity import wide
 from ..stats import row_stats
@@ -48,18 +49,14 @@ def contrastive_loss(
         raise ValueError(f'negatives is {negatives!r}; it must be "hinge" or "raw"')
     if negatives == "raw":
         similar_only('contrastive_loss with negatives="raw"', pairs)
-        pushed = total(NEG, 1.0, 0.0, function=affine, above=threshold(push, pairs))
+        pushing = total(NEG, 1.0, 0.0, function=affine, above=threshold(push, pairs))
     else:
-        pushed = total(NEG, 1.0, push, function=hinge)
-    pos, neg = row_stats(pairs, total(POS, -1.0, pull, function=hinge), pushed)
+        pushing = total(NEG, 1.0, push, function=hinge)
+    pos, neg = row_stats(pairs, total(POS, -1.0, pull, function=hinge), pushing)
     if not objective.averages_pairs:
         return objective.value(pos + neg)
-    counts = row_stats(
-        pairs,
-        total(POS, function=one, below=threshold(pull, pairs)),
-        total(NEG, function=one, above=threshold(push, pairs)),
-    )
-    return objective.mean_pairs((pos, counts[0]), (neg, counts[1]))
+    pulled, pushed = _active(pairs, pull, push)
+    return objective.mean_pairs((pos, pulled), (neg, pushed))
 
 
 def margin_loss(
@@ -103,11 +100,7 @@ def margin_loss(
     losses = times_pos * pos + times_neg * neg
     if not objective.averages_pairs:
         return objective.value(losses)
-    pulled, pushed = row_stats(
-        pairs,
-        total(POS, function=one, below=threshold(pull, pairs)),
-        total(NEG, function=one, above=threshold(push, pairs)),
-    )
+    pulled, pushed = _active(pairs, pull, push)
     return objective.mean_pairs((losses, times_pos * pulled + times_neg * pushed))
 
 
@@ -145,6 +138,16 @@ def binomial_deviance_loss(
     if objective.averages_pairs:
         return objective.mean_pairs((pos, positives), (neg, negatives))
     return objective.value(pos / positives.clamp(min=1) + neg / negatives.clamp(min=1))
+
+
+def _active(pairs: Pairs, pull: float | Tensor, push: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) numbers of an anchor's positives below `pull`, and of its negatives above `push`."""
+    pulled, pushed = row_stats(
+        pairs,
+        total(POS, function=one, below=threshold(pull, pairs)),
+        total(NEG, function=one, above=threshold(push, pairs)),
+    )
+    return pulled, pushed
 
 
 def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:

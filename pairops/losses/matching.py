@@ -5,13 +5,12 @@ from torch import Tensor, relu
 from typing_extensions import Unpack
 
 from ..arguments import Argument, table
-from ..distances import Distance
 from ..functions import Function, attended, softplus
 from ..gathers import finite
-from ..pairs import Pairs, check_embeddings
+from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
-from .objective import Asked, Objective, Paired, Value, paired, split
+from .objective import LabelledAlone, Objective, Paired, Value, check_one_for_each, paired, split
 from .reduction import number, readable
 
 __all__ = ["siglip_loss", "sms_loss", "tal_loss"]
@@ -43,14 +42,6 @@ def siglip_loss(
     return objective.value(pos + neg)
 
 
-class BothLabelled(Asked, total=False):
-    """Further keywords of a loss over two sets with common labels."""
-
-    ignore_index: int | None
-    distance: Distance
-    normalize: bool | None
-
-
 def tal_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -58,7 +49,7 @@ def tal_loss(
     *,
     temperature: float | Tensor = 0.015,
     margin: float | Tensor = 0.1,
-    **common: Unpack[BothLabelled],
+    **common: Unpack[LabelledAlone],
 ) -> Value:
     """ℓ_i = [m − Σ_p α_ip s_ip + τ log Σ_n e^{s_in/τ}]₊, plus the same of y_i among the x.
 
@@ -75,10 +66,7 @@ def tal_loss(
     """
     temperature = number("temperature", temperature, positive=True)
     margin, scale = number("margin", margin), 1 / temperature
-    check_embeddings("x", x)
-    check_embeddings("y", y, like=("x", x))
-    if len(x) != len(y):
-        raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
+    check_one_for_each(x, y)
     asked, pairing = split(common)
     pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
     objective, pairs = Objective.of(pairs, **asked), pairs.widened()
@@ -123,10 +111,9 @@ def sms_loss(
     """
     gamma, tau = number("gamma", gamma), number("tau", tau)
     tolerance = number("tolerance", tolerance)
+    check_one_for_each(x, y)
     objective = paired(x, y, common)
     pairs = objective.pairs
-    if len(y) != len(x):
-        raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
     (own,) = row_stats(pairs, total(POS, 1.0, 0.0))
     others: list[Argument] = [0.0, 0.0]
     of_own: float | Tensor = 1.0

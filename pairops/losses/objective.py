@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypedDict
 import torch
 from torch import Tensor
 
+from ..checks import check_embeddings
 from ..functions import one
 from ..pairs import Comparing, Pairing, Pairs, Relating
 from ..stats import row_stats
@@ -39,6 +40,12 @@ class LabelledApart(Relating, Asked, total=False):
     """The same of a loss that has a distance of its own."""
 
     normalize: bool | None
+
+
+class LabelledAlone(Comparing, Asked, total=False):
+    """The same of a loss whose sets are its own arguments: no references, nobody is left out."""
+
+    ignore_index: int | None
 
 
 class Paired(Comparing, Asked, total=False):
@@ -157,6 +164,14 @@ def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
     """The objective of a loss over two sets that belong together row by row."""
     asked, comparing = split(common)
     return Objective.of(Pairs.paired(x, y, **comparing), **asked)
+
+
+def check_one_for_each(x: Tensor, y: Tensor) -> None:
+    """For two sets of which neither may have a row without a partner."""
+    check_embeddings("x", x)
+    check_embeddings("y", y, like=("x", x))
+    if len(x) != len(y):
+        raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
 
 
 def similar_only(loss: str, pairs: Pairs) -> None:

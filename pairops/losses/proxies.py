@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..checks import check_embeddings
 from ..distances import Distance
-from ..pairs import Pairs, check_embeddings
+from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
 from .objective import Asked, Objective, Value, similar_only, split

@@ -9,7 +9,7 @@ from ..functions import softplus
 from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
-from .objective import Asked, Labelled, LabelledApart, Objective, Value, labelled, split
+from .objective import Labelled, LabelledAlone, LabelledApart, Objective, Value, labelled, split
 from .reduction import log1p_exp, number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
@@ -121,16 +121,10 @@ def nca_loss(
     return objective.value(log1p_exp(worse), positive=pos, negative=neg)
 
 
-class _OneSet(Asked, total=False):
-    ignore_index: int | None
-    distance: Distance
-    normalize: bool | None
-
-
 def n_pair_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
-    **common: Unpack[_OneSet],
+    **common: Unpack[LabelledAlone],
 ) -> Value:
     """ℓ_a = log Σ_c e^{s_{a,p(c)}} − s_{a,p(a)}: a finds its positive among one of every class.
 

@@ -49,8 +49,7 @@ def triplet_loss(
     objective = labelled(x, labels, common, averages_pairs=mining != "hard")
     if mining == "hard":
         far, near = row_stats(objective.pairs, lowest(POS), highest(NEG))
-        violation = near - far + margin
-        return objective.value(log1p_exp(violation) if soft else relu(violation))
+        return objective.value(_penalty(near - far + margin, soft))
     if mining == "semihard":
         return _semihard(objective, margin, soft)
     return _all(objective, margin, soft)
@@ -65,7 +64,7 @@ def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value
     # +inf: the anchor has no negative at all.
     near = torch.where(near == -torch.inf, farthest, near)
     violation = torch.where(near == torch.inf, -torch.inf, near - rows.score + margin)
-    losses = rows.per_anchor(log1p_exp(violation) if soft else relu(violation))
+    losses = rows.per_anchor(_penalty(violation, soft))
     if not objective.averages_pairs:
         return objective.value(losses)
     positives, negatives = pairs.counts()
@@ -89,3 +88,7 @@ def _all(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
         (active,) = row_stats(rows.pairs, total(NEG, function=one, above=base))
         counts = rows.per_anchor(active)
     return objective.mean_pairs((losses, counts))
+
+
+def _penalty(violation: Tensor, soft: bool) -> Tensor:
+    return log1p_exp(violation) if soft else relu(violation)

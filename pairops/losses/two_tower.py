@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..pairs import Pairs, check_embeddings
+from ..checks import check_embeddings
+from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
-from .objective import Objective, Paired, Value, paired, split
+from .objective import Objective, Paired, Value, check_one_for_each, paired, split
 from .reduction import number
 
 
@@ -115,10 +116,7 @@ def decoupled_contrastive_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     spread = None if sigma is None else number("sigma", sigma, positive=True)
-    check_embeddings("x", x)
-    check_embeddings("y", y, like=("x", x))
-    if x.shape != y.shape:
-        raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
+    check_one_for_each(x, y)
     asked, comparing = split(common)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
     others = lse(NEG, scale, 0.0)
