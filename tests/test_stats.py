@@ -162,6 +162,33 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("side", [POS, NEG])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_window_may_keep_a_tile_in_one_direction_alone(side: str, first: bool) -> None:
+    """Its rows are then partners, and get a gradient as such, where they own no pair."""
+    n = 300
+    labels = torch.zeros(n, dtype=torch.int64) if side == POS else torch.arange(n) % 100
+    x = torch.randn(n, 8)
+    keeps = (torch.arange(n) < n // 2) == first
+    if side == POS:
+        term = lse(POS, -2.0, 0.5, below=torch.where(keeps, torch.inf, -torch.inf))
+    else:
+        labels = labels.sort().values
+        term = lse(NEG, 2.0, 0.5, above=torch.where(keeps, -torch.inf, torch.inf))
+
+    def gradient() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        (statistic,) = row_stats(Pairs.of(leaf, labels), term)
+        return torch.autograd.grad(statistic[keeps].sum(), leaf)[0]
+
+    ours = gradient()
+    with pairops.use("dense"):
+        theirs = gradient()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    assert bool((ours[~keeps] != 0).any(1).all())
+
+
+@pytest.mark.usefixtures("engine")
 def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
     x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]])
     y = torch.tensor([[1.0, 0.0]])

@@ -101,9 +101,11 @@ class Weigh {
         });
     }
 
+    // Of the same set a tile serves its columns as owners too, whose bit is the mirror image's.
     bool active(std::size_t k, const Tile<T>& tile, int r, int c) const {
         const TermCall<T>& term = call_.terms[k];
-        return sweep_.visits(term, tile) && (!term.bits || sweep_.bit(term, r, c));
+        if (!sweep_.visits(term, tile)) return false;
+        return !term.bits || sweep_.bit(term, r, c) || (call_.same && sweep_.bit(term, c, r));
     }
 
     // Block r of rows through the columns of a stripe; false if the sweep is to stop.
