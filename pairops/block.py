@@ -51,7 +51,7 @@ def pair_weights(
     calls = [call for call in calls if any(z.requires_grad for z in call.statistics)]
     if not calls or not value.requires_grad:
         raise ValueError("loss has no gradient by any statistic; there is nothing to weigh")
-    pairs = calls[0].pairs
+    pairs = calls[0].pairs.of_one_rank("pair_weights")
     if any(call.pairs.other is not pairs.other for call in calls):
         raise ValueError("loss compares several sets; their pairs have no common weight")
     statistics = [z for call in calls for z in call.statistics if z.requires_grad]

@@ -1,9 +1,9 @@
 """How contributions become one statistic: four monoids over tiles, the twins of `csrc/gathers.h`.
 
-Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, and the fill
-that a pair which does not count leaves in a tile. Because they are monoids, tiles, threads, memory
-queues and ranks divide the work in the same way; a fixed merge order makes the result reproducible
-bit for bit.
+Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, `again` (a
+state with that result), and the fill that a pair which does not count leaves in a tile. Because
+they are monoids, tiles, threads, memory queues and ranks divide the work in the same way; a fixed
+merge order makes the result reproducible bit for bit.
 """
 
 from typing import Protocol
@@ -24,6 +24,7 @@ class Gather(Protocol):
     def of(self, f: Tensor, dim: int, where: Tensor, /) -> State: ...
     def merge(self, a: State, b: State) -> State: ...
     def result(self, state: State) -> Tensor: ...
+    def again(self, statistic: Tensor, argument: Tensor | None, /) -> State: ...
 
 
 class Sum:
@@ -42,6 +43,9 @@ class Sum:
 
     def result(self, state: State) -> Tensor:
         return state[0]
+
+    def again(self, statistic: Tensor, _argument: Tensor | None) -> State:
+        return (statistic,)
 
 
 class LogSumExp:
@@ -63,6 +67,9 @@ class LogSumExp:
 
     def result(self, state: State) -> Tensor:
         return state[0] + torch.log(state[1])
+
+    def again(self, statistic: Tensor, _argument: Tensor | None) -> State:
+        return statistic, torch.ones_like(statistic)
 
 
 class Extreme:
@@ -102,6 +109,11 @@ class Extreme:
         """The caller's index, −1 where no pair counted."""
         nobody = (state[0] == self.fill) | (state[1] == NOWHERE)
         return torch.where(nobody, -1, state[1])
+
+    def again(self, statistic: Tensor, argument: Tensor | None) -> State:
+        if argument is None:
+            return (statistic,)
+        return statistic, torch.where(argument < 0, NOWHERE, argument)
 
 
 def _attained(f: Tensor, extreme: Tensor, index: Tensor) -> Tensor:

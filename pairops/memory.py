@@ -1,5 +1,6 @@
 """A loss over labels whose anchors are also compared with the embeddings of earlier batches."""
 
+import contextlib
 import functools
 import inspect
 import typing
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import FLOATS, check_embeddings, whole_numbers
+from .group import Given, Group
 
 _NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 _KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
@@ -27,8 +29,9 @@ class CrossBatchMemory(nn.Module):
     a function of one's own. What it returns is returned.  embedding_size: D.  memory_size: K rows,
     the oldest of which make room.  warmup: during so many first calls nothing is remembered.
     dtype: what embeddings are remembered in; they are compared in the dtype of x.  ignore_index: as
-    in `Pairs.of`; places that are still empty have this label.  Raises ValueError or TypeError that
-    names a bad argument.
+    in `Pairs.of`; places that are still empty have this label.  group: as every loss has it; the
+    references are then the batches and memories of all ranks, of which each holds its own.  Raises
+    ValueError or TypeError that names a bad argument.
 
     State is in buffers, so in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring;
     seen and calls, how many rows and calls there were. A run that resumes from them goes on with
@@ -58,9 +61,10 @@ class CrossBatchMemory(nn.Module):
         warmup: int = 0,
         dtype: torch.dtype = torch.float32,
         ignore_index: int = -100,
+        group: Given = None,
     ) -> None:
         super().__init__()
-        _check_loss(loss)
+        _check_loss(loss, _KEYWORDS if group is None else (*_KEYWORDS, "group"))
         for name, value, least in (
             ("embedding_size", embedding_size, 1),
             ("memory_size", memory_size, 1),
@@ -78,6 +82,7 @@ class CrossBatchMemory(nn.Module):
         self.memory_size = memory_size
         self.warmup = warmup
         self.ignore_index = ignore_index
+        self.group = group
         shape = (memory_size,)
         self.register_buffer("embeddings", torch.zeros(memory_size, embedding_size, dtype=dtype))
         self.register_buffer("labels", torch.full(shape, ignore_index, dtype=torch.int64))
@@ -100,6 +105,32 @@ class CrossBatchMemory(nn.Module):
         reference in this call.  enqueue: bool, which rows are remembered; all of them are anchors
         (in pytorch-metric-learning those of its `enqueue_mask` are not).  weight: goes to the loss.
         """
+        group = Group.of(self.group, {"loss": f"CrossBatchMemory of {_name(self.loss)}"})
+        with contextlib.nullcontext() if group is None else group.reporting():
+            labels, ids, others = self._checked(x, labels, ids, enqueue, group)
+        further: dict[str, Any] = {} if weight is None else {"weight": weight}
+        result = self.loss(
+            x,
+            labels,
+            ref_emb=torch.cat([x, self.embeddings.to(x.dtype)]),
+            ref_labels=torch.cat([labels, others]),
+            exclude_self=True,
+            ignore_index=self.ignore_index,
+            **(further if self.group is None else further | {"group": self.group}),
+        )
+        if self.training:
+            self._remember(x.detach(), labels, ids, enqueue)
+        return result
+
+    def _checked(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        ids: Tensor | None,
+        enqueue: Tensor | None,
+        group: Group | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Labels and ids of the batch, and labels for what is remembered."""
         check_embeddings("x", x)
         if x.shape[1] != self.embedding_size:
             raise ValueError(
@@ -111,13 +142,8 @@ class CrossBatchMemory(nn.Module):
                 "the memory must be moved there, with .to()"
             )
         labels = whole_numbers("labels", labels, "x", x)
-        # A saved memory may have been empty under another ignore_index.
-        empty = torch.arange(self.memory_size, device=x.device) >= self.seen
-        others = torch.where(empty, self.ignore_index, self.labels)
         if ids is not None:
             ids = whole_numbers("ids", ids, "x", x)
-            stale = _among(self.ids, ids) & (self.ids != _NO_ID)
-            others = torch.where(stale, self.ignore_index, others)
         if enqueue is not None and (
             not isinstance(enqueue, Tensor)
             or enqueue.dtype != torch.bool
@@ -127,18 +153,17 @@ class CrossBatchMemory(nn.Module):
             if isinstance(enqueue, Tensor):
                 given = f"a {enqueue.dtype} tensor of shape {tuple(enqueue.shape)}"
             raise ValueError(f"enqueue is {given}; it must be a bool tensor ({x.shape[0]},)")
-        result = self.loss(
-            x,
-            labels,
-            ref_emb=torch.cat([x, self.embeddings.to(x.dtype)]),
-            ref_labels=torch.cat([labels, others]),
-            exclude_self=True,
-            ignore_index=self.ignore_index,
-            **({} if weight is None else {"weight": weight}),
-        )
-        if self.training:
-            self._remember(x.detach(), labels, ids, enqueue)
-        return result
+        # A saved memory may have been empty under another ignore_index.
+        empty = torch.arange(self.memory_size, device=x.device) >= self.seen
+        others = torch.where(empty, self.ignore_index, self.labels)
+        every = ids
+        if group is not None:
+            counts = group.agree({"ids": "some" if ids is not None else "none"}, len(x))
+            every = None if ids is None else group.rows(ids, [n for (n,) in counts])
+        if every is not None:
+            stale = _among(self.ids, every) & (self.ids != _NO_ID)
+            others = torch.where(stale, self.ignore_index, others)
+        return labels, ids, others
 
     @torch.no_grad()
     def _remember(
@@ -182,11 +207,11 @@ def _among(values: Tensor, names: Tensor) -> Tensor:
     return names[place] == values
 
 
-def _check_loss(loss: object) -> None:
+def _check_loss(loss: object, keywords: tuple[str, ...]) -> None:
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; it must be a loss over labels")
     given = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "names", ())
-    for name in _KEYWORDS:
+    for name in keywords:
         if name in given:
             raise ValueError(f"loss is given {name}; it must be left to CrossBatchMemory")
     try:
@@ -194,15 +219,15 @@ def _check_loss(loss: object) -> None:
     except ValueError as error:
         raise TypeError(f"loss is {_name(loss)}, which does not tell its arguments") from error
     try:
-        signature.bind(None, None, **dict.fromkeys(_KEYWORDS))
+        signature.bind(None, None, **dict.fromkeys(keywords))
     except TypeError:
-        missing = list(_KEYWORDS)
+        missing = list(keywords)
     else:
-        missing = [name for name in _KEYWORDS if not _takes(signature, name)]
+        missing = [name for name in keywords if not _takes(signature, name)]
     if missing:
         raise TypeError(
             f"loss is {_name(loss)}{signature}; it must be a loss over labels, called as "
-            f"loss(x, labels, {', '.join(name + '=' for name in _KEYWORDS)})"
+            f"loss(x, labels, {', '.join(name + '=' for name in keywords)})"
         )
 
 

@@ -45,7 +45,7 @@ def mine(
         )
     if not isinstance(epsilon, (int, float)) or not math.isfinite(epsilon):
         raise ValueError(f"epsilon is {epsilon!r}; it must be a finite number")
-    pairs = Pairs.of(x, labels, **pairing)
+    pairs = Pairs.of(x, labels, **pairing).of_one_rank("mine")
     with torch.no_grad(), exactly(x.device.type):
         if mining == "multi_similarity":
             return _multi_similarity(pairs, epsilon)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from .checks import check_embeddings, whole_numbers
 from .distances import Distance, Measure, centred, compares_units
+from .group import Given, Group, kind_of
 from .relation import count_positives, relate, to_caller
-from .rows import places
+from .rows import first_named, places
+from .shards import Shards
 from .similarity import inverse_norm, wide
 from .terms import Term
 
@@ -68,8 +70,11 @@ class Pairs:
     complete: bool = False  # is it known, without looking, that no row is ignored?
     measure: Measure | None = None  # how near two rows are; None: as near as they are similar
     copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
+    shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
     # By engine: what it made of the embeddings, for every call with these pairs.
     prepared: dict[str, list[Tensor]] = field(default_factory=dict)
+    # By axis, where a group gathers all rows once: these rows or columns with those of all ranks.
+    gathered: dict[int, "Pairs"] = field(default_factory=dict)
 
     @property
     def other(self) -> Tensor:
@@ -78,6 +83,22 @@ class Pairs:
     @property
     def shape(self) -> tuple[int, int]:
         return self.x.shape[0], self.other.shape[0]
+
+    def of_one_rank(self, what: str) -> "Pairs":
+        """These; ValueError if they have a group, for what can do nothing with it."""
+        if self.shards is not None:
+            raise ValueError(
+                f"group is given; {what} has no form for several ranks: it must be None"
+            )
+        return self
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        """The shape, with the rows and columns of all ranks."""
+        if self.shards is None:
+            return self.shape
+        rows, cols = self.shards.sizes
+        return sum(rows), sum(cols)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,12 +126,16 @@ class Pairs:
 
     def positives(self) -> Tensor:
         """(N,) how many positives a row has; 0 for an ignored row."""
+        if self.shards is not None:
+            return self.shards.positives
         if self.counted is not None:
             return self.counted
         return count_positives(self.order_x, self.lo, self.hi, self.own, self.keep_x)
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
+        if self.shards is not None:
+            return self.shards.positives, self.shards.others - self.shards.positives
         kept = self.keep_y.sum()
         own_counts = (self.own >= 0) & (self.own < kept)
         pairs = to_caller(kept - own_counts.long(), self.order_x, self.keep_x)
@@ -124,7 +149,18 @@ class Pairs:
         and their sum once more.
         """
         y = None if self.y is None else wide(self.y)
-        return replace(self, x=wide(self.x), y=y, prepared={})
+        return replace(self, x=wide(self.x), y=y, prepared={}, gathered={})
+
+    def indices(self) -> Tensor:
+        """(N,) which rows these are among those of all ranks."""
+        return _arange(self.x) + (0 if self.shards is None else self.shards.first(0))
+
+    def of_all(self, axis: int, values: Tensor) -> Tensor:
+        """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""
+        if self.shards is None:
+            return values
+        every: Tensor = self.shards.group.rows(values, self.shards.sizes[axis])
+        return every
 
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""
@@ -149,6 +185,7 @@ class Pairs:
         ignore_index: int | None = -100,
         distance: Distance = "cosine",
         normalize: bool | None = None,
+        group: Given = None,
     ) -> "Pairs":
         """Pairs by label: j is a positive of i if their labels are equal, else a negative.
 
@@ -175,7 +212,11 @@ class Pairs:
 
         normalize: compare unit vectors, as all distances but "dot" do unless told otherwise; a row
         with a norm below 1e-12 counts as 0 and gets no gradient.
+
+        group: True or a process group of torch.distributed: x and ref_emb are this rank's rows, and
+        are compared with the rows of all ranks. Every rank must call; see docs/distributed.md.
         """
+        group = Group.of(group)
         check_embeddings("x", x)
         if exclude_self != "auto" and not isinstance(exclude_self, bool):
             raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
@@ -190,25 +231,48 @@ class Pairs:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            own = None
+            own, named = _arange(x) if exclude_self else None, None
         else:
             check_embeddings("ref_emb", ref_emb, like=("x", x))
             if ref_labels is None:
                 raise ValueError("ref_labels is None; it must be given with ref_emb")
             ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
-            own = _own(x, ref_emb, ids, ref_ids, exclude_self)
+            named = _named(x, ref_emb, ids, ref_ids, exclude_self)
+            own = _own(x, ref_emb, exclude_self) if named is None else None
         if distance == "snr":
             x = centred("x", x, labels, ignore_index, unit)
             if ref_emb is not None:
                 ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
         elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
             x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
-        same = ref_emb is None and bool(exclude_self)
         scaled = unit and distance != "snr"
-        known, ready = relate(x, ref_emb, labels, ref_labels, ignore_index, same, scaled)
-        pairs = Pairs(x, ref_emb, *known, complete=ignore_index is None, prepared=ready)
-        pairs = pairs._measured(distance)
-        if own is None or ref_emb is None or not ref_emb.shape[0]:
+        if group is not None:
+            told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
+            shards = Shards.of(group, told, (labels, ref_labels), own, named, ignore_index)
+            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
+            return replace(pairs, shards=shards)._measured(distance)
+        if ref_emb is None:
+            same = own is not None
+            known, ready = relate(x, None, labels, None, ignore_index, same, scaled)
+            pairs = Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
+        else:
+            own = own if named is None else first_named(*named)
+            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
+        return pairs._measured(distance)
+
+    @staticmethod
+    def between(
+        x: Tensor,
+        y: Tensor | None,
+        keys: tuple[Tensor, Tensor | None],
+        own: Tensor | None,
+        ignore_index: int | None,
+        scaled: bool,
+    ) -> "Pairs":
+        """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
+        known, ready = relate(x, y, *keys, ignore_index, False, scaled)
+        pairs = Pairs(x, y, *known, complete=ignore_index is None, prepared=ready)
+        if own is None or y is None or not y.shape[0]:
             return pairs
         own = torch.where(own < 0, -1, places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]
         return replace(pairs, own=own, counted=None)
@@ -220,12 +284,14 @@ class Pairs:
         *,
         distance: Distance = "cosine",
         normalize: bool | None = None,
+        group: Given = None,
     ) -> "Pairs":
         """Pairs by index: y_i is the one positive of x_i, every other y_j a negative.
 
-        y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize: as
-        in `Pairs.of`.
+        y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize,
+        group: as in `Pairs.of`.
         """
+        group = Group.of(group)
         check_embeddings("x", x)
         check_embeddings("y", y, like=("x", x))
         if y.shape[0] < x.shape[0]:
@@ -241,7 +307,11 @@ class Pairs:
         apart = len(x) != len(y)
         of_x, of_y = (_arange(x), _arange(y)) if apart else (None, None)
         known, ready = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
-        return Pairs(x, y, *known, complete=True, prepared=ready)._measured(distance)
+        pairs = Pairs(x, y, *known, complete=True, prepared=ready)
+        if group is not None:
+            shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
+            pairs = replace(pairs, shards=shards)
+        return pairs._measured(distance)
 
     def _measured(self, distance: Distance) -> "Pairs":
         keep, scales = (self.keep_x, self.keep_y), (self.scale_x, self.scale_y)
@@ -253,30 +323,31 @@ def _arange(x: Tensor) -> Tensor:
     return torch.arange(x.shape[0], device=x.device)
 
 
-def _own(
+def _named(
     x: Tensor,
     ref_emb: Tensor,
     ids: Tensor | None,
     ref_ids: Tensor | None,
     exclude_self: bool | Literal["auto"],
-) -> Tensor | None:
-    """(N,) index of the reference that anchor i itself is, or −1; None: no anchor is one."""
+) -> tuple[Tensor, Tensor] | None:
+    """The names by which an anchor is to be found among the references, if it is."""
     if (ids is None) != (ref_ids is None):
         given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
         raise ValueError(f"{missing} is None; it must be given with {given}")
-    if ids is not None and ref_ids is not None:
-        ids = whole_numbers("ids", ids, "x", x)
-        ref_ids = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
-        if exclude_self is True:
-            raise ValueError(
-                "exclude_self is True, which says that reference i is anchor i, but ids are given; "
-                'it must be "auto" or False with them'
-            )
-        if exclude_self is False or ref_emb.shape[0] == 0:
-            return None
-        names, index = torch.sort(ref_ids, stable=True)
-        place = torch.searchsorted(names, ids).clamp(max=ref_emb.shape[0] - 1)
-        return torch.where(names[place] == ids, index[place], -1)
+    if ids is None or ref_ids is None:
+        return None
+    ids = whole_numbers("ids", ids, "x", x)
+    ref_ids = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+    if exclude_self is True:
+        raise ValueError(
+            "exclude_self is True, which says that reference i is anchor i, but ids are given; "
+            'it must be "auto" or False with them'
+        )
+    return None if exclude_self is False else (ids, ref_ids)
+
+
+def _own(x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]) -> Tensor | None:
+    """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(
             f"exclude_self=True says that reference i is anchor i, but ref_emb has "
@@ -285,3 +356,9 @@ def _own(
     if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
         return _arange(x)
     return None
+
+
+def _told(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
+    """What all ranks must have been given."""
+    sets = {name: kind_of(z) for name, z in (("x", x), ("the other set", y)) if z is not None}
+    return {**sets, "distance": f"{distance}{' of unit vectors' * unit}"}

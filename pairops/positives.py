@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .pairs import Pairs
 from .rows import add_rows, pick_rows
+from .shards import Shards
 from .stats import row_stats
 from .terms import POS, total
 
@@ -22,12 +23,14 @@ class PositiveRows:
 
     pairs: Pairs  # (K rows, M columns): each row with its anchor's positives and negatives
     anchor: Tensor  # (K,) int64: the anchor's row in x
-    partner: Tensor  # (K,) int64: the positive's row in y
+    partner: Tensor  # (K,) int64: the positive's row in y, of all ranks
     score: Tensor  # (K,) closeness of the pair, with gradient
     blank: Tensor  # (N,)
 
     @staticmethod
     def of(pairs: Pairs) -> "PositiveRows":
+        if pairs.shards is not None:
+            return PositiveRows._of_shards(pairs, pairs.shards)
         row, place = _listed(pairs)
         anchor, partner = pairs.order_x[row], pairs.order_y[place]
         rows = replace(
@@ -49,6 +52,28 @@ class PositiveRows:
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
         alone = replace(rows, lo=place, hi=place + 1, own=torch.full_like(place, -1))
         (score,) = row_stats(alone, total(POS, 1.0, 0.0))
+        return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
+
+    @staticmethod
+    def _of_shards(pairs: Pairs, shards: Shards) -> "PositiveRows":
+        """The same of this rank's anchors; a partner is a column of all ranks."""
+        anchor, partner = shards.listed()
+        rows = replace(
+            pairs,
+            x=pick_rows(pairs.x, anchor),
+            y=pairs.other,
+            scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
+            keep_x=torch.ones_like(anchor, dtype=torch.bool),
+            complete=True,
+            measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
+            copies_of=anchor,
+            shards=shards.of_rows(anchor),
+            prepared={},
+            gathered={},
+        )
+        columns = torch.arange(pairs.shape[1], device=anchor.device) + shards.first(1)
+        by_index = shards.of_rows(anchor, (partner, columns))
+        (score,) = row_stats(replace(rows, shards=by_index, gathered={}), total(POS, 1.0, 0.0))
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
     def per_anchor(self, values: Tensor) -> Tensor:

@@ -28,6 +28,15 @@ def places(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
+def first_named(names: Tensor, others: Tensor) -> Tensor:
+    """(N,) the first of `others` (M,) with the same name, or −1."""
+    if not len(others):
+        return torch.full_like(names, -1)
+    ordered, index = torch.sort(others, stable=True)
+    place = torch.searchsorted(ordered, names).clamp(max=len(others) - 1)
+    return torch.where(ordered[place] == names, index[place], -1)
+
+
 class _Pick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:

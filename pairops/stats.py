@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import engines, weights
+from . import engines, sharded, weights
 from .pairs import Pairs
 from .similarity import exactly
 from .terms import Term, pack, unpack
@@ -95,6 +95,8 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
         rows = tuple([pairs.measured(term, 0) for term in rows])
         cols = tuple([pairs.measured(term, 1) for term in cols])
     engine = engines.choose(pairs, rows, cols)
+    if pairs.shards is not None:
+        return tuple(sharded.taken(pairs, rows, cols, engine))
     if engine == "dense":
         return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
     recipe, numbers, vectors = pack(rows, cols)

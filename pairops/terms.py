@@ -104,6 +104,10 @@ class Term:
             if isinstance(a, (Tensor, Partner))
         ]
 
+    def by_owner(self) -> list[bool]:
+        """Of each of `vectors`: has it one value per owner, not per partner?"""
+        return [isinstance(a, Tensor) for a in self.args if isinstance(a, (Tensor, Partner))]
+
     def constants(self) -> list[Tensor]:
         """What has none."""
         tables = [a.tensors() for a in self.args if isinstance(a, Table)]
@@ -111,6 +115,35 @@ class Term:
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
+
+    def owned(self) -> list[Tensor]:
+        """What it has for each owner."""
+        tables = [a.owners for a in self.args if isinstance(a, Table)]
+        return [*[a for a in self.args if isinstance(a, Tensor)], *tables, *self.windows()]
+
+    def met(self) -> list[Tensor]:
+        """What it has for each partner."""
+        partners = [a.values for a in self.args if isinstance(a, Partner)]
+        return partners + [a.partners for a in self.args if isinstance(a, Table)]
+
+    def between(self, owned: Sequence[Tensor], met: Sequence[Tensor]) -> "Term":
+        """The same term of other owners and partners, with what `owned` and `met` are of these."""
+        tables = sum(isinstance(a, Table) for a in self.args)
+        windows = len(self.windows())
+        vectors, classes = iter(owned), iter(owned[len(owned) - tables - windows :])
+        values, others = iter(met), iter(met[len(met) - tables :])
+        args: list[Argument] = []
+        for a in self.args:
+            if isinstance(a, Partner):
+                args.append(Partner(next(values)))
+            elif isinstance(a, Table):
+                args.append(Table(a.values, next(classes), next(others)))
+            else:
+                args.append(next(vectors) if isinstance(a, Tensor) else a)
+        bounds = iter(owned[len(owned) - windows :])
+        above = None if self.above is None else next(bounds)
+        below = None if self.below is None else next(bounds)
+        return replace(self, args=tuple(args), above=above, below=below)
 
     @property
     def word(self) -> str:

@@ -32,12 +32,36 @@ def weigh(
     differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
     blockwise's whatever the engine was, and its tile bits are of use only to itself.
     """
+    rows, cols = unpack(recipe, numbers, vectors)
+    terms = (*rows, *cols)
+    wanted = Wanted(*needs, rounded=not any(term.keeps_argument for term in terms))
+    *gradients, by_term = of_terms(
+        pairs, rows, cols, engine, statistics, arguments, bits, cotangents, wanted
+    )
+    # Rounded once, when all is added up.
+    dx, dy = (pairs.x.new_empty(0) if g is None else g.to(pairs.x.dtype) for g in gradients)
+    return dx, dy, by_vector(terms, by_term)
+
+
+def of_terms(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    engine: str,
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    bits: Tensor | None,
+    cotangents: Sequence[Tensor],
+    wanted: Wanted,
+) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
+    """The gradients by x and y, None if not wanted, and by the vectors of each term that has one.
+
+    In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
+    """
     sweep: Any = ENGINES[engine]
-    tile_bits: Tensor | None = bits
     if torch.is_grad_enabled():
         pairs, sweep = pairs.with_own_scales(), blockwise
-        tile_bits = bits if engine == "blockwise" else None
-    rows, cols = unpack(recipe, numbers, vectors)
+        bits = bits if engine == "blockwise" else None
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
     swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
     gradients: list[tuple[Tensor, Tensor]] = []
@@ -49,8 +73,8 @@ def weigh(
             [terms[k][1] for k in swept if terms[k][0] == 1],
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
-            tile_bits,
-            Wanted(*needs, rounded=not any(term.keeps_argument for _, term in terms)),
+            bits,
+            wanted,
         )
         gradients.append((dx, dy))
         remaining = iter(flat)
@@ -68,21 +92,17 @@ def weigh(
             term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
         )
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
-        if needs[0]:
+        if wanted.x:
             dx = dx + dy if pairs.y is None else dx
             dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
-        if needs[1]:
+        if wanted.y:
             dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
         gradients.append((dx, dy))
 
-    # Rounded once, when all is added up.
-    dx, dy = (
-        functools.reduce(torch.add, [g[k] for g in gradients]).to(pairs.x.dtype)
-        if needs[k]
-        else pairs.x.new_empty(0)
-        for k in (0, 1)
-    )
-    return dx, dy, by_vector([term for _, term in terms], by_term)
+    def added(k: int) -> Tensor:
+        return functools.reduce(torch.add, [g[k] for g in gradients])
+
+    return added(0) if wanted.x else None, added(1) if wanted.y else None, by_term
 
 
 def by_vector(

@@ -7,11 +7,13 @@ from typing_extensions import Unpack
 from ..functions import circle_pull, circle_push
 from ..stats import row_stats
 from ..terms import NEG, POS, lse
+from .collective import collective
 from .objective import Labelled, Value, labelled, similar_only
 from .reduction import log1p_exp, number
 from .soft_mean import reduce_log1p_exp
 
 
+@collective()
 def circle_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -47,6 +49,7 @@ def circle_loss(
     return objective.value(log1p_exp(both), positive=pos, negative=neg)
 
 
+@collective()
 def mlcd_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

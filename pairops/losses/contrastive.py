@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..checks import check_embeddings, whole_numbers
 from ..distances import Distance
 from ..functions import affine, hinge, one, softplus
 from ..pairs import Pairs
@@ -13,10 +14,12 @@ from ..rows import pick_rows
 from ..similarity import wide
 from ..stats import row_stats
 from ..terms import NEG, POS, total
+from .collective import collective
 from .objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
 from .reduction import number, readable
 
 
+@collective()
 def contrastive_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -59,6 +62,7 @@ def contrastive_loss(
     return objective.mean_pairs((pos, pulled), (neg, pushed))
 
 
+@collective("beta")
 def margin_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -84,14 +88,16 @@ def margin_loss(
     a sample by distance. With triplets=True and reduction="mean_pairs" equal to
     pytorch-metric-learning's MarginLoss.
     """
-    objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
-    pairs = objective.pairs
     margin = number("margin", margin)
     if isinstance(beta, Tensor) and beta.dim() == 1:
-        ignored = common.get("ignore_index", -100)
-        place = pairs.at(_of_class(beta, labels.to(x.device), ignored))
+        check_embeddings("x", x)
+        labels = whole_numbers("labels", labels, "x", x)
+        beta = _of_class(beta, labels, common.get("ignore_index", -100))
     else:
-        place = pairs.at(number("beta", beta))
+        beta = number("beta", beta)
+    objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
+    pairs = objective.pairs
+    place = pairs.at(beta)
     pull, push = place + margin, place - margin
     pos, neg = row_stats(
         pairs, total(POS, -1.0, pull, function=hinge), total(NEG, 1.0, push, function=hinge)
@@ -104,6 +110,7 @@ def margin_loss(
     return objective.mean_pairs((losses, times_pos * pulled + times_neg * pushed))
 
 
+@collective()
 def binomial_deviance_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -154,7 +161,6 @@ def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     """(N,) the entry of beta (C,) at each label; of an ignored row any."""
     if not beta.is_floating_point():
         raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
-    labels = labels.long()  # before it is compared: among bytes −100 is 156
     if ignored is not None:
         labels = torch.where(labels == ignored, 0, labels)
     if readable(labels) and labels.numel():

@@ -13,10 +13,12 @@ from ..positives import PositiveRows
 from ..rows import pick_rows
 from ..stats import row_stats
 from ..terms import NEG, POS, lse
+from .collective import collective
 from .objective import LabelledApart, Objective, Value, labelled
 from .reduction import number
 
 
+@collective()
 def lifted_structure_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -62,7 +64,8 @@ def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) 
     pairs = objective.pairs.widened()
     rows = PositiveRows.of(pairs)
     of_anchor, of_partner = _negatives(pairs, push)
-    first, second = pick_rows(of_anchor, rows.anchor), pick_rows(of_partner, rows.partner)
+    first = pick_rows(of_anchor, rows.anchor)
+    second = pick_rows(pairs.of_all(1, of_partner), rows.partner)
     alone = (first == -torch.inf) & (second == -torch.inf)
     both = torch.logaddexp(torch.where(alone, 0, first), torch.where(alone, 0, second))
     hinged = relu(pull - rows.score + torch.where(alone, -torch.inf, both))

@@ -8,14 +8,17 @@ from ..arguments import Argument, table
 from ..functions import Function, attended, softplus
 from ..gathers import finite
 from ..pairs import Pairs
+from ..similarity import wide
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
+from .collective import collective
 from .objective import LabelledAlone, Objective, Paired, Value, check_one_for_each, paired, split
 from .reduction import number, readable
 
 __all__ = ["siglip_loss", "sms_loss", "tal_loss"]
 
 
+@collective()
 def siglip_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -42,6 +45,7 @@ def siglip_loss(
     return objective.value(pos + neg)
 
 
+@collective()
 def tal_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -83,6 +87,7 @@ def tal_loss(
     return objective.value(losses[0] + losses[1], positive=pos, negative=neg)
 
 
+@collective("relevance")
 def sms_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -112,19 +117,20 @@ def sms_loss(
     gamma, tau = number("gamma", gamma), number("tau", tau)
     tolerance = number("tolerance", tolerance)
     check_one_for_each(x, y)
-    objective = paired(x, y, common)
-    pairs = objective.pairs
-    (own,) = row_stats(pairs, total(POS, 1.0, 0.0))
     others: list[Argument] = [0.0, 0.0]
     of_own: float | Tensor = 1.0
     if relevance is not None:
-        values, a, b = _looked_up(relevance, x_classes, y_classes, len(x), pairs)
+        values, a, b = _looked_up(relevance, x_classes, y_classes, x)
         others, of_own = [table(values, a, b), table(values.T, b, a)], values[a, b]
+    objective = paired(x, y, common)
+    pairs = objective.pairs
+    (own,) = row_stats(pairs, total(POS, 1.0, 0.0))
     rows, cols = (
         total(NEG, own, of_own, other, gamma, tau, tolerance, function=_graded) for other in others
     )
     sums = row_stats(pairs, rows, cols=[cols])
-    return objective.value((sums[0] + sums[1]) / max(2 * (len(x) - 1), 1))
+    n, _ = pairs.batch
+    return objective.value((sums[0] + sums[1]) / max(2 * (n - 1), 1))
 
 
 def _graded_value(s, own, of_own, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
@@ -154,10 +160,10 @@ def _looked_up(
     relevance: Tensor,
     x_classes: Tensor | None,
     y_classes: Tensor | None,
-    n: int,
-    pairs: Pairs,
+    x: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The table in the dtype of statistics and the classes of both sets, checked."""
+    n = len(x)
     if not isinstance(relevance, Tensor) or relevance.dim() != 2:
         shape = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance)
         raise ValueError(f"relevance is {shape}; it must be a tensor (A, B)")
@@ -178,6 +184,6 @@ def _looked_up(
                 f"{name} goes from {int(classes.min())} to {int(classes.max())}; relevance has "
                 f"{most} classes on that side, so it must be from 0 to {most - 1}"
             )
-        found.append(classes.to(pairs.x.device, torch.int64))
-    values = relevance.detach().to(pairs.x.device, pairs.dtype)
+        found.append(classes.to(x.device, torch.int64))
+    values = relevance.detach().to(x.device, wide(x[:0]).dtype)
     return values, found[0], found[1]

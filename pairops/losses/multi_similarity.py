@@ -6,11 +6,13 @@ from typing_extensions import Unpack
 from ..functions import affine
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, lse
+from .collective import collective
 from .objective import Labelled, Value, labelled
 from .reduction import number
 from .soft_mean import reduce_log1p_exp
 
 
+@collective()
 def ms_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

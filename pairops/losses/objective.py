@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..checks import check_embeddings
 from ..functions import one
+from ..group import Given, Group
 from ..pairs import Comparing, Pairing, Pairs, Relating
 from ..stats import row_stats
 from ..terms import NEG, POS, Term, highest, lowest, total
-from .reduction import Reduction, average, check_reduction, reduce
+from .reduction import Reduction, average, check_reduction, over_ranks, reduce
 
 __all__ = ["Asked", "Aux"]
 
@@ -24,12 +25,15 @@ class Asked(TypedDict, total=False):
     """The keywords that every loss has.
 
     weight: (N,) a factor per anchor, not negative.  reduction: see `pairops.losses.reduction`.
-    return_aux: also return an `Aux`.
+    return_aux: also return an `Aux`.  group: True, for the default one, or a process group of
+    torch.distributed: the rows given are this rank's, and the batch is that of all ranks; see
+    `docs/distributed.md`.
     """
 
     weight: Tensor | None
     reduction: Reduction
     return_aux: bool
+    group: Given
 
 
 class Labelled(Pairing, Asked, total=False):
@@ -77,6 +81,7 @@ class Objective:
     weight: Tensor | None = None
     reduction: Reduction = "mean"
     return_aux: bool = False
+    group: Group | None = None
 
     @staticmethod
     def of(
@@ -86,25 +91,34 @@ class Objective:
         reduction: Reduction = "mean",
         return_aux: bool = False,
         averages_pairs: bool = False,
+        group: Given = None,
     ) -> "Objective":
         """averages_pairs: does the loss have the reduction "mean_pairs"?"""
         check_reduction(reduction, weight, pairs, averages_pairs)
         if not isinstance(return_aux, bool):
             raise TypeError(f"return_aux is {type(return_aux).__name__}; it must be a bool")
-        return Objective(pairs, weight, reduction, return_aux)
+        return Objective(pairs, weight, reduction, return_aux, Group.of(group))
 
     @property
     def averages_pairs(self) -> bool:
         return self.reduction == "mean_pairs"
 
+    def total(self, values: Tensor) -> Tensor:
+        """`values` summed over the ranks, if there are several."""
+        return over_ranks(values, self.group)
+
     def value(self, losses: Tensor, **seen: Any) -> Value:
         """The losses (N,) reduced. seen: as in `answer`."""
-        return self.answer(reduce(losses, self.pairs, self.weight, self.reduction), **seen)
+        return self.answer(
+            reduce(losses, self.pairs, self.weight, self.reduction, self.group), **seen
+        )
 
     def mean_pairs(self, *parts: tuple[Tensor, Tensor], **seen: Any) -> Value:
         """Of parts (sums over an anchor's pairs, numbers of these), each (N,): their averages over
         all pairs of the batch, added up. seen: as in `answer`."""
-        means = [average(sums, counts, self.pairs, self.weight) for sums, counts in parts]
+        means = [
+            average(sums, counts, self.pairs, self.weight, self.group) for sums, counts in parts
+        ]
         return self.answer(torch.stack(means).sum(), **seen)
 
     def answer(
@@ -141,9 +155,10 @@ class Objective:
 
 
 def split(common: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of `Objective.of`, and the others."""
+    """Keywords of `Objective.of`, and those of `Pairs`. Both have a group."""
     asked = {name: common[name] for name in Asked.__annotations__ if name in common}
-    return asked, {name: given for name, given in common.items() if name not in asked}
+    rest = {name: given for name, given in common.items() if name not in asked or name == "group"}
+    return asked, rest
 
 
 def labelled(

@@ -7,9 +7,11 @@ from typing_extensions import Unpack
 
 from ..stats import row_stats
 from ..terms import Term
+from .collective import collective
 from .objective import Labelled, Value, labelled
 
 
+@collective()
 def pair_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -8,9 +8,11 @@ from typing_extensions import Unpack
 
 from ..checks import check_embeddings
 from ..distances import Distance
+from ..group import Group
 from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import NEG, POS, lse, total
+from .collective import collective
 from .objective import Asked, Objective, Value, similar_only, split
 from .reduction import log1p_exp, number, readable
 
@@ -24,6 +26,7 @@ class AgainstProxies(Asked, total=False):
     normalize: bool | None
 
 
+@collective("proxies", "proxy_labels")
 def proxy_anchor_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -42,7 +45,8 @@ def proxy_anchor_loss(
 
     proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  alpha: above 0.
     margin: δ. Both may be 0-d tensors with gradient.  weight: (C,).  distance: "cosine" or "dot".
-    Other arguments, errors and the returned dtype: as in `ms_loss`.
+    group: every rank has all proxies, and its share of them, `proxies.tensor_split(ranks)[rank]`,
+    are its anchors. Other arguments, errors and the returned dtype: as in `ms_loss`.
 
     Source: Kim et al., Proxy Anchor Loss, CVPR 2020; equal to the authors' code and to
     pytorch-metric-learning's ProxyAnchorLoss.
@@ -50,17 +54,24 @@ def proxy_anchor_loss(
     alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
     asked, pairing = split(common)
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
+    group = Group.of(asked.get("group"))
+    if group is not None:  # each rank has some of the anchors
+        proxies, proxy_labels = group.part(proxies), group.part(proxy_labels)
+        if asked.get("weight") is not None:
+            asked["weight"] = group.part(asked["weight"])
     pairs = Pairs.of(
         proxies, proxy_labels, ref_emb=x, ref_labels=labels, distance=distance, **pairing
     )
     similar_only("proxy_anchor_loss", pairs)
     objective = Objective.of(pairs, **asked)
     pos, neg = row_stats(pairs, lse(POS, -alpha, margin), lse(NEG, alpha, -margin))
-    with_positives = (pairs.positives() > 0).sum().clamp(min=1).to(pos.dtype)
-    losses = log1p_exp(pos) * (pairs.keep_x.sum() / with_positives) + log1p_exp(neg)
+    counts = torch.stack([pairs.keep_x.sum(), (pairs.positives() > 0).sum()])
+    anchors, with_positives = objective.total(counts).to(pos.dtype)
+    losses = log1p_exp(pos) * (anchors / with_positives.clamp(min=1)) + log1p_exp(neg)
     return objective.value(losses, positive=pos, negative=neg)
 
 
+@collective("proxies", "proxy_labels")
 def proxy_nca_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -77,9 +88,10 @@ def proxy_nca_loss(
     0 for a row without a proxy of its label; without another proxy nothing is smoothed. Of
     similarities −d is s.
 
-    proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  scale: γ above
-    0; a number or a 0-d tensor with gradient.  smoothing: ε of the label, from 0 to below 1. Other
-    arguments, errors and the returned dtype: as in `ms_loss`.
+    proxies: cast to the dtype of x; each rank of a group has all of them, and compares its rows
+    with them.  proxy_labels: integers, by default 0 … C − 1.  scale: γ above 0; a number or a 0-d
+    tensor with gradient.  smoothing: ε of the label, from 0 to below 1. Other arguments, errors and
+    the returned dtype: as in `ms_loss`.
 
     Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017,
     whose denominator leaves the own proxy out; here it is in, as in the code that people use:
@@ -94,9 +106,12 @@ def proxy_nca_loss(
     asked, pairing = split(common)
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     pairs = Pairs.of(
-        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance, **pairing
-    )
+        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance,
+        **pairing | {"group": None},
+    )  # fmt: skip
     objective = Objective.of(pairs, **asked)
+    if objective.group is not None:  # which has the proxies already
+        objective.group.agree({})
     terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
     if smoothing:
         terms.append(total(NEG, scale, 0.0))

@@ -6,18 +6,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..group import Group
 from ..pairs import Pairs
 
 Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
 _REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
 
-def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def reduce(
+    losses: Tensor,
+    pairs: Pairs,
+    weight: Tensor | None,
+    reduction: Reduction,
+    group: Group | None = None,
+) -> Tensor:
     """(N,) losses, weighted and reduced.
 
     mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
     with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
-    anchor.  mean_pairs, where a loss has it: see `average`.
+    anchor.  mean_pairs, where a loss has it: see `average`. With a group sums and numbers are those
+    of all ranks, and of "none" the rows are this rank's.
     """
     counted = None
     if reduction == "mean_nonzero":
@@ -31,12 +39,17 @@ def reduce(losses: Tensor, pairs: Pairs, weight: Tensor | None, reduction: Reduc
         losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
     if reduction == "none":
         return losses
-    if reduction == "sum" or not losses.shape[0]:  # the mean of nothing is 0
-        return losses.sum()
-    return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
+    if reduction == "sum":
+        return over_ranks(losses.sum(), group)
+    if group is None and counted is None:
+        return losses.mean() if losses.shape[0] else losses.sum()  # the mean of nothing is 0
+    count = losses.new_tensor(len(losses)) if counted is None else counted.sum()
+    return _quotient(losses.sum(), count, group)
 
 
-def average(sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None) -> Tensor:
+def average(
+    sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None, group: Group | None = None
+) -> Tensor:
     """Σ w_i sums_i / Σ counts_i: the average over pairs of losses that are sums over pairs.
 
     It is each loss that says which pairs count; 0 where none does.
@@ -44,7 +57,18 @@ def average(sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None) -
     if weight is not None:
         weight = weight.to(sums.dtype)
         sums = sums * (weight if pairs.complete else torch.where(pairs.keep_x, weight, 0))
-    return sums.sum() / counts.sum().clamp(min=1)
+    return _quotient(sums.sum(), counts.sum(), group)
+
+
+def _quotient(total: Tensor, count: Tensor, group: Group | None) -> Tensor:
+    if group is None:
+        return total / count.clamp(min=1)
+    sums = over_ranks(torch.stack([total.double(), count.double()]), group)
+    return (sums[0] / sums[1].clamp(min=1)).to(total.dtype)
+
+
+def over_ranks(values: Tensor, group: Group | None) -> Tensor:
+    return values if group is None else group.total(values)
 
 
 def check_reduction(

@@ -39,6 +39,7 @@ def reduce_log1p_exp(
         "cuda" in pairs.prepared  # that engine served these pairs
         and objective.reduction == "mean"
         and objective.weight is None
+        and objective.group is None
         and len(divisors) == len(parts) <= cuda_kernels.KERNELS.MOST_STATISTICS
         and all(statistic.dtype == torch.float32 for statistic in statistics)
     ):

@@ -6,9 +6,11 @@ from typing_extensions import Unpack
 
 from ..distances import Distance
 from ..functions import softplus
+from ..group import Given
 from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
+from .collective import collective
 from .objective import Labelled, LabelledAlone, LabelledApart, Objective, Value, labelled, split
 from .reduction import log1p_exp, number
 
@@ -18,6 +20,7 @@ __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", 
 _NOTHING = -1e30
 
 
+@collective()
 def supcon_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -44,6 +47,7 @@ def supcon_loss(
     return objective.value(losses, all=everyone)
 
 
+@collective()
 def nt_xent_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -75,6 +79,7 @@ def nt_xent_loss(
     return objective.value(sums / positives.clamp(min=1), negative=neg)
 
 
+@collective()
 def decoupled_softmax_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -95,6 +100,7 @@ def decoupled_softmax_loss(
     return nt_xent_loss(x, labels, temperature=temperature, **common)
 
 
+@collective()
 def nca_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -121,6 +127,7 @@ def nca_loss(
     return objective.value(log1p_exp(worse), positive=pos, negative=neg)
 
 
+@collective()
 def n_pair_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -139,7 +146,7 @@ def n_pair_loss(
     dot product is of unit vectors.
     """
     asked, pairing = split({"distance": "dot", **common})
-    first, second = _first_two(x, labels, pairing.pop("ignore_index", -100))
+    first, second = _first_two(x, labels, pairing.pop("ignore_index", -100), pairing.get("group"))
     pairs = Pairs.of(
         x,
         first,
@@ -155,13 +162,19 @@ def n_pair_loss(
     return objective.value(losses, all=everyone)
 
 
-def _first_two(x: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """(N,) the class of the first row of each label, and of the second; −1 for all other rows."""
-    pairs = Pairs.of(x.detach(), labels, ignore_index=ignore_index, distance="dot")
-    n = len(labels)
-    place = torch.arange(n, device=x.device)
-    kept = pairs.keep_x[pairs.order_x] & (pairs.hi - pairs.lo > 1)
-    rank = place - pairs.lo
-    roles = [torch.where(kept & (rank == k), pairs.lo, -1) for k in (0, 1)]
-    first, second = (torch.empty_like(role).scatter(0, pairs.order_x, role) for role in roles)
+def _first_two(
+    x: Tensor, labels: Tensor, ignore_index: int | None, group: Given
+) -> tuple[Tensor, Tensor]:
+    """(N,) the class of the first row of each label, and of the second; −1 for all other rows.
+
+    The classes are places in the order of labels, of all ranks.
+    """
+    pairs = Pairs.of(x.detach(), labels, ignore_index=ignore_index, distance="dot", group=group)
+    every = pairs.of_all(0, labels.to(x.device, torch.int64))
+    ordered, order = torch.sort(every, stable=True)
+    begin = torch.searchsorted(ordered, ordered)
+    rank = torch.arange(len(every), device=x.device) - begin
+    begin, rank = (torch.empty_like(z).scatter(0, order, z)[pairs.indices()] for z in (begin, rank))
+    kept = pairs.positives() > 0
+    first, second = (torch.where(kept & (rank == k), begin, -1) for k in (0, 1))
     return first, second

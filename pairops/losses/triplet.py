@@ -11,12 +11,14 @@ from ..positives import PositiveRows
 from ..rows import pick_rows
 from ..stats import row_stats
 from ..terms import NEG, POS, highest, lowest, total
+from .collective import collective
 from .objective import Labelled, Objective, Value, labelled
 from .reduction import log1p_exp, number
 
 Mining = Literal["hard", "semihard", "all"]
 
 
+@collective()
 def triplet_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -8,10 +8,12 @@ from ..checks import check_embeddings
 from ..pairs import Pairs
 from ..stats import row_stats
 from ..terms import ALL, NEG, POS, lse, total
+from .collective import collective
 from .objective import Objective, Paired, Value, check_one_for_each, paired, split
 from .reduction import number
 
 
+@collective()
 def info_nce_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (M, D)
@@ -43,6 +45,7 @@ def info_nce_loss(
     return objective.value((rows + cols) / 2 - pos, rows=rows, cols=cols)
 
 
+@collective()
 def anchor_info_nce_loss(
     x: Tensor,  # (N, D)
     anchor: Tensor,  # (N, D)
@@ -64,6 +67,7 @@ def anchor_info_nce_loss(
     return info_nce_loss(x, y, temperature=temperature, symmetric=False, **common)
 
 
+@collective()
 def quality_weighted_info_nce_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -89,11 +93,12 @@ def quality_weighted_info_nce_loss(
         kind = tuple(quality.shape) if isinstance(quality, Tensor) else type(quality).__name__
         raise ValueError(f"quality is {kind}; it must be a tensor ({x.shape[0]},)")
     quality = quality.detach().to(x.device, objective.pairs.dtype)
-    share = len(quality) * torch.softmax(sharpness * quality, 0)
+    share = _shares(sharpness * quality, objective)
     rows, pos = row_stats(objective.pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
     return objective.value(share * (rows - pos), rows=rows)
 
 
+@collective()
 def decoupled_contrastive_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -123,18 +128,29 @@ def decoupled_contrastive_loss(
     s, *across = row_stats(
         objective.pairs, total(POS, 1.0, 0.0), others, cols=[others] if symmetric else []
     )
-    if len(x) < 2:
+    if objective.pairs.batch[0] < 2:
         return objective.value(0 * s)
-    names = torch.arange(len(x), device=x.device)
+    names = objective.pairs.indices()
     within = [
         row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0]
         for z in ((x, y) if symmetric else (x,))
     ]
     ways = [torch.logaddexp(a, b) for a, b in zip(across, within, strict=True)]
-    weight = 1 if spread is None else 2 - len(x) * torch.softmax(s / spread, 0)
+    weight = 1 if spread is None else 2 - _shares(s / spread, objective)
     return objective.value(sum(ways) / len(ways) - weight * s * scale)
 
 
+def _shares(z: Tensor, objective: Objective) -> Tensor:
+    """N times the softmax of z (N,), both of the whole batch."""
+    group = objective.group
+    if group is None:
+        return len(z) * torch.softmax(z, 0)
+    top = z.detach().amax(0, keepdim=True) if len(z) else z.new_full((1,), -torch.inf)
+    power = torch.exp(z - group.rows(top, (1,) * group.size).amax())
+    return power * (objective.pairs.batch[0] / objective.total(power.sum()))
+
+
+@collective()
 def multi_positive_loss(
     x: Tensor,  # (N, D)
     positives: Tensor,  # (N, P, D)
@@ -167,7 +183,6 @@ def multi_positive_loss(
     compared = slots[0]
     if negatives is not None:
         check_embeddings("negatives", negatives, like=("x", x))
-    if negatives is not None and len(negatives):
         compared = torch.cat([compared, negatives])
         zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         ones = torch.ones(len(negatives), dtype=torch.int64, device=x.device)

@@ -5,15 +5,17 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
+from ..group import Given
 from ..losses.objective import Asked, Value
 
 
 class Common(TypedDict, total=False):
-    """Further arguments of every Module: see `Pairs.of`, and `return_aux` in `losses.objective`."""
+    """Further arguments of every Module: see `Pairs.of`, and of the last two `losses.objective`."""
 
     normalize: bool | None
     ignore_index: int | None
     return_aux: bool
+    group: Given
 
 
 class Call(Asked, total=False):

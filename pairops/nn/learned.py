@@ -17,7 +17,7 @@ from ..losses import (
     proxy_nca_loss,
     siglip_loss,
 )
-from ..losses.objective import Value
+from ..losses.objective import Asked, Value
 from ..losses.reduction import Reduction
 from .arguments import Arguments, Common, no_tuples
 from .labelled import LabelledLoss, Number
@@ -83,15 +83,14 @@ class _AgainstProxies(Arguments):
         embeddings: Tensor,  # (N, D)
         labels: Tensor,  # (N,)
         indices_tuple: None = None,
-        *,
-        weight: Tensor | None = None,
+        **call: Unpack[Asked],
     ) -> Value:
         """The function of embeddings, labels and the proxies.
 
-        indices_tuple: None.  weight: as in the function.
+        indices_tuple: None.  Further keywords: those of every loss.
         """
         no_tuples(indices_tuple)
-        return self.of(embeddings, labels, self.proxies, weight=weight)
+        return self.of(embeddings, labels, self.proxies, **call)
 
     def extra_repr(self) -> str:
         classes, size = self.proxies.shape
@@ -177,11 +176,10 @@ class InfoNCELoss(Arguments):
         self,
         x: Tensor,  # (N, D)
         y: Tensor,  # (M, D)
-        *,
-        weight: Tensor | None = None,  # (N,)
+        **call: Unpack[Asked],
     ) -> Value:
-        """The function of x and y."""
-        return self.of(x, y, temperature=torch.exp(-self.logit_scale), weight=weight)
+        """The function of x and y. Further keywords: those of every loss."""
+        return self.of(x, y, temperature=torch.exp(-self.logit_scale), **call)
 
 
 class SigLIPLoss(Arguments):
@@ -204,12 +202,11 @@ class SigLIPLoss(Arguments):
         self,
         x: Tensor,  # (N, D)
         y: Tensor,  # (N, D)
-        *,
-        weight: Tensor | None = None,  # (N,)
+        **call: Unpack[Asked],
     ) -> Value:
-        """The function of x and y."""
+        """The function of x and y. Further keywords: those of every loss."""
         scale, bias = torch.exp(self.logit_scale), self.logit_bias
-        return self.of(x, y, scale=scale, bias=bias, weight=weight)
+        return self.of(x, y, scale=scale, bias=bias, **call)
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -1,0 +1,46 @@
+"""Blocks of rows that come past every rank, one after the other."""
+
+from collections.abc import Iterator, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .group import Group
+
+
+def ring(
+    group: Group, sizes: Sequence[int], home: Sequence[Tensor], name: str
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """(rank, its rows) of all ranks: of this one first, then of those after it, round.
+
+    home: tensors with one row for each of `sizes[rank]`.  name: what errors call this ring.
+
+    The next block is under way while one is worked on. It overwrites the one before, so there are
+    two besides the home block however many ranks there are, and none is to be kept. Where torch
+    runs transfers on a stream of their own they wait for the work that was queued before them, so
+    what is overwritten has been read.
+    """
+    here = [z.contiguous() for z in home]
+    most = max(sizes)
+    spare = [[z.new_empty((most, *z.shape[1:])) for z in here] for _ in range(2)]
+    for hop in range(group.size):
+        owner = (group.rank + hop) % group.size
+        coming = [z[: sizes[(owner + 1) % group.size]] for z in spare[hop % 2]]
+        block = f"{name}, block {hop + 1} of {group.size}"
+        under_way = []
+        if hop + 1 < group.size:
+            with group.step(block):
+                under_way = _exchange(group, here, coming)
+        yield owner, here
+        with group.step(block):
+            for transfer in under_way:
+                transfer.wait()
+        here = coming
+
+
+def _exchange(group: Group, here: Sequence[Tensor], coming: Sequence[Tensor]) -> list[dist.Work]:
+    """Hand what is here to the rank before this one, and take from the one after it."""
+    before, after = group.peer(group.rank - 1), group.peer(group.rank + 1)
+    given = [dist.P2POp(dist.isend, z, before, group.process_group) for z in here if z.numel()]
+    taken = [dist.P2POp(dist.irecv, z, after, group.process_group) for z in coming if z.numel()]
+    return list(dist.batch_isend_irecv(given + taken)) if given or taken else []

@@ -1,0 +1,319 @@
+"""Row statistics over the rows of all ranks: two rings of blocks, and one node of the graph.
+
+Rank r owns its rows. In the first ring the others' embeddings and keys come past, and the
+statistics of its own rows, which are monoids, are completed. In the second ring they come past once
+more, with the statistics of their rows and the gradients by these: what rank r's rows get as owners
+and as partners is then known here, and their gradient is final. No gradient travels. Two sets take
+a ring for each that has statistics, or a gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import weights
+from .engines import ENGINES
+from .pairs import Pairs
+from .ring import ring
+from .similarity import exactly
+from .terms import Term, Wanted, pack, unpack
+
+# Below so many bytes of embeddings per rank all rows are gathered at once: what a block costs
+# besides its transfer is then more than what the ring hides. Measured, see docs/distributed.md.
+GATHERED = 1 << 20
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def taken(
+    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
+) -> tuple[Tensor, ...]:
+    """The statistics of terms of similarities, as `row_stats` returns them."""
+    if engine == "dense":
+        raise ValueError(
+            "engine 'dense' cannot serve this call: it weighs no blocks, and a group needs that"
+        )
+    if pairs.y is None:  # a column is a row
+        rows, cols = (*rows, *cols), ()
+    recipe, numbers, vectors = pack(rows, cols)
+    constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
+    result: tuple[Tensor, ...] = _Taken.apply(  # type: ignore[no-untyped-call]
+        pairs, recipe, numbers, engine, constant, pairs.x, pairs.y, *vectors
+    )
+    return result
+
+
+class _Taken(torch.autograd.Function):
+    """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pairs: Pairs,
+        recipe: str,
+        numbers: list[float],
+        engine: str,
+        constant: list[int],
+        *inputs: Any,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        x, y, *vectors = inputs
+        statistics, arguments = [], []
+        for axis, terms in enumerate(unpack(recipe, numbers, vectors)):
+            values, found = _gather(pairs, axis, terms, engine)
+            statistics += values
+            arguments += found
+        ctx.save_for_backward(*inputs, *statistics, *arguments)
+        ctx.ends = len(inputs), len(inputs) + len(statistics)
+        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
+        # Embeddings are saved above, not here: they may have a graph.
+        ctx.pairs = replace(pairs, x=x.detach(), y=None if y is None else y.detach())
+        ctx.call = recipe, numbers, engine
+        return tuple(statistics)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        x, y, *vectors = saved[: ctx.ends[0]]
+        statistics, arguments = saved[ctx.ends[0] : ctx.ends[1]], iter(saved[ctx.ends[1] :])
+        recipe, numbers, engine = ctx.call
+        cotangents = [
+            torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
+        ]
+        rows, cols = unpack(recipe, numbers, vectors)
+        owned = [
+            _Owned(term, z, g, next(arguments) if term.keeps_argument else None)
+            for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
+        ]
+        with exactly(x.device.type):
+            gradients, by_term = _weigh(
+                replace(ctx.pairs, x=x, y=y), owned, len(rows), engine, ctx.needs_input_grad[5:]
+            )
+        found = [*gradients, *weights.by_vector([*rows, *cols], by_term)]
+        needs = ctx.needs_input_grad[5:]
+        wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
+        return (None, None, None, None, None, *wanted)
+
+
+class _Owned(NamedTuple):
+    """A term with what its owners know."""
+
+    term: Term
+    statistic: Tensor
+    cotangent: Tensor
+    argument: Tensor | None  # who attained an extreme
+
+    def tensors(self) -> list[Tensor]:
+        """One row for each owner; what travels with them."""
+        known = [self.statistic, self.cotangent]
+        return [*self.term.owned(), *known, *([] if self.argument is None else [self.argument])]
+
+
+def _gather(
+    pairs: Pairs, axis: int, terms: Sequence[Term], engine: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
+    if not terms:
+        return [], []
+    blank = pairs.x.new_empty(pairs.shape[axis], dtype=torch.float64)
+    states = [term.monoid.identity(blank) for term in terms]
+    travelling = [z for term in terms for z in term.met()]
+    for first, block, came in passing(pairs, axis, travelling, "ring 1 (gather)"):
+        met = iter(came)
+        placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
+        values, arguments, _ = ENGINES[engine].gather(
+            block, *((placed, []) if axis == 0 else ([], placed))
+        )
+        found = iter(arguments)
+        for k, (term, value) in enumerate(zip(terms, values, strict=True)):
+            argument = None
+            if term.keeps_argument:
+                argument = next(found)
+                argument = torch.where(argument < 0, -1, argument + first)
+            state = term.monoid.again(value.double(), argument)
+            states[k] = term.monoid.merge(states[k], state)
+    merged = zip(terms, states, strict=True)
+    arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
+    return [
+        term.monoid.result(state).to(pairs.dtype) for term, state in zip(terms, states, strict=True)
+    ], arguments
+
+
+def _weigh(
+    pairs: Pairs, owned: Sequence[_Owned], rows: int, engine: str, needs: Sequence[bool]
+) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
+    """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
+    active = [k for k, known in enumerate(owned) if known.term.grad]
+    of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
+    by_term = {k: [torch.zeros_like(v) for v in owned[k].term.vectors()] for k in active}
+    gradients: list[Tensor | None] = [None, None]
+    any_vector = any(needs[2:])
+    for axis in (0, 1):
+        if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
+            continue
+        mine, theirs = of_axis[axis], of_axis[1 - axis]
+        if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
+            theirs = mine
+        gradients[axis] = _weigh_local(
+            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term
+        )
+    return gradients, by_term
+
+
+def _weigh_local(
+    pairs: Pairs,
+    axis: int,
+    terms: tuple[list[int], list[int]],
+    owned: Sequence[_Owned],
+    engine: str,
+    need: bool,
+    by_term: dict[int, list[Tensor]],
+) -> Tensor | None:
+    """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
+    of every vector which has one value for each of them.
+
+    terms: those that the local ones own, and those that the others own.
+    """
+    mine, theirs = terms
+    local = pairs.x if axis == 0 else pairs.other
+    last = pairs.shards.first(axis) + len(local) if pairs.shards else 0
+    total: Tensor | None = None
+    travelling = [z for k in mine for z in owned[k].term.met()]
+    travelling += [z for k in theirs for z in owned[k].tensors()]
+    for first, block, came in passing(pairs, axis, travelling, "ring 2 (weigh)"):
+        rest = iter(came)
+        here = [
+            _Owned(
+                known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
+                known.statistic,
+                known.cotangent,
+                _within(known.argument, first, first + block.shape[1 - axis]),
+            )
+            for known in (owned[k] for k in mine)
+        ]
+        there = []
+        for known in (owned[k] for k in theirs):
+            term = known.term.between([next(rest) for _ in known.term.owned()], known.term.met())
+            statistic, cotangent = next(rest), next(rest)
+            argument = next(rest) if known.argument is not None else None
+            argument = _within(argument, last - len(local), last)
+            there.append(_Owned(term, statistic, cotangent, argument))
+        both = (here, there) if axis == 0 else (there, here)
+        every = [*both[0], *both[1]]
+        *by_set, vectors = weights.of_terms(
+            block,
+            [known.term for known in both[0]],
+            [known.term for known in both[1]],
+            engine,
+            [known.statistic for known in every],
+            [known.argument for known in every if known.argument is not None],
+            None,
+            [known.cotangent for known in every],
+            Wanted(need and axis == 0, need and axis == 1),
+        )
+        of_others = [block.other if axis == 0 else block.x, *came]
+        found = by_set[axis]
+        if found is not None:  # in grad mode there is one block
+            total = _joined(found, of_others) if total is None else total.add_(found)
+        order = (*mine, *theirs) if axis == 0 else (*theirs, *mine)
+        begin = 0 if axis == 0 else len(theirs)
+        for place, k in enumerate(order):
+            local_owner = begin <= place < begin + len(mine)
+            for v, (gradient, is_owners) in enumerate(
+                zip(vectors[place], owned[k].term.by_owner(), strict=True)
+            ):
+                if is_owners == local_owner:
+                    by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+    return None if total is None else total.to(local.dtype)
+
+
+def _joined(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """`gradient`, in grad mode as a function of `others`, whatever it was made of.
+
+    Without a pair nothing was made of what was gathered, and this rank would not come to the sum
+    over the ranks that its gradient is.
+    """
+    if not torch.is_grad_enabled():
+        return gradient
+    result: Tensor = _Joined.apply(gradient, *others)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *others: Tensor) -> Tensor:
+        ctx.shapes = [(z.shape, z.dtype) for z in others]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        zeros = [g.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.shapes]
+        return g, *[z if need else None for z, need in zip(zeros, needs, strict=True)]
+
+
+def _within(argument: Tensor | None, first: int, last: int) -> Tensor | None:
+    """An index among all rows as one among [first, last), −1 for those elsewhere."""
+    if argument is None:
+        return None
+    return torch.where((argument >= first) & (argument < last), argument - first, -1)
+
+
+def passing(
+    pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str
+) -> Iterator[tuple[int, Pairs, list[Tensor]]]:
+    """The other set block by block: its first row among those of all ranks, the pairs that the
+    local rows (axis 0) or columns (1) make with it, and its rows of `travelling`.
+
+    Each block is this rank's own first and then those after it, round. In grad mode, and where the
+    embeddings are few, there is one block of all.
+    """
+    shards = pairs.shards
+    assert shards is not None, "these pairs have a group"
+    there = 1 - axis
+    sizes = shards.sizes[there]
+    embeddings = pairs.x if there == 0 else pairs.other
+    known = [shards.keys[there]] + [shards.own] * (there == 0)
+
+    def meeting(first: int, rows: Tensor, key: Tensor, *own_of_rows: Tensor) -> Pairs:
+        columns = shards.first(1)
+        if axis == 0:
+            sets, keys = (pairs.x, rows), (shards.keys[0], key)
+            own = _within(shards.own, first, first + len(rows))
+        else:
+            sets, keys = (rows, pairs.other), (key, shards.keys[1])
+            own = _within(own_of_rows[0], columns, columns + pairs.shape[1])
+        return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scale_x is not None)
+
+    if torch.is_grad_enabled():
+        every = [shards.group.rows(z, sizes) for z in (embeddings, *known, *travelling)]
+        yield 0, meeting(0, *every[: 1 + len(known)]), every[1 + len(known) :]
+        return
+    row = embeddings.shape[1] * embeddings.element_size()
+    if max(max(side) for side in shards.sizes) * row < GATHERED:
+        if axis not in pairs.gathered:
+            every = [shards.group.rows(z, sizes) for z in (embeddings, *known)]
+            pairs.gathered[axis] = meeting(0, *every)
+        came = _unpacked(shards.group.rows(_packed(travelling, embeddings), sizes), travelling)
+        yield 0, pairs.gathered[axis], came
+        return
+    home = [embeddings, _packed([*known, *travelling], embeddings)]
+    for owner, (rows, packed) in ring(shards.group, sizes, home, name):
+        came = _unpacked(packed, [*known, *travelling])
+        first = sum(sizes[:owner])
+        yield first, meeting(first, rows, *came[: len(known)]), came[len(known) :]
+
+
+def _packed(vectors: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """(N, bytes) vectors (N,) side by side, so that they travel as one."""
+    pieces = [z.contiguous().unsqueeze(1).view(torch.uint8) for z in vectors]
+    return torch.cat(pieces, 1) if pieces else rows.new_empty((len(rows), 0), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    pieces = packed.split([z.element_size() for z in like], 1)
+    return [
+        piece.contiguous().view(z.dtype).squeeze(1) for piece, z in zip(pieces, like, strict=True)
+    ]

@@ -1,0 +1,120 @@
+"""Pairs whose rows lie on several ranks: what one of these has to know of all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .group import Group
+from .rows import first_named
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The rows of x and y that this rank holds, among those of all ranks.
+
+    A row or column of all ranks is counted from those of rank 0 on.
+    """
+
+    group: Group
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]  # rows of x, and of y, that each rank holds
+    keys: tuple[Tensor, Tensor]  # (N,) and (M,) int64: j is a positive of i if theirs are equal
+    own: Tensor  # (N,) int64: the column of all ranks that row i itself is, or −1
+    ignore_index: int | None  # a row or column with this key is left out
+    positives: Tensor  # (N,) int64, on all ranks
+    others: Tensor  # (N,) int64: how many columns of all ranks a row is compared with
+
+    @staticmethod
+    def of(
+        group: Group,
+        told: Mapping[str, str],
+        keys: tuple[Tensor, Tensor | None],
+        own: Tensor | None,
+        names: tuple[Tensor, Tensor] | None,
+        ignore_index: int | None,
+    ) -> "Shards":
+        """told: what all ranks must have been given.  keys: the second is None for the same set.
+        own: (N,) the local column that a row is, or −1.  names: instead of that, ids of both.
+        """
+        mine, theirs = keys[0], keys[0] if keys[1] is None else keys[1]
+        counts = group.agree(told, len(mine), len(theirs))
+        sizes = tuple([n for n, _ in counts]), tuple([m for _, m in counts])
+        if names is not None:
+            own = first_named(names[0], group.rows(names[1], sizes[1]))
+        elif own is None:
+            own = torch.full_like(mine, -1)
+        else:
+            own = torch.where(own < 0, -1, own + sum(sizes[1][: group.rank]))
+        blank = torch.empty_like(mine)
+        shards = Shards(group, sizes, (mine, theirs), own, ignore_index, blank, blank)
+        return shards._counted()
+
+    @staticmethod
+    def by_index(group: Group, told: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
+        """Row i of a rank's x has row i of its y as its one positive."""
+        counts = group.agree(told, len(x), len(y))
+        sizes = tuple([n for n, _ in counts]), tuple([m for _, m in counts])
+        key = torch.arange(len(x), device=x.device) + sum(sizes[0][: group.rank])
+        nobody = key.new_full((len(y) - len(x),), -1)
+        others = torch.full_like(key, sum(sizes[1]))
+        return Shards(
+            group, sizes, (key, torch.cat([key, nobody])), torch.full_like(key, -1), None,
+            torch.ones_like(key), others,
+        )  # fmt: skip
+
+    def first(self, axis: int) -> int:
+        """The first row (axis 0) or column (1) of this rank among those of all."""
+        return sum(self.sizes[axis][: self.group.rank])
+
+    def of_rows(self, index: Tensor, keys: tuple[Tensor, Tensor] | None = None) -> "Shards":
+        """The same for copies of these local rows. keys: others than theirs, of all that is kept,
+        by which no row is a column itself."""
+        counts = self.group.agree({}, len(index))
+        own = self.own[index]
+        return replace(
+            self,
+            sizes=(tuple([n for (n,) in counts]), self.sizes[1]),
+            keys=(self.keys[0][index], self.keys[1]) if keys is None else keys,
+            own=own if keys is None else torch.full_like(own, -1),
+            ignore_index=self.ignore_index if keys is None else None,
+            positives=self.positives[index],
+            others=self.others[index],
+        )
+
+    def listed(self) -> tuple[Tensor, Tensor]:
+        """(K,) every local row and positive of it, a column of all ranks, by row and then column.
+
+        On a GPU K is waited for.
+        """
+        columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
+        first, last = self._interval(columns)
+        count = torch.where(self._kept(self.keys[0]), last - first, 0)
+        row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        begin = first - (count.cumsum(0) - count)
+        column = order[begin[row] + torch.arange(len(row), device=row.device)]
+        others = column != self.own[row]
+        return row[others], column[others]
+
+    def _interval(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of a row's key among the sorted keys of all columns."""
+        mine = self.keys[0]
+        return torch.searchsorted(columns, mine), torch.searchsorted(columns, mine, right=True)
+
+    def _kept(self, key: Tensor) -> Tensor:
+        if self.ignore_index is None:
+            return torch.ones_like(key, dtype=torch.bool)
+        return key != self.ignore_index
+
+    def _counted(self) -> "Shards":
+        columns = self.group.rows(self.keys[1], self.sizes[1])
+        first, last = self._interval(columns.sort().values)
+        if not len(columns):
+            zeros = torch.zeros_like(self.own)
+            return replace(self, positives=zeros, others=zeros)
+        of_own = columns[self.own.clamp(min=0)]
+        is_column = (self.own >= 0) & self._kept(of_own)
+        is_positive = (is_column & (of_own == self.keys[0])).long()
+        kept = self._kept(self.keys[0])
+        others = self._kept(columns).sum() - is_column.long()
+        return replace(self, positives=(last - first - is_positive) * kept, others=others * kept)

@@ -1,0 +1,363 @@
+"""What else `group=` promises: reductions, references, memories, bytes, errors instead of hangs."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gloo
+import pytest
+import torch
+import zoo
+from test_distributed import GATHERED, RING, D, Problem, assert_equal, check
+from torch import Tensor
+
+import pairops
+from pairops import losses
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+BOTH = pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[gloo.Ranks]:
+    started = gloo.Ranks()
+    yield started
+    started.stop()
+
+
+def rows(n: int = 24, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, D, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, 5, (n,), generator=generator)
+
+
+@BOTH
+@pytest.mark.parametrize("name", losses.__all__)
+def test_bits_are_the_same_from_run_to_run(ranks: gloo.Ranks, name: str, gathered: int) -> None:
+    given = Problem(name, zoo.parameters(name)[0], torch.float32).shared(
+        [3, 12, 9], gathered=gathered
+    )
+    first = ranks.run(3, "on_ranks:step", given)
+    for _ in range(3):
+        for a, b in zip(first, ranks.run(3, "on_ranks:step", given), strict=True):
+            assert all(torch.equal(a[at], b[at]) for at in a if at != "aux")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_nonzero", "mean_pairs", "sum"])
+@pytest.mark.parametrize("name", ["contrastive_loss", "nt_xent_loss", "margin_loss"])
+def test_reductions_with_weights_and_ignored_rows(
+    ranks: gloo.Ranks, name: str, reduction: str
+) -> None:
+    problem = Problem(name, {"reduction": reduction, "ignore_index": 2})
+    problem.keywords["weight"] = torch.linspace(0, 2, 24, dtype=torch.float64)
+    if name == "contrastive_loss":  # of a row that is 0, which mean_nonzero does not count
+        problem.keywords |= {"pos_margin": -0.5, "neg_margin": 0.6}
+    check(ranks, problem, 1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["ms_loss", "info_nce_loss", "triplet_loss", "proxy_nca_loss"])
+def test_none_returns_the_local_rows_and_aux_is_of_them(
+    ranks: gloo.Ranks, name: str, gathered: int
+) -> None:
+    problem = Problem(name, {"reduction": "none"})
+    seen = ["positives", "negatives", "farthest_positive", "nearest_negative"]
+    one, aux = getattr(pairops, name)(*problem.args, **problem.keywords, return_aux=True)
+    for sizes in ([9, 11, 4], [0, 20, 4]):
+        problem.keywords["return_aux"] = True
+        given = problem.shared(sizes, seen=seen, gathered=gathered)
+        found = ranks.run(3, "on_ranks:step", given)
+        assert_equal("losses", torch.cat([got["value"] for got in found]), one, 1e-12)
+        for what in seen:
+            got = torch.cat([got["aux"][what] for got in found])
+            assert torch.allclose(got.double(), getattr(aux, what).double(), rtol=0, atol=1e-12)
+
+
+def references(name: str) -> list[tuple[str, dict[str, Any]]]:
+    x, labels = rows(24)
+    y, others = rows(31)
+    y = torch.cat([x[3:20], y])[:31]
+    ids = torch.arange(24) + 100
+    # Reference 4 is anchor 107, and again reference 20: only the first is left out.
+    ref_ids = torch.cat([torch.arange(103, 120), torch.arange(14)])
+    ref_ids[20] = 107
+    plain = {"ref_emb": y, "ref_labels": torch.cat([labels[3:20], others])[:31]}
+    return [
+        (name, {**plain, "ignore_index": 3}),
+        (name, {**plain, "ids": ids, "ref_ids": ref_ids}),
+        (name, {**plain, "ids": ids, "ref_ids": ref_ids, "exclude_self": False}),
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [case for name in ("ms_loss", "triplet_loss", "supcon_loss") for case in references(name)],
+)
+def test_references_and_ids(
+    ranks: gloo.Ranks, name: str, keywords: dict[str, Any], gathered: int
+) -> None:
+    problem = Problem(name, {})
+    problem.args = rows(24)
+    problem.keywords = dict(keywords)
+    problem.leaves = [0, "ref_emb"]
+    problem.apart = {at: [3, 0, 17, 11] for at in ("ref_emb", "ref_labels", "ref_ids")}
+    check(ranks, problem, 1e-12, gathered=gathered)
+
+
+def test_excluded_by_place(ranks: gloo.Ranks) -> None:
+    x, labels = rows(24)
+    for keywords in ({"exclude_self": True}, {"exclude_self": False}):
+        problem = Problem("ms_loss", {})
+        problem.args = x, labels
+        problem.keywords = {"ref_emb": x.flip(1), "ref_labels": labels, **keywords}
+        problem.leaves = [0, "ref_emb"]
+        check(ranks, problem, 1e-12)
+    # The very tensor x, of which each row is a reference.
+    one = pairops.supcon_loss(x, labels, exclude_self=False)
+    what = (
+        "pairops.supcon_loss(x, labels, ref_emb=x, ref_labels=labels, group=group, exclude_self=k)"
+    )
+    for k, value in ((False, one), ("auto", pairops.supcon_loss(x, labels))):
+        given = [
+            {"what": what, "x": z, "labels": t, "k": k}
+            for z, t in zip(x.split([5, 19]), labels.split([5, 19]), strict=True)
+        ]
+        for got in ranks.run(2, "on_ranks:call", given):
+            assert_equal("value", got, value, 1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 4])
+@pytest.mark.parametrize("name", losses.__all__)
+def test_hardly_any_rows(ranks: gloo.Ranks, name: str, n: int) -> None:
+    problem = Problem(name, zoo.parameters(name)[0])
+    problem.args = tuple([z if at in problem.whole else z[:n] for at, z in enumerate(problem.args)])
+    for at, value in problem.keywords.items():
+        if isinstance(value, Tensor) and at not in problem.whole:
+            problem.keywords[at] = value[:n]
+    problem.apart = {}
+    one = problem.one()
+    for sizes in ([n, 0, 0], [0, n - n // 2, n // 2], [0, 0, n]):
+        found = ranks.run(3, "on_ranks:step", problem.shared(sizes))
+        assert not isinstance(found[0], tuple), found[0]
+        assert all(abs(float(got["value"] - one["value"])) <= 1e-12 for got in found)
+        for at, gradient in problem.averaged(found).items():
+            assert torch.allclose(gradient, one[at], rtol=0, atol=1e-12), at
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["ms_loss", "info_nce_loss", "triplet_loss"])
+def test_16_bits_travel_as_they_are(ranks: gloo.Ranks, name: str, dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    problem = Problem(name, {}, dtype)
+    one = problem.one()
+    for gathered in (RING, GATHERED):
+        found = ranks.run(3, "on_ranks:step", problem.shared([10, 2, 12], gathered=gathered))
+        assert all(got["value"].dtype == torch.float32 for got in found)
+        assert_equal("value", found[0]["value"], one["value"], 1e-6)
+        # 3 times the gradient is rounded at other places than the gradient itself.
+        for at, gradient in problem.averaged(found).items():
+            assert_equal(f"by {at}", gradient.float(), one[at].float(), eps)
+
+
+@pytest.mark.parametrize("name", ["ms_loss", "supcon_loss", "triplet_loss"])
+def test_a_penalty_on_the_gradient(ranks: gloo.Ranks, name: str) -> None:
+    x, labels = rows(18)
+    direction = torch.randn(18, D, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    value = getattr(pairops, name)(leaf, labels)
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (second,) = torch.autograd.grad((first * direction).sum(), leaf)
+    sizes = [7, 0, 11]
+    parts = [z.split(sizes) for z in (x, labels, direction)]
+    given = [
+        {"loss": name, "x": parts[0][k], "labels": parts[1][k], "direction": parts[2][k]}
+        for k in range(3)
+    ]
+    found = ranks.run(3, "on_ranks:penalty", given)
+    assert not isinstance(found[0], tuple), found[0]
+    for what, one in (("first", first.detach()), ("second", second)):
+        assert_equal(what, torch.cat([got[what] for got in found]) / 3, one, 1e-12)
+
+
+def test_a_nan_shows_on_every_rank(ranks: gloo.Ranks) -> None:
+    problem = Problem("ms_loss", {})
+    problem.args[0][13, 2] = torch.nan
+    found = ranks.run(3, "on_ranks:step", problem.shared([8, 8, 8]))
+    assert all(got["value"].isnan() for got in found)
+    assert found[1][0][5].isnan().all()
+    assert torch.cat([got[0] for got in found]).isnan().any(1).all()  # every row has met it
+
+
+@BOTH
+def test_a_memory_is_that_of_one_process(ranks: gloo.Ranks, gathered: int) -> None:
+    batches = [rows(12 + 0 * k) for k in range(4)]
+    batches = [(x + k, labels) for k, (x, labels) in enumerate(batches)]
+    ids = [torch.arange(12) * 3 % 17 + k for k in range(4)]
+    one = pairops.CrossBatchMemory(pairops.ms_loss, D, 24, dtype=torch.float64)
+    expected = []
+    for (x, labels), names in zip(batches, ids, strict=True):
+        leaf = x.clone().requires_grad_()
+        value = one(leaf, labels, ids=names)
+        expected.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+    given = [
+        {
+            "loss": pairops.ms_loss,
+            "size": 8,
+            "gathered": gathered,
+            "batches": [
+                {"x": x[r::3], "labels": labels[r::3], "ids": names[r::3]}
+                for (x, labels), names in zip(batches, ids, strict=True)
+            ],
+        }
+        for r in range(3)
+    ]
+    found = ranks.run(3, "on_ranks:remembered", given)
+    assert not isinstance(found[0], tuple), found[0]
+    for k, (value, gradient) in enumerate(expected):
+        together = torch.empty_like(gradient)
+        for r in range(3):
+            assert_equal(f"batch {k}", found[r][k]["value"], value, 1e-12)
+            together[r::3] = found[r][k]["x"] / 3
+        assert_equal(f"batch {k}", together, gradient, 1e-12)
+
+
+def test_a_group_of_some_ranks(ranks: gloo.Ranks) -> None:
+    """Its ranks have other numbers than among all processes."""
+    x, labels = rows(24)
+    loss = "pairops.ms_loss(x, labels, group=g) if dist.get_rank() in (1, 3) else None"
+    what = f"[{loss} for g in [dist.new_group([1, 3])]][0]"
+    given = [
+        {"what": what, "x": x[part], "labels": labels[part]}
+        for part in (slice(0), slice(0, 9), slice(0), slice(9, 24))
+    ]
+    found = ranks.run(4, "on_ranks:call", given)
+    for rank in (1, 3):
+        assert_equal(f"rank {rank}", found[rank], pairops.ms_loss(x, labels), 1e-12)
+
+
+def errors(ranks: gloo.Ranks, what: list[str], **names: Any) -> list[tuple[str, str]]:
+    x, labels = rows(12)
+    given = [
+        {"what": one, "x": x[4 * k : 4 * k + 4], "labels": labels[4 * k : 4 * k + 4], **names}
+        for k, one in enumerate(what)
+    ]
+    begin = time.monotonic()
+    found = ranks.run(len(what), "on_ranks:call", given)
+    assert time.monotonic() - begin < 10, "they waited for one another"
+    assert all(isinstance(got, tuple) for got in found), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        (
+            ["ms_loss(x, labels", "ms_loss(x[:, :3], labels", "ms_loss(x, labels"],
+            "disagree about x: ranks 0, 2 have torch.float64 (·, 6) on cpu; rank 1 has "
+            "torch.float64 (·, 3) on cpu; all must have one",
+        ),
+        (
+            ["ms_loss(x, labels", "ms_loss(x, labels", "ms_loss(x.float(), labels"],
+            "disagree about x: ranks 0, 1 have torch.float64",
+        ),
+        (
+            ["ms_loss(x, labels", "supcon_loss(x, labels", "ms_loss(x, labels"],
+            "disagree about loss: ranks 0, 2 have ms_loss; rank 1 has supcon_loss",
+        ),
+        (
+            ["ms_loss(x, labels", "ms_loss(x, labels, alpha=3.0", "ms_loss(x, labels, alpha=2.0"],
+            "disagree about alpha: rank 0 has nothing; rank 1 has 3.0; rank 2 has 2.0",
+        ),
+        (
+            [
+                "ms_loss(x, labels",
+                "ms_loss(x.clone().requires_grad_(), labels",
+                "ms_loss(x, labels",
+            ],
+            "rank 1 has torch.float64 (·, 6) on cpu with grad",
+        ),
+        (
+            ["proxy_nca_loss(x, labels, torch.ones(k, 6).double()"] * 2
+            + ["proxy_nca_loss(x, labels, torch.ones(9, 6).double()"],
+            "disagree about proxies: ranks 0, 1 have torch.float64 (8, 6) on cpu; rank 2 has "
+            "torch.float64 (9, 6) on cpu",
+        ),
+        (
+            [
+                "info_nce_loss(x, x",
+                "info_nce_loss(x, x, weight=x[:, 0].abs()",
+                "info_nce_loss(x, x",
+            ],
+            "disagree about weight",
+        ),
+    ],
+)
+def test_ranks_that_disagree(ranks: gloo.Ranks, calls: list[str], message: str) -> None:
+    found = errors(ranks, [f"pairops.{call}, group=group)" for call in calls], k=8)
+    assert set(found) == {found[0]}
+    assert found[0][0] == "ValueError"
+    assert message in found[0][1], found[0]
+
+
+def test_a_rank_that_refuses_its_arguments_tells_the_others(ranks: gloo.Ranks) -> None:
+    good, bad = (f"pairops.ms_loss(x, labels{cut}, group=group)" for cut in ("", "[:2]"))
+    found = errors(ranks, [good, bad, good])
+    assert found[1][0] == "ValueError"
+    assert found[1][1].startswith("labels has shape (2,)")
+    for other in (found[0], found[2]):
+        assert other[0] == "RuntimeError"
+        assert "rank 1 has ValueError: labels has shape (2,)" in other[1]
+    # Nothing of that is left over.
+    given = [{"what": good, "x": rows()[0], "labels": rows()[1]}] * 3
+    assert not isinstance(ranks.run(3, "on_ranks:call", given)[0], tuple)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("pairops.ms_loss(x, labels, group=3)", "TypeError", "group is int"),
+        ("pairops.mine(x, labels, group=group)", "ValueError", "mine has no form for several"),
+        (
+            "pairops.retrieval.evaluate(x, labels, group=group)",
+            "ValueError",
+            "retrieval has no form for several",
+        ),
+        (
+            "pairops.pair_weights(pairops.ms_loss, x, labels, group=group)",
+            "ValueError",
+            "pair_weights has no form for several",
+        ),
+        (
+            "pairops.ms_loss(x, labels, group=dist.new_group([3]))",
+            "ValueError",
+            "group does not contain rank",
+        ),
+    ],
+)
+def test_what_cannot_be(ranks: gloo.Ranks, what: str, kind: str, message: str) -> None:
+    if "new_group" in what:  # which all processes take part in
+        calls = [what] * 3 + ["pairops.ms_loss(x, labels, group=group) and dist.new_group([3])"]
+        given = [{"what": call, "x": rows()[0], "labels": rows()[1]} for call in calls]
+        given[3]["what"] = "dist.new_group([3]) and None"
+        found = ranks.run(4, "on_ranks:call", given)[:3]
+    else:
+        found = errors(ranks, [what] * 3)
+    for got in found:
+        assert got[0] == kind
+        assert message in got[1]
+
+
+def test_the_dense_engine_has_no_blocks(ranks: gloo.Ranks) -> None:
+    given = Problem("ms_loss", {}).shared([12, 12], engine="dense")
+    for got in ranks.run(2, "on_ranks:step", given):
+        assert got[0] == "ValueError"
+        assert "engine 'dense' cannot serve this call" in got[1]
+
+
+def test_without_torch_distributed() -> None:
+    x, labels = rows()
+    with pytest.raises(ValueError, match=r"group is True, but torch\.distributed is not init"):
+        pairops.ms_loss(x, labels, group=True)
+    assert torch.equal(pairops.ms_loss(x, labels, group=None), pairops.ms_loss(x, labels))
