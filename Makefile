@@ -13,11 +13,11 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo code-search test pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
+.PHONY: help demo code-search test compat pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | code-search | test | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
+	@echo 'make demo | code-search | test | compat | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
 	@echo 'lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
@@ -35,6 +35,11 @@ test: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/cuda_on_host/build.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# With the trainers of others: what of this is in the tests skips itself without them.
+compat: export OMP_WAIT_POLICY := PASSIVE
+compat: $(VENV)/.compat $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest tests/test_compat_sentence_transformers_numbers.py tests/test_lightning.py $(ARGS)
 
 # pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
 pml-conformance: $(VENV)/.test
@@ -67,7 +72,7 @@ bench: $(VENV)/.bench
 # A page for each family of losses, and one for each of the other front doors; a warning is an error.
 PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filter-out \
 	%/__init__.py %/pair.py %/reduction.py %/soft_mean.py,$(wildcard pairops/losses/*.py)))) \
-	pairops.nn pairops.retrieval pairops.compat.pml
+	pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
 docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/python -W error -m pdoc --docformat markdown --output-directory build/docs $(PAGES)
 
@@ -100,7 +105,7 @@ $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
 	@touch $@
 
 # What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.demo $(VENV)/.test $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
 	$(BIN)/pip install "pairops[$*]"
 	@touch $@
 

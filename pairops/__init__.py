@@ -7,7 +7,9 @@ from . import nn as nn
 from . import retrieval as retrieval
 from .arguments import partner, table
 from .block import pair_weights
+from .cached import cached_step
 from .engines import use
+from .estimate import estimate_memory
 from .functions import Function
 from .losses import *  # noqa: F403
 from .losses.objective import Aux
@@ -32,6 +34,8 @@ __all__ = [
     "Function",
     "Pairs",
     "Term",
+    "cached_step",
+    "estimate_memory",
     "highest",
     "lowest",
     "lse",

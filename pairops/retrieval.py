@@ -5,10 +5,9 @@ positive: two statistics, of which only the count visits every pair. MAP@R and R
 the ranks of all positives: counted in the same way where these are few, else in `ranks.py`.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from typing_extensions import Unpack
 
 from .functions import one
 from .pairs import Pairing, Pairs
+from .progress import bar, check_progress
 from .ranks import Sorted
 from .similarity import exactly
 from .stats import row_stats
@@ -141,7 +141,7 @@ def average_precisions(
 
 def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
     _one_of("ties", ties, ("pessimistic", "optimistic"))
-    pairs = Pairs.of(x, labels, **pairing)
+    pairs = Pairs.of(x, labels, **pairing).of_one_rank("retrieval")
     references = pairs.shape[1]
     if references > _MOST and pairs.dtype == torch.float32:
         raise ValueError(
@@ -183,8 +183,7 @@ def _found(
     pairs: Pairs, ties: str, progress: bool | None, precisions: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """First ranks; average precision at R and R-precision, if they are wanted."""
-    if progress is not None and not isinstance(progress, bool):
-        raise TypeError(f"progress is {type(progress).__name__}; it must be a bool or None")
+    check_progress(progress)
     size = pairs.positives()
     widest = int(size.max()) if precisions and len(size) else 0
     # No engine but those in plain torch knows distances, and there one visit is cheaper than many.
@@ -203,7 +202,8 @@ def _found(
 
 def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, Tensor]:
     result = torch.zeros(2, pairs.shape[0], dtype=torch.float64, device=pairs.x.device)
-    with exactly(pairs.x.device.type), _bar(progress, pairs.shape[0]) as advance:
+    shown = bar(progress, pairs.shape[0], "MAP@R", "query")
+    with exactly(pairs.x.device.type), shown as advance:
         sets = Sorted(pairs)
         for begin, end in sets.blocks():
             found = sets.within_r(begin, end, ties == "pessimistic")
@@ -230,20 +230,3 @@ def _cutoffs(recall_at: Sequence[int]) -> list[int]:
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-
-
-@contextlib.contextmanager
-def _bar(progress: bool | None, total: int) -> Iterator[Any]:
-    """A function that is told how many queries are done."""
-    try:
-        from tqdm import tqdm  # type: ignore[import-untyped]
-    except ImportError as error:
-        if progress:
-            raise ImportError("progress is True, which needs tqdm: pip install tqdm") from error
-        progress = False
-    if progress is False:
-        yield lambda _: None
-        return
-    hidden = None if progress is None else False  # None: where there is no terminal
-    with tqdm(total=total, desc="MAP@R", unit="query", disable=hidden, delay=2) as bar:
-        yield bar.update

@@ -226,6 +226,7 @@ def _weigh_local(
             ):
                 if is_owners == local_owner:
                     by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+        del by_set, found  # or it would still be there when that of the next block is made
     return None if total is None else total.to(local.dtype)
 
 

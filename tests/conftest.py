@@ -35,7 +35,7 @@ if DEVICE == "cpu":
 OF_THE_CPU = {
     "test_bench", "test_bench_commands", "test_code_search", "test_compat_pml",
     "test_compat_sentence_transformers", "test_compat_sentence_transformers_numbers", "test_device",
-    "test_distributed", "test_distributed_edges",
+    "test_distributed", "test_distributed_edges", "test_distributed_process",
     "test_examples", "test_formulas", "test_formulas_by_hand", "test_formulas_pml",
     "test_formulas_twice", "test_formulas_two_sets",
     "test_lightning", "test_memory", "test_native", "test_native_engine", "test_native_process",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -9,6 +10,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pairops
 
@@ -110,8 +113,31 @@ def sent(group: Any, given: dict[str, Any]) -> dict[str, int]:
     return counted
 
 
-def peak(group: Any, given: dict[str, Any]) -> int:
-    """The bytes by which a loss and its gradient let this process's resident memory grow."""
+class Held(TorchDispatchMode):
+    """The most bytes of tensors that were made within this context and held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        for z in tree_leaves(result):
+            storage = z.untyped_storage() if isinstance(z, Tensor) else None
+            if storage is not None and not hasattr(storage, "counted"):
+                storage.counted = True
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return result
+
+    def _freed(self, count: int) -> None:
+        self.now -= count
+
+
+def peak(group: Any, given: dict[str, Any]) -> tuple[int, int]:
+    """By how many bytes a loss and its gradient let this process's resident memory grow, and how
+    many tensors of torch held at once."""
     generator = torch.Generator().manual_seed(dist.get_rank(group))
     x = torch.randn(given["rows"], given["d"], generator=generator).requires_grad_()
     labels = torch.randint(0, 64, (given["rows"],), generator=generator)
@@ -131,7 +157,10 @@ def peak(group: Any, given: dict[str, Any]) -> int:
         refs.write("5")
     before = _status("VmRSS")
     run()
-    return _status("VmHWM") - before
+    grown = _status("VmHWM") - before
+    with Held() as held:
+        run()
+    return grown, held.most
 
 
 def _status(name: str) -> int:

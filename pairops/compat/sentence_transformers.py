@@ -1,0 +1,186 @@
+"""Losses for the trainer of sentence-transformers: columns of texts in, a loss of pairops out.
+
+    from pairops.compat.sentence_transformers import PairedLoss
+    loss = PairedLoss(model, pairops.info_nce_loss, temperature=0.05, symmetric=False)
+    SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()
+
+Its own losses are these:
+
+- MultipleNegativesRankingLoss: `PairedLoss(model, info_nce_loss, temperature=0.05,
+  symmetric=False)`; temperature is 1/scale, and `distance="dot"` is similarity_fct=dot_score.
+- MultipleNegativesSymmetricRankingLoss: the same without `symmetric`.
+- Cached…: the same with `mini_batch_size`.
+- BatchHardTripletLoss: `LabelledLoss(model, triplet_loss, margin=5, distance="l2",
+  normalize=False)`; its cosine distance is `distance="cosine"`.
+- BatchHardSoftMarginTripletLoss: the same with `margin=0, soft=True`.
+- BatchAllTripletLoss and BatchSemiHardTripletLoss: that of BatchHardTripletLoss with `mining="all"`
+  or "semihard", and `reduction="mean_pairs"`.
+
+`group=True` is gather_across_devices=True; as there, it changes nothing where no process group is
+initialised.
+
+Unlike there: an anchor that has no positive is worth 0, where BatchHard counts it as if its
+farthest were at distance 0; with `group` the value is the mean over all processes on every one of
+them, and what a loss learns itself gets one gradient on all; a column too many or too few raises;
+and nothing is imported of the package, so no particular version of it is needed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, repeat
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ..group import Given, Group
+from ..losses.objective import Value
+from ..nn.arguments import Arguments
+
+__all__ = ["LabelledLoss", "PairedLoss"]
+
+# Of a column of N texts: tensors whose first size is N, and what is said of all of them.
+Features: TypeAlias = Mapping[str, Any]
+
+
+class _OfColumns(Arguments):
+    """A loss of pairops over the columns of a dataset that `model` embeds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Value],
+        *,
+        group: Given = None,
+        mini_batch_size: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        whole = isinstance(mini_batch_size, int) and not isinstance(mini_batch_size, bool)
+        if mini_batch_size is not None and (not whole or mini_batch_size < 1):
+            raise ValueError(
+                f"mini_batch_size is {mini_batch_size!r}; it must be an int of at least 1, or None"
+            )
+        super().__init__(loss, **arguments)
+        for own in self.parameters():
+            if own.requires_grad:
+                own.register_hook(self._averaged)
+        self.model = model  # the trainer puts its wrapped model here, under this name
+        self.group = group
+        self.mini_batch_size = mini_batch_size
+
+    def embed(self, features: Features) -> Tensor:
+        """(N, D) embeddings of a column."""
+        if self.mini_batch_size is None:
+            embedding: Tensor = self.model(features)["sentence_embedding"]
+            return embedding
+        # Not the caching of gradients by hooks: here the loss stays one graph, so its own
+        # parameters, a scaler and accumulation over steps are served as they are without chunks.
+        # The memory is as small: a chunk is encoded again when its backward begins, and is freed
+        # when it ends. DDP may see only the first call of a column: in each it synchronises, and
+        # forgets what it knows of a backward that has begun.
+        replica = isinstance(self.model, DistributedDataParallel)
+        models = chain([self.model], repeat(self.model.module if replica else self.model))
+        chunks = _chunks(features, self.mini_batch_size)
+        encoded = [checkpoint(_encode, models, chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(encoded)
+
+    def of(self, *tensors: Tensor, **further: Any) -> Value:
+        group = self._here()
+        return super().of(*tensors, **further, **({} if group is None else {"group": group}))
+
+    def _here(self) -> Given:
+        alone = not (distributed.is_available() and distributed.is_initialized())
+        return None if self.group is True and alone else self.group
+
+    def _averaged(self, gradient: Tensor) -> Tensor:
+        """That of a parameter of the loss: the trainer lets DDP average those of `model` alone."""
+        group = Group.of(self._here())
+        return gradient if group is None else group.total(gradient) / group.size
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What a model card shows."""
+        name = getattr(self.function, "__name__", repr(self.function))
+        own = {"group": self.group, "mini_batch_size": self.mini_batch_size}
+        return {"loss": name, **{n: getattr(self, n) for n in self.names}, **own}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for a model card: the source that the docstring of the loss names."""
+        function = getattr(self.function, "function", self.function)
+        name = getattr(function, "__name__", type(function).__name__)
+        title = f"{function.__module__}.{name}"
+        source = (getattr(function, "__doc__", None) or "").partition("Source: ")[2]
+        note = " ".join(source.split("\n\n")[0].split())
+        return f"@misc{{{name},\n    title={{{title}}},\n    note={{{note}}}\n}}"
+
+
+class PairedLoss(_OfColumns):
+    """A loss over two sets, `pairops.info_nce_loss` or another: PairedLoss(model, siglip_loss, …).
+
+    model: a SentenceTransformer.  loss: a function (x, y, **arguments), or a Module such as
+    `pairops.nn.SigLIPLoss()`, whose parameters the trainer trains too; so it does with arguments
+    that are an `nn.Parameter`.  group: see `ms_loss`; True counts as None where no process group is
+    initialised.  mini_batch_size: encode so many texts at a time and each of them twice, for the
+    memory of so many; numbers are those of the whole batch. Not inside MatryoshkaLoss or
+    AdaptiveLayerLoss, whose changes of the model are over when a text is encoded again.
+
+    Columns: anchors, positives, and hard negatives, as many columns as there are. Every text of the
+    columns after the first is compared with every anchor.
+
+    Raises ValueError or TypeError that names what is wrong.
+    """
+
+    def forward(self, sentence_features: Iterable[Features], labels: object = None) -> Value:  # noqa: ARG002
+        """The loss of a batch. labels: not looked at."""
+        columns = list(sentence_features)
+        if len(columns) < 2:
+            raise ValueError(
+                f"sentence_features has {len(columns)} columns; it must have at least 2: anchors, "
+                "positives, and hard negatives if there are any"
+            )
+        x, *others = map(self.embed, columns)
+        return self.of(x, torch.cat(others))
+
+
+class LabelledLoss(_OfColumns):
+    """A loss over labels, of a column of texts and one of integers: LabelledLoss(model, ms_loss).
+
+    loss: a function (x, labels, **arguments), or a Module such as
+    `pairops.nn.MultiSimilarityLoss()`. Other arguments and errors: as in `PairedLoss`.
+    """
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor) -> Value:
+        """The loss of a batch. labels: (N,) integers; −100 is ignored, see `Pairs.of`."""
+        columns = list(sentence_features)
+        if len(columns) != 1:
+            raise ValueError(f"sentence_features has {len(columns)} columns; it must have 1")
+        return self.of(self.embed(columns[0]), labels)
+
+
+def _encode(models: Iterator[nn.Module], chunk: Features) -> Tensor:
+    # A copy: a model writes into the dict that it gets, and this one is encoded twice.
+    embedding: Tensor = next(models)(dict(chunk))["sentence_embedding"]
+    return embedding
+
+
+def _chunks(features: Features, size: int) -> list[dict[str, Any]]:
+    """The same column, at most `size` texts at a time."""
+    # A prompt is as long for all texts, however many numbers say so.
+    sliced = {
+        name: value
+        for name, value in features.items()
+        if isinstance(value, Tensor) and name != "prompt_length"
+    }
+    rows = {name: len(value) for name, value in sliced.items() if value.dim()}
+    if len({*rows.values()}) != 1 or len(rows) < len(sliced):
+        raise ValueError(
+            f"mini_batch_size is {size} and sentence_features has tensors with "
+            f"{', '.join(f'{count} {name}' for name, count in rows.items())}; every one of them "
+            "must have one row for each text"
+        )
+    (count,) = {*rows.values()}
+    return [
+        {**features, **{name: value[begin : begin + size] for name, value in sliced.items()}}
+        for begin in range(0, count, size)
+    ]

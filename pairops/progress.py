@@ -1,0 +1,32 @@
+"""How far a long call is, shown to whoever watches a terminal."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+
+def check_progress(progress: object) -> None:
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"progress is {type(progress).__name__}; it must be a bool or None")
+
+
+@contextlib.contextmanager
+def bar(
+    progress: bool | None, total: int, desc: str, unit: str
+) -> Iterator[Callable[[int], object]]:
+    """A function that is told how many units are done.
+
+    progress: None shows a bar on a terminal, if tqdm is installed; True shows it anywhere, False
+    nowhere. What ends within two seconds shows none.
+    """
+    try:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+    except ImportError as error:
+        if progress:
+            raise ImportError("progress is True, which needs tqdm: pip install tqdm") from error
+        progress = False
+    if progress is False:
+        yield lambda _: None
+        return
+    hidden = None if progress is None else False  # None: where there is no terminal
+    with tqdm(total=total, desc=desc, unit=unit, disable=hidden, delay=2) as shown:
+        yield shown.update

@@ -1,0 +1,258 @@
+"""pairops.compat.sentence_transformers against the package itself, and under its trainer."""
+
+import copy
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pairops
+from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
+
+# One process imports the package: that takes 5 seconds.
+pytestmark = pytest.mark.xdist_group("sentence_transformers")
+
+WORDS = [f"w{k}" for k in range(40)]
+LABELS = torch.tensor([3, 1, 3, 1, 2, 2, 3, 7, 7, 1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """Its losses. A model card would be looked up on the network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+
+
+@pytest.fixture(scope="module")
+def files(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers without dropout, and a vocabulary of 40 words."""
+    del theirs
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(names))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(names),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(theirs: Any, files: Path) -> Any:
+    del theirs
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    encoder = modules.Transformer(str(files))
+    pooling = modules.Pooling(encoder.get_embedding_dimension())
+    return SentenceTransformer(modules=[encoder, pooling], device="cpu").double()
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(count)]
+
+
+def columns(model: Any, count: int, rows: int = 12) -> list[dict[str, Any]]:
+    return [model.preprocess(texts(rows, seed)) for seed in range(count)]
+
+
+def result(loss: nn.Module, features: list[dict[str, Any]], labels: Any) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient by all that it learns."""
+    loss.zero_grad()
+    value = loss([dict(each) for each in features], labels)
+    value.backward()
+    found = [p.grad.flatten() for p in loss.parameters() if p.grad is not None]
+    return value.detach(), torch.cat(found)
+
+
+def same(ours: nn.Module, other: nn.Module, features: Any, labels: Any = None) -> None:
+    for found, expected in zip(
+        result(ours, features, labels), result(other, features, labels), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("scale", [20.0, 7.0])
+def test_multiple_negatives(theirs: Any, model: Any, count: int, scale: float) -> None:
+    features, given = columns(model, count), {"temperature": 1 / scale}
+    one_way = PairedLoss(model, pairops.info_nce_loss, symmetric=False, **given)
+    same(one_way, theirs.MultipleNegativesRankingLoss(model, scale), features)
+    ways = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+    both = PairedLoss(model, pairops.info_nce_loss, **given)
+    same(both, theirs.MultipleNegativesRankingLoss(model, scale, **ways), features)
+
+
+def test_products(theirs: Any, model: Any) -> None:
+    from sentence_transformers.util import dot_score
+
+    expected = theirs.MultipleNegativesRankingLoss(model, 0.3, similarity_fct=dot_score)
+    given = {"temperature": 1 / 0.3, "symmetric": False, "distance": "dot"}
+    same(PairedLoss(model, pairops.info_nce_loss, **given), expected, columns(model, 3))
+
+
+TRIPLETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "BatchHardTripletLoss": ({"margin": 5.0}, {"margin": 5.0}),
+    "BatchHardSoftMarginTripletLoss": ({}, {"margin": 0.0, "soft": True}),
+    "BatchAllTripletLoss": (
+        {"margin": 0.4},
+        {"margin": 0.4, "mining": "all", "reduction": "mean_pairs"},
+    ),
+    "BatchSemiHardTripletLoss": (
+        {"margin": 0.4},
+        {"margin": 0.4, "mining": "semihard", "reduction": "mean_pairs"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRIPLETS)
+def test_triplets(theirs: Any, model: Any, name: str) -> None:
+    metric = theirs.BatchHardTripletLossDistanceFunction
+    at, ours = TRIPLETS[name]
+    for distance, given in (
+        (metric.euclidean_distance, {"distance": "l2", "normalize": False}),
+        (metric.cosine_distance, {"distance": "cosine"}),
+    ):
+        expected = getattr(theirs, name)(model, distance_metric=distance, **at)
+        loss = LabelledLoss(model, pairops.triplet_loss, **ours, **given)
+        same(loss, expected, columns(model, 1), LABELS)
+
+
+def test_an_anchor_without_positives_counts_there(theirs: Any, model: Any) -> None:
+    features, labels = columns(model, 1), LABELS.clone()
+    labels[:] = torch.arange(12)
+    loss = LabelledLoss(model, pairops.triplet_loss, margin=5, distance="l2", normalize=False)
+    assert loss(features, labels) == 0
+    assert theirs.BatchHardTripletLoss(model)(features, labels) > 0
+
+
+@pytest.mark.parametrize("size", [5, 12, 100])
+def test_chunks_have_the_numbers_of_the_whole(theirs: Any, model: Any, size: int) -> None:
+    features, given = columns(model, 3), {"temperature": 0.05, "symmetric": False}
+    loss = PairedLoss(model, pairops.info_nce_loss, mini_batch_size=size, **given)
+    same(loss, PairedLoss(model, pairops.info_nce_loss, **given), features)
+    cached = theirs.CachedMultipleNegativesRankingLoss(model, mini_batch_size=size)
+    same(loss, cached, features)
+    labelled = [
+        LabelledLoss(model, pairops.ms_loss, mini_batch_size=chunk) for chunk in (size, None)
+    ]
+    same(*labelled, features[:1], LABELS)
+
+
+def test_a_chunk_is_encoded_twice_with_the_same_dropout(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    features = columns(model.train(), 2)
+    loss = PairedLoss(model, pairops.siglip_loss, mini_batch_size=5, scale=10, bias=-10)
+    torch.manual_seed(1)
+    value, gradient = result(loss, features, None)
+    once = lambda encode, *given, use_reentrant: encode(*given)  # noqa: E731, ARG005
+    monkeypatch.setattr("pairops.compat.sentence_transformers.checkpoint", once)
+    torch.manual_seed(1)
+    for found, expected in zip((value, gradient), result(loss, features, None), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_inside_another_loss_of_theirs(theirs: Any, model: Any) -> None:
+    given = {"temperature": 0.05, "symmetric": False}
+    inner = PairedLoss(model, pairops.info_nce_loss, **given)
+    expected = theirs.MultipleNegativesRankingLoss(model)
+    ours, other = (theirs.MatryoshkaLoss(model, each, [16, 8]) for each in (inner, expected))
+    same(ours, other, columns(model, 3))
+    chunked = PairedLoss(model, pairops.info_nce_loss, mini_batch_size=5, **given)
+    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+        theirs.MatryoshkaLoss(model, chunked, [16, 8])(columns(model, 3), None).backward()
+
+
+def trained(model: Any, loss: nn.Module, folder: Path, table: dict[str, Any], **more: Any) -> Any:
+    """The trainer, after 4 steps."""
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=4,
+        per_device_train_batch_size=12,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **more,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=datasets.Dataset.from_dict(table), loss=loss
+    )
+    trainer.train()
+    return trainer
+
+
+def curve(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+PAIRS = {"anchor": texts(48, 1), "positive": texts(48, 2), "negative": texts(48, 3)}
+CLASSED = {"text": texts(48, 1), "label": [k // 4 for k in range(48)]}
+
+
+def test_the_trainer_goes_the_same_way(theirs: Any, model: Any, tmp_path: Path) -> None:
+    other = copy.deepcopy(model)
+    loss = PairedLoss(model, pairops.info_nce_loss, temperature=0.05, symmetric=False)
+    found = curve(trained(model, loss, tmp_path, PAIRS))
+    expected = curve(trained(other, theirs.MultipleNegativesRankingLoss(other), tmp_path, PAIRS))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(found) == 4
+
+
+def test_the_trainer_trains_what_a_loss_learns(model: Any, tmp_path: Path) -> None:
+    others, learned = [model, copy.deepcopy(model)], []
+    curves = []
+    for size, each in zip((None, 5), others, strict=True):
+        loss = PairedLoss(each, pairops.nn.InfoNCELoss(0.05), mini_batch_size=size)
+        more = {"gradient_accumulation_steps": 2}
+        curves.append(curve(trained(each, loss, tmp_path, PAIRS, **more)))
+        learned.append(loss.function.logit_scale.item())
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert learned[0] == pytest.approx(learned[1], rel=1e-5)
+    assert learned[0] != pytest.approx(math.log(20), rel=1e-5)
+
+
+def test_a_model_card_names_the_loss(model: Any, tmp_path: Path) -> None:
+    loss = LabelledLoss(model, pairops.ms_loss, base=0.3, mini_batch_size=5)
+    trained(model, loss, tmp_path, CLASSED).save_model(str(tmp_path))
+    card = (tmp_path / "README.md").read_text()
+    for line in (
+        "loss:LabelledLoss",
+        '"loss": "ms_loss"',
+        '"base": 0.3',
+        '"mini_batch_size": 5',
+        "title={pairops.losses.multi_similarity.ms_loss}",
+        "note={Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019.",
+    ):
+        assert line in card
