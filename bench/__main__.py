@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import cached, gpu, kernel, large, mined, retrieval
+from bench import cached, gpu, kernel, large, mined, retrieval, ring
 from bench.comparison import compare, work
 from bench.contestants import YARDSTICKS, contestants
 from bench.guard import TOLERANCE
@@ -90,6 +90,7 @@ COMMANDS: dict[str, Command] = {
     "gpu": (gpu.options, gpu.run, "all that only a GPU can show: tests, time, memory, error, bits"),
     "retrieval": (retrieval.options, retrieval.run, "Recall@1 and MAP@R beside torch.mm; memory"),
     "cached": (cached.options, cached.run, "cached_step beside the plain step; time and memory"),
+    "ring": (ring.options, ring.run, "several ranks: blocks that come past, or all rows gathered"),
     "large": (large.options, large.run, "time and memory once, at an N that no matrix fits"),
 }
 

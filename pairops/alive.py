@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from . import weights
 from .pairs import Pairs
+from .recipes import unpack
 from .sharded_memory import meetings
-from .terms import Term, Wanted, unpack
+from .terms import Term, Wanted
 from .working_memory import WORKING, Call, Working
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 Given = Any  # None, True, a torch.distributed.ProcessGroup, or a Group
 
-_FIXED = 3  # entries of a header before the counts: digest, bytes of text, did this rank fail?
+# Entries of a header: digest, bytes of text, did this rank fail? And after them the counts.
+_FIXED, _COUNTS = 3, 2
 
 
 class Group:
@@ -26,7 +27,7 @@ class Group:
         self.rank: int = dist.get_rank(process_group)
         self.size: int = dist.get_world_size(process_group)
         self.told = dict(told)  # name → what every rank must have given
-        self.agreed = False  # has an exchange taken place?
+        self.agreed = False  # has an exchange taken place? Of later errors nobody is told
 
     @staticmethod
     def of(given: Given, told: Mapping[str, str] | None = None) -> "Group | None":
@@ -85,7 +86,7 @@ class Group:
     ) -> list[tuple[int, ...]]:
         text = json.dumps(told).encode()
         digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
-        room = (0,) * (2 - len(counts))
+        room = (0,) * (_COUNTS - len(counts))
         header = torch.tensor([digest, len(text), failed, *counts, *room], device=self._device())
         with self.step("the exchange of what the ranks were given"):
             table = [row.tolist() for row in self._every(header)]
@@ -138,15 +139,6 @@ class Group:
         """The rows of all ranks, one after the other. sizes: how many each has. Differentiable."""
         result: Tensor = _Rows.apply(self, values, tuple(sizes))  # type: ignore[no-untyped-call]
         return result
-
-
-def kind_of(values: Tensor, whole: bool = False) -> str:
-    """What all ranks have in common of a tensor: its shape if it is `whole`, or that of a row."""
-    extents = [str(k) for k in values.shape]
-    if not whole and extents:
-        extents[0] = "·"
-    shape = f"({', '.join(extents)})"
-    return f"{values.dtype} {shape} on {values.device.type}{' with grad' * values.requires_grad}"
 
 
 def _difference(heard: Sequence[Mapping[str, str]]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .checks import FLOATS, check_embeddings, whole_numbers
 from .group import Given, Group
+from .told import shown
 
 _NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 _KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
@@ -105,7 +106,7 @@ class CrossBatchMemory(nn.Module):
         reference in this call.  enqueue: bool, which rows are remembered; all of them are anchors
         (in pytorch-metric-learning those of its `enqueue_mask` are not).  weight: goes to the loss.
         """
-        group = Group.of(self.group, {"loss": f"CrossBatchMemory of {_name(self.loss)}"})
+        group = Group.of(self.group, {"loss": f"CrossBatchMemory of {shown(self.loss)}"})
         with contextlib.nullcontext() if group is None else group.reporting():
             labels, ids, others = self._checked(x, labels, ids, enqueue, group)
         further: dict[str, Any] = {} if weight is None else {"weight": weight}

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from .checks import check_embeddings, whole_numbers
 from .distances import Distance, Measure, centred, compares_units
-from .group import Given, Group, kind_of
+from .group import Given, Group
+from .identity import named, own_of
 from .relation import count_positives, relate, to_caller
-from .rows import first_named, places
+from .rows import arange, first_named, places
 from .shards import Shards
 from .similarity import inverse_norm, wide
 from .terms import Term
+from .told import kind_of
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -73,8 +75,8 @@ class Pairs:
     shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
     # By engine: what it made of the embeddings, for every call with these pairs.
     prepared: dict[str, list[Tensor]] = field(default_factory=dict)
-    # By axis, where a group gathers all rows once: these rows or columns with those of all ranks.
-    gathered: dict[int, "Pairs"] = field(default_factory=dict)
+    # By axis, where a group gathers all rows once: the others' embeddings, keys, and places.
+    gathered: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def other(self) -> Tensor:
@@ -153,7 +155,7 @@ class Pairs:
 
     def indices(self) -> Tensor:
         """(N,) which rows these are among those of all ranks."""
-        return _arange(self.x) + (0 if self.shards is None else self.shards.first(0))
+        return arange(self.x) + (0 if self.shards is None else self.shards.first(0))
 
     def of_all(self, axis: int, values: Tensor) -> Tensor:
         """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""
@@ -231,14 +233,14 @@ class Pairs:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            own, named = _arange(x) if exclude_self else None, None
+            own, names = arange(x) if exclude_self else None, None
         else:
             check_embeddings("ref_emb", ref_emb, like=("x", x))
             if ref_labels is None:
                 raise ValueError("ref_labels is None; it must be given with ref_emb")
             ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
-            named = _named(x, ref_emb, ids, ref_ids, exclude_self)
-            own = _own(x, ref_emb, exclude_self) if named is None else None
+            names = named(x, ref_emb, ids, ref_ids, exclude_self)
+            own = own_of(x, ref_emb, exclude_self) if names is None else None
         if distance == "snr":
             x = centred("x", x, labels, ignore_index, unit)
             if ref_emb is not None:
@@ -248,7 +250,7 @@ class Pairs:
         scaled = unit and distance != "snr"
         if group is not None:
             told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
-            shards = Shards.of(group, told, (labels, ref_labels), own, named, ignore_index)
+            shards = Shards.of(group, told, (labels, ref_labels), own, names, ignore_index)
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
             return replace(pairs, shards=shards)._measured(distance)
         if ref_emb is None:
@@ -256,7 +258,7 @@ class Pairs:
             known, ready = relate(x, None, labels, None, ignore_index, same, scaled)
             pairs = Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
         else:
-            own = own if named is None else first_named(*named)
+            own = own if names is None else first_named(*names)
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
         return pairs._measured(distance)
 
@@ -305,7 +307,7 @@ class Pairs:
             x, y = wide(x), wide(y)
         # What is without a partner needs an order of its own, as labels give.
         apart = len(x) != len(y)
-        of_x, of_y = (_arange(x), _arange(y)) if apart else (None, None)
+        of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
         known, ready = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
         pairs = Pairs(x, y, *known, complete=True, prepared=ready)
         if group is not None:
@@ -317,45 +319,6 @@ class Pairs:
         keep, scales = (self.keep_x, self.keep_y), (self.scale_x, self.scale_y)
         measure = Measure.of(distance, self.x, self.y, keep, scales, self.dtype)
         return self if measure is None else replace(self, measure=measure)
-
-
-def _arange(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[0], device=x.device)
-
-
-def _named(
-    x: Tensor,
-    ref_emb: Tensor,
-    ids: Tensor | None,
-    ref_ids: Tensor | None,
-    exclude_self: bool | Literal["auto"],
-) -> tuple[Tensor, Tensor] | None:
-    """The names by which an anchor is to be found among the references, if it is."""
-    if (ids is None) != (ref_ids is None):
-        given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
-        raise ValueError(f"{missing} is None; it must be given with {given}")
-    if ids is None or ref_ids is None:
-        return None
-    ids = whole_numbers("ids", ids, "x", x)
-    ref_ids = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
-    if exclude_self is True:
-        raise ValueError(
-            "exclude_self is True, which says that reference i is anchor i, but ids are given; "
-            'it must be "auto" or False with them'
-        )
-    return None if exclude_self is False else (ids, ref_ids)
-
-
-def _own(x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]) -> Tensor | None:
-    """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
-    if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
-        raise ValueError(
-            f"exclude_self=True says that reference i is anchor i, but ref_emb has "
-            f"{ref_emb.shape[0]} rows and x has {x.shape[0]}"
-        )
-    if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
-        return _arange(x)
-    return None
 
 
 def _told(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:

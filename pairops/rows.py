@@ -23,6 +23,11 @@ def pick_rows(x: Tensor, at: Tensor) -> Tensor:
     return result
 
 
+def arange(x: Tensor) -> Tensor:
+    """(N,) the indices of the rows."""
+    return torch.arange(x.shape[0], device=x.device)
+
+
 def places(order: Tensor) -> Tensor:
     """The inverse of a permutation: where in `order` each index stands."""
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))

@@ -7,7 +7,7 @@ and as partners is then known here, and their gradient is final. No gradient tra
 a ring for each that has statistics, or a gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,13 +17,10 @@ from torch import Tensor
 from . import weights
 from .engines import ENGINES
 from .pairs import Pairs
-from .ring import ring
+from .passing import passing, within
+from .recipes import pack, unpack
 from .similarity import exactly
-from .terms import Term, Wanted, pack, unpack
-
-# Below so many bytes of embeddings per rank all rows are gathered at once: what a block costs
-# besides its transfer is then more than what the ring hides. Measured, see docs/distributed.md.
-GATHERED = 1 << 20
+from .terms import Term, Wanted
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -65,11 +62,15 @@ class _Taken(torch.autograd.Function):
             values, found = _gather(pairs, axis, terms, engine)
             statistics += values
             arguments += found
-        ctx.save_for_backward(*inputs, *statistics, *arguments)
-        ctx.ends = len(inputs), len(inputs) + len(statistics)
+        gathered = [z for every in pairs.gathered.values() for z in every]
+        known = [*inputs, *statistics, *arguments]
+        ctx.save_for_backward(*known, *gathered)
+        ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
+        ctx.gathered = {axis: len(every) for axis, every in pairs.gathered.items()}
         ctx.mark_non_differentiable(*[statistics[k] for k in constant])
-        # Embeddings are saved above, not here: they may have a graph.
-        ctx.pairs = replace(pairs, x=x.detach(), y=None if y is None else y.detach())
+        # What is saved is freed with the graph; what is kept here is not.
+        ctx.pairs = replace(pairs, x=x.new_empty(0), y=None if y is None else x.new_empty(0))
+        ctx.pairs = replace(ctx.pairs, gathered={}, prepared={})
         ctx.call = recipe, numbers, engine
         return tuple(statistics)
 
@@ -78,6 +79,8 @@ class _Taken(torch.autograd.Function):
         saved = ctx.saved_tensors
         x, y, *vectors = saved[: ctx.ends[0]]
         statistics, arguments = saved[ctx.ends[0] : ctx.ends[1]], iter(saved[ctx.ends[1] :])
+        rest = iter(saved[ctx.ends[2] :])
+        gathered = {axis: [next(rest) for _ in range(n)] for axis, n in ctx.gathered.items()}
         recipe, numbers, engine = ctx.call
         cotangents = [
             torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
@@ -89,7 +92,11 @@ class _Taken(torch.autograd.Function):
         ]
         with exactly(x.device.type):
             gradients, by_term = _weigh(
-                replace(ctx.pairs, x=x, y=y), owned, len(rows), engine, ctx.needs_input_grad[5:]
+                replace(ctx.pairs, x=x, y=y, gathered=gathered),
+                owned,
+                len(rows),
+                engine,
+                ctx.needs_input_grad[5:],
             )
         found = [*gradients, *weights.by_vector([*rows, *cols], by_term)]
         needs = ctx.needs_input_grad[5:]
@@ -106,7 +113,7 @@ class _Owned(NamedTuple):
     argument: Tensor | None  # who attained an extreme
 
     def tensors(self) -> list[Tensor]:
-        """One row for each owner; what travels with them."""
+        """One row for each owner; what travels with them, and is taken apart in this order."""
         known = [self.statistic, self.cotangent]
         return [*self.term.owned(), *known, *([] if self.argument is None else [self.argument])]
 
@@ -149,7 +156,7 @@ def _weigh(
     of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
     by_term = {k: [torch.zeros_like(v) for v in owned[k].term.vectors()] for k in active}
     gradients: list[Tensor | None] = [None, None]
-    any_vector = any(needs[2:])
+    any_vector = any(by_term.values())  # not who needs a gradient, on which ranks might differ
     for axis in (0, 1):
         if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
             continue
@@ -189,7 +196,7 @@ def _weigh_local(
                 known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
                 known.statistic,
                 known.cotangent,
-                _within(known.argument, first, first + block.shape[1 - axis]),
+                within(known.argument, first, first + block.shape[1 - axis]),
             )
             for known in (owned[k] for k in mine)
         ]
@@ -198,7 +205,7 @@ def _weigh_local(
             term = known.term.between([next(rest) for _ in known.term.owned()], known.term.met())
             statistic, cotangent = next(rest), next(rest)
             argument = next(rest) if known.argument is not None else None
-            argument = _within(argument, last - len(local), last)
+            argument = within(argument, last - len(local), last)
             there.append(_Owned(term, statistic, cotangent, argument))
         both = (here, there) if axis == 0 else (there, here)
         every = [*both[0], *both[1]]
@@ -253,68 +260,3 @@ class _Joined(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         zeros = [g.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.shapes]
         return g, *[z if need else None for z, need in zip(zeros, needs, strict=True)]
-
-
-def _within(argument: Tensor | None, first: int, last: int) -> Tensor | None:
-    """An index among all rows as one among [first, last), −1 for those elsewhere."""
-    if argument is None:
-        return None
-    return torch.where((argument >= first) & (argument < last), argument - first, -1)
-
-
-def passing(
-    pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str
-) -> Iterator[tuple[int, Pairs, list[Tensor]]]:
-    """The other set block by block: its first row among those of all ranks, the pairs that the
-    local rows (axis 0) or columns (1) make with it, and its rows of `travelling`.
-
-    Each block is this rank's own first and then those after it, round. In grad mode, and where the
-    embeddings are few, there is one block of all.
-    """
-    shards = pairs.shards
-    assert shards is not None, "these pairs have a group"
-    there = 1 - axis
-    sizes = shards.sizes[there]
-    embeddings = pairs.x if there == 0 else pairs.other
-    known = [shards.keys[there]] + [shards.own] * (there == 0)
-
-    def meeting(first: int, rows: Tensor, key: Tensor, *own_of_rows: Tensor) -> Pairs:
-        columns = shards.first(1)
-        if axis == 0:
-            sets, keys = (pairs.x, rows), (shards.keys[0], key)
-            own = _within(shards.own, first, first + len(rows))
-        else:
-            sets, keys = (rows, pairs.other), (key, shards.keys[1])
-            own = _within(own_of_rows[0], columns, columns + pairs.shape[1])
-        return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scale_x is not None)
-
-    if torch.is_grad_enabled():
-        every = [shards.group.rows(z, sizes) for z in (embeddings, *known, *travelling)]
-        yield 0, meeting(0, *every[: 1 + len(known)]), every[1 + len(known) :]
-        return
-    row = embeddings.shape[1] * embeddings.element_size()
-    if max(max(side) for side in shards.sizes) * row < GATHERED:
-        if axis not in pairs.gathered:
-            every = [shards.group.rows(z, sizes) for z in (embeddings, *known)]
-            pairs.gathered[axis] = meeting(0, *every)
-        came = _unpacked(shards.group.rows(_packed(travelling, embeddings), sizes), travelling)
-        yield 0, pairs.gathered[axis], came
-        return
-    home = [embeddings, _packed([*known, *travelling], embeddings)]
-    for owner, (rows, packed) in ring(shards.group, sizes, home, name):
-        came = _unpacked(packed, [*known, *travelling])
-        first = sum(sizes[:owner])
-        yield first, meeting(first, rows, *came[: len(known)]), came[len(known) :]
-
-
-def _packed(vectors: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """(N, bytes) vectors (N,) side by side, so that they travel as one."""
-    pieces = [z.contiguous().unsqueeze(1).view(torch.uint8) for z in vectors]
-    return torch.cat(pieces, 1) if pieces else rows.new_empty((len(rows), 0), dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = packed.split([z.element_size() for z in like], 1)
-    return [
-        piece.contiguous().view(z.dtype).squeeze(1) for piece, z in zip(pieces, like, strict=True)
-    ]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .sharded import GATHERED
+from .passing import GATHERED
 from .terms import Term
 from .working_memory import Call
 

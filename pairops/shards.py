@@ -46,9 +46,9 @@ class Shards:
             own = torch.full_like(mine, -1)
         else:
             own = torch.where(own < 0, -1, own + sum(sizes[1][: group.rank]))
-        blank = torch.empty_like(mine)
-        shards = Shards(group, sizes, (mine, theirs), own, ignore_index, blank, blank)
-        return shards._counted()
+        columns = group.rows(theirs, sizes[1])
+        positives, others = _counts(mine, columns, own, ignore_index)
+        return Shards(group, sizes, (mine, theirs), own, ignore_index, positives, others)
 
     @staticmethod
     def by_index(group: Group, told: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
@@ -88,33 +88,37 @@ class Shards:
         On a GPU K is waited for.
         """
         columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
-        first, last = self._interval(columns)
-        count = torch.where(self._kept(self.keys[0]), last - first, 0)
+        first, last = _interval(self.keys[0], columns)
+        count = torch.where(_kept(self.keys[0], self.ignore_index), last - first, 0)
         row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         begin = first - (count.cumsum(0) - count)
         column = order[begin[row] + torch.arange(len(row), device=row.device)]
         others = column != self.own[row]
         return row[others], column[others]
 
-    def _interval(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The places of a row's key among the sorted keys of all columns."""
-        mine = self.keys[0]
-        return torch.searchsorted(columns, mine), torch.searchsorted(columns, mine, right=True)
 
-    def _kept(self, key: Tensor) -> Tensor:
-        if self.ignore_index is None:
-            return torch.ones_like(key, dtype=torch.bool)
-        return key != self.ignore_index
+def _interval(key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of each key among sorted keys of columns."""
+    return torch.searchsorted(columns, key), torch.searchsorted(columns, key, right=True)
 
-    def _counted(self) -> "Shards":
-        columns = self.group.rows(self.keys[1], self.sizes[1])
-        first, last = self._interval(columns.sort().values)
-        if not len(columns):
-            zeros = torch.zeros_like(self.own)
-            return replace(self, positives=zeros, others=zeros)
-        of_own = columns[self.own.clamp(min=0)]
-        is_column = (self.own >= 0) & self._kept(of_own)
-        is_positive = (is_column & (of_own == self.keys[0])).long()
-        kept = self._kept(self.keys[0])
-        others = self._kept(columns).sum() - is_column.long()
-        return replace(self, positives=(last - first - is_positive) * kept, others=others * kept)
+
+def _kept(key: Tensor, ignore_index: int | None) -> Tensor:
+    if ignore_index is None:
+        return torch.ones_like(key, dtype=torch.bool)
+    return key != ignore_index
+
+
+def _counts(
+    key: Tensor, columns: Tensor, own: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """(N,) numbers of positives of each row among all columns, and of all that it is compared with;
+    0 for a row that is left out."""
+    if not len(columns):
+        return torch.zeros_like(own), torch.zeros_like(own)
+    first, last = _interval(key, columns.sort().values)
+    of_own = columns[own.clamp(min=0)]
+    is_column = (own >= 0) & _kept(of_own, ignore_index)
+    is_positive = (is_column & (of_own == key)).long()
+    kept = _kept(key, ignore_index)
+    others = _kept(columns, ignore_index).sum() - is_column.long()
+    return (last - first - is_positive) * kept, others * kept

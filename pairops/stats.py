@@ -17,8 +17,9 @@ from torch import Tensor
 
 from . import engines, sharded, weights
 from .pairs import Pairs
+from .recipes import pack, unpack
 from .similarity import exactly
-from .terms import Term, pack, unpack
+from .terms import Term
 
 _RELATION = 7  # tensors in Pairs.relation()
 _CALL = (

@@ -10,8 +10,9 @@ from torch import Tensor
 from .engines import ENGINES, blockwise
 from .extremes import weigh_extreme
 from .pairs import Pairs
+from .recipes import unpack
 from .similarity import scaled, through_scale
-from .terms import Term, Wanted, unpack
+from .terms import Term, Wanted
 
 
 def weigh(

@@ -20,7 +20,7 @@ import pairops
 def _set(given: dict[str, Any]) -> Iterator[None]:
     """gathered: the bytes below which all rows are gathered at once, 0 unless told.  engine."""
     with (
-        mock.patch("pairops.sharded.GATHERED", given.get("gathered", 0)),
+        mock.patch("pairops.passing.GATHERED", given.get("gathered", 0)),
         pairops.use(given.get("engine", "auto")),
     ):
         yield
@@ -72,6 +72,59 @@ def remembered(group: Any, given: dict[str, Any]) -> list[dict[str, Tensor]]:
             value = memory(x, batch["labels"], ids=batch.get("ids"))
             found.append({"value": value.detach(), "x": torch.autograd.grad(value, x)[0]})
     return found
+
+
+def trained(group: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Value and averaged gradients of a step of a network under DistributedDataParallel."""
+    network = torch.nn.parallel.DistributedDataParallel(
+        given["network"], process_group=group, broadcast_buffers=False
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        return pairops.ms_loss(x, given["labels"], group=group)
+
+    with _set(given):
+        if given["way"] == "cached":
+            value = pairops.cached_step(loss, (network, given["inputs"]), chunk_size=5)
+        else:
+            value = loss(network(given["inputs"]))
+            value.backward()
+    gradients = {name: p.grad for name, p in given["network"].named_parameters()}
+    return {"value": value.detach(), **gradients}
+
+
+def several(group: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Of one step what training code does with losses besides a plain backward pass."""
+    x = given["x"].clone().requires_grad_()
+    labels = given["labels"]
+    with _set(given):
+        both = pairops.ms_loss(x, labels, group=group) + pairops.supcon_loss(x, labels, group=group)
+        both.backward(retain_graph=True)
+        both.backward()
+        with torch.no_grad():
+            seen = pairops.ms_loss(x, labels, group=group)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = pairops.ms_loss(x, labels, group=group)
+        compiled = torch.compile(pairops.ms_loss, backend="eager")(x, labels, group=group)
+        module = pairops.nn.MultiSimilarityLoss(epsilon=0.1, group=group)(x, labels)
+        square = pairops.Function(lambda s: s * s, name="square_of_ranks")
+        own = pairops.pair_loss(
+            x, labels, pairops.total(pairops.NEG, function=square), combine=torch.sqrt, group=group
+        )
+    values = {"seen": seen, "cast": cast, "compiled": compiled, "module": module}
+    return {"x": x.grad, "own": own.detach()} | {k: v.detach() for k, v in values.items()}
+
+
+def kept(group: Any, given: dict[str, Any]) -> bool:
+    """Does the value of a loss hold embeddings when its backward pass is over?"""
+    leaf = torch.randn(6, 4).requires_grad_()
+    x = leaf * 2
+    with _set(given):
+        value = getattr(pairops, given["loss"])(x, torch.arange(6) // 2, group=group)
+        value.backward()
+    seen = weakref.ref(x.untyped_storage())
+    del x
+    return seen() is not None
 
 
 def sent(group: Any, given: dict[str, Any]) -> dict[str, int]:

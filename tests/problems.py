@@ -23,7 +23,8 @@ from pairops import (
 )
 from pairops.engines import native
 from pairops.functions import hinge, softplus
-from pairops.terms import Argument, Partner, Term, unpack
+from pairops.recipes import unpack
+from pairops.terms import Argument, Partner, Term
 
 DOUBLE = torch.float64
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import pairops
 from pairops import NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.functions import FUNCTIONS
-from pairops.terms import pack, unpack
+from pairops.recipes import pack, unpack
 
 
 @pytest.fixture(params=[name for name in HERE if name != "cuda"])

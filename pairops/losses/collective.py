@@ -1,16 +1,14 @@
 """Losses over the rows of several ranks: what all must have been given, and who has failed."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
-from ..group import Group, kind_of
-from ..terms import Term
+from ..group import Group
+from ..told import shown
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,13 +22,18 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """
 
     def of(loss: Callable[_P, _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(loss)
+
         @functools.wraps(loss)
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
-            if keywords.get("group") is None:
+            given = keywords.get("group")
+            if given is None or isinstance(given, Group):  # a loss within a loss has been told of
                 return loss(*args, **keywords)
-            told = _told(loss, whole, *args, **keywords)
-            keywords["group"] = group = Group.of(keywords["group"], told)
-            with contextlib.nullcontext() if group is None else group.reporting():
+            group = keywords["group"] = Group.of(given, {"loss": shown(loss)})
+            if group is None:
+                return loss(*args, **keywords)
+            with group.reporting():
+                group.told |= _told(signature, whole, *args, **keywords)
                 return loss(*args, **keywords)
 
         return called
@@ -39,22 +42,10 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 
 def _told(
-    loss: Callable[..., Any], whole: tuple[str, ...], *args: Any, **keywords: Any
+    signature: inspect.Signature, whole: tuple[str, ...], *args: Any, **keywords: Any
 ) -> dict[str, str]:
-    given = dict(inspect.signature(loss).bind(*args, **keywords).arguments)
+    given = dict(signature.bind(*args, **keywords).arguments)
     given |= given.pop("common", {})
     del given["group"]
-    told = {name: _shown(value, name in whole) for name, value in given.items()}
-    modes = {"grad mode": str(torch.is_grad_enabled())}
-    return {"loss": getattr(loss, "__name__", repr(loss)), **told, **modes}
-
-
-def _shown(value: Any, whole: bool) -> str:
-    if isinstance(value, Tensor):
-        return kind_of(value, whole)
-    if isinstance(value, Term):
-        numbers = [a for a in value.args if isinstance(a, (int, float))]
-        return f"{value.word} {numbers}"
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join([_shown(item, whole) for item in value])}]"
-    return getattr(value, "__qualname__", None) or repr(value)
+    told = {name: shown(value, name in whole) for name, value in given.items()}
+    return {**told, "grad mode": str(torch.is_grad_enabled())}

@@ -71,7 +71,7 @@ def tal_loss(
     temperature = number("temperature", temperature, positive=True)
     margin, scale = number("margin", margin), 1 / temperature
     check_one_for_each(x, y)
-    asked, pairing = split(common)
+    asked, pairing = split(common, x)
     pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
     objective, pairs = Objective.of(pairs, **asked), pairs.widened()
     both = lse(POS, scale, 0.0), lse(NEG, scale, 0.0)

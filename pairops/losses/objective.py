@@ -90,13 +90,9 @@ class Objective:
         weight: Tensor | None = None,
         reduction: Reduction = "mean",
         return_aux: bool = False,
-        averages_pairs: bool = False,
         group: Given = None,
     ) -> "Objective":
-        """averages_pairs: does the loss have the reduction "mean_pairs"?"""
-        check_reduction(reduction, weight, pairs, averages_pairs)
-        if not isinstance(return_aux, bool):
-            raise TypeError(f"return_aux is {type(return_aux).__name__}; it must be a bool")
+        """Of keywords that `split` has checked."""
         return Objective(pairs, weight, reduction, return_aux, Group.of(group))
 
     @property
@@ -154,9 +150,22 @@ class Objective:
             )
 
 
-def split(common: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of `Objective.of`, and those of `Pairs`. Both have a group."""
+def split(
+    common: Mapping[str, Any], anchors: Tensor, name: str = "x", *, averages_pairs: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of `Objective.of`, checked, and those of `Pairs`. Both have the group.
+
+    Checked before anything else: what a rank refuses after the others have begun, they are not told
+    of.  anchors: (N, D), one for each loss; the argument `name`.  averages_pairs: does the loss
+    have the reduction "mean_pairs"?
+    """
     asked = {name: common[name] for name in Asked.__annotations__ if name in common}
+    check_embeddings(name, anchors)
+    reduction, weight = asked.get("reduction", "mean"), asked.get("weight")
+    check_reduction(reduction, weight, len(anchors), averages_pairs)
+    return_aux = asked.get("return_aux", False)
+    if not isinstance(return_aux, bool):
+        raise TypeError(f"return_aux is {type(return_aux).__name__}; it must be a bool")
     rest = {name: given for name, given in common.items() if name not in asked or name == "group"}
     return asked, rest
 
@@ -170,14 +179,13 @@ def labelled(
     **fixed: Any,
 ) -> Objective:
     """The objective of a loss over labels. fixed: keywords of `Pairs.of` that the loss decides."""
-    asked, pairing = split(common)
-    pairs = Pairs.of(x, labels, **pairing, **fixed)
-    return Objective.of(pairs, **asked, averages_pairs=averages_pairs)
+    asked, pairing = split(common, x, averages_pairs=averages_pairs)
+    return Objective.of(Pairs.of(x, labels, **pairing, **fixed), **asked)
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
     """The objective of a loss over two sets that belong together row by row."""
-    asked, comparing = split(common)
+    asked, comparing = split(common, x)
     return Objective.of(Pairs.paired(x, y, **comparing), **asked)
 
 

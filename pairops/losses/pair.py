@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..checks import check_embeddings
 from ..stats import row_stats
 from ..terms import Term
 from .collective import collective
@@ -33,6 +34,11 @@ def pair_loss(
     if not terms or not all(isinstance(term, Term) for term in terms):
         kinds = ", ".join([type(term).__name__ for term in terms]) or "nothing"
         raise TypeError(f"terms are {kinds}; they must be one or more pairops.Term, as of lse(NEG)")
+    check_embeddings("x", x)
+    references = common.get("ref_emb")
+    partners = len(references) if isinstance(references, Tensor) else len(x)
+    for term in terms:  # before the ranks of a group begin
+        term.over(len(x), partners, x.dtype)
     objective = labelled(x, labels, common)
     losses = combine(*row_stats(objective.pairs, *terms))
     if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:

@@ -26,7 +26,7 @@ class AgainstProxies(Asked, total=False):
     normalize: bool | None
 
 
-@collective("proxies", "proxy_labels")
+@collective("proxies", "proxy_labels", "weight")
 def proxy_anchor_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -52,7 +52,7 @@ def proxy_anchor_loss(
     pytorch-metric-learning's ProxyAnchorLoss.
     """
     alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
-    asked, pairing = split(common)
+    asked, pairing = split(common, proxies, "proxies")
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     group = Group.of(asked.get("group"))
     if group is not None:  # each rank has some of the anchors
@@ -103,7 +103,7 @@ def proxy_nca_loss(
         raise TypeError(f"smoothing is {type(smoothing).__name__}; it must be a number")
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
-    asked, pairing = split(common)
+    asked, pairing = split(common, x)
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     pairs = Pairs.of(
         x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance,

@@ -72,7 +72,7 @@ def over_ranks(values: Tensor, group: Group | None) -> Tensor:
 
 
 def check_reduction(
-    reduction: Reduction, weight: Tensor | None, pairs: Pairs, averages_pairs: bool = False
+    reduction: Reduction, weight: Tensor | None, n: int, averages_pairs: bool = False
 ) -> None:
     """What `reduce` will be given, checked before anything is computed."""
     names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
@@ -80,7 +80,6 @@ def check_reduction(
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")
     if weight is None:
         return
-    n, _ = pairs.shape
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")

@@ -145,7 +145,7 @@ def n_pair_loss(
     penalty on norms. With distance="cosine" equal to pytorch-metric-learning's NPairsLoss, whose
     dot product is of unit vectors.
     """
-    asked, pairing = split({"distance": "dot", **common})
+    asked, pairing = split({"distance": "dot", **common}, x)
     first, second = _first_two(x, labels, pairing.pop("ignore_index", -100), pairing.get("group"))
     pairs = Pairs.of(
         x,

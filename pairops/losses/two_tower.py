@@ -88,10 +88,11 @@ def quality_weighted_info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     sharpness = number("gamma", gamma)
-    objective = paired(x, y, common)
+    check_embeddings("x", x)
     if not isinstance(quality, Tensor) or quality.shape != x.shape[:1]:
         kind = tuple(quality.shape) if isinstance(quality, Tensor) else type(quality).__name__
         raise ValueError(f"quality is {kind}; it must be a tensor ({x.shape[0]},)")
+    objective = paired(x, y, common)
     quality = quality.detach().to(x.device, objective.pairs.dtype)
     share = _shares(sharpness * quality, objective)
     rows, pos = row_stats(objective.pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
@@ -122,7 +123,7 @@ def decoupled_contrastive_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     spread = None if sigma is None else number("sigma", sigma, positive=True)
     check_one_for_each(x, y)
-    asked, comparing = split(common)
+    asked, comparing = split(common, x)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
     others = lse(NEG, scale, 0.0)
     s, *across = row_stats(
@@ -178,7 +179,7 @@ def multi_positive_loss(
         raise ValueError(f"positives has {len(positives)} rows; it must have {len(x)}, as x has")
     slots = positives.unbind(1)
     check_embeddings("positives[:, 0]", slots[0], like=("x", x))
-    asked, comparing = split(common)
+    asked, comparing = split(common, x)
     shared = None
     compared = slots[0]
     if negatives is not None:
