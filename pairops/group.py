@@ -4,10 +4,11 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,24 @@ Given = Any  # None, True, a torch.distributed.ProcessGroup, or a Group
 
 # Entries of a header: digest, bytes of text, did this rank fail? And after them the counts.
 _FIXED, _COUNTS = 3, 2
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`function`, at which torch.compile leaves its graph. (`torch.compiler.disable` alone would
+    load the compiler when pairops is imported.)"""
+
+    @functools.wraps(function)
+    def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            result: _R = torch.compiler.disable(function)(*args, **keywords)
+            return result
+        return function(*args, **keywords)
+
+    return called
 
 
 class Group:
@@ -64,7 +83,7 @@ class Group:
             message = f"rank {self.rank} of {self.size} was in {what}{name}: {error}"
             raise type(error)(message) from error
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def agree(self, told: Mapping[str, str], *counts: int) -> list[tuple[int, ...]]:
         """The counts of every rank; ValueError on all of them if not all were told the same."""
         self.agreed = True
@@ -127,14 +146,14 @@ class Group:
         part: Tensor = whole.tensor_split(self.size)[self.rank]
         return part
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def total(self, values: Tensor) -> Tensor:
         """Σ over the ranks, the same bits on all. Differentiable: each rank's gradient is that of
         the sum of what all ranks differentiate."""
         result: Tensor = _Total.apply(self, values)  # type: ignore[no-untyped-call]
         return result
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def rows(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
         """The rows of all ranks, one after the other. sizes: how many each has. Differentiable."""
         result: Tensor = _Rows.apply(self, values, tuple(sizes))  # type: ignore[no-untyped-call]

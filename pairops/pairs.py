@@ -233,7 +233,7 @@ class Pairs:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
                 if given is not None:
                     raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            own, names = arange(x) if exclude_self else None, None
+            own, names = arange(x) if group is not None and exclude_self else None, None
         else:
             check_embeddings("ref_emb", ref_emb, like=("x", x))
             if ref_labels is None:
@@ -254,8 +254,7 @@ class Pairs:
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
             return replace(pairs, shards=shards)._measured(distance)
         if ref_emb is None:
-            same = own is not None
-            known, ready = relate(x, None, labels, None, ignore_index, same, scaled)
+            known, ready = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
             pairs = Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
         else:
             own = own if names is None else first_named(*names)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import weights
 from .engines import ENGINES
+from .group import untraced
 from .pairs import Pairs
 from .passing import passing, within
 from .recipes import pack, unpack
@@ -23,7 +24,7 @@ from .similarity import exactly
 from .terms import Term, Wanted
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@untraced
 def taken(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:

@@ -1,12 +1,13 @@
 """With `group=` every loss is that of one process with the rows of all ranks."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 import zoo
-from conftest import WIDE
+from conftest import WIDE, assert_within_rule
 from gloo import Ranks
 from torch import Tensor
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 
 D = 6
 RING, GATHERED = 0, 1 << 30  # bytes below which all rows are gathered at once
+SHARP = ["mlcd_loss", "multi_positive_loss", "proxy_anchor_loss", "tal_loss"]  # scales of 32 to 67
 SHARDS = {
     "even": {1: [24], 2: [12, 12], 3: [8, 8, 8], 4: [6, 6, 6, 6]},
     "uneven": {2: [17, 7], 3: [1, 14, 9], 4: [3, 1, 13, 7]},
@@ -69,6 +71,18 @@ class Problem:
                 self.whole.add(at)
                 self.leaves.append(at)
         return self
+
+    def widened(self) -> "Problem":
+        """The same numbers in float64."""
+
+        def wide(value: Any) -> Any:
+            floats = isinstance(value, Tensor) and value.is_floating_point()
+            return value.double() if floats else value
+
+        result = copy.copy(self)
+        result.args = tuple([wide(value) for value in self.args])
+        result.keywords = {at: wide(value) for at, value in self.keywords.items()}
+        return result
 
     def one(self) -> dict[Any, Tensor]:
         """Value and gradients of one process."""
@@ -150,17 +164,31 @@ def check(
 def test_value_and_gradient_are_those_of_one_process(
     ranks: Ranks, name: str, params: dict[str, Any]
 ) -> None:
-    check(ranks, Problem(name, params).learned(), 1e-12, gathered=RING)
+    layouts = tuple(SHARDS) if params == zoo.parameters(name)[0] else ("uneven", "empty")
+    check(ranks, Problem(name, params).learned(), 1e-12, layouts=layouts, gathered=RING)
 
 
 @pytest.mark.parametrize("name", losses.__all__)
 def test_all_rows_gathered_at_once(ranks: Ranks, name: str) -> None:
-    check(ranks, Problem(name, zoo.parameters(name)[0]).learned(), 1e-12, gathered=GATHERED)
+    problem = Problem(name, zoo.parameters(name)[0]).learned()
+    check(ranks, problem, 1e-12, layouts=["uneven", "empty"], gathered=GATHERED)
 
 
 @pytest.mark.parametrize("name", losses.__all__)
 def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
-    check(ranks, Problem(name, zoo.parameters(name)[0], torch.float32), 1e-6, layouts=["uneven"])
+    """But where a statistic is 32 or more, which in float32 is a gradient that is right to 2e-6:
+    there two roundings of it differ by as much, and both are held to the error rule."""
+    problem = Problem(name, zoo.parameters(name)[0], torch.float32)
+    if name not in SHARP:
+        check(ranks, problem, 1e-6, layouts=["uneven"])
+        return
+    with pairops.use("dense"):
+        dense, truth = problem.one(), problem.widened().one()
+    for size, sizes in SHARDS["uneven"].items():
+        found = ranks.run(size, "on_ranks:step", problem.shared(sizes))
+        ours = {"value": found[0]["value"], **problem.averaged(found)}
+        for at, values in ours.items():
+            assert_within_rule(f"{size} ranks: {at}", values, [dense[at]], truth[at])
 
 
 @pytest.mark.parametrize("engine", [name for name in WIDE if name not in ("native", "dense")])

