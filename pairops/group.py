@@ -84,8 +84,8 @@ class Group:
             raise type(error)(message) from error
 
     @untraced
-    def agree(self, told: Mapping[str, str], *counts: int) -> list[tuple[int, ...]]:
-        """The counts of every rank; ValueError on all of them if not all were told the same."""
+    def agree(self, told: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
+        """Each count, of every rank; ValueError on all of them if not all were told the same."""
         self.agreed = True
         return self._exchange({**self.told, **told}, counts, failed=False)
 
@@ -102,7 +102,7 @@ class Group:
 
     def _exchange(
         self, told: Mapping[str, str], counts: Sequence[int], *, failed: bool
-    ) -> list[tuple[int, ...]]:
+    ) -> tuple[tuple[int, ...], ...]:
         text = json.dumps(told).encode()
         digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
         room = (0,) * (_COUNTS - len(counts))
@@ -110,7 +110,8 @@ class Group:
         with self.step("the exchange of what the ranks were given"):
             table = [row.tolist() for row in self._every(header)]
             if len({row[0] for row in table}) == 1 and not any(row[2] for row in table):
-                return [tuple(row[_FIXED : _FIXED + len(counts)]) for row in table]
+                columns = tuple(zip(*table, strict=True))
+                return columns[_FIXED : _FIXED + len(counts)]
             padded = torch.zeros(max(row[1] for row in table), dtype=torch.uint8)
             padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
             texts = self._every(padded.to(header.device))

@@ -159,8 +159,8 @@ class CrossBatchMemory(nn.Module):
         others = torch.where(empty, self.ignore_index, self.labels)
         every = ids
         if group is not None:
-            counts = group.agree({"ids": "some" if ids is not None else "none"}, len(x))
-            every = None if ids is None else group.rows(ids, [n for (n,) in counts])
+            (sizes,) = group.agree({"ids": "some" if ids is not None else "none"}, len(x))
+            every = None if ids is None else group.rows(ids, sizes)
         if every is not None:
             stale = _among(self.ids, every) & (self.ids != _NO_ID)
             others = torch.where(stale, self.ignore_index, others)

@@ -153,9 +153,10 @@ class Pairs:
         y = None if self.y is None else wide(self.y)
         return replace(self, x=wide(self.x), y=y, prepared={}, gathered={})
 
-    def indices(self) -> Tensor:
-        """(N,) which rows these are among those of all ranks."""
-        return arange(self.x) + (0 if self.shards is None else self.shards.first(0))
+    def indices(self, axis: int = 0) -> Tensor:
+        """(N,) which rows these are among those of all ranks; axis 1: (M,) which columns."""
+        rows = arange(self.x if axis == 0 else self.other)
+        return rows if self.shards is None else rows + self.shards.first(axis)
 
     def of_all(self, axis: int, values: Tensor) -> Tensor:
         """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .pairs import Pairs
 from .rows import add_rows, pick_rows
-from .shards import Shards
 from .stats import row_stats
 from .terms import POS, total
 
@@ -29,56 +28,47 @@ class PositiveRows:
 
     @staticmethod
     def of(pairs: Pairs) -> "PositiveRows":
-        if pairs.shards is not None:
-            return PositiveRows._of_shards(pairs, pairs.shards)
-        row, place = _listed(pairs)
-        anchor, partner = pairs.order_x[row], pairs.order_y[place]
-        rows = replace(
-            pairs,
-            x=pick_rows(pairs.x, anchor),
-            y=pairs.other,
-            scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
-            order_x=torch.arange(len(row), device=row.device),
-            lo=pairs.lo[row],
-            hi=pairs.hi[row],
-            own=pairs.own[row],
-            keep_x=torch.ones_like(row, dtype=torch.bool),
-            counted=None,
-            complete=True,
-            measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
-            copies_of=anchor,
-            prepared={},
-        )
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
-        alone = replace(rows, lo=place, hi=place + 1, own=torch.full_like(place, -1))
+        if pairs.shards is None:
+            row, place = _listed(pairs)
+            anchor, partner = pairs.order_x[row], pairs.order_y[place]
+            rows = replace(
+                _copies(pairs, anchor),
+                order_x=torch.arange(len(row), device=row.device),
+                lo=pairs.lo[row],
+                hi=pairs.hi[row],
+                own=pairs.own[row],
+                counted=None,
+            )
+            alone = replace(rows, lo=place, hi=place + 1, own=torch.full_like(place, -1))
+        else:
+            anchor, partner = pairs.shards.listed()
+            shards = pairs.shards.of_rows(anchor)
+            rows = replace(_copies(pairs, anchor), shards=shards)
+            by_index = shards.by_keys((partner, pairs.indices(1)))
+            alone = replace(rows, shards=by_index, gathered={})
         (score,) = row_stats(alone, total(POS, 1.0, 0.0))
-        return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
-
-    @staticmethod
-    def _of_shards(pairs: Pairs, shards: Shards) -> "PositiveRows":
-        """The same of this rank's anchors; a partner is a column of all ranks."""
-        anchor, partner = shards.listed()
-        rows = replace(
-            pairs,
-            x=pick_rows(pairs.x, anchor),
-            y=pairs.other,
-            scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
-            keep_x=torch.ones_like(anchor, dtype=torch.bool),
-            complete=True,
-            measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
-            copies_of=anchor,
-            shards=shards.of_rows(anchor),
-            prepared={},
-            gathered={},
-        )
-        columns = torch.arange(pairs.shape[1], device=anchor.device) + shards.first(1)
-        by_index = shards.of_rows(anchor, (partner, columns))
-        (score,) = row_stats(replace(rows, shards=by_index, gathered={}), total(POS, 1.0, 0.0))
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
     def per_anchor(self, values: Tensor) -> Tensor:
         """(N,) values (K,) summed by anchor, in the caller's order."""
         return add_rows(self.blank, self.anchor, values)
+
+
+def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
+    """Copies of these rows (K,) against the other set; their relation is that of all rows still."""
+    return replace(
+        pairs,
+        x=pick_rows(pairs.x, anchor),
+        y=pairs.other,
+        scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
+        keep_x=torch.ones_like(anchor, dtype=torch.bool),
+        complete=True,
+        measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
+        copies_of=anchor,
+        prepared={},
+        gathered={},
+    )
 
 
 def _listed(pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -186,7 +186,8 @@ def _weigh_local(
     """
     mine, theirs = terms
     local = pairs.x if axis == 0 else pairs.other
-    last = pairs.shards.first(axis) + len(local) if pairs.shards else 0
+    assert pairs.shards is not None, "these pairs have a group"
+    last = pairs.shards.first(axis) + len(local)
     total: Tensor | None = None
     travelling = [z for k in mine for z in owned[k].term.met()]
     travelling += [z for k in theirs for z in owned[k].tensors()]
@@ -225,14 +226,13 @@ def _weigh_local(
         found = by_set[axis]
         if found is not None:  # in grad mode there is one block
             total = _joined(found, of_others) if total is None else total.add_(found)
-        order = (*mine, *theirs) if axis == 0 else (*theirs, *mine)
-        begin = 0 if axis == 0 else len(theirs)
-        for place, k in enumerate(order):
-            local_owner = begin <= place < begin + len(mine)
+        of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
+        order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+        for place, (k, is_mine) in enumerate(order):
             for v, (gradient, is_owners) in enumerate(
                 zip(vectors[place], owned[k].term.by_owner(), strict=True)
             ):
-                if is_owners == local_owner:
+                if is_owners == is_mine:
                     by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
         del by_set, found  # or it would still be there when that of the next block is made
     return None if total is None else total.to(local.dtype)

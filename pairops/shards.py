@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .group import Group
-from .rows import first_named
+from .rows import arange, first_named
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,28 +38,26 @@ class Shards:
         own: (N,) the local column that a row is, or −1.  names: instead of that, ids of both.
         """
         mine, theirs = keys[0], keys[0] if keys[1] is None else keys[1]
-        counts = group.agree(told, len(mine), len(theirs))
-        sizes = tuple([n for n, _ in counts]), tuple([m for _, m in counts])
+        rows, columns = group.agree(told, len(mine), len(theirs))
         if names is not None:
-            own = first_named(names[0], group.rows(names[1], sizes[1]))
+            own = first_named(names[0], group.rows(names[1], columns))
         elif own is None:
             own = torch.full_like(mine, -1)
         else:
-            own = torch.where(own < 0, -1, own + sum(sizes[1][: group.rank]))
-        columns = group.rows(theirs, sizes[1])
-        positives, others = _counts(mine, columns, own, ignore_index)
-        return Shards(group, sizes, (mine, theirs), own, ignore_index, positives, others)
+            own = torch.where(own < 0, -1, own + sum(columns[: group.rank]))
+        every = group.rows(theirs, columns)
+        positives, others = _counts(mine, every, own, ignore_index)
+        return Shards(group, (rows, columns), (mine, theirs), own, ignore_index, positives, others)
 
     @staticmethod
     def by_index(group: Group, told: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
         """Row i of a rank's x has row i of its y as its one positive."""
-        counts = group.agree(told, len(x), len(y))
-        sizes = tuple([n for n, _ in counts]), tuple([m for _, m in counts])
-        key = torch.arange(len(x), device=x.device) + sum(sizes[0][: group.rank])
+        rows, columns = group.agree(told, len(x), len(y))
+        key = arange(x) + sum(rows[: group.rank])
         nobody = key.new_full((len(y) - len(x),), -1)
-        others = torch.full_like(key, sum(sizes[1]))
+        others = torch.full_like(key, sum(columns))
         return Shards(
-            group, sizes, (key, torch.cat([key, nobody])), torch.full_like(key, -1), None,
+            group, (rows, columns), (key, torch.cat([key, nobody])), torch.full_like(key, -1), None,
             torch.ones_like(key), others,
         )  # fmt: skip
 
@@ -67,20 +65,21 @@ class Shards:
         """The first row (axis 0) or column (1) of this rank among those of all."""
         return sum(self.sizes[axis][: self.group.rank])
 
-    def of_rows(self, index: Tensor, keys: tuple[Tensor, Tensor] | None = None) -> "Shards":
-        """The same for copies of these local rows. keys: others than theirs, of all that is kept,
-        by which no row is a column itself."""
-        counts = self.group.agree({}, len(index))
-        own = self.own[index]
+    def of_rows(self, index: Tensor) -> "Shards":
+        """The same for copies of these local rows."""
+        (rows,) = self.group.agree({}, len(index))
         return replace(
             self,
-            sizes=(tuple([n for (n,) in counts]), self.sizes[1]),
-            keys=(self.keys[0][index], self.keys[1]) if keys is None else keys,
-            own=own if keys is None else torch.full_like(own, -1),
-            ignore_index=self.ignore_index if keys is None else None,
+            sizes=(rows, self.sizes[1]),
+            keys=(self.keys[0][index], self.keys[1]),
+            own=self.own[index],
             positives=self.positives[index],
             others=self.others[index],
         )
+
+    def by_keys(self, keys: tuple[Tensor, Tensor]) -> "Shards":
+        """The same rows and columns by other keys, of which none is left out or itself."""
+        return replace(self, keys=keys, own=torch.full_like(self.own, -1), ignore_index=None)
 
     def listed(self) -> tuple[Tensor, Tensor]:
         """(K,) every local row and positive of it, a column of all ranks, by row and then column.

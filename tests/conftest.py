@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
+import gloo
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ if DEVICE == "cpu":
 OF_THE_CPU = {
     "test_bench", "test_bench_commands", "test_code_search", "test_compat_pml",
     "test_compat_sentence_transformers", "test_compat_sentence_transformers_numbers", "test_device",
-    "test_distributed", "test_distributed_edges", "test_distributed_process",
+    "test_distributed", "test_distributed_edges", "test_distributed_errors",
+    "test_distributed_process",
     "test_examples", "test_formulas", "test_formulas_by_hand", "test_formulas_pml",
     "test_formulas_twice", "test_formulas_two_sets",
     "test_lightning", "test_memory", "test_native", "test_native_engine", "test_native_process",
@@ -63,6 +65,14 @@ def strict_torch(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.device("cpu" if request.module.__name__ in OF_THE_CPU else DEVICE):
         yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[gloo.Ranks]:
+    """Processes that are the ranks of gloo groups; for tests of the xdist group "ranks"."""
+    started = gloo.Ranks()
+    yield started
+    started.stop()
 
 
 @pytest.fixture

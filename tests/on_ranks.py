@@ -131,14 +131,10 @@ def sent(group: Any, given: dict[str, Any]) -> dict[str, int]:
     """The bytes that this rank hands to torch.distributed, by what takes them."""
     counted = {"p2p": 0, "all_gather": 0, "all_reduce": 0}
     others = dist.get_world_size(group) - 1
-    isend, all_gather, all_reduce = dist.isend, dist.all_gather, dist.all_reduce
+    batch, all_gather, all_reduce = dist.batch_isend_irecv, dist.all_gather, dist.all_reduce
 
     def count(name: str, tensor: Tensor, times: int) -> None:
         counted[name] += times * tensor.numel() * tensor.element_size()
-
-    def counting_isend(tensor: Tensor, *args: Any, **keywords: Any) -> Any:
-        count("p2p", tensor, 1)
-        return isend(tensor, *args, **keywords)
 
     def counting_gather(every: Any, tensor: Tensor, *args: Any, **keywords: Any) -> Any:
         count("all_gather", tensor, others)
@@ -148,12 +144,9 @@ def sent(group: Any, given: dict[str, Any]) -> dict[str, int]:
         count("all_reduce", tensor, 1)
         return all_reduce(tensor, *args, **keywords)
 
-    # P2POp takes no other function than the module's own; so the exchange itself is watched.
-    batch = dist.batch_isend_irecv
-
     def counting_batch(operations: list[Any]) -> Any:
         for operation in operations:
-            if operation.op is isend:
+            if operation.op is dist.isend:
                 count("p2p", operation.tensor, 1)
         return batch(operations)
 
@@ -192,27 +185,23 @@ def peak(group: Any, given: dict[str, Any]) -> tuple[int, int]:
     """By how many bytes a loss and its gradient let this process's resident memory grow, and how
     many tensors of torch held at once."""
     generator = torch.Generator().manual_seed(dist.get_rank(group))
-    x = torch.randn(given["rows"], given["d"], generator=generator).requires_grad_()
+    x = torch.randn(given["rows"], given["d"], generator=generator)
     labels = torch.randint(0, 64, (given["rows"],), generator=generator)
 
-    def run() -> None:
+    def run(count: int) -> None:
+        leaf = x.detach()[:count].requires_grad_()
         with _set(given):
-            getattr(pairops, given["loss"])(x, labels, group=group).backward()
-        x.grad = None
+            getattr(pairops, given["loss"])(leaf, labels[:count], group=group).backward()
 
-    small, x_whole = x.detach()[:64].clone().requires_grad_(), x
-    labels_whole = labels
-    x, labels = small, labels[:64]
-    run()
-    x, labels = x_whole, labels_whole
+    run(64)  # loads what is loaded once
     dist.barrier(group)
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")
     before = _status("VmRSS")
-    run()
+    run(given["rows"])
     grown = _status("VmHWM") - before
     with Held() as held:
-        run()
+        run(given["rows"])
     return grown, held.most
 
 

@@ -1,7 +1,7 @@
 """With `group=` every loss is that of one process with the rows of all ranks."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,13 +24,6 @@ SHARDS = {
     "uneven": {2: [17, 7], 3: [1, 14, 9], 4: [3, 1, 13, 7]},
     "empty": {2: [0, 24], 3: [11, 0, 13], 4: [0, 23, 1, 0]},
 }
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    started = Ranks()
-    yield started
-    started.stop()
 
 
 class Problem:

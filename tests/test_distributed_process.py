@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import gloo
@@ -18,13 +17,6 @@ ROOT = Path(__file__).parents[1]
 EXCHANGE = 5 * 8  # a header; both of its counts are there, wanted or not
 NUMBER, INDEX = 8, 8  # bytes of a float64, and of a key or a column's index
 SUMS = 2 * (2 * 8)  # the mean: a sum and a count, and the gradient by both
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[gloo.Ranks]:
-    started = gloo.Ranks()
-    yield started
-    started.stop()
 
 
 def passed(blocks: int, rows: int, *, known: int, travelling: int) -> int:

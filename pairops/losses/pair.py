@@ -34,11 +34,12 @@ def pair_loss(
     if not terms or not all(isinstance(term, Term) for term in terms):
         kinds = ", ".join([type(term).__name__ for term in terms]) or "nothing"
         raise TypeError(f"terms are {kinds}; they must be one or more pairops.Term, as of lse(NEG)")
-    check_embeddings("x", x)
-    references = common.get("ref_emb")
-    partners = len(references) if isinstance(references, Tensor) else len(x)
-    for term in terms:  # before the ranks of a group begin
-        term.over(len(x), partners, x.dtype)
+    if common.get("group") is not None:  # `row_stats` checks terms when the ranks have begun
+        check_embeddings("x", x)
+        references = common.get("ref_emb")
+        partners = len(references) if isinstance(references, Tensor) else len(x)
+        for term in terms:
+            term.over(len(x), partners, x.dtype)
     objective = labelled(x, labels, common)
     losses = combine(*row_stats(objective.pairs, *terms))
     if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:

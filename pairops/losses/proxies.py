@@ -110,7 +110,7 @@ def proxy_nca_loss(
         **pairing | {"group": None},
     )  # fmt: skip
     objective = Objective.of(pairs, **asked)
-    if objective.group is not None:  # which has the proxies already
+    if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
         objective.group.agree({})
     terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
     if smoothing:
