@@ -5,20 +5,20 @@ from importlib.metadata import PackageNotFoundError, version
 from . import losses
 from . import nn as nn
 from . import retrieval as retrieval
-from .arguments import partner, table
-from .block import pair_weights
-from .cached import cached_step
-from .engines import use
-from .estimate import estimate_memory
-from .functions import Function
+from .ops.terms.arguments import partner, table
+from .inspection.pair_weights import pair_weights
+from .training.cached_step import cached_step
+from .ops.engines import use
+from .inspection.memory_estimate import estimate_memory
+from .ops.terms.functions import Function
 from .losses import *  # noqa: F403
-from .losses.objective import Aux
-from .losses.pair import pair_loss
-from .memory import CrossBatchMemory
-from .mining import mine
-from .pairs import Pairs
-from .stats import row_stats
-from .terms import ALL, NEG, POS, Term, highest, lowest, lse, total
+from .losses.objective.objective import Aux
+from .losses.custom import pair_loss
+from .training.cross_batch_memory import CrossBatchMemory
+from .inspection.mining import mine
+from .ops.pairs.pairs import Pairs
+from .ops.row_stats.op import row_stats
+from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, total
 
 try:
     __version__ = version("pairops")

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from . import __version__, engines, losses
-from .pairs import Pairs
-from .terms import POS, lse
+from . import __version__, losses
+from .ops import engines
+from .ops.pairs.pairs import Pairs
+from .ops.terms.term import POS, lse
 
 _VARIABLES = (
     "PAIROPS_ENGINE",

@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
-import gloo
+from support import gloo_ranks
 import pytest
 import torch
 from torch import Tensor
@@ -17,17 +17,18 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pairops
-from pairops import cuda_kernels, engines
-from pairops.engines import tiles
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops import engines
+from pairops.ops.engines.blockwise import grid
 
 if DEVICE == "cpu" and engines.triton.MISSING is None:
-    import interpreted
+    from support import triton_interpreter
 
-    interpreted.prepare()
+    triton_interpreter.prepare()
 
 # And the CUDA kernels as compiled for the CPU.
 if DEVICE == "cpu":
-    from cuda_on_host import build
+    from support.cuda_on_host import build
 
     cuda_kernels.install(build.module(), "cpu")
 
@@ -68,9 +69,9 @@ def strict_torch(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[gloo.Ranks]:
+def ranks() -> Iterator[gloo_ranks.Ranks]:
     """Processes that are the ranks of gloo groups; for tests of the xdist group "ranks"."""
-    started = gloo.Ranks()
+    started = gloo_ranks.Ranks()
     yield started
     started.stop()
 
@@ -78,8 +79,8 @@ def ranks() -> Iterator[gloo.Ranks]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that a few dozen rows are many tiles, ragged ones among them."""
-    monkeypatch.setattr(tiles, "ROWS", 17)
-    monkeypatch.setattr(tiles, "COLS", 29)
+    monkeypatch.setattr(grid, "ROWS", 17)
+    monkeypatch.setattr(grid, "COLS", 29)
 
 
 @pytest.fixture(params=HERE)

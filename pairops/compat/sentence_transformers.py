@@ -34,9 +34,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from ..group import Given, Group
-from ..losses.objective import Value
-from ..nn.arguments import Arguments
+from pairops.ops.distributed.group import Given, Group
+from pairops.losses.objective.objective import Value
+from pairops.nn.module import Arguments
 
 __all__ = ["LabelledLoss", "PairedLoss"]
 

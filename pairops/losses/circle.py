@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..functions import circle_pull, circle_push
-from ..stats import row_stats
-from ..terms import NEG, POS, lse
-from .collective import collective
-from .objective import Labelled, Value, labelled, similar_only
-from .reduction import log1p_exp, number
-from .soft_mean import reduce_log1p_exp
+from pairops.ops.terms.functions import circle_pull, circle_push
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, lse
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import Labelled, Value, labelled, similar_only
+from .objective.scalars import log1p_exp, number
+from pairops.ops.row_stats.softplus_mean import reduce_log1p_exp
 
 
 @collective()

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_embeddings, whole_numbers
-from ..distances import Distance
-from ..functions import affine, hinge, one, softplus
-from ..pairs import Pairs
-from ..rows import pick_rows
-from ..similarity import wide
-from ..stats import row_stats
-from ..terms import NEG, POS, total
-from .collective import collective
-from .objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
-from .reduction import number, readable
+from pairops.ops.pairs.checks import check_embeddings, whole_numbers
+from pairops.ops.pairs.distances import Distance
+from pairops.ops.terms.functions import affine, hinge, one, softplus
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.indexing import pick_rows
+from pairops.ops.pairs.similarity import wide
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, total
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
+from .objective.scalars import number, readable
 
 
 @collective()

@@ -3,13 +3,13 @@
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..functions import affine
-from ..stats import row_stats
-from ..terms import NEG, POS, highest, lowest, lse
-from .collective import collective
-from .objective import Labelled, Value, labelled
-from .reduction import number
-from .soft_mean import reduce_log1p_exp
+from pairops.ops.terms.functions import affine
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import Labelled, Value, labelled
+from .objective.scalars import number
+from pairops.ops.row_stats.softplus_mean import reduce_log1p_exp
 
 
 @collective()

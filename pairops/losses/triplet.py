@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from ..functions import hinge, one, softplus
-from ..positives import PositiveRows
-from ..rows import pick_rows
-from ..stats import row_stats
-from ..terms import NEG, POS, highest, lowest, total
-from .collective import collective
-from .objective import Labelled, Objective, Value, labelled
-from .reduction import log1p_exp, number
+from pairops.ops.terms.functions import hinge, one, softplus
+from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.pairs.indexing import pick_rows
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, highest, lowest, total
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import Labelled, Objective, Value, labelled
+from .objective.scalars import log1p_exp, number
 
 Mining = Literal["hard", "semihard", "all"]
 

@@ -5,22 +5,12 @@ from typing import TypeAlias
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..distances import Distance
-from ..losses import (
-    circle_loss,
-    contrastive_loss,
-    lifted_structure_loss,
-    ms_loss,
-    n_pair_loss,
-    nca_loss,
-    nt_xent_loss,
-    supcon_loss,
-    triplet_loss,
-)
-from ..losses.objective import Value
-from ..losses.reduction import Reduction
-from ..losses.triplet import Mining
-from .arguments import Arguments, Call, Common, no_tuples
+from pairops.ops.pairs.distances import Distance
+from pairops.losses import circle_loss, contrastive_loss, lifted_structure_loss, ms_loss, n_pair_loss, nca_loss, nt_xent_loss, supcon_loss, triplet_loss
+from pairops.losses.objective.objective import Value
+from pairops.losses.objective.scalars import Reduction
+from pairops.losses.triplet import Mining
+from .module import Arguments, Call, Common, no_tuples
 
 Number: TypeAlias = float | Tensor
 

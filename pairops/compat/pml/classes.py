@@ -6,19 +6,8 @@ import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor
 
-from ... import losses as ours
-from .served import (
-    AVERAGE,
-    DIVISOR,
-    MEAN,
-    PER_ANCHOR,
-    SUM,
-    Batch,
-    OfAnchors,
-    Served,
-    at_most_one,
-    mean_nonzero,
-)
+from pairops import losses as ours
+from .served import AVERAGE, DIVISOR, MEAN, PER_ANCHOR, SUM, Batch, OfAnchors, Served, at_most_one, mean_nonzero
 
 # A margin that no pair comes up to.
 _FAR = 1e30

@@ -1,0 +1,141 @@
+"""How many bytes a step holds at its peak, without running it: tensors without memory are followed
+from their making to their end."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pairops.ops.row_stats import backward
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.recipe import unpack
+from .sharded_memory import meetings
+from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.engines.memory import WORKING, Call, Working
+
+
+class Alive(TorchDispatchMode):
+    """The bytes of what torch makes within this context and still holds, and the most there were.
+
+    given: tensors that are not counted.  engine: who is to serve; None: who does.  ranks: of how
+    many this is one.
+    """
+
+    def __init__(self, given: Sequence[Tensor], engine: str | None = None, ranks: int = 1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.peak = 0
+        # In a backward pass torch adds to a gradient in place, if nobody else holds it; but not
+        # within a mode such as this.
+        self.adds_in_place = False
+        self._engine, self._ranks = engine, ranks
+        self._known = {id(z.untyped_storage()): weakref.ref(z.untyped_storage()) for z in given}
+        self._prepared: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(
+        self, op: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._note()
+        beside = 0
+        if op is torch.ops.pairops.gather.default:
+            self._gather(args)
+        elif op is torch.ops.pairops.weigh.default:
+            beside = self._weigh(args)
+        elif op is torch.ops.aten.logsumexp.default:
+            self._note(args[0].nbytes)  # its kernel makes a copy
+        result = op(*args, **(kwargs or {}))
+        for z in tree_leaves(result):
+            if isinstance(z, Tensor):
+                self._follow(z.untyped_storage())
+        if not (self.adds_in_place and op is torch.ops.aten.add.Tensor):
+            self._note(beside)
+        return result
+
+    def _note(self, beside: int = 0) -> None:
+        self.peak = max(self.peak, self.bytes + beside)
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def ended(_: object) -> None:
+            del self._known[key]
+            self.bytes -= size
+
+        self._known[key] = weakref.ref(storage, ended)
+        self.bytes += size
+
+    def _gather(self, given: Sequence[Any]) -> None:
+        pairs, call, working = self._read(given)
+        sets = tuple([id(z.untyped_storage()) for z in (pairs.x, pairs.other, pairs.order_x)])
+        if self._ranks == 1 and sets not in self._prepared:
+            self._prepared.add(sets)
+            self.bytes += working.prepared(call)
+        for met, beside in meetings(call, self._ranks, weighing=False):
+            self._note(beside + self._prepared_anew(met, working) + working.gather(met))
+        if working.bits is not None:
+            self.bytes += working.bits(call) * sum(term.keeps_bits for term, _ in call.owned)
+
+    def _weigh(self, given: Sequence[Any]) -> int:
+        """What there still is of the gradients besides those that are returned."""
+        pairs, call, working = self._read(given)
+        statistics, arguments, _, cotangents, *needs = given[10:]
+        call = replace(call, wanted=(needs[0], needs[1]))
+        kept = iter(arguments)
+        beside_term: dict[int, list[Tensor]] = {}
+        for (term, _), statistic, cotangent in zip(call.owned, statistics, cotangents, strict=True):
+            found = [next(kept)] if term.keeps_argument else []
+            beside_term[id(term)] = [statistic, cotangent, *found]
+        for met, beside in meetings(call, self._ranks, weighing=True):
+            held = beside + self._prepared_anew(met, working)
+            swept = replace(met, rows=_sums(met.rows), cols=_sums(met.cols))
+            if swept.owned:
+                self._note(held + working.weigh(swept))
+                held += swept.gradients()
+            self.bytes += held
+            self._weigh_extremes(pairs, met, beside_term)
+            self.bytes -= held
+        return call.gradients() if call.dtype.itemsize < call.wide else 0
+
+    def _weigh_extremes(
+        self, pairs: Pairs, call: Call, beside_term: dict[int, list[Tensor]]
+    ) -> None:
+        """Their gradients are made in torch, and are followed."""
+        rows, cols = (
+            [term for term in terms if term.keeps_argument] for terms in (call.rows, call.cols)
+        )
+        if not (rows or cols):
+            return
+        if pairs.y is None and not call.same:  # a block of the others' rows is like one's own
+            pairs = replace(pairs, y=pairs.x, scale_y=pairs.scale_x)
+        statistics, cotangents, arguments = zip(
+            *[beside_term[id(term)] for term in (*rows, *cols)], strict=True
+        )
+        adds_in_place, self.adds_in_place = self.adds_in_place, False
+        with self, torch.no_grad():
+            backward.of_terms(
+                pairs, rows, cols, "blockwise", statistics, arguments, None, cotangents,
+                Wanted(*call.wanted),
+            )  # fmt: skip
+        self.adds_in_place = adds_in_place
+
+    def _prepared_anew(self, met: Call, working: Working) -> int:
+        """What an engine makes of the embeddings; alone it is made once, and held throughout."""
+        return working.prepared(met) if self._ranks > 1 else 0
+
+    def _read(self, given: Sequence[Any]) -> tuple[Pairs, Call, Working]:
+        """The arguments that both ops share."""
+        x, y, scale_x, scale_y, relation, _, vectors, numbers, recipe, engine = given[:10]
+        pairs = Pairs(x, y, scale_x, scale_y, *relation)
+        rows, cols = unpack(recipe, numbers, vectors)
+        call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols)
+        return pairs, call, WORKING[self._engine or engine]
+
+
+def _sums(terms: Sequence[Term]) -> list[Term]:
+    return [term for term in terms if not term.extreme]

@@ -1,0 +1,161 @@
+"""The weight that a loss gives to every pair, for those who want to see it: a block at a time.
+
+General pair weighting says that a pair-based loss is this weight, w_ij = ∂L/∂s_ij. Training never
+holds them; here the statistics that a loss took are watched, and of a block the same shares and
+slopes are written out that `weigh` would have multiplied with the embeddings.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.engines import ENGINES
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.indexing import places
+from pairops.ops.pairs.similarity import exactly, product, scaled
+from pairops.ops.row_stats.op import Taken, watched
+from pairops.ops.terms.term import ALL, POS, Term
+
+
+def pair_weights(
+    loss: Callable[..., Any],
+    x: Tensor,  # (N, D)
+    *given: Any,
+    rows: Tensor | slice | None = None,
+    cols: Tensor | slice | None = None,
+    **keywords: Any,
+) -> Tensor:
+    """(R, C) w_ij = ∂L/∂s_ij of L = loss(x, *given, **keywords), by distances ∂L/∂d_ij.
+
+    Below 0 a pair is pulled together, above 0 pushed apart (of distances the other way round). When
+    x is compared with itself w_ij is what i asks for as an anchor: the gradient is dX_i = Σ_j (w_ij
+    + w_ji) x_j, in unit vectors.
+
+    loss: of this library or one's own; it must compare one pair of sets. For `proxy_anchor_loss`
+    the rows are proxies.  rows, cols: indices (R,) and (C,) in the caller's order, or slices; None:
+    all of them. Memory is O(R·C), and O(K·C) for K positive pairs where a loss makes rows of these.
+    Raises ValueError for a loss that takes no statistic, has no gradient, or compares several sets.
+    """
+    leaf = x.detach().requires_grad_()
+    again = [leaf if z is x else z for z in given]  # ref_emb may be the very tensor x
+    keywords = {name: leaf if z is x else z for name, z in keywords.items()}
+    with torch.enable_grad(), watched() as calls:
+        value = loss(leaf, *again, **keywords)
+    value = value[0] if isinstance(value, tuple) else value
+    if not calls:
+        raise ValueError("loss took no statistic; it must be built on pairops.row_stats")
+    # What serves `return_aux` alone has no gradient.
+    calls = [call for call in calls if any(z.requires_grad for z in call.statistics)]
+    if not calls or not value.requires_grad:
+        raise ValueError("loss has no gradient by any statistic; there is nothing to weigh")
+    pairs = calls[0].pairs.of_one_rank("pair_weights")
+    if any(call.pairs.other is not pairs.other for call in calls):
+        raise ValueError("loss compares several sets; their pairs have no common weight")
+    statistics = [z for call in calls for z in call.statistics if z.requires_grad]
+    found = torch.autograd.grad(value.sum(), statistics, allow_unused=True)
+    cotangent: dict[int, Tensor | None] = dict(zip([id(z) for z in statistics], found, strict=True))
+    whole = [call.pairs.shape[0] for call in calls if call.pairs.copies_of is None]
+    n = max(whole, default=len(x))
+    index = [_indices(k, extent, x.device) for k, extent in ((rows, n), (cols, pairs.shape[1]))]
+    weights = x.new_zeros((len(index[0]), len(index[1])), dtype=pairs.dtype)
+    with torch.no_grad(), exactly(x.device.type):
+        for call in calls:
+            weights += _of_call(call, index, cotangent)
+    return pairs.in_units(weights)
+
+
+def _indices(chosen: Tensor | slice | None, extent: int, device: torch.device) -> Tensor:
+    if chosen is None or isinstance(chosen, slice):
+        return torch.arange(extent, device=device)[slice(None) if chosen is None else chosen]
+    if chosen.dtype == torch.bool or chosen.is_floating_point() or chosen.dim() != 1:
+        raise ValueError(
+            f"rows and cols are indices, but one is {chosen.dtype} {tuple(chosen.shape)}; it must "
+            "be a slice or an integer tensor of one dimension"
+        )
+    chosen = chosen.to(device, torch.int64)
+    low, high = (int(chosen.min()), int(chosen.max())) if len(chosen) else (0, -1)
+    if low < -extent or high >= extent:
+        raise IndexError(
+            f"rows or cols go from {low} to {high}; they must be from {-extent} to {extent - 1}"
+        )
+    return torch.where(chosen < 0, chosen + extent, chosen)
+
+
+def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | None]) -> Tensor:
+    """What the statistics of one call add to the block."""
+    pairs, (wanted, cols) = call.pairs, index
+    rows, into = wanted, torch.arange(len(wanted), device=wanted.device)
+    if pairs.copies_of is not None:
+        matches = pairs.copies_of.unsqueeze(1) == wanted
+        rows, into = matches.nonzero().unbind(1)
+    block = Block(pairs, rows, cols)
+    weights = block.t.new_zeros(block.t.shape)
+    terms = [(0, term) for term in call.rows] + [(1, term) for term in call.cols]
+    for (axis, term), statistic in zip(terms, call.statistics, strict=True):
+        given = cotangent.get(id(statistic))
+        if given is not None:
+            weights += block.weights(term, axis, statistic.detach(), given)
+    return weights.new_zeros(len(wanted), len(cols)).index_add(0, into, weights)
+
+
+class Block:
+    """Some rows and columns of the matrix, in the caller's order.
+
+    t: closeness.  present: is it a pair at all?  positive: if so, of which side? (R, C) each.
+    """
+
+    def __init__(self, pairs: Pairs, rows: Tensor, cols: Tensor) -> None:
+        self.pairs, self.index = pairs, (rows, cols)
+        x, y = (
+            scaled(z[k], None if scale is None else scale[k], pairs.dtype)
+            for z, scale, k in (
+                (pairs.x, pairs.scale_x, rows), (pairs.other, pairs.scale_y, cols),
+            )
+        )  # fmt: skip
+        s = product(x, y)
+        self.t = s if pairs.measure is None else pairs.measure.of_block(s, rows, cols)
+        row, place = places(pairs.order_x)[rows], places(pairs.order_y)[cols]
+        lo, hi, own = (z[row].unsqueeze(1) for z in (pairs.lo, pairs.hi, pairs.own))
+        self.positive = (place >= lo) & (place < hi)
+        self.present = (place != own) & pairs.keep_x[rows].unsqueeze(1) & pairs.keep_y[cols]
+
+    def weights(self, term: Term, axis: int, statistic: Tensor, cotangent: Tensor) -> Tensor:
+        """(R, C) cotangent · share · slope of every pair that the term counts."""
+        owner, partner = self.index[axis], self.index[1 - axis]
+        t, kept = self.t, self.present
+        if term.side != ALL:
+            kept = kept & (self.positive if term.side == POS else ~self.positive)
+        if axis == 1:
+            t, kept = t.T, kept.T
+        if term.above is not None:
+            kept = kept & ~(t <= term.above[owner].unsqueeze(1))
+        if term.below is not None:
+            kept = kept & ~(t >= term.below[owner].unsqueeze(1))
+        args: list[Any] = []
+        for a in term.args:
+            if isinstance(a, Partner):
+                args.append(a.values[partner])
+            elif isinstance(a, Table):
+                args.append(a.values[a.owners[owner]][:, a.partners[partner]])
+            else:
+                args.append(a[owner].unsqueeze(1) if isinstance(a, Tensor) else a)
+        share: Any = 1.0
+        if term.gather == "lse":
+            share = torch.exp(term.value(t, *args) - statistic[owner].unsqueeze(1))
+        elif term.extreme:
+            share = partner == extreme_indices(self.pairs, term, axis)[owner].unsqueeze(1)
+        slope = term.slopes(t, *args)[0]
+        result = torch.where(kept, cotangent[owner].unsqueeze(1) * share * slope, 0)
+        return result if axis == 0 else result.T
+
+
+def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
+    """The caller's index of the partner that attains an extreme, −1 where there is none."""
+    term = pairs.measured(term, axis)
+    with torch.no_grad():
+        terms = ([term], []) if axis == 0 else ([], [term])
+        _, (index,), _ = ENGINES["blockwise"].gather(pairs, *terms)
+    return torch.as_tensor(index)

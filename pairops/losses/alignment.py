@@ -1,0 +1,189 @@
+"""Matching two sets pair by pair or by several positives: SigLIP, TAL and SMS."""
+
+import torch
+from torch import Tensor, relu
+from typing_extensions import Unpack
+
+from pairops.ops.terms.arguments import Argument, table
+from pairops.ops.terms.functions import Function, attended, softplus
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import wide
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, lse, total
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import LabelledAlone, Objective, Paired, Value, check_one_for_each, paired, split
+from .objective.scalars import number, readable
+
+__all__ = ["siglip_loss", "sms_loss", "tal_loss"]
+
+
+@collective()
+def siglip_loss(
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (N, D)
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    **common: Unpack[Paired],
+) -> Value:
+    """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
+
+    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Rows of y
+    beyond the N-th are negatives. Other arguments: as in `info_nce_loss`.
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
+    SigLipLoss with logit_scale = t.
+    """
+    scale, bias = number("scale", scale), number("bias", bias)
+    objective = paired(x, y, common)
+    pos, neg = row_stats(
+        objective.pairs,
+        total(POS, -scale, -bias, function=softplus),
+        total(NEG, scale, bias, function=softplus),
+    )
+    return objective.value(pos + neg)
+
+
+@collective()
+def tal_loss(
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    temperature: float | Tensor = 0.015,
+    margin: float | Tensor = 0.1,
+    **common: Unpack[LabelledAlone],
+) -> Value:
+    """ℓ_i = [m − Σ_p α_ip s_ip + τ log Σ_n e^{s_in/τ}]₊, plus the same of y_i among the x.
+
+    α_ip = e^{s_ip/τ} / Σ_q e^{s_iq/τ} over the positives, held constant: y_j is a positive of x_i
+    if their labels are equal, y_i among them. A direction without negatives is worth 0.
+
+    temperature: τ above 0.  margin: m. Both are numbers or 0-d tensors with gradient.  weight: (N,)
+    such as 1 for a pair believed to be clean, else 0. Of distances s is −d. Other arguments, errors
+    and the returned dtype: as in `ms_loss`.
+
+    Source: Qin et al., Noisy-Correspondence Learning for Text-to-Image Person Re-identification
+    (RDE), CVPR 2024. Its code adds up the batch, reduction="sum"; of a row without negatives its
+    gradient is NaN.
+    """
+    temperature = number("temperature", temperature, positive=True)
+    margin, scale = number("margin", margin), 1 / temperature
+    check_one_for_each(x, y)
+    asked, pairing = split(common, x)
+    pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
+    objective, pairs = Objective.of(pairs, **asked), pairs.widened()
+    both = lse(POS, scale, 0.0), lse(NEG, scale, 0.0)
+    pos, neg, pos_cols, neg_cols = row_stats(pairs, *both, cols=both)
+    rows, cols = (total(POS, scale, z.detach(), function=attended) for z in (pos, pos_cols))
+    # Of differences from τ log Σ_p, near which the mean lies: what is rounded is small.
+    means = row_stats(pairs, rows, cols=[cols])
+    losses = []
+    for mean, pull, push in zip(means, (pos, pos_cols), (neg, neg_cols), strict=True):
+        none = (pull == -torch.inf) | (push == -torch.inf)
+        z = margin - mean + temperature * (finite(push) - finite(pull).detach())
+        losses.append(relu(torch.where(none, -torch.inf, z)))
+    return objective.value(losses[0] + losses[1], positive=pos, negative=neg)
+
+
+@collective("relevance")
+def sms_loss(
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (N, D)
+    *,
+    relevance: Tensor | None = None,  # (A, B)
+    x_classes: Tensor | None = None,  # (N,)
+    y_classes: Tensor | None = None,  # (N,)
+    gamma: float | Tensor = 0.6,
+    tau: float | Tensor = 0.1,
+    tolerance: float | Tensor = 1.1 / 240,
+    **common: Unpack[Paired],
+) -> Value:
+    """ℓ_i = 1/(2(N − 1)) Σ_{j≠i} [φ(R_ij, s_ii − s_ij) + φ(R'_ij, s_ii − s_ji)].
+
+    With z = γR − Δ, φ(R, Δ) is [z]₊ where R > e, [|z| − τ]₊ where |R| < e, and [−z]₊ elsewhere: by
+    how much the own pair is to be nearer than another depends on how much more relevant it is,
+    R_ij = c_ii − c_ij and R'_ij = c_ii − c_ji, where c_ij = C[a_i, b_j]. Without a table R is 1.
+
+    relevance: C, from 0 to 1, without gradient.  x_classes, y_classes: a and b, integers.  gamma:
+    γ.  tau: τ. Both are numbers or 0-d tensors with gradient.  tolerance: e. Of distances s is −d.
+    Other arguments, errors and the returned dtype: as in `info_nce_loss`; a table that holds a NaN
+    is an error where it can be read without waiting.
+
+    Source: Wang et al., symmetric multi-similarity of EVA02-AT, 2025, as in the authors' SMS-Loss,
+    where a table is stored in steps of 1/240. It has no log-sum-exp, its name notwithstanding.
+    """
+    gamma, tau = number("gamma", gamma), number("tau", tau)
+    tolerance = number("tolerance", tolerance)
+    check_one_for_each(x, y)
+    others: list[Argument] = [0.0, 0.0]
+    of_own: float | Tensor = 1.0
+    if relevance is not None:
+        values, a, b = _looked_up(relevance, x_classes, y_classes, x)
+        others, of_own = [table(values, a, b), table(values.T, b, a)], values[a, b]
+    objective = paired(x, y, common)
+    pairs = objective.pairs
+    (own,) = row_stats(pairs, total(POS, 1.0, 0.0))
+    rows, cols = (
+        total(NEG, own, of_own, other, gamma, tau, tolerance, function=_graded) for other in others
+    )
+    sums = row_stats(pairs, rows, cols=[cols])
+    n, _ = pairs.batch
+    return objective.value((sums[0] + sums[1]) / max(2 * (n - 1), 1))
+
+
+def _graded_value(s, own, of_own, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
+    more = of_own - of_other + 0.0 * s
+    z = gamma * more - (own - s)
+    equal = relu(torch.abs(z) - tau)
+    either = torch.where(more > tolerance, relu(z), relu(-z))
+    return torch.where(torch.abs(more) < tolerance, equal, either)
+
+
+def _graded_slopes(s, own, of_own, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
+    more = of_own - of_other + 0.0 * s
+    z = gamma * more - (own - s)
+    bad = 0.0 * z  # a NaN must not look like a slope of 0
+    outside = (torch.abs(z) > tau) + bad
+    by_z = torch.where(more > tolerance, (z > 0) + bad, -((z < 0) + bad))
+    equal = torch.abs(more) < tolerance
+    by_z = torch.where(equal, torch.sign(z) * outside, by_z)
+    by_tau = torch.where(equal, -outside, bad)
+    return by_z, -by_z, gamma * by_z, -gamma * by_z, more * by_z, by_tau, bad
+
+
+_graded = Function(_graded_value, _graded_slopes, "graded", finite=True)
+
+
+def _looked_up(
+    relevance: Tensor,
+    x_classes: Tensor | None,
+    y_classes: Tensor | None,
+    x: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The table in the dtype of statistics and the classes of both sets, checked."""
+    n = len(x)
+    if not isinstance(relevance, Tensor) or relevance.dim() != 2:
+        shape = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance)
+        raise ValueError(f"relevance is {shape}; it must be a tensor (A, B)")
+    if not relevance.is_floating_point():
+        raise TypeError(f"relevance is {relevance.dtype}; it must be floating-point, from 0 to 1")
+    if readable(relevance) and bool(relevance.isnan().any()):
+        raise ValueError("relevance holds a NaN; every entry must be a number")
+    found = []
+    for axis, (name, classes) in enumerate((("x_classes", x_classes), ("y_classes", y_classes))):
+        if not isinstance(classes, Tensor) or classes.is_floating_point():
+            kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+            raise TypeError(f"{name} is {kind}; with relevance it must be an integer tensor ({n},)")
+        if classes.shape != (n,):
+            raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
+        most = relevance.shape[axis]
+        if readable(classes) and n and not 0 <= int(classes.min()) <= int(classes.max()) < most:
+            raise ValueError(
+                f"{name} goes from {int(classes.min())} to {int(classes.max())}; relevance has "
+                f"{most} classes on that side, so it must be from 0 to {most - 1}"
+            )
+        found.append(classes.to(x.device, torch.int64))
+    values = relevance.detach().to(x.device, wide(x[:0]).dtype)
+    return values, found[0], found[1]

@@ -1,0 +1,1 @@
+"""What every loss has besides its formula: keywords, a reduction, checked numbers."""

@@ -1,0 +1,157 @@
+"""Losses against proxies: one learned embedding per class stands for its members."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pairops.ops.pairs.checks import check_embeddings
+from pairops.ops.pairs.distances import Distance
+from pairops.ops.distributed.group import Group
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, lse, total
+from pairops.ops.distributed.agreement import collective
+from .objective.objective import Asked, Objective, Value, similar_only, split
+from .objective.scalars import log1p_exp, number, readable
+
+__all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
+
+
+class AgainstProxies(Asked, total=False):
+    """Further keywords of a loss against proxies."""
+
+    ignore_index: int | None
+    normalize: bool | None
+
+
+@collective("proxies", "proxy_labels", "weight")
+def proxy_anchor_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    proxies: Tensor,  # (C, D)
+    *,
+    proxy_labels: Tensor | None = None,  # (C,)
+    alpha: float | Tensor = 32.0,
+    margin: float | Tensor = 0.1,
+    distance: Distance = "cosine",
+    **common: Unpack[AgainstProxies],
+) -> Value:
+    """ℓ_c = C/C⁺ log(1 + Σ_{i∈P_c} e^{−α(s_ic − δ)}) + log(1 + Σ_{i∉P_c} e^{α(s_ic + δ)}).
+
+    One number for each proxy c: it is the anchor, and the batch its references. C⁺ proxies have a
+    positive in the batch; so the mean over proxies is the paper's sum of two means.
+
+    proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  alpha: above 0.
+    margin: δ. Both may be 0-d tensors with gradient.  weight: (C,).  distance: "cosine" or "dot".
+    group: every rank has all proxies, and its share of them, `proxies.tensor_split(ranks)[rank]`,
+    are its anchors. Other arguments, errors and the returned dtype: as in `ms_loss`.
+
+    Source: Kim et al., Proxy Anchor Loss, CVPR 2020; equal to the authors' code and to
+    pytorch-metric-learning's ProxyAnchorLoss.
+    """
+    alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
+    asked, pairing = split(common, proxies, "proxies")
+    proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
+    group = Group.of(asked.get("group"))
+    if group is not None:  # each rank has some of the anchors
+        proxies, proxy_labels = group.part(proxies), group.part(proxy_labels)
+        if asked.get("weight") is not None:
+            asked["weight"] = group.part(asked["weight"])
+    pairs = Pairs.of(
+        proxies, proxy_labels, ref_emb=x, ref_labels=labels, distance=distance, **pairing
+    )
+    similar_only("proxy_anchor_loss", pairs)
+    objective = Objective.of(pairs, **asked)
+    pos, neg = row_stats(pairs, lse(POS, -alpha, margin), lse(NEG, alpha, -margin))
+    counts = torch.stack([pairs.keep_x.sum(), (pairs.positives() > 0).sum()])
+    anchors, with_positives = objective.total(counts).to(pos.dtype)
+    losses = log1p_exp(pos) * (anchors / with_positives.clamp(min=1)) + log1p_exp(neg)
+    return objective.value(losses, positive=pos, negative=neg)
+
+
+@collective("proxies", "proxy_labels")
+def proxy_nca_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    proxies: Tensor,  # (C, D)
+    *,
+    proxy_labels: Tensor | None = None,  # (C,)
+    scale: float | Tensor = 1.0,
+    smoothing: float = 0.0,
+    distance: Distance = "sqeuclidean",
+    **common: Unpack[AgainstProxies],
+) -> Value:
+    """ℓ_i = log Σ_c e^{−γ d_ic} − (1 − ε) log Σ_{c∈P_i} e^{−γ d_ic} + ε/|N_i| Σ_{c∈N_i} γ d_ic.
+
+    0 for a row without a proxy of its label; without another proxy nothing is smoothed. Of
+    similarities −d is s.
+
+    proxies: cast to the dtype of x; each rank of a group has all of them, and compares its rows
+    with them.  proxy_labels: integers, by default 0 … C − 1.  scale: γ above 0; a number or a 0-d
+    tensor with gradient.  smoothing: ε of the label, from 0 to below 1. Other arguments, errors and
+    the returned dtype: as in `ms_loss`.
+
+    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017,
+    whose denominator leaves the own proxy out; here it is in, as in the code that people use:
+    scale=3 and smoothing=0.1 are that of dichotomies/proxy-nca, and reduction="mean_nonzero" is
+    pytorch-metric-learning's ProxyNCALoss.
+    """
+    scale = number("scale", scale, positive=True)
+    if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
+        raise TypeError(f"smoothing is {type(smoothing).__name__}; it must be a number")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
+    asked, pairing = split(common, x)
+    proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
+    pairs = Pairs.of(
+        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance,
+        **pairing | {"group": None},
+    )  # fmt: skip
+    objective = Objective.of(pairs, **asked)
+    if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
+        objective.group.agree({})
+    terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
+    if smoothing:
+        terms.append(total(NEG, scale, 0.0))
+    pos, neg, *sums = row_stats(pairs, *terms)
+    positives, negatives = pairs.counts()
+    losses = log1p_exp(torch.where(positives > 0, neg - pos, -torch.inf))
+    for z in sums:
+        moved = smoothing * (pos - z / negatives.clamp(min=1))
+        losses = losses + torch.where((positives > 0) & (negatives > 0), moved, 0)
+    return objective.value(losses, positive=pos, negative=neg)
+
+
+def _checked(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor | None,
+    pairing: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    check_embeddings("x", x)
+    check_embeddings("proxies", proxies)
+    proxies = proxies.to(x.dtype)
+    check_embeddings("proxies", proxies, like=("x", x))
+    if proxy_labels is None:
+        _check_classes(labels, len(proxies), pairing.get("ignore_index", -100))
+        proxy_labels = torch.arange(len(proxies), device=proxies.device)
+    elif not isinstance(proxy_labels, Tensor) or proxy_labels.shape != proxies.shape[:1]:
+        shape = tuple(proxy_labels.shape) if isinstance(proxy_labels, Tensor) else proxy_labels
+        raise ValueError(f"proxy_labels is {shape}; it must be integers ({len(proxies)},)")
+    return proxies, proxy_labels
+
+
+def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
+    """Where it can be seen without waiting: a label beyond the proxies has none."""
+    if not isinstance(labels, Tensor) or not readable(labels) or labels.is_floating_point():
+        return
+    labels = labels.long()
+    kept = labels if ignored is None else labels[labels != ignored]
+    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < classes:
+        raise ValueError(
+            f"labels go from {int(kept.min())} to {int(kept.max())}, and without proxy_labels they "
+            f"name one of {classes} proxies; they must be from 0 to {classes - 1}"
+        )

@@ -1,0 +1,1 @@
+"""The blockwise engine: tiles of the matrix in plain torch, on any device."""

@@ -1,0 +1,196 @@
+"""Tiles in plain torch: any device, any function, memory O(tile·M), differentiable twice.
+
+Both verbs walk the matrix in tiles of sorted rows and columns:
+
+                 places in order_y →
+               ┌──────┬──────┬──────┐    A tile the positive intervals do not touch holds negatives
+    places in  │ band │      │      │    only: nothing is masked there, and POS terms skip it.
+    order_x    ├──────┼──────┼──────┤    A tile in which a window kept no pair has its bit clear:
+       ↓       │ band │ band │      │    that term skips it in `weigh`. Tiles that no term
+               ├──────┼──────┼──────┤    visits are not even multiplied.
+               │      │      │ band │
+               └──────┴──────┴──────┘    merge order: columns left to right, rows top to bottom
+
+On CUDA the intervals and bits are not read back, since that would synchronise: every tile is
+masked. `gather` and `weigh` cut the same tiles, so a pair that was mined is weighed; another
+engine's `gather` may differ from ours in the last bit of s, and a pair that close to its threshold
+may flip.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.accumulators import Extreme, finite
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import product, through_scale
+from pairops.ops.terms.term import Term, Wanted
+from .recompute import recomputed
+from .grid import Grid, Placed, Tile, counts, readable
+
+
+def declines(*_call: object) -> str | None:
+    return None
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
+    pair.
+    """
+    grid = Grid(pairs)
+    terms = grid.place(rows, cols)
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    bit = dict(zip([t for t in terms if t.term.keeps_bits], bits, strict=True))
+    states = {t: [t.term.monoid.identity(blank) for blank in grid.blank[t.axis]] for t in terms}
+
+    for tile in grid.tiles():
+        visiting = [t for t in terms if t.visits(tile)]
+        if not visiting:
+            continue
+        s = grid.similarity(tile)
+        for t in visiting:
+            drop = t.dropped(s, tile)
+            if drop is not None and grid.host:
+                if bool(drop.amax() == -torch.inf):
+                    continue
+                if t in bit:
+                    bit[t][tile] = 1
+            f = _kept(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
+            own, other = tile[t.axis], tile[1 - t.axis]
+            seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
+            states[t][own] = t.term.monoid.merge(states[t][own], seen)
+
+    statistics, arguments = [], []
+    for t in terms:
+        monoid = t.term.monoid
+        results = [monoid.result(state) for state in states[t]]
+        statistics.append(grid.unsort(results, t.axis, monoid.fill))
+        if isinstance(monoid, Extreme) and monoid.with_argument:
+            places = [monoid.argument(state) for state in states[t]]
+            arguments.append(grid.unsort(places, t.axis, -1))
+    return statistics, arguments, bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: Wanted,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
+
+    Sums and log-sum-exps only: an extreme's gradient goes to one pair per owner and needs no sweep.
+    bits: from this engine's `gather`, or None. A gradient that is not needed is empty; for the same
+    set the first is the whole one. In grad mode all of it is differentiable: tiles are recomputed,
+    not stored.
+    """
+    grid = Grid(pairs)
+    terms = grid.place(rows, cols)
+    for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
+        t.given = grid.cut(cotangent, t.axis), grid.cut(finite(statistic), t.axis)
+    if bits is not None and grid.host:
+        for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
+            t.bits = kept
+    same = pairs.y is None
+    embeddings = needs[0], needs[0] if same else needs[1]
+
+    # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
+    axes, vectors = [0, 1], {}
+    for t in terms:
+        vectors[t] = range(len(axes), len(axes) + len(t.vector_axes()))
+        axes += [axis for _, axis in t.vector_axes()]
+    sums: list[dict[int, Tensor]] = [{} for _ in axes]
+    run = recomputed if torch.is_grad_enabled() else _call
+    for tile in grid.tiles():
+        visiting = [t for t in terms if t.visits(tile) and t.active(tile)]
+        if not visiting:
+            continue
+        operands = [v for t in visiting for v in t.operands(tile)]
+        x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
+        parts = run(partial(_weigh_tile, visiting, embeddings, tile), x, y, *operands)
+        places = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
+        for k, part in zip(places, parts, strict=True):
+            mine, here = sums[k], tile[axes[k]]
+            mine[here] = mine[here] + part if here in mine else part
+
+    def whole(k: int) -> Tensor:
+        blank = grid.embeddings[k] if k < 2 else grid.blank[axes[k]]
+        pieces = [sums[k][i] if i in sums[k] else torch.zeros_like(z) for i, z in enumerate(blank)]
+        return grid.unsort(pieces, axes[k], 0.0)
+
+    dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
+    dx = dx + dy if same else dx
+    if needs[0]:
+        dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
+    if needs[1] and not same:
+        dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+    return dx, dy, [whole(k) for k in range(2, len(axes))]
+
+
+def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
+    return function(*inputs)
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    """Where bits could not be read back none are kept: the last two extents are 0."""
+    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    return (keeping, *counts(pairs)) if readable(pairs.x) else (keeping, 0, 0)
+
+
+def _weigh_tile(
+    terms: Sequence[Placed],
+    needs: tuple[bool, bool],
+    tile: Tile,
+    x: Tensor,
+    y: Tensor,
+    *given: Tensor,
+) -> list[Tensor]:
+    """What one tile adds to the gradients: by x and by y if needed, by every tensor argument.
+
+    given: the operands of the terms, one term after the other.
+    """
+    s = product(x, y)
+    weights = torch.zeros((), dtype=s.dtype, device=s.device)
+    by_vector: list[Tensor] = []
+    operands = iter(given)
+    for t in terms:
+        cotangent, statistic = next(operands), next(operands)
+        args = t.args(tile, [next(operands) for _ in t.vector_axes()])
+        drop = t.dropped(s, tile)
+        share = t.spread(cotangent).expand_as(s)
+        if t.term.gather == "lse":
+            f = t.term.value(s, *args) - t.spread(statistic)
+            share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
+        slope, *slopes = t.term.slopes(s, *args)
+        # Select once more: a slope may be infinite or NaN where there is no pair.
+        unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
+        weights = weights + _kept(t, share * slope, unused, tile, 0.0)
+        by_vector += [
+            _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
+            for k, axis in t.vector_axes()
+        ]
+    by_embeddings = [product(weights, y.T)] if needs[0] else []
+    if needs[1]:
+        by_embeddings.append(product(weights.T, x.T))
+    return by_embeddings + by_vector
+
+
+def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
+    """`f` with `fill` wherever a pair is outside the window or not on the side."""
+    if drop is not None and fill != 0 and t.term.function.finite:
+        f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select
+    elif drop is not None:
+        f = torch.where(drop < 0, fill, f)
+    side = t.side(tile)
+    return f if side is None else torch.where(side, f, fill)

@@ -1,0 +1,229 @@
+"""How `blockwise` cuts the matrix: sorted, scaled embeddings, and what is known of each tile."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import product, scaled
+from pairops.ops.terms.term import ALL, POS, Term
+
+# Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
+# narrow; of the sizes from 64 to 1,024 the fastest at N = 1,024 to 4,096 on a CPU with 1 MiB of L2.
+ROWS, COLS = 256, 512
+
+Tile = tuple[int, int]  # which row tile, which column tile
+
+
+def readable(x: Tensor) -> bool:
+    """May values be read back? Elsewhere than on the CPU that would synchronise."""
+    return x.device.type == "cpu"
+
+
+def extents(pairs: Pairs) -> tuple[int, int]:
+    """Rows and columns of a tile: even pieces, in multiples of 16.
+
+    A sliver at the end would be multiplied by another kernel, and equal columns would then differ
+    in the last bit.
+    """
+
+    def even(n: int, most: int) -> int:
+        pieces = max(1, (n + most - 1) // most)
+        return max(16, ((n + pieces - 1) // pieces + 15) // 16 * 16)
+
+    n, m = pairs.shape
+    return even(n, ROWS), even(m, COLS)
+
+
+def counts(pairs: Pairs) -> tuple[int, int]:
+    """Row tiles and column tiles."""
+    (n, m), (rows, cols) = pairs.shape, extents(pairs)
+    return (n + rows - 1) // rows, (m + cols - 1) // cols
+
+
+class Grid:
+    """One call's tiles. Axis 0 are the rows, x; axis 1 the columns, y; both in sorted order."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.host = readable(pairs.x)
+        self.length = pairs.shape
+        self.extent = rows, cols = extents(pairs)
+        self.order = pairs.order_x, pairs.order_y
+        keep = pairs.keep_x, pairs.keep_y
+        # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
+        self.kept = [int(k.sum()) if self.host else len(k) for k in keep]
+        self.present = [k.index_select(0, o) for k, o in zip(keep, self.order, strict=True)]
+        x = self._scaled(0, pairs.x, pairs.scale_x, pairs.dtype)
+        y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scale_y, pairs.dtype)
+        self.embeddings = x.split(rows), y.split(cols)
+        self.blank = [x.new_empty(k).split(e) for k, e in zip(self.kept, self.extent, strict=True)]
+        self.caller = [
+            self.order[axis][: self.kept[axis]].split(self.extent[axis]) for axis in (0, 1)
+        ]
+        self.place_y = torch.arange(self.kept[1], device=x.device).split(cols)
+        self.lo, self.hi, self.own = (
+            v[: self.kept[0]].unsqueeze(1).split(rows) for v in (pairs.lo, pairs.hi, pairs.own)
+        )
+        self._bounds = [
+            (int(lo.min()), int(hi.max()), int(own.min()), int(own.max()))
+            for lo, hi, own in zip(self.lo, self.hi, self.own, strict=True)
+            if self.host and len(lo)
+        ]
+        self._masks: tuple[Tile, dict[str, Tensor]] = (-1, -1), {}
+
+    def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        order = self.order[axis][: self.kept[axis]]
+        rows = z.index_select(0, order)
+        if not self.host:
+            rows = torch.where(self.present[axis].unsqueeze(1), rows, 0)
+        return scaled(rows, None if scale is None else scale.index_select(0, order), dtype)
+
+    def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[Placed]":
+        return [Placed(self, term, 0) for term in rows] + [Placed(self, term, 1) for term in cols]
+
+    def tiles(self) -> Iterator[Tile]:
+        if all(self.kept):
+            for a in range(len(self.embeddings[0])):
+                for b in range(len(self.embeddings[1])):
+                    yield a, b
+
+    def similarity(self, tile: Tile) -> Tensor:
+        return product(self.embeddings[0][tile[0]], self.embeddings[1][tile[1]])
+
+    def cut(self, values: Tensor, axis: int) -> tuple[Tensor, ...]:
+        """Values in the caller's order as one piece per tile."""
+        order = self.order[axis][: self.kept[axis]]
+        pieces: tuple[Tensor, ...] = values.index_select(0, order).split(self.extent[axis])
+        return pieces
+
+    def unsort(self, pieces: Sequence[Tensor], axis: int, absent: float) -> Tensor:
+        """The inverse of `cut`, with `absent` for ignored rows."""
+        joined = torch.cat(list(pieces))
+        if not self.host:
+            present = self.present[axis].view(-1, *[1] * (joined.dim() - 1))
+            joined = torch.where(present, joined, absent)
+        whole = joined.new_full((self.length[axis], *joined.shape[1:]), absent)
+        return whole.index_copy(0, self.order[axis][: self.kept[axis]], joined)
+
+    def band(self, tile: Tile) -> bool:
+        """May the tile hold a positive pair?"""
+        if not self.host:
+            return True
+        lo, hi, _, _ = self._bounds[tile[0]]
+        width = self.extent[1]
+        return max(lo, tile[1] * width) < min(hi, (tile[1] + 1) * width)
+
+    def side(self, side: str, tile: Tile) -> Tensor | None:
+        """Who is on the side, or None if everybody is."""
+        if self.host and (side == ALL or not self.band(tile)):
+            _, _, first, last = self._bounds[tile[0]]
+            if last < tile[1] * self.extent[1] or first >= (tile[1] + 1) * self.extent[1]:
+                return None
+        if self._masks[0] != tile:
+            self._masks = tile, {}
+        masks = self._masks[1]
+        if side not in masks:
+            masks[side] = self._mask(side, *tile)
+        return masks[side]
+
+    def _mask(self, side: str, a: int, b: int) -> Tensor:
+        place = self.place_y[b]
+        mask: Tensor = place != self.own[a]
+        if not self.host:
+            rows, cols = (p.split(e) for p, e in zip(self.present, self.extent, strict=True))
+            mask = mask & rows[a].unsqueeze(1) & cols[b]
+        if side == ALL:
+            return mask
+        positive: Tensor = (place >= self.lo[a]) & (place < self.hi[a])
+        return mask & positive if side == POS else mask & ~positive
+
+
+class Placed:
+    """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
+
+    given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `weigh`
+    bits: list[list[int]] | None = None
+
+    def __init__(self, grid: Grid, term: Term, axis: int) -> None:
+        self.grid, self.term, self.axis = grid, term, axis
+        self._args: list[Any] = []  # a number, (axis, pieces) or a table by tile
+        for argument in term.args:
+            if isinstance(argument, Partner):
+                self._args.append((1 - axis, grid.cut(argument.values, 1 - axis)))
+            elif isinstance(argument, Tensor):
+                self._args.append((axis, grid.cut(argument, axis)))
+            elif isinstance(argument, Table):
+                self._args.append(_Looked(grid, argument, axis))
+            else:
+                self._args.append(argument)
+        self._above = None if term.above is None else grid.cut(term.above, axis)
+        self._below = None if term.below is None else grid.cut(term.below, axis)
+
+    def vector_axes(self) -> list[tuple[int, int]]:
+        """(position among the arguments, axis it varies along) of every tensor argument."""
+        return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
+
+    def operands(self, tile: Tile) -> list[Tensor]:
+        """What a tile is weighed with: cotangents, statistics, tensor arguments."""
+        return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
+
+    def _vectors(self, tile: Tile) -> list[Tensor]:
+        return [arg[1][tile[arg[0]]] for arg in self._args if isinstance(arg, tuple)]
+
+    def args(self, tile: Tile, vectors: Sequence[Tensor] | None = None) -> list[Any]:
+        """The arguments, shaped to be combined with a tile of similarities."""
+        pieces = iter(self._vectors(tile) if vectors is None else vectors)
+        return [
+            next(pieces).unsqueeze(1 - arg[0])
+            if isinstance(arg, tuple)
+            else arg.up(tile)
+            if isinstance(arg, _Looked)
+            else arg
+            for arg in self._args
+        ]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value per owner, shaped likewise."""
+        return values.unsqueeze(1 - self.axis)
+
+    def visits(self, tile: Tile) -> bool:
+        return self.term.side != POS or self.grid.band(tile)
+
+    def active(self, tile: Tile) -> bool:
+        """Did the window keep a pair, as far as the bits tell?"""
+        return self.bits is None or bool(self.bits[tile[0]][tile[1]])
+
+    def side(self, tile: Tile) -> Tensor | None:
+        return self.grid.side(self.term.side, tile)
+
+    def dropped(self, s: Tensor, tile: Tile) -> Tensor | None:
+        """0 for a pair inside the window, −inf outside, NaN for a NaN; None without a window.
+
+        threshold() and clamp() rather than a mask: boolean selection is 20 times slower on CPUs.
+        """
+        s, inside = s.detach(), None
+        if self._above is not None:
+            inside = s - self.spread(self._above[tile[self.axis]])
+        if self._below is not None:
+            room = self.spread(self._below[tile[self.axis]]) - s
+            inside = room if inside is None else torch.minimum(inside, room)
+        return None if inside is None else torch.threshold(inside, 0.0, -torch.inf).clamp_(max=0.0)
+
+
+class _Looked:
+    """A table whose classes are cut into tiles."""
+
+    def __init__(self, grid: Grid, table: Table, axis: int) -> None:
+        self._values, self._axis = table.values, axis
+        self._owners, self._partners = (
+            grid.cut(table.owners, axis),
+            grid.cut(table.partners, 1 - axis),
+        )
+
+    def up(self, tile: Tile) -> Tensor:
+        owners, partners = self._owners[tile[self._axis]], self._partners[tile[1 - self._axis]]
+        found = self._values.index_select(0, owners).index_select(1, partners)
+        return found if self._axis == 0 else found.T

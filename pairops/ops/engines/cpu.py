@@ -1,0 +1,179 @@
+"""The sweeps that are compiled ahead of time: tensors are checked here, addresses handed on.
+
+`csrc/recipes.h` lists the terms that are served, in every combination; on a CPU `csrc/cpu/` runs
+them, with as many threads as torch has. The results do not depend on the number of threads.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings import extension
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.bindings.extension import DTYPES, MISSING
+from pairops.ops.bindings.extension import native as _native
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term, Wanted
+
+SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_MOST = 2**31 - 1  # rows: csrc/gathers.h counts columns in 32 bits
+
+
+def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`sweep` with a MemoryError where torch or the extension says that it cannot allocate."""
+
+    @functools.wraps(sweep)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return sweep(*args, **kwargs)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+                raise
+            raise MemoryError(str(error)) from error
+
+    return checked
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    if MISSING is not None:
+        return MISSING
+    if pairs.x.device.type != "cpu":
+        return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
+    if max(pairs.shape) > _MOST:
+        return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
+    for term in (*rows, *cols):
+        if term.kernel not in SERVED:
+            return f"no recipe in csrc/recipes.h has the term {term.kernel}"
+    return None
+
+
+@_out_of_memory
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
+    pair; of the same set also where it kept a pair of the tile's mirror image.
+    """
+    call = _Call(pairs)
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
+    plane = iter(bits)
+    statistics, arguments, terms = [], [], []
+    for axis, term in [(0, term) for term in rows] + [(1, term) for term in cols]:
+        owners = pairs.shape[axis]
+        value = torch.full((owners,), term.monoid.fill, dtype=pairs.dtype)
+        statistics.append(value)
+        argument = None
+        if term.keeps_argument:
+            arguments.append(torch.full((owners,), -1, dtype=torch.int64))
+            argument = arguments[-1].data_ptr()
+        bit = next(plane) if term.keeps_bits else None
+        terms.append((*call.term(axis, term, bit), value.data_ptr(), argument))
+    _native.gather(*call.shared, terms, *call.settings)
+    return statistics, arguments, bits
+
+
+@_out_of_memory
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: Wanted,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    same = pairs.y is None
+    call = _Call(pairs)
+    plane = iter(() if bits is None else bits)
+    gradients: list[Tensor] = []
+    terms = []
+    placed = [(0, term) for term in rows] + [(1, term) for term in cols]
+    for (axis, term), statistic, cotangent in zip(placed, statistics, cotangents, strict=True):
+        bit = next(plane, None) if term.keeps_bits else None
+        slopes: list[int | None] = []
+        for a in term.args:
+            slopes.append(None)
+            if not isinstance(a, float):
+                along = 1 - axis if isinstance(a, Partner) else axis
+                gradients.append(torch.zeros(pairs.shape[along], dtype=pairs.dtype))
+                slopes[-1] = gradients[-1].data_ptr()
+        given = call.numbers(statistic), call.numbers(cotangent), slopes
+        terms.append((*call.term(axis, term, bit), *given))
+    dx, dy = (
+        torch.zeros(z.shape, dtype=pairs.dtype) if needed else z.new_empty(0)
+        for z, needed in ((pairs.x, needs[0]), (pairs.other, needs[1] and not same))
+    )
+    addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
+    if addresses != [None, None] or gradients:
+        _native.weigh(*call.shared, terms, *call.settings, *addresses)
+    return dx, dy, gradients
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    n, m = pairs.shape
+    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    tile = _native.TILE
+    return keeping, (n + tile - 1) // tile, (m + tile - 1) // tile
+
+
+class _Call:
+    """Addresses of one call's tensors, and the tensors, which must live as long."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._alive: list[Tensor] = []
+        self._same = pairs.y is None
+        x = self._set(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
+        y = None
+        if pairs.y is not None:
+            y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
+        relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
+        self.shared = extension.isa(), x, y, relation
+        # As torch does with its own memory.
+        poison = torch.are_deterministic_algorithms_enabled()
+        poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        self.settings = torch.get_num_threads(), poison
+
+    def term(self, axis: int, term: Term, bits: Tensor | None) -> tuple[Any, ...]:
+        """What the extension is told of a term. Of the same set a column is a row."""
+        args = [
+            a if isinstance(a, float) else self.numbers(a.values if isinstance(a, Partner) else a)
+            for a in term.args
+            if not isinstance(a, Table)  # no such term is served
+        ]
+        windows = [None if z is None else self.numbers(z) for z in (term.above, term.below)]
+        by_column = axis == 1 and not self._same
+        return term.kernel, by_column, args, *windows, None if bits is None else bits.data_ptr()
+
+    def numbers(self, values: Tensor) -> tuple[int, int]:
+        """(address, stride) of a vector; a number for all has stride 0."""
+        if values.stride(0) != 0:
+            return self._address(values), 1
+        self._alive.append(values)
+        return values.data_ptr(), 0
+
+    def _set(
+        self, z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor
+    ) -> tuple[int | str | None, ...]:
+        scales = None if scale is None else self._address(scale)
+        shape = DTYPES[z.dtype], z.shape[0], z.shape[1]
+        return self._address(z), *shape, scales, self._address(order), self._address(keep)
+
+    def _address(self, tensor: Tensor) -> int:
+        self._alive.append(tensor.contiguous())
+        return self._alive[-1].data_ptr()

@@ -1,0 +1,1 @@
+"""The CUDA engine: calls of the kernels in `csrc/cuda/`."""

@@ -1,0 +1,115 @@
+"""What the CUDA kernels are told of a sweep, as csrc/bindings_cuda.cpp reads it: addresses."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.terms.arguments import Argument, Partner, Table
+from pairops.ops.engines.bands import bands
+from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import POS, Term
+
+_FIRST_OPERAND = 2  # the slots before it hold the scale
+
+_Set = tuple[Any, ...]
+
+
+class Role(NamedTuple):
+    """A term as the rows of a sweep meet it: as owners, or across, as partners."""
+
+    which: int
+    term: Term
+    owners: int  # the set that its owners are of: 0, x, or 1, y
+    across: bool
+
+
+class _Slots:
+    """The operands along one axis of a sweep; equal ones share a slot."""
+
+    def __init__(self) -> None:
+        self.operands: list[tuple[int | None, int, float]] = []
+
+    def add(self, operand: tuple[int | None, int, float]) -> int:
+        if operand not in self.operands:
+            self.operands.append(operand)
+        return _FIRST_OPERAND + self.operands.index(operand)
+
+
+class Told:
+    """A call's pairs by address, and the tensors that must live as long."""
+
+    def __init__(self, pairs: Pairs, kernels: Kernels, prepared: Sequence[Tensor]) -> None:
+        self.pairs, self.kernels, self._prepared = pairs, kernels, prepared
+        self.alive: list[Tensor] = []
+        self._relation = tuple([self.address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
+        self._sets = self._both()
+
+    def _both(self) -> tuple[_Set, _Set]:
+        """What the kernels are told of both sets."""
+        pairs = self.pairs
+        found = []
+        for z, order, at in ((pairs.x, pairs.order_x, 0), (pairs.y, pairs.order_y, 3)):
+            if z is not None:
+                rows, (high, rest), kept = self._prepared[at : at + 3]
+                given = [self.address(t) for t in (rows, high, rest, order, kept)]
+                found.append((*given, z.shape[0]))
+        return found[0], found[-1]
+
+    def sweep(
+        self,
+        axis: int,
+        roles: Sequence[Role],
+        given: dict[int, tuple[Tensor, Tensor]],
+        along: dict[tuple[int, bool, int], int],
+        planes: dict[int, int],
+    ) -> tuple[Any, ...]:
+        """What the kernels are told of a sweep over the rows of `axis`; see bindings_cuda.cpp."""
+        slots = _Slots(), _Slots()  # by rows, by columns
+        terms = []
+        for role in roles:
+            term = role.term
+            owner = slots[1 if role.across else 0]
+            partner = slots[0 if role.across else 1]
+            args = [
+                (partner if isinstance(a, Partner) else owner).add(self._operand(a))
+                for a in term.args
+            ]
+            args += [-1] * (2 - len(args))
+            rest = [
+                -1 if z is None else owner.add(self._operand(z))
+                for z in (term.above, term.below, *given.get(role.which, (None, None)))
+            ]
+            by_arg = [along.get((role.which, role.across, k), -1) for k in range(2)]
+            terms.append((
+                cuda_kernels.KINDS[term.kind], term.side, role.across, [*args, *rest], by_arg,
+                planes.get(role.which),
+            ))  # fmt: skip
+        pairs = self.pairs
+        # The intervals of one set, where each row stands among its own positives, are its band.
+        band = None if pairs.y is None else self.address(bands(pairs, axis, self.kernels.rows))
+        return (
+            self._sets[axis], self._sets[1 - axis], self._relation, band, axis == 1,
+            pairs.scale_x is not None, band_only(roles),
+            self.kernels.panels, slots[0].operands, slots[1].operands, terms,
+        )  # fmt: skip
+
+    def _operand(self, a: Argument) -> tuple[int | None, int, float]:
+        if isinstance(a, float):
+            return None, 0, a
+        assert not isinstance(a, Table), "no term with a table is compiled"
+        values = a.values if isinstance(a, Partner) else a
+        if values.stride(0) == 0:
+            self.alive.append(values)
+            return values.data_ptr(), 0, 0.0
+        return self.address(values), 1, 0.0
+
+    def address(self, tensor: Tensor) -> int:
+        self.alive.append(tensor.contiguous())
+        return self.alive[-1].data_ptr()
+
+
+def band_only(roles: Sequence[Role]) -> bool:
+    return all(role.term.side == POS for role in roles)

@@ -1,0 +1,117 @@
+"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs before the first call.
+
+Tensors are checked here, and allocated; addresses, sizes and the current stream are handed on.
+Nothing waits for the GPU, so a CUDA graph may capture it. A set that is compared with another is
+swept twice, once as rows and once as columns, so that every sum has one owner and one order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings import cuda as cuda_kernels, extension
+from .launch import Call
+from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term, Wanted
+
+_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_DIMENSIONS = 2**16
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    x = pairs.x
+    if extension.MISSING is not None:
+        return extension.MISSING
+    if cuda_kernels.KERNELS is None:
+        return "this build of pairops has no CUDA kernels"
+    if x.device.type != cuda_kernels.DEVICE:
+        return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
+    if pairs.dtype == torch.float64:
+        return "x is float64; the CUDA kernels sum in float32"
+    if x.is_cuda:
+        reason = cuda_kernels.reason_against(x.device)
+        if reason is not None:
+            return reason
+    if x.shape[1] > _MOST_DIMENSIONS:
+        return f"x has {x.shape[1]} dimensions; the CUDA kernels take {_MOST_DIMENSIONS}"
+    if max(pairs.shape) > _MOST_ROWS:
+        return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
+    for term in (*rows, *cols):
+        if term.kind not in cuda_kernels.KINDS:
+            return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {term.kind}"
+    return None
+
+
+def prefers_chunks(pairs: Pairs) -> bool:
+    """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
+    sliced s is multiplied once per slice."""
+    return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
+
+
+def _is_sliced(dtype: torch.dtype, d: int) -> bool:
+    return bool(Kernels(dtype, d).slice < d)
+
+
+_is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def prepared(pairs: Pairs) -> list[Tensor]:
+    """Both sets as they are multiplied: sorted, float16, in panels; made once."""
+    if "cuda" not in pairs.prepared:
+        pairs.prepared["cuda"] = pairs.prepared.get("relation") or cuda_kernels.arrange_both(
+            (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
+            None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
+        )
+    return pairs.prepared["cuda"]
+
+
+def _kernels(pairs: Pairs) -> Kernels:
+    x, width = pairs.x, int(prepared(pairs)[0].shape[1])
+    return Kernels(x.dtype, int(x.shape[1]), cuda_kernels.on_hopper(x.device), width)
+
+
+def _call(pairs: Pairs) -> Call:
+    return Call(pairs, _kernels(pairs), prepared(pairs))
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
+    owners, tiles of partners), one after the other.
+    """
+    bits = pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8)
+    return *_call(pairs).gather(rows, cols, bits), bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: Wanted,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    return _call(pairs).weigh(rows, cols, statistics, cotangents, bits, needs)
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    kernels = _kernels(pairs)
+    n, m = pairs.shape
+    total = 0
+    for terms, owners, partners in ((rows, n, m), (cols, m, n)):
+        blocks, tiles = kernels.grid(owners, partners)
+        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+    return (total,)

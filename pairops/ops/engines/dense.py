@@ -1,0 +1,90 @@
+"""The truth: the whole matrix, written for reading, differentiated by autograd alone.
+
+It shares the vocabulary with the other engines but none of their tricks, and it never calls a
+function's slopes, unless the function declares that its slope is not the derivative.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import inverse_norm, product, scaled
+from pairops.ops.terms.term import ALL, POS, Term
+
+
+def declines(*_call: object) -> str | None:
+    return None
+
+
+def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Tensor]:
+    """Row statistics (N,), then column statistics (M,), in the caller's order."""
+    x = _comparable(pairs.x, pairs.keep_x, pairs)
+    y = x if pairs.y is None else _comparable(pairs.y, pairs.keep_y, pairs)
+    s = product(x, y)
+    positive, present = _masks(pairs)
+    statistics = [_statistic(s, positive, present, term) for term in rows]
+    return statistics + [_statistic(s.T, positive.T, present.T, term) for term in cols]
+
+
+def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
+    """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
+    wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
+    if pairs.scale_x is None:
+        return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
+    return scaled(wide, inverse_norm(wide), pairs.dtype)
+
+
+def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """(N, M) is j positive for i; is (i, j) a pair at all."""
+    _, m = pairs.shape
+    place = torch.arange(m, device=pairs.x.device)
+    in_order = torch.stack(
+        [
+            (place >= pairs.lo[:, None]) & (place < pairs.hi[:, None]),
+            place != pairs.own[:, None],
+        ]
+    )
+    masks = torch.empty_like(in_order)
+    masks[:, pairs.order_x[:, None], pairs.order_y] = in_order
+    return masks[0], masks[1] & pairs.keep_x[:, None] & pairs.keep_y
+
+
+def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:
+    """(N,) of s (N, M); a column term gets everything transposed."""
+    if not term.grad:
+        s = s.detach()
+    kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    if term.above is not None:
+        kept = kept & ~(s <= term.above[:, None])
+    if term.below is not None:
+        kept = kept & ~(s >= term.below[:, None])
+    args = [_spread(argument) for argument in term.args]
+    if term.function.is_derivative:
+        f = term.value(s, *args)
+    else:
+        f = term.value(s.detach(), *args) + (s - s.detach()) * term.slopes(s, *args)[0]
+    fill = term.monoid.fill
+    f = torch.where(kept, f, fill)
+    if term.gather == "sum":
+        return f.sum(1)
+    if s.shape[1] == 0:
+        return f.sum(1) + fill
+    if term.gather == "lse":
+        # torch's second derivative of a log-sum-exp over −inf alone is NaN.
+        empty = ~(kept & (f != -torch.inf)).any(1)
+        return torch.where(empty, fill, torch.logsumexp(torch.where(empty[:, None], 0, f), 1))
+    extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
+    first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
+    return f.gather(1, first).squeeze(1)
+
+
+def _spread(argument: Any) -> Any:
+    if isinstance(argument, Partner):
+        return argument.values[None, :]
+    if isinstance(argument, Table):
+        return argument.values[argument.owners][:, argument.partners]
+    return argument[:, None] if isinstance(argument, Tensor) else argument

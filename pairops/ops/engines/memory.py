@@ -1,0 +1,256 @@
+"""What an engine holds while it serves one call of `gather` or `weigh`, in bytes.
+
+Each formula is its engine's code, counted. Those of `native` and `blockwise` are checked against
+measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. What the ops
+return is not in them, but for the gradients of `weigh`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from pairops.ops.bindings import cuda as cuda_kernels, extension
+from pairops.ops.bindings.devices import capability, float32_level, processors, splits
+from .blockwise import grid
+from pairops.ops.terms.term import POS, Term
+from .triton import tile_configs
+from .triton.tile_configs import Configuration
+
+_MIB = 1 << 20
+_PADDED = 128  # csrc/cuda/shape.h: arranged rows come in multiples of this
+_PROCESSORS = 132  # of a GPU that is not here: an H100's
+
+
+@dataclass(frozen=True)
+class Call:
+    """The extents of one call and its terms."""
+
+    n: int
+    m: int
+    d: int
+    same: bool
+    dtype: torch.dtype
+    rows: Sequence[Term]
+    cols: Sequence[Term]
+    wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `weigh` returns
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number in the dtype of statistics."""
+        return max(4, self.dtype.itemsize)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (self.n,) if self.same else (self.n, self.m)
+
+    @property
+    def owned(self) -> list[tuple[Term, int]]:
+        """Every term, and how many own one of its statistics."""
+        return [(term, self.n) for term in self.rows] + [(term, self.m) for term in self.cols]
+
+    @property
+    def band(self) -> bool:
+        return all(term.side == POS for term, _ in self.owned)
+
+    def copies(self, *lengths: int) -> int:
+        """So many rows in the dtype of statistics."""
+        return sum(lengths) * self.d * self.wide
+
+    def gradients(self) -> int:
+        return self.copies(*[k for k, want in zip(self.lengths, self.wanted, strict=False) if want])
+
+    def vectors(self, beside: int = 0) -> int:
+        """One value per owner for each argument and window of a term, and for `beside` more."""
+        counts = [(len(term.args) + len(term.windows()) + beside) * k for term, k in self.owned]
+        return self.wide * sum(counts)
+
+
+# ── native ──
+
+
+def _native_gather(call: Call) -> int:
+    """Places, sorted vectors, states of columns, and all columns packed."""
+    size = 4 * sum(call.lengths) + call.vectors() + _native_team(call, 1, 1)
+    if call.band:
+        return size
+    of_columns = [k for _, k in call.owned] if call.same else [call.m] * len(call.cols)
+    return size + call.copies(call.m) + 2 * call.wide * sum(of_columns)
+
+
+def _native_weigh(call: Call) -> int:
+    """The gradients, and a stripe of columns packed for both products."""
+    size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_team(call, 3, 2)
+    size += call.wide * sum(len(term.vectors()) * k for term, k in call.owned) * (1 + call.same)
+    if call.band:
+        return size
+    tile = _native_tile()
+    stripe = tile * min(max(12 * _MIB // max(call.wide * tile * call.d, 1), 1), 64)
+    return size + call.copies(min(stripe, call.m)) * (1 + call.wanted[0])
+
+
+def _native_team(call: Call, rows: int, squares: int) -> int:
+    tile = _native_tile()
+    return torch.get_num_threads() * call.wide * tile * (rows * call.d + squares * tile)
+
+
+def _native_tile() -> int:
+    return 1 if extension.native is None else int(extension.native.TILE)
+
+
+# ── blockwise ──
+
+
+def _blockwise_gather(call: Call) -> int:
+    """Copies, sorted and scaled: three more of the last one while it is made."""
+    making = 3 * call.copies(call.lengths[-1])
+    if call.dtype.itemsize < call.wide:
+        making += call.lengths[-1] * call.d * call.dtype.itemsize
+    return call.copies(*call.lengths) + max(making, _blockwise_tile(call, 2))
+
+
+def _blockwise_weigh(call: Call) -> int:
+    """The copies, a sum for either side in pieces, the gradients, and four more of one of them
+    while it is taken through the scale."""
+    sides = zip((call.n, call.m), call.wanted, strict=True)
+    sums = [call.n, call.n] if call.same else [length for length, want in sides if want]
+    ending = call.copies(*sums) + 4 * call.copies(max(sums, default=0))
+    return call.copies(*call.lengths, *sums) + max(ending, _blockwise_tile(call, 4))
+
+
+def _blockwise_tile(call: Call, of_term: int) -> int:
+    area = min(grid.ROWS, call.n) * min(grid.COLS, call.m)
+    return call.wide * area * (2 + of_term * len(call.owned))
+
+
+# ── cuda, triton, chunked ──
+
+
+class _Shape(NamedTuple):
+    """A block of rows, a tile of columns, and how many blocks share the gradient of their rows."""
+
+    rows: int
+    columns: int
+    shares: int
+
+    def cells(self, call: Call) -> int:
+        return -(-call.n // self.rows) * -(-call.m // self.columns)
+
+    def parts(self, owners: int, partners: int, each: int, shares: int) -> int:
+        """In how many parts partners are cut, each with a result of so many bytes."""
+        gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
+        several = _PROCESSORS if gpu is None else processors(gpu)
+        blocks = -(-owners // self.rows) * shares
+        return splits(blocks, -(-partners // self.columns), several, each)
+
+
+def _cuda_shape(call: Call) -> _Shape:
+    """As in csrc/cuda/shapes.h."""
+    split = _is_split(call)
+    rows, columns = (64, 32) if split or call.d > 128 else (128, 64)
+    return _Shape(rows, columns, -(-call.d // (128 if split else 256)))
+
+
+def _is_split(call: Call) -> bool:
+    return cuda_kernels.precision(call.dtype, float32_level()) == "split"
+
+
+def _cuda_prepared(call: Call) -> int:
+    """float16 in panels of 64, twice for float32."""
+    row = 128 * -(-call.d // 64) * (1 + _is_split(call))
+    return sum(-(-length // _PADDED) * _PADDED * (row + 8) for length in call.lengths)
+
+
+def _configuration(call: Call) -> Configuration:
+    known = capability(torch.device("cuda", 0)) if torch.cuda.is_available() else (9, 0)
+    level = float32_level() if call.dtype == torch.float32 else "highest"
+    return tile_configs.choose(known, call.dtype, call.d, level)
+
+
+def _triton_shape(call: Call) -> _Shape:
+    config = _configuration(call)
+    return _Shape(config.rows, config.cols, config.parts)
+
+
+def _triton_copies(call: Call, beside: int) -> tuple[int, int]:
+    """Sorted copies and vectors, and what making the last copy takes besides."""
+    config = _configuration(call)
+    row = config.precision.stored.itemsize * config.padded
+    making = row * call.lengths[-1] * (1 if config.precision.unit else 3)
+    return row * sum(call.lengths) + call.vectors(beside), making
+
+
+def _states(call: Call, shape: _Shape) -> int:
+    """Statistics in parts, of rows and then of columns."""
+    sides = [(len(call.rows), call.n, call.m), (len(call.cols), call.m, call.n)]
+    if call.same:
+        sides = [(len(call.owned), call.n, call.n)]
+    found = [0]
+    for terms, owners, partners in sides:
+        each = 8 * terms * owners
+        found.append(each * shape.parts(owners, partners, each, 1))
+    return max(found)
+
+
+def _sums(call: Call, shape: _Shape) -> int:
+    """Gradients in parts, which are added up before the other set's are there."""
+    size = most = 0
+    for owners, partners, want in zip(call.lengths, (call.m, call.n), call.wanted, strict=False):
+        each = call.copies(owners) if want else 0
+        parts = shape.parts(owners, partners, each, shape.shares)
+        most = max(most, size + each * (parts + (parts > 1)))
+        size += each
+    return most
+
+
+def _triton_gather(call: Call) -> int:
+    copies, making = _triton_copies(call, 0)
+    return copies + max(making, _states(call, _triton_shape(call)))
+
+
+def _triton_weigh(call: Call) -> int:
+    shape, (copies, making) = _triton_shape(call), _triton_copies(call, 2)
+    bits = any(term.keeps_bits for term, _ in call.owned)
+    listed = 8 * shape.cells(call) if bits else 0  # the tiles to be visited, and what sorts them
+    return copies + max(making, _sums(call, shape) + listed)
+
+
+def _chunked_gather(call: Call) -> int:
+    copies, making = _triton_copies(call, 0)
+    return copies + max(making, 8 * sum(k for _, k in call.owned) + _chunk(call))
+
+
+def _chunked_weigh(call: Call) -> int:
+    """The gradients in sorted order, and two more of one while it is put in the caller's."""
+    copies, making = _triton_copies(call, 2)
+    ordering = 2 * call.copies(max(call.lengths))
+    return copies + max(making, call.gradients() + max(ordering, _chunk(call)))
+
+
+def _chunk(call: Call) -> int:
+    return min(48 * _MIB, 8 * call.n * call.m)
+
+
+class Working(NamedTuple):
+    gather: Callable[[Call], int]
+    weigh: Callable[[Call], int]
+    prepared: Callable[[Call], int] = lambda _: 0  # once for all calls with the same pairs
+    # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
+    bits: Callable[[Call], int] | None = None
+
+
+WORKING = {
+    "native": Working(_native_gather, _native_weigh),
+    "blockwise": Working(_blockwise_gather, _blockwise_weigh),
+    "cuda": Working(
+        lambda call: _states(call, _cuda_shape(call)),
+        lambda call: _sums(call, _cuda_shape(call)),
+        _cuda_prepared,
+        lambda call: _cuda_shape(call).cells(call),
+    ),
+    "triton": Working(
+        _triton_gather, _triton_weigh, bits=lambda call: _triton_shape(call).cells(call)
+    ),
+    "chunked": Working(_chunked_gather, _chunked_weigh, bits=lambda _: 0),
+}

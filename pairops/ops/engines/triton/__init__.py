@@ -1,0 +1,1 @@
+"""The Triton engines: kernels written out per recipe, tile by tile or over chunks of torch.mm."""

@@ -1,0 +1,72 @@
+"""The Triton engine's path for large D and for two sets: s in chunks of rows, from `torch.mm`.
+
+One fused kernel does what is elementwise, with the terms of `engine.py` and on the same sorted
+copies; the products of weights and embeddings are `torch.mm` again. At large D a gradient no
+longer fits in registers, and two sets are swept twice there: here s is multiplied once a pass.
+Memory is a chunk, whatever N. No tile is skipped.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings.devices import float32_level
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term, Wanted
+from . import engine as triton_engine
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    x = pairs.x
+    if x.dtype == torch.float32 and float32_level() != "highest":
+        # torch.mm would multiply in TensorFloat-32, whose 11 bits are not what "high" promises.
+        return 'float32 below the precision "highest" is for the triton engine\'s own products'
+    if x.is_cuda and x.dtype != torch.float32 and not _FLOAT32_OUT:
+        return "this torch.mm cannot give float32 products of 16-bit numbers; torch 2.8 can"
+    return triton_engine.declines(pairs, rows, cols)
+
+
+_FLOAT32_OUT = hasattr(torch.ops.aten.mm, "dtype")
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, no bits."""
+    from .chunked_launch import Chunked
+
+    call = Chunked(pairs, triton_engine.configuration(pairs))
+    statistics, arguments = call.gather(call.place(rows, cols))
+    return (
+        statistics,
+        arguments,
+        pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8),
+    )
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,  # noqa: ARG001
+    needs: Wanted,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """As `triton.weigh`."""
+    from .chunked_launch import Chunked
+
+    call = Chunked(pairs, triton_engine.configuration(pairs))
+    placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
+    gradients, found = call.weigh(placed, needs)
+    return *gradients, call.in_order(placed, found)
+
+
+def bits_shape(
+    pairs: Pairs,  # noqa: ARG001
+    rows: Sequence[Term],  # noqa: ARG001
+    cols: Sequence[Term],  # noqa: ARG001
+) -> tuple[int, ...]:
+    return (0,)

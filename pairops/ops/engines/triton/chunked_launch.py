@@ -1,0 +1,216 @@
+"""The chunked path's launches: chunk by chunk a product, a kernel, and the products of weights."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings.devices import on_device
+from pairops.ops.terms.term import Wanted
+from .kernels import accumulators, chunk as chunk_kernels
+from . import codegen
+from .codegen import Sweep
+from .launch import Call, Found, options, static
+from .kernels.accumulators import INTERPRETED
+from .operands import Side
+from .placed import Placed
+
+_ROOM = 48 << 20  # bytes of s and of weights that are alive at a time
+_TILE = (64, 64) if INTERPRETED else (16, 128)
+_PEAK = 15  # the largest weight of a chunk is brought below 2^_PEAK; float16 ends at 2^16
+
+
+class Chunk(NamedTuple):
+    """As `kernels/chunk.py` sees it, along its rows or, with the roles changed, along its columns."""
+
+    s: Tensor
+    first_i: int
+    many_i: int
+    stride_i: int
+    first_j: int
+    many_j: int
+    stride_j: int
+
+    def along(self, axis: int) -> "Chunk":
+        if axis == 0:
+            return self
+        return Chunk(
+            self.s, self.first_j, self.many_j, self.stride_j,
+            self.first_i, self.many_i, self.stride_i,
+        )  # fmt: skip
+
+
+class Chunked(Call):
+    """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
+
+    def gather(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
+        """Statistics and arguments of all terms."""
+        owned = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
+        sweeps_of = [
+            codegen.gathering(terms, **self._facts(axis)) if terms else None
+            for axis, terms in enumerate(owned)
+        ]
+        results = self.blank(placed)
+        n, m = self.pairs.shape
+        if not (n and m):
+            return results.of(placed)
+        # A row is whole in its chunk; a column's state goes on from chunk to chunk.
+        states = [
+            self._identity(terms, axis) if terms else None for axis, terms in enumerate(owned)
+        ]
+        with on_device(self.pairs.x):
+            for chunk in self._chunks():
+                for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
+                    if sweep is None:
+                        continue
+                    start, visit, merge, _ = sweep.functions
+                    functions = {"START": start, "VISIT": visit, "MERGE": merge}
+                    self._run(chunk_kernels.gather, axis, chunk, sweep, state, **functions)
+            for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
+                if sweep is not None and state is not None:
+                    self.conclude(axis, owned[axis], sweep, state, results)
+        return results.of(placed)
+
+    def weigh(self, placed: Sequence[Placed], needs: Wanted) -> tuple[tuple[Tensor, Tensor], Found]:
+        """Gradients by both sets, empty where they are not wanted, and by every vector."""
+        wanted = needs[0], needs[1] and not self.same
+        nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
+        n, m = self.pairs.shape
+        device = self.pairs.x.device
+        along = []  # for each set: the sweep of what its rows are owed, and where its vectors are
+        for axis in (0,) if self.same else (0, 1):
+            roles = self._roles(axis, placed)
+            weights = axis == 0 and any(wanted)
+            sweep = codegen.weighing(roles, embeddings=weights, **self._facts(axis))
+            along.append((sweep, self.where(roles, len(placed))))
+        totals = [
+            torch.zeros((length, self.config.padded), device=device) if want else nothing
+            for want, length in zip(wanted, (n, m), strict=True)
+        ]
+        sums = [
+            torch.zeros((len(where), self.pairs.shape[axis]), device=device)
+            for axis, (_, where) in enumerate(along)
+        ]
+        if n and m and (any(wanted) or any(where for _, where in along)):
+            with on_device(self.pairs.x):
+                for chunk in self._chunks():
+                    for axis in reversed(range(len(along))):  # rows last: they overwrite s
+                        sweep, where = along[axis]
+                        if sweep.facts.embeddings:
+                            self._multiply(chunk, sweep, sums[axis], totals)
+                        elif where:
+                            self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
+        gradients = [
+            self._finished(axis, total) if want else nothing
+            for axis, (total, want) in enumerate(zip(totals, wanted, strict=True))
+        ]
+        found = {
+            at: sums[axis][k] for axis, (_, where) in enumerate(along) for k, at in enumerate(where)
+        }
+        return (gradients[0], gradients[1]), found
+
+    def _identity(self, placed: Sequence[Placed], axis: int) -> Tensor:
+        """(1, numbers per row, rows) states of no pairs."""
+        slots: list[Tensor] = []
+        n = self.pairs.shape[axis]
+        for p in placed:
+            slots.append(torch.full((n,), p.term.monoid.fill, device=self.pairs.x.device))
+            if p.term.keeps_argument:
+                nowhere = torch.full_like(slots[-1], accumulators.NOWHERE.value, dtype=torch.int32)
+                slots.append(nowhere.view(torch.float32))
+            elif not p.term.extreme:
+                slots.append(torch.zeros_like(slots[-1]))
+        return torch.stack(slots).unsqueeze(0)
+
+    def _chunk_rows(self) -> int:
+        n, m = self.pairs.shape
+        if self.pairs.x.device.type == "cpu":
+            return max(1, min(n, 48))
+        rows = _ROOM // (8 * max(m, 1))
+        return max(1, min(n, max(16, rows // 128 * 128 if rows >= 128 else rows)))
+
+    def _chunks(self) -> Iterator[Chunk]:
+        rows = self._chunk_rows()
+        x, y = (side.embeddings for side in self.operands.sides)
+        n, m = self.pairs.shape
+        for begin in range(0, n, rows):
+            s = product(x[begin : begin + rows], y.T)
+            yield Chunk(s, begin, len(s), m, 0, m, 1)
+
+    def _run(
+        self, kernel: Any, axis: int, chunk: Chunk, sweep: Sweep, *more: Any, **meta: Any
+    ) -> None:
+        rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
+        across = chunk.along(axis)
+        kernel[(across.many_i + _TILE[0] - 1) // _TILE[0],](
+            rows, cols, self.operands.relation, across, self.operands.numbers(), *more,
+            F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **options(),
+        )  # fmt: skip
+
+    def _weigh(
+        self,
+        axis: int,
+        chunk: Chunk,
+        sweep: Sweep,
+        times: Tensor | None,
+        into: Sequence[Tensor],
+        sums: Tensor,
+    ) -> None:
+        self._run(
+            chunk_kernels.weigh, axis, chunk, sweep, sums if times is None else times, into[0], into[-1],
+            sums,
+            VISIT=sweep.functions[0], P=static(self.config.precision),
+        )  # fmt: skip
+
+    def _multiply(self, chunk: Chunk, sweep: Sweep, sums: Tensor, totals: Sequence[Tensor]) -> None:
+        """Adds a chunk's weights times embeddings to the gradients (in sorted order)."""
+        x, y = (side.embeddings for side in self.operands.sides)
+        own = slice(chunk.first_i, chunk.first_i + chunk.many_i)
+        precision = self.config.precision
+        pieces = [chunk.s]
+        times = None
+        if precision.fit:
+            programs = (chunk.many_i + _TILE[0] - 1) // _TILE[0]
+            largest = chunk.s.new_empty(programs)
+            self._run(chunk_kernels.largest_weight, 0, chunk, sweep, largest, VISIT=sweep.functions[0])
+            times = _unit(torch.where(largest.isfinite(), largest, 0.0).amax())
+            pieces = [
+                torch.empty_like(chunk.s, dtype=torch.float16) for _ in range(1 + precision.fine)
+            ]
+        self._weigh(0, chunk, sweep, times, pieces, sums)
+        for piece in reversed(pieces):  # the smaller part first
+            if totals[0].dim() == 2:
+                totals[0][own] += _in_units(product(piece, y), times)
+            if totals[1].dim() == 2:
+                totals[1].add_(_in_units(product(piece.T, x[own]), times))
+
+    def _finished(self, axis: int, total: Tensor) -> Tensor:
+        """The gradient by a set, in the caller's order and through its scale."""
+        side: Side = self.operands.sides[axis]
+        if self.operands.scaled:
+            r = side.vectors[0]
+            total *= torch.where(r == 0, 0.0, 1 / r).unsqueeze(1)
+        gradient = torch.empty_like(total).index_copy(0, side.order, total)
+        d = self.pairs.x.shape[1]
+        with on_device(self.pairs.x):
+            return self._through_scale(axis, gradient[:, :d].contiguous().unsqueeze(0))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32, whatever their dtype."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _unit(largest: Tensor) -> Tensor:
+    """The power of two that brings `largest` to where float16 has most room above and below."""
+    return torch.exp2((_PEAK - torch.frexp(largest).exponent).clamp(-126, 126).float())
+
+
+def _in_units(value: Tensor, times: Tensor | None) -> Tensor:
+    """value, which is nobody else's, in units of 1 / times."""
+    return value if times is None else value.div_(times)

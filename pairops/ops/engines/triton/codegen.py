@@ -1,0 +1,251 @@
+"""What a recipe asks of a tile, written out as Triton functions that the sweeps are compiled with.
+
+For `lse:neg:affine>` a sweep over rows gets, besides START, MERGE and RESULT,
+
+    def visit(s, row, col, numbers, positive, present, at, state, MASKED):
+        f = affine_value(s, numbers[0], numbers[1])
+        keep = (s <= row[2][:, None]) == 0
+        if MASKED:
+            keep = keep & present & (positive == 0)
+        f = tl.where(keep, f, float("-inf"))
+        o0, o1 = monoids.lse_of(f, at)
+        m0, m1 = monoids.lse_merge(state[0], state[1], o0, o1)
+        ...
+
+so that a recipe costs no test at run time, and a kernel no line per loss.
+"""
+
+import hashlib
+import linecache
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.term import ALL, NEG, POS
+from .kernels import accumulators, math as triton_math
+from .placed import Placed, along_rows
+from .translate import literal, source
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sweep must know of its recipe when it is compiled."""
+
+    terms: int
+    states: int = 0  # numbers per row
+    arguments: int = 0  # extremes that keep their argument
+    bits: int = 0  # terms that note which tiles they kept a pair of
+    gradients: int = 0  # vectors along the rows that get a gradient
+    row_vectors: int = 0
+    col_vectors: int = 0
+    scaled: bool = False  # are there scales beside the embeddings?
+    normalized: bool = True  # are they inverse norms, in two parts, or powers of two?
+    transposed: bool = False  # are the rows of the sweep the places of y?
+    band_only: bool = False  # are there POS terms only?
+    listed: bool = False  # have all terms a window, and tiles a list?
+    embeddings: bool = True  # is the gradient by the rows wanted?
+
+
+class Sweep(NamedTuple):
+    facts: Facts
+    functions: tuple[Any, ...]
+
+
+_SWEEPS: dict[tuple[Any, ...], Sweep] = {}
+
+
+def gathering(placed: Sequence[Placed], **facts: Any) -> Sweep:
+    """The functions START, VISIT, MERGE and RESULT of these terms."""
+    return _once(_gathering, placed, facts)
+
+
+def weighing(placed: Sequence[Placed], **facts: Any) -> Sweep:
+    """The function VISIT of these terms' gradients."""
+    return _once(_weighing, placed, facts)
+
+
+def _once(
+    write: Callable[[Sequence[Placed], dict[str, Any]], Sweep],
+    placed: Sequence[Placed],
+    facts: dict[str, Any],
+) -> Sweep:
+    terms = [(p.term.word, p.across, p.numbers, p.vectors, p.given) for p in placed]
+    key = write, *terms, *facts.items()
+    if key not in _SWEEPS:
+        _SWEEPS[key] = write(placed, facts)
+    return _SWEEPS[key]
+
+
+def _gathering(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
+    start, visit, merge = [], [], []
+    values, arguments = [], []
+    new: list[str] = []
+    alive: list[str] = []
+    for p in placed:
+        monoid = p.term.gather + ("_at" if p.term.keeps_argument else "")
+        size = 2 if p.term.gather in ("sum", "lse") or p.term.keeps_argument else 1
+        held = list(range(len(new), len(new) + size))
+        new += [f"m{k}" for k in held]
+        mine, tile = ("".join([f"{letter}{k}, " for k in held]) for letter in "mo")
+        state, other = ([f"{name}[{k}]" for k in held] for name in ("state", "other"))
+        start.append(f"    {mine}= monoids.{monoid}_start(R)")
+        lines = [f"    f = {_value(p)}", *_keep(p), *_select(p, "f", "f", p.term.monoid.fill)]
+        lines.append(f"    {tile}= monoids.{monoid}_of(f, at)")
+        lines.append(f"    {mine}= monoids.{monoid}_merge({', '.join(state)}, {tile})")
+        otherwise = [f"    {mine}= {', '.join(state)},"]
+        if p.term.keeps_bits:
+            # A pair counts in its tile's Σ exp(f − maximum), if only as NaN.
+            kept = f"o{held[1]} != 0" if p.term.gather == "lse" else "tl.max(keep.to(tl.int32), 1)"
+            bit = f"b{len(alive)}"
+            # Down to one row and not to a scalar, of which Triton 3.7 makes an error on Blackwell.
+            lines.append(f"    {bit} = tl.max(({kept}).to(tl.int32)[None, :], 1)")
+            otherwise.append(f"    {bit} = tl.zeros((1,), tl.int32)")
+            alive.append(bit)
+        visit += _where_visited(p, lines, otherwise)
+        if p.term.keeps_argument:
+            other[1] += ".to(tl.int32, bitcast=True)"
+            values.append(state[0])
+            arguments.append(f"monoids.argument({', '.join(state)}, {literal(p.term.monoid.fill)})")
+        else:
+            values.append(f"monoids.{monoid}_result({', '.join(state)})")
+        merge.append(f"    {mine}= monoids.{monoid}_merge({', '.join([*state, *other])})")
+    functions = {
+        "start": ("R: tl.constexpr", start, new),
+        "visit": (
+            "s, row, col, numbers, positive, present, at, state, MASKED: tl.constexpr",
+            visit,
+            [*new, *alive],
+        ),
+        "merge": ("state, other", merge, new),
+        "result": ("state", [], [*values, *arguments]),
+    }
+    known = Facts(
+        len(placed), states=len(new), arguments=len(arguments), bits=len(alive),
+        band_only=all(p.term.side == POS for p in placed), **facts,
+    )  # fmt: skip
+    return Sweep(known, _compiled(placed, functions))
+
+
+def _weighing(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
+    visit: list[str] = []
+    slopes = along_rows(placed)
+    # First what every tile visits, so that `weights` is there to be added to.
+    for first, p in enumerate(sorted(placed, key=lambda p: p.term.side == POS)):
+        statistic, cotangent = [_spread(k, p.across) for k in p.given]
+        lines, otherwise = _keep(p), []
+        if p.term.gather == "lse":
+            lines += [f"    f = {_value(p)} - {statistic}", *_select(p, "f", "f", -math.inf)]
+            lines.append(f"    share = {cotangent} * tl.exp(f)")
+        else:
+            lines.append(f"    share = tl.broadcast_to({cotangent}, s.shape)")
+        lines.append(f"    d = {p.term.function.name}_slopes({_arguments(p)})")
+        # The share of a pair that does not count is 0; its slope may be infinite or NaN.
+        spared = p.term.gather == "lse" and p.term.function.finite
+        lines += _select(p, "w", "share * d[0]", 0.0, spared)
+        lines.append("    weights = weights + w" if first else "    weights = w")
+        for at, (which, k) in enumerate(slopes):
+            if placed[which] is p:
+                lines += _select(p, "w", f"share * d[{k + 1}]", 0.0, spared)
+                lines.append(f"    g{at} = by_vector[{at}] + tl.sum(w, 1)")
+                otherwise.append(f"    g{at} = by_vector[{at}]")
+        visit += _where_visited(p, lines, otherwise) if first else lines
+    parameters = "s, row, col, numbers, positive, present, by_vector, MASKED: tl.constexpr"
+    results = ["weights", *[f"g{at}" for at in range(len(slopes))]]
+    known = Facts(
+        len(placed), gradients=len(slopes),
+        band_only=all(p.term.side == POS for p in placed), **facts,
+    )  # fmt: skip
+    return Sweep(known, _compiled(placed, {"visit": (parameters, visit, results)}))
+
+
+def _where_visited(p: Placed, lines: list[str], otherwise: list[str]) -> list[str]:
+    """A free tile has no positives."""
+    if p.term.side != POS:
+        return lines
+    indented = [f"    {line}" for line in lines]
+    if not otherwise:
+        return ["    if MASKED:", *indented]
+    return ["    if MASKED:", *indented, "    else:", *[f"    {line}" for line in otherwise]]
+
+
+def _spread(vector: int, across: bool) -> str:
+    return f"col[{vector}][None, :]" if across else f"row[{vector}][:, None]"
+
+
+def _arguments(p: Placed) -> str:
+    numbers, vectors = iter(p.numbers), iter(p.vectors)
+    given = ["s"]
+    for a in p.term.args:
+        if isinstance(a, float):
+            given.append(f"numbers[{next(numbers)}]")
+        else:
+            given.append(_spread(next(vectors), isinstance(a, Partner) != p.across))
+    return ", ".join(given)
+
+
+def _value(p: Placed) -> str:
+    return f"{p.term.function.name}_value({_arguments(p)})"
+
+
+def _keep(p: Placed) -> list[str]:
+    """keep, the pairs that count; in a free tile only if there is a window."""
+    side = {POS: "positive", NEG: "present & (positive == 0)", ALL: "present"}[p.term.side]
+    windows = iter(p.vectors[len(p.vectors) - len(p.term.windows()) :])
+    # Not the reverse, so that a NaN is kept.
+    inside = [
+        f"((s {sign} {_spread(next(windows), p.across)}) == 0)"
+        for bound, sign in ((p.term.above, "<="), (p.term.below, ">="))
+        if bound is not None
+    ]
+    if not inside:
+        return ["    if MASKED:", f"        keep = {side}"]
+    return [
+        f"    keep = {' & '.join(inside)}",
+        "    if MASKED:",
+        f"        keep = keep & ({side})",
+    ]
+
+
+def _select(p: Placed, name: str, what: str, fill: float, spared: bool = False) -> list[str]:
+    """name = `what` where a pair counts, else `fill`. spared: what a window drops needs none."""
+    chosen = f"{name} = tl.where(keep, {what}, {literal(fill)})"
+    if p.term.windows() and not spared:
+        return [f"    {chosen}"]
+    otherwise = [] if name == what else ["    else:", f"        {name} = {what}"]
+    return ["    if MASKED:", f"        {chosen}", *otherwise]
+
+
+def _compiled(
+    placed: Sequence[Placed], functions: dict[str, tuple[str, list[str], list[str]]]
+) -> tuple[Any, ...]:
+    used = sorted({p.term.function.name for p in placed})
+    pair_functions: dict[str, Any] = {}
+    for name in used:
+        pair_functions |= _module(source(name), f"{name}_value", f"{name}_slopes")
+    found = []
+    for name, (parameters, lines, results) in functions.items():
+        body = [f"({parameters}):", *lines, f"    return {', '.join(results)},", ""]
+        # Triton's cache on disk goes by names too: the same text has the same one in every process.
+        called = f"{name}_{hashlib.sha256(''.join(body).encode()).hexdigest()[:12]}"
+        text = "\n".join([f"def {called}{body[0]}", *body[1:]])
+        found.append(_module(text, called, **pair_functions)[called])
+    return tuple(found)
+
+
+def _module(text: str, *names: str, **known: Any) -> dict[str, Any]:
+    """The functions of a source text, compiled when they are called. Triton reads the text again,
+    and looks for it where Python keeps the lines of its files."""
+    # By its content, so that two threads may do it at once.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    filename = f"<pairops.ops.engines.triton.generated {names[0]} {digest}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    module = types.ModuleType("pairops.ops.engines.triton.generated")
+    vars(module).update({"tl": tl, "monoids": accumulators, "words": triton_math, **known})
+    exec(compile(text, filename, "exec"), vars(module))
+    return {name: triton.jit(getattr(module, name)) for name in names}

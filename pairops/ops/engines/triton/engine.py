@@ -1,0 +1,136 @@
+"""Any loss, any translatable function, on any GPU that Triton knows: two kernels, O(N·D) memory.
+
+The kernels are `kernels/sweep.py`; here they are launched. A set that is compared with
+another is swept twice, once as rows and once as columns, so that every sum has one owner and one
+order. Under TRITON_INTERPRET=1 the same kernels run on the CPU, number by number: for tests.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.arguments import Table
+from pairops.ops.bindings.devices import capability, float32_level
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term, Wanted
+from . import tile_configs
+from .tile_configs import Configuration
+
+MISSING = None if importlib.util.find_spec("triton") else "triton is not installed"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_DIMENSIONS = 4096
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    if MISSING is not None:
+        return MISSING
+    device = pairs.x.device.type
+    if device != ("cpu" if INTERPRETED else "cuda"):
+        instead = "runs on the CPU, in its interpreter" if INTERPRETED else "is for CUDA devices"
+        return f"x is on {device}; Triton here {instead}"
+    if pairs.dtype == torch.float64:
+        return "x is float64; the Triton kernels sum in float32"
+    if device == "cuda" and capability(pairs.x.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if pairs.x.shape[1] > _MOST_DIMENSIONS:
+        return f"x has {pairs.x.shape[1]} dimensions; the Triton kernels take {_MOST_DIMENSIONS}"
+    if max(pairs.shape) > _MOST_ROWS:
+        return f"there are {max(pairs.shape)} rows; the Triton kernels count {_MOST_ROWS} at most"
+    for term in (*rows, *cols):
+        if any(isinstance(a, Table) for a in term.args):
+            return f"{term.function.name} takes a table; the Triton kernels look none up"
+        reason = _reason_against(term.function.name)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _reason_against(name: str) -> str | None:
+    from . import translate
+
+    return translate.reason_against(name)
+
+
+# As `devices.capability` is marked.
+_reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def configuration(pairs: Pairs) -> Configuration:
+    """The tiles of a call, in `gather` and in `weigh`: s has the same bits in both."""
+    known = None if INTERPRETED else capability(pairs.x.device)
+    level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
+    return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
+
+
+def prefers_chunks(pairs: Pairs) -> bool:
+    """Is `chunked` expected to be faster? See `configurations.chunks_pay`."""
+    return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.y is None)
+
+
+def gather(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
+
+    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
+    owners, tiles of partners), one after the other.
+    """
+    from . import launch
+
+    call = launch.Swept(pairs, configuration(pairs))
+    placed = call.place(rows, cols)
+    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    results = call.blank(placed)
+    plane = 0
+    for axis in (0, 1):
+        owned = [p for p in placed if p.owners == axis]
+        if owned:
+            cells = sum(p.term.keeps_bits for p in owned) * call.cells(axis)
+            call.gather(axis, owned, bits[plane : plane + cells], results)
+            plane += cells
+    return *results.of(placed), bits
+
+
+def weigh(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: Wanted,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
+
+    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
+    not needed is empty; for the same set the first is the whole one.
+    """
+    from . import launch
+
+    call = launch.Swept(pairs, configuration(pairs))
+    placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
+    planes = call.planes(placed, bits)
+    gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
+    found: dict[tuple[int, int], Tensor] = {}
+    for axis in (0,) if call.same else (0, 1):
+        gradients[axis], by_vector = call.weigh(axis, placed, planes, needs[axis])
+        found |= by_vector
+    return gradients[0], gradients[1], call.in_order(placed, found)
+
+
+def bits_shape(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    config = configuration(pairs)
+    n, m = pairs.shape
+    total = 0
+    for terms, owners, partners in ((rows, n, m), (cols, m, n)):
+        blocks, tiles = config.tiles(owners, partners)
+        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+    return (total,)

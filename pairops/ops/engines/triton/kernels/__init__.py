@@ -1,0 +1,1 @@
+"""The Triton kernels themselves; they import triton, so engines import them late."""

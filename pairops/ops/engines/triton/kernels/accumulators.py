@@ -1,0 +1,185 @@
+"""How contributions become one statistic per row of a tile: the Triton twins of `terms/accumulators.py`.
+
+Each monoid has `start`, the identity; `of`, the state of one tile f (R, C); `merge`; and `result`.
+`at` (1, C) names the columns by their caller's index. A state is a tuple of (R,) tensors.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+NOWHERE = tl.constexpr(2**31 - 1)  # the argument of an extreme over no pairs, before `result`
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _smaller(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+if INTERPRETED:
+    # A reduction by a function of one's own runs number by number there.
+
+    @triton.jit
+    def row_max(f):
+        hidden = tl.max((f != f).to(tl.int32), 1) > 0
+        return tl.where(hidden, float("nan"), tl.max(tl.where(f != f, float("-inf"), f), 1))
+
+    @triton.jit
+    def row_min(f):
+        hidden = tl.max((f != f).to(tl.int32), 1) > 0
+        return tl.where(hidden, float("nan"), tl.min(tl.where(f != f, float("inf"), f), 1))
+else:
+
+    @triton.jit
+    def row_max(f):
+        """The largest of every row; NaN if there is one."""
+        return tl.reduce(f, 1, _larger)
+
+    @triton.jit
+    def row_min(f):
+        return tl.reduce(f, 1, _smaller)
+
+
+@triton.jit
+def sum_start(R: tl.constexpr):
+    return tl.zeros((R,), tl.float32), tl.zeros((R,), tl.float32)
+
+
+@triton.jit
+def sum_of(f, at):
+    total = tl.sum(f, 1)
+    return total, tl.zeros_like(total)
+
+
+@triton.jit
+def sum_merge(a, lost_a, b, lost_b):
+    """Σ f and what its rounding lost: thousands of tiles follow one another."""
+    total = a + b
+    part = total - a
+    lost = (a - (total - part)) + (b - part)
+    return total, lost_a + lost_b + tl.where(tl.abs(total) < float("inf"), lost, 0.0)
+
+
+@triton.jit
+def sum_result(total, lost):
+    return total + lost
+
+
+@triton.jit
+def _shift(top):
+    """What to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
+    return tl.where(tl.abs(top) == float("inf"), 0.0, top)
+
+
+@triton.jit
+def lse_start(R: tl.constexpr):
+    return tl.full((R,), float("-inf"), tl.float32), tl.zeros((R,), tl.float32)
+
+
+@triton.jit
+def lse_of(f, at):
+    top = row_max(f)
+    return top, tl.sum(tl.exp(f - _shift(top)[:, None]), 1)
+
+
+@triton.jit
+def lse_merge(top_a, a, top_b, b):
+    top = _larger(top_a, top_b)
+    shift = _shift(top)
+    return top, a * tl.exp(top_a - shift) + b * tl.exp(top_b - shift)
+
+
+@triton.jit
+def lse_result(top, total):
+    return top + tl.log(total)
+
+
+@triton.jit
+def lowest_start(R: tl.constexpr):
+    return (tl.full((R,), float("inf"), tl.float32),)
+
+
+@triton.jit
+def lowest_of(f, at):
+    return (row_min(f),)
+
+
+@triton.jit
+def lowest_merge(a, b):
+    return (_smaller(a, b),)
+
+
+@triton.jit
+def lowest_result(value):
+    return value
+
+
+@triton.jit
+def highest_start(R: tl.constexpr):
+    return (tl.full((R,), float("-inf"), tl.float32),)
+
+
+@triton.jit
+def highest_of(f, at):
+    return (row_max(f),)
+
+
+@triton.jit
+def highest_merge(a, b):
+    return (_larger(a, b),)
+
+
+@triton.jit
+def highest_result(value):
+    return value
+
+
+@triton.jit
+def _attained(f, extreme, at):
+    """Where f is the extreme, at; of a NaN extreme, where f is NaN."""
+    return tl.where((f == extreme) | (f != f), at, NOWHERE)
+
+
+@triton.jit
+def lowest_at_start(R: tl.constexpr):
+    return tl.full((R,), float("inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
+
+
+@triton.jit
+def lowest_at_of(f, at):
+    value = row_min(f)
+    return value, tl.min(_attained(f, value[:, None], at), 1)
+
+
+@triton.jit
+def lowest_at_merge(a, at_a, b, at_b):
+    value = _smaller(a, b)
+    return value, tl.minimum(_attained(a, value, at_a), _attained(b, value, at_b))
+
+
+@triton.jit
+def highest_at_start(R: tl.constexpr):
+    return tl.full((R,), float("-inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
+
+
+@triton.jit
+def highest_at_of(f, at):
+    value = row_max(f)
+    return value, tl.min(_attained(f, value[:, None], at), 1)
+
+
+@triton.jit
+def highest_at_merge(a, at_a, b, at_b):
+    value = _larger(a, b)
+    return value, tl.minimum(_attained(a, value, at_a), _attained(b, value, at_b))
+
+
+@triton.jit
+def argument(value, at, FILL: tl.constexpr):
+    """The caller's index, −1 where no pair counted."""
+    return tl.where((value == FILL) | (at == NOWHERE), -1, at)

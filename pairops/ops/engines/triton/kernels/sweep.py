@@ -1,0 +1,215 @@
+"""The two sweeps: programs own a block of rows, stream blocks of columns past it, ask the recipe.
+
+                places of the other set →
+              ┌──────┬──────┬──────┬──┐   A program's tiles come in two kinds. Free ones hold
+    a program │ mask │ free │ free │ m│   negatives only: no label is read, nothing is compared.
+              └──────┴──────┴──────┴──┘   Masked ones are those that its intervals touch, and a
+                                          ragged last one. Free tiles go first, left to right.
+
+Rows and columns are either set: for the columns' sake the sweep runs once more with the roles
+changed. What a tile adds is asked of VISIT, which `codegen.py` writes for every recipe. Sums are
+taken in an order that only shapes decide, and no two programs add to one number.
+
+Arguments are as in `tile.py`; band: (blocks, 2) the places that a block's intervals touch.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import block_of, blocks_of, free_tile, halves, itinerary, masked_tile, masks, similarities, vectors
+
+
+@triton.jit
+def _tile(rows, cols, relation, block, tile, i, live_i, x, row, kept, depth,
+          F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """What is known of a tile's columns, its s, and if it is masked who is positive and present."""
+    j = tile * C.cols + tl.arange(0, C.cols)
+    live_j = j < kept
+    col = vectors(cols, j, live_j, F.col_vectors)
+    y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, MASKED)
+    s = similarities(
+        rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, col, depth,
+        F, C, MASKED,
+    )  # fmt: skip
+    positive, present = live_i, live_i
+    if MASKED:
+        positive, present = masks(relation, i, j, live_i, live_j, F)
+    return j, live_j, col, y, s, positive, present
+
+
+@triton.jit
+def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
+                 depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+                 MASKED: tl.constexpr):  # fmt: skip
+    j, live_j, col, _, s, positive, present = _tile(
+        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+    )
+    at = live_j
+    if F.arguments:
+        at = tl.load(cols.order + j, mask=live_j, other=0).to(tl.int32)[None, :]
+    found = VISIT(s, row, col, numbers, positive, present, at, state, MASKED)
+    new = ()
+    for k in tl.static_range(F.states):
+        new = new + (found[k],)
+    for k in tl.static_range(F.bits):
+        plane = (tl.full((), k, tl.int64) * tl.num_programs(0) + block) * tl.cdiv(cols.n, C.cols)
+        here = bits + plane + tile + tl.arange(0, 1)
+        tl.store(here, found[F.states + k].to(tl.uint8))
+    return new
+
+
+@triton.jit
+def gather(rows, cols, relation, band, numbers, bits, states, depth,
+           START: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """states (splits, F.states, N): what one split of the columns knows of each sorted row."""
+    block, split = tl.program_id(0), tl.program_id(1)
+    i = block * C.rows + tl.arange(0, C.rows)
+    live_i = i < tl.load(rows.kept).to(tl.int32)
+    kept = tl.load(cols.kept).to(tl.int32)
+    row = vectors(rows, i, live_i, F.row_vectors)
+    x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
+    first, width, begin, free, end, tiles = itinerary(
+        band, block, split, tl.num_programs(1), kept, F, C
+    )
+    state = START(C.rows)
+    if not F.band_only:
+        for visit in range(begin, tl.minimum(end, free)):
+            tile = free_tile(visit, first, width)
+            state = _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
+                                 row, state, kept, depth, VISIT, F, C, False)  # fmt: skip
+    for visit in range(tl.maximum(begin, free), end):
+        tile = masked_tile(visit - free, first, width, tiles)
+        state = _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
+                             row, state, kept, depth, VISIT, F, C, True)  # fmt: skip
+    for k in tl.static_range(F.states):
+        plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
+        tl.store(states + plane + i, state[k].to(tl.float32, bitcast=True), mask=live_i)
+
+
+@triton.jit
+def _fit(weights, sums, exponent, C: tl.constexpr):
+    """Weights in units of a power of two per row that brings the largest so far to [1, 2).
+
+    float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with it.
+    """
+    largest = tl.max(tl.abs(weights), 1)
+    here = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    new = tl.maximum(exponent, tl.minimum(here, 253))
+    weights = weights * ((254 - new) << 23).to(tl.float32, bitcast=True)[:, None]
+    shrink = (tl.maximum(127 + exponent - new, 0) << 23).to(tl.float32, bitcast=True)
+    fitted = ()
+    for k in tl.static_range(C.accumulators):
+        fitted = fitted + (sums[k] * shrink[:, None],)
+    return weights, fitted, new
+
+
+@triton.jit
+def _add_rows(total, weights, y, C: tl.constexpr):
+    """total + weights · y, the smallest parts first."""
+    if C.fit:
+        high, low = halves(weights)
+        if C.split:
+            y_high, y_low = halves(y)
+            total = tl.dot(low, y_high, total, input_precision="ieee")
+            total = tl.dot(high, y_low, total, input_precision="ieee")
+            total = tl.dot(high, y_high, total, input_precision="ieee")
+        else:
+            if C.fine:
+                total = tl.dot(low, y, total, input_precision="ieee")
+            total = tl.dot(high, y, total, input_precision="ieee")
+        return total
+    else:
+        return tl.dot(weights, y, total, input_precision="ieee")
+
+
+@triton.jit
+def _weigh_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
+                exponent, kept, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+                MASKED: tl.constexpr):  # fmt: skip
+    _, live_j, col, y, s, positive, present = _tile(
+        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+    )
+    found = VISIT(s, row, col, numbers, positive, present, by_vector, MASKED)
+    slopes = ()
+    for k in tl.static_range(F.gradients):
+        slopes = slopes + (found[1 + k],)
+    if F.embeddings:
+        weights = found[0]
+        if F.scaled:
+            weights = weights * col[0][None, :]
+        if C.fit:
+            weights, sums, exponent = _fit(weights, sums, exponent, C)
+        new = ()
+        for k in tl.static_range(C.accumulators):
+            if C.resident:
+                part = y[k]
+            else:
+                at = tl.program_id(2) * C.accumulators + k
+                part = block_of(cols, tile * C.cols, live_j, at, depth, C.cols, C, MASKED)
+            new = new + (_add_rows(sums[k], weights, part, C),)
+        sums = new
+    return sums, slopes, exponent
+
+
+@triton.jit
+def weigh(rows, cols, relation, band, numbers, listed, gradient, by_vector, depth, width,
+          VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors (splits,
+    F.gradients, N), both in the caller's order. listed: for each block the tiles in which a window
+    kept a pair, free ones first, where in it each split begins, and how many are free."""
+    block, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = block * C.rows + tl.arange(0, C.rows)
+    live_i = i < tl.load(rows.kept).to(tl.int32)
+    kept = tl.load(cols.kept).to(tl.int32)
+    row = vectors(rows, i, live_i, F.row_vectors)
+    x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
+    first, band_width, begin, free, end, tiles = itinerary(
+        band, block, split, tl.num_programs(1), kept, F, C
+    )
+    if F.listed:
+        free = tl.load(listed.free + block).to(tl.int32)
+        start = listed.starts + block * (tl.num_programs(1) + 1) + split
+        begin = tl.load(start).to(tl.int32)
+        end = tl.load(start + 1).to(tl.int32)
+    list_start = listed.tiles + tl.full((), block, tl.int64) * tl.cdiv(cols.n, C.cols)
+    sums, slopes = (), ()
+    if F.embeddings:
+        for k in tl.static_range(C.accumulators):
+            sums = sums + (tl.zeros((C.rows, C.depth), tl.float32),)
+    for k in tl.static_range(F.gradients):
+        slopes = slopes + (tl.zeros((C.rows,), tl.float32),)
+    exponent = tl.full((C.rows,), 1, tl.int32)
+    if not F.band_only:
+        for visit in range(begin, tl.minimum(end, free)):
+            if F.listed:
+                tile = tl.load(list_start + visit).to(tl.int32)
+            else:
+                tile = free_tile(visit, first, band_width)
+            sums, slopes, exponent = _weigh_tile(
+                rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
+                exponent, kept, depth, VISIT, F, C, False,
+            )  # fmt: skip
+    for visit in range(tl.maximum(begin, free), end):
+        if F.listed:
+            tile = tl.load(list_start + visit).to(tl.int32)
+        else:
+            tile = masked_tile(visit - free, first, band_width, tiles)
+        sums, slopes, exponent = _weigh_tile(
+            rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
+            exponent, kept, depth, VISIT, F, C, True,
+        )  # fmt: skip
+    at = tl.load(rows.order + i, mask=live_i, other=0)
+    if F.embeddings:
+        start = gradient + (tl.full((), split, tl.int64) * rows.n + at)[:, None] * width
+        if C.fit:
+            unit = (exponent << 23).to(tl.float32, bitcast=True)[:, None]
+        for k in tl.static_range(C.accumulators):
+            dimension = (part * C.accumulators + k) * C.depth + tl.arange(0, C.depth)[None, :]
+            total = sums[k]
+            if C.fit:
+                total = total * unit
+            tl.store(start + dimension, total, mask=live_i[:, None] & (dimension < width))
+    if part == 0:
+        for k in tl.static_range(F.gradients):
+            plane = (tl.full((), split, tl.int64) * F.gradients + k) * rows.n
+            tl.store(by_vector + plane + at, slopes[k], mask=live_i)

@@ -1,0 +1,242 @@
+"""One call's sweeps: which terms, over the rows of which set, into which tensors."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from pairops.ops.engines.bands import bands
+from pairops.ops.bindings.devices import on_device, processors, splits
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term
+from .kernels import finalize, sweep as sweep_kernels
+from . import codegen
+from .tile_configs import Configuration
+from .codegen import Sweep
+from .kernels.accumulators import INTERPRETED
+from .operands import Listed, Operands, any_of, changed_roles, listed
+from .placed import Placed, along_rows
+
+CONCLUDED = 128  # rows of a program that concludes
+SCALED = 64 if INTERPRETED else 8  # of one that takes gradients through the scale
+
+Found = dict[tuple[int, int], Tensor]  # gradients by which term, by which argument of it
+Planes = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
+
+
+class Results(NamedTuple):
+    values: dict[Placed, Tensor]
+    arguments: dict[Placed, Tensor]
+
+    def of(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self.values.values()), [
+            self.arguments[p] for p in placed if p in self.arguments
+        ]
+
+
+class Call:
+    """The pairs of a call, sorted for sweeps, and its terms."""
+
+    def __init__(self, pairs: Pairs, config: Configuration) -> None:
+        self.pairs, self.config = pairs, config
+        self.operands = Operands(pairs, config)
+        self.same = self.operands.same
+
+    def place(
+        self, rows: Sequence[Term], cols: Sequence[Term], *given: Sequence[Tensor]
+    ) -> list[Placed]:
+        """given: statistics and cotangents of all terms, for `weigh`."""
+        terms = [(0, term) for term in rows] + [(1, term) for term in cols]
+        beside = list(zip(*given, strict=True)) if given else [()] * len(terms)
+        return [
+            self.operands.vectors.place(term, axis, more)
+            for (axis, term), more in zip(terms, beside, strict=True)
+        ]
+
+    def blank(self, placed: Sequence[Placed]) -> "Results":
+        """Statistics and arguments as they are where there is no pair."""
+        device = self.pairs.x.device
+        values, arguments = {}, {}
+        for p in placed:
+            n = self.pairs.shape[p.owners]
+            values[p] = torch.full((n,), p.term.monoid.fill, device=device)
+            if p.term.keeps_argument:
+                arguments[p] = torch.full((n,), -1, dtype=torch.int64, device=device)
+        return Results(values, arguments)
+
+    def conclude(
+        self, axis: int, placed: Sequence[Placed], sweep: Sweep, states: Tensor, results: "Results"
+    ) -> None:
+        start, _, merge, result = sweep.functions
+        n = self.pairs.shape[axis]
+        values = tuple([results.values[p] for p in placed])
+        arguments = tuple([results.arguments[p] for p in placed if p in results.arguments])
+        finalize.conclude[(n + CONCLUDED - 1) // CONCLUDED,](
+            states, self.operands.sides[axis], values, arguments or (states,), len(states),
+            START=start, MERGE=merge, RESULT=result, F=static(sweep.facts), R=CONCLUDED,
+            **options(),
+        )  # fmt: skip
+
+    def _roles(self, axis: int, placed: Sequence[Placed]) -> list[Placed]:
+        """The terms as a row of this set meets them: as owner, as partner, in one set as both."""
+        if self.same:
+            return [*placed, *[p.changed(across=True) for p in placed]]
+        return [p.changed(across=p.owners != axis) for p in placed]
+
+    def where(self, roles: Sequence[Placed], terms: int) -> list[tuple[int, int]]:
+        """Of each gradient by a vector along the rows: which term, and which argument of it."""
+        return [(which % terms, k) for which, k in along_rows(roles)]
+
+    def in_order(self, placed: Sequence[Placed], found: Found) -> list[Tensor]:
+        """The same gradients as `pack` orders the vectors."""
+        return [
+            found[which, k]
+            for which, p in enumerate(placed)
+            for k, a in enumerate(p.term.args)
+            if not isinstance(a, float)
+        ]
+
+    def _facts(self, axis: int) -> dict[str, Any]:
+        vectors = self.operands.vectors
+        return {
+            "row_vectors": vectors.counts(axis),
+            "col_vectors": vectors.counts(1 - axis),
+            "scaled": self.operands.scaled,
+            "normalized": self.pairs.scale_x is not None,
+            "transposed": axis == 1,
+        }
+
+    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
+        x, scale, _, keep = self.operands.sets[axis]
+        parts, n, d = gradient.shape
+        out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
+        depth = min(64, max(16, 1 << (d - 1).bit_length()))
+        given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
+        finalize.through_scale[(n + SCALED - 1) // SCALED,](
+            gradient, given.contiguous(), keep if scale is None else scale, keep, out, parts, n, d,
+            SCALED=scale is not None, R=SCALED, DEPTH=depth, **options(),
+        )  # fmt: skip
+        return out
+
+
+class Swept(Call):
+    """A call whose similarities are multiplied tile by tile."""
+
+    def grid(self, axis: int) -> tuple[int, int]:
+        """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
+        return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
+
+    def gather(self, axis: int, placed: Sequence[Placed], bits: Tensor, results: "Results") -> None:
+        """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
+        sweep = codegen.gathering(placed, **self._facts(axis))
+        start, visit, _, _ = sweep.functions
+        blocks, tiles = self.grid(axis)
+        if not (blocks and tiles):
+            return
+        n = self.pairs.shape[axis]
+        parts = self._splits(blocks, tiles, 4 * sweep.facts.states * n)
+        states = torch.empty((parts, sweep.facts.states, n), device=self.pairs.x.device)
+        with on_device(self.pairs.x):
+            sweep_kernels.gather[blocks, parts](
+                self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
+                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), bits, states,
+                self.config.padded,
+                START=start, VISIT=visit, F=static(sweep.facts), C=static(self.config),
+                **self._options(),
+            )  # fmt: skip
+            self.conclude(axis, placed, sweep, states, results)
+
+    def weigh(
+        self, axis: int, placed: Sequence[Placed], planes: Planes, embeddings: bool
+    ) -> tuple[Tensor, Found]:
+        """The gradient by the set `axis` (empty if it is not wanted), and by every vector along it:
+        by which term and which argument of it."""
+        roles = self._roles(axis, placed)
+        facts, (visit,) = codegen.weighing(
+            roles, embeddings=embeddings, listed=bool(planes), **self._facts(axis)
+        )
+        where = self.where(roles, len(placed))
+        n, d = self.pairs.shape[axis], self.pairs.x.shape[1]
+        blocks, tiles = self.grid(axis)
+        device = self.pairs.x.device
+        nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
+        if not (embeddings or where):
+            return nothing, {}
+        if not (blocks and tiles):
+            by_vector = {at: torch.zeros(n, device=device) for at in where}
+            return torch.zeros((n, d), device=device) if embeddings else nothing, by_vector
+        config = self.config
+        shares = config.parts if embeddings else 1
+        parts = self._splits(blocks * shares, tiles, 4 * n * (d if embeddings else facts.gradients))
+        gradient = torch.empty((parts, n, d), device=device) if embeddings else nothing
+        sums = torch.zeros((parts, facts.gradients, n), device=device)
+        band = bands(self.pairs, axis, self.config.rows)
+        rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
+        visited = Listed(band, band, band)
+        if planes:
+            seen = zip(roles, itertools.cycle(planes))
+            alive = any_of([self._seen(p, plane, blocks, tiles) for p, plane in seen])
+            visited = listed(alive, band, cols.kept, config.cols, parts, facts.band_only)
+        with on_device(self.pairs.x):
+            sweep_kernels.weigh[blocks, parts, shares](
+                rows, cols, self.operands.relation, band, self.operands.numbers(), visited,
+                gradient, sums, config.padded, d,
+                VISIT=visit, F=static(facts), C=static(config), **self._options(),
+            )  # fmt: skip
+            if embeddings:
+                gradient = self._through_scale(axis, gradient)
+        by_vector = {at: sums[:, k].sum(0) for k, at in enumerate(where)}
+        return gradient, by_vector
+
+    def planes(self, placed: Sequence[Placed], bits: Tensor | None) -> Planes:
+        """bits by term, if every term keeps some; else tiles are visited whatever they say."""
+        if bits is None or not all(p.term.keeps_bits for p in placed):
+            return []
+        planes = bits.split([self.cells(p.owners) for p in placed])
+        return [z.view(self.grid(p.owners)) for p, z in zip(placed, planes, strict=True)]
+
+    def cells(self, axis: int) -> int:
+        blocks, tiles = self.grid(axis)
+        return blocks * tiles
+
+    def _seen(self, p: Placed, plane: Tensor, blocks: int, tiles: int) -> Tensor:
+        times = self.config.rows // self.config.cols
+        return changed_roles(plane, blocks, tiles, times) if p.across else plane
+
+    def _splits(self, programs: int, tiles: int, each: int) -> int:
+        return splits(programs, tiles, processors(self.pairs.x.device), each)
+
+    def _options(self) -> dict[str, Any]:
+        return options(self.config.warps, self.config.stages)
+
+
+class _Static:
+    """A compile-time record; Triton takes a field for a constant only if it says that it is one."""
+
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        return tl.constexpr(getattr(self._record, name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._record == other._record
+
+    def __hash__(self) -> int:
+        return hash(self._record)
+
+    def __repr__(self) -> str:
+        return repr(self._record)
+
+
+@functools.cache
+def static(record: Any) -> Any:
+    return record if INTERPRETED else _Static(record)
+
+
+def options(warps: int = 4, stages: int = 1) -> dict[str, Any]:
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -1,0 +1,155 @@
+"""What a sweep is launched with: sorted copies of the embeddings, vectors, bands, lists."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import scaled
+from .tile_configs import Configuration
+from .placed import Vectors
+
+
+class Side(NamedTuple):
+    """One set, in sorted order, as a sweep sees it."""
+
+    embeddings: Tensor  # (n, padded)
+    vectors: Tensor  # (count, n) float32
+    order: Tensor  # (n,) int64: the caller's index
+    kept: Tensor  # () int64: how many rows are not ignored; those come first
+    n: int
+
+
+class Relation(NamedTuple):
+    lo: Tensor  # as in `Pairs`
+    hi: Tensor
+    own: Tensor
+
+
+class Listed(NamedTuple):
+    tiles: Tensor  # (blocks, tiles) int32: free ones first, then masked ones
+    starts: Tensor  # (blocks, parts + 1) int64: where in its list each part begins
+    free: Tensor  # (blocks,) int64: how many are free
+
+
+class Operands:
+    """One call's sets."""
+
+    def __init__(self, pairs: Pairs, config: Configuration) -> None:
+        self.pairs = pairs
+        self.same = pairs.y is None
+        self._precision, self._padded = config.precision, config.padded
+        # float32 rows are scaled once; 16-bit rows would be rounded, so their scales stay apart.
+        whole = self._precision.stored == torch.float32 and not self._precision.unit
+        self.scaled = self._precision.unit or (pairs.scale_x is not None and not whole)
+        self.relation = Relation(pairs.lo, pairs.hi, pairs.own)
+        self.sets = (
+            (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
+            (pairs.other, pairs.scale_y, pairs.order_y, pairs.keep_y),
+        )
+        self.vectors = Vectors(self.same, self.scaled)
+
+    @functools.cached_property
+    def sides(self) -> tuple[Side, Side]:
+        """Both sets; to be asked for when all terms are placed."""
+        first = self._side(0)
+        return first, first if self.same else self._side(1)
+
+    def _side(self, axis: int) -> Side:
+        z, scale, order, keep = self.sets[axis]
+        rows = z.index_select(0, order)
+        if self._precision.unit:
+            power = _power_above(z)
+            rows *= torch.exp2(-power.index_select(0, order)).to(z.dtype).unsqueeze(1)
+            scale = torch.exp2(power) if scale is None else scale * torch.exp2(power)
+        elif not self.scaled:
+            of_row = None if scale is None else scale.index_select(0, order)
+            rows = scaled(rows, of_row, torch.float32)
+        rows = rows.to(self._precision.stored)
+        # An ignored row may hold anything, and 0·NaN is NaN.
+        rows = rows.masked_fill_(~keep.index_select(0, order).unsqueeze(1), 0.0)
+        if self._padded > z.shape[1]:
+            rows = torch.nn.functional.pad(rows, (0, self._padded - z.shape[1]))
+        vectors = list(self.vectors.along[axis])
+        if self.scaled:
+            vectors = [*_in_two_parts(scale), *vectors]
+        if vectors:
+            stacked = torch.stack([v.float() for v in vectors]).index_select(1, order)
+        else:
+            stacked = z.new_empty((0, z.shape[0]), dtype=torch.float32)
+        return Side(rows.contiguous(), stacked, order, keep.sum(), z.shape[0])
+
+    def numbers(self) -> tuple[float, ...]:
+        return tuple(self.vectors.numbers) or (0.0,)
+
+
+def _power_above(z: Tensor) -> Tensor:
+    """(n,) float64: the power of two that no number of a row reaches; 0 for what is not finite."""
+    largest = torch.linalg.vector_norm(z, torch.inf, 1, dtype=torch.float32)
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)
+    return torch.where(largest.isfinite(), exponent, 0).double()
+
+
+def _in_two_parts(scale: Any) -> list[Tensor]:
+    """r as high (1 + e): the parts of r_i r_j are then the same as those of r_j r_i."""
+    high = scale.float()
+    rest = scale - high.double()
+    return [high, torch.where(high == 0, 0.0, rest / torch.where(high == 0, 1.0, high)).float()]
+
+
+def listed(
+    alive: Tensor, band: Tensor, kept: Tensor, cols: int, parts: int, band_only: bool
+) -> Listed:
+    """alive (blocks, tiles): which tiles to visit, as lists, in the order of `tiles.itinerary`.
+
+    Each of the `parts` begins and ends at the tiles where it would without a list, so that nothing
+    but zeros is left out of its sums.
+    """
+    tile = torch.arange(alive.shape[1], device=alive.device)
+    tiles = (kept + cols - 1) // cols
+    in_band = (tile >= band[:, :1] // cols) & (tile < (band[:, 1:] + cols - 1) // cols)
+    exists = tile < tiles
+    masked = (in_band | ((tile == tiles - 1) & (kept % cols != 0))) & exists
+    free = ~masked & exists
+    if band_only:
+        masked, free = in_band & exists, torch.zeros_like(free)
+    rank = free.to(torch.uint8).mul_(2).add_(masked).mul_(alive != 0)
+    # Some rows at a time: an argsort takes an order of magnitude more than it sorts.
+    pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
+    order = torch.cat([_by_rank(piece) for piece in pieces])
+    counted = torch.stack([(rank == 2).sum(1), (rank != 0).sum(1)], 1)
+    if parts == 1:  # most often, and where tiles are many: no table of tiles by parts
+        starts = torch.nn.functional.pad(counted[:, 1:], (1, 0))
+    else:
+        place = torch.where(
+            free, free.cumsum(1) - 1, free.sum(1, keepdim=True) + masked.cumsum(1) - 1
+        )
+        visits = (free | masked).sum(1, keepdim=True)
+        bounds = visits * torch.arange(parts + 1, device=alive.device) // parts
+        before = place.unsqueeze(2) < bounds.unsqueeze(1)
+        starts = (before & (rank != 0).unsqueeze(2)).sum(1)
+    return Listed(order, starts, counted[:, 0].contiguous())
+
+
+_SORTED = 1 << 20  # tiles
+
+
+def _by_rank(rank: Tensor) -> Tensor:
+    return torch.argsort(rank, dim=1, descending=True, stable=True).to(torch.int32)
+
+
+def changed_roles(bits: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
+    """bits (blocks of owners, tiles of partners) as (`blocks` of partners, `tiles` of owners).
+
+    A block is `times` tiles.
+    """
+    padding = blocks * times - bits.shape[1]
+    coarse = torch.nn.functional.pad(bits, (0, padding)).view(bits.shape[0], blocks, times).amax(2)
+    return coarse.T.repeat_interleave(times, dim=1)[:, :tiles]
+
+
+def any_of(planes: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.maximum, planes)

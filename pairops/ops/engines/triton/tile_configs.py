@@ -1,0 +1,163 @@
+"""Tile shapes of the Triton sweeps: a table by architecture, dtype and D, read and never searched.
+
+Where the numbers come from: **not measured on a GPU yet.** Each row is the largest tile whose
+`weigh` of every loss compiles, ahead of time by Triton 3.7.1, without a spill and within the shared
+memory of its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to it). `python -m bench gpu`
+times the neighbours of each row; what it finds belongs here, with its date and GPU.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What embeddings and weights are multiplied as; sums are float32 throughout.
+
+    There is no bfloat16: brought to [−1, 1) by a power of two per row, a bfloat16 is a float16 (but
+    for what is below 2^−24 of its row), which the same instructions multiply at the same speed; and
+    a weight then has 11 bits and not 8, where 8 would add half to the error of a bfloat16 gradient,
+    and 11 as much to that of a float16 gradient: hence `fine`.
+    """
+
+    stored: torch.dtype  # of sorted copies
+    unit: bool  # are their rows brought to [−1, 1)?
+    fit: bool  # are weights float16, in units of a power of two per row?
+    fine: bool = False  # as two float16 each?
+    split: bool = False  # are embeddings, too, multiplied as two float16 each?
+
+
+def precision(dtype: torch.dtype, level: str) -> Precision:
+    """For embeddings of this dtype; of float32, at this level of
+    `torch.get_float32_matmul_precision()`."""
+    if dtype == torch.bfloat16:
+        return Precision(torch.float16, unit=True, fit=True)
+    if dtype == torch.float16:
+        return Precision(torch.float16, unit=True, fit=True, fine=True)
+    if level == "medium":
+        return Precision(torch.float16, unit=True, fit=True)
+    if level == "high":
+        return Precision(torch.float32, unit=True, fit=True, fine=True, split=True)
+    return Precision(torch.float32, unit=False, fit=False)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the sweeps are compiled with; a compile-time argument of theirs."""
+
+    rows: int  # of a tile; a multiple of cols
+    cols: int
+    depth: int  # dimensions multiplied at a time
+    blocks: int  # of `depth` dimensions; embeddings are padded with zeros to fill them
+    accumulators: int  # blocks of the gradient that one program sums
+    resident: bool  # do all blocks of a tile's embeddings stay where they were loaded?
+    warps: int
+    stages: int
+    precision: "Precision"
+
+    @property
+    def fit(self) -> bool:
+        return self.precision.fit
+
+    @property
+    def fine(self) -> bool:
+        return self.precision.fine
+
+    @property
+    def split(self) -> bool:
+        return self.precision.split
+
+    @property
+    def parts(self) -> int:
+        """Programs that share the gradient of a block of rows."""
+        return self.blocks // self.accumulators
+
+    @property
+    def padded(self) -> int:
+        return self.blocks * self.depth
+
+    def tiles(self, rows: int, cols: int) -> tuple[int, int]:
+        """Blocks of `rows` rows, and tiles that `cols` columns are cut into."""
+        return (rows + self.rows - 1) // self.rows, (cols + self.cols - 1) // self.cols
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table, for D up to `most`."""
+
+    most: float
+    rows: int
+    cols: int
+    depth: int
+    accumulators: int  # at most
+    resident: bool
+    warps: int
+    stages: int
+
+
+# By architecture (80: also what is newer and not named) and bytes of an embedding's number.
+TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
+    (80, 2): (
+        Row(64, 128, 64, 64, 1, True, 8, 2),
+        Row(128, 64, 64, 128, 1, True, 8, 2),
+        Row(256, 64, 64, 128, 2, True, 8, 2),
+        Row(math.inf, 64, 32, 128, 2, False, 8, 2),
+    ),
+    (90, 2): (
+        Row(64, 128, 64, 64, 1, True, 8, 3),
+        Row(128, 128, 64, 128, 1, True, 8, 2),
+        Row(256, 128, 32, 128, 2, True, 8, 2),
+        Row(math.inf, 64, 64, 64, 4, False, 8, 2),
+    ),
+    (100, 2): (
+        Row(128, 128, 32, 128, 1, True, 8, 2),
+        Row(256, 64, 64, 128, 2, True, 8, 2),
+        Row(math.inf, 64, 64, 64, 4, False, 8, 2),
+    ),
+    (80, 4): (
+        Row(64, 64, 32, 32, 2, True, 8, 2),
+        Row(math.inf, 64, 32, 32, 2, False, 8, 2),
+    ),
+}
+# Triton's interpreter pays for every tile and every operation, not for the numbers in them.
+INTERPRETED = Row(math.inf, 64, 64, 128, 3, False, 4, 1)
+_INTERPRETED_RESIDENT = 128
+
+
+def choose(
+    capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str
+) -> Configuration:
+    """For a device of this compute capability (None: the interpreter), embeddings (N, d) of this
+    dtype and this level of `torch.get_float32_matmul_precision()`."""
+    exact = precision(dtype, level)
+    row = INTERPRETED if capability is None else _row(capability, exact.stored, d)
+    depth = min(row.depth, max(16, 1 << (d - 1).bit_length()))
+    blocks = max(1, (d + depth - 1) // depth)
+    parts = (blocks + row.accumulators - 1) // row.accumulators
+    accumulators = (blocks + parts - 1) // parts
+    resident = d <= _INTERPRETED_RESIDENT if capability is None else row.resident
+    return Configuration(
+        row.rows, row.cols, depth, parts * accumulators, accumulators,
+        resident and parts == 1, row.warps, row.stages, exact,
+    )  # fmt: skip
+
+
+def _row(capability: tuple[int, int], dtype: torch.dtype, d: int) -> Row:
+    width = dtype.itemsize
+    named = capability[0] * 10
+    rows = TABLE.get((named, width), TABLE[80, width])
+    return next(row for row in rows if d <= row.most)
+
+
+def chunks_pay(config: Configuration, d: int, same: bool) -> bool:
+    """Is s better multiplied by `torch.mm` in chunks? Derived, **not measured yet**, from products
+    counted (sweeps of two sets take 6, of which 4 multiply s again; chunks take 4), sweeps at 0.6
+    and `torch.mm` at 0.9 of the tensor cores' rate, and 18 bytes of memory traffic a pair: equal at
+    D of about 300. Sliced gradients multiply s once per slice. Triton multiplies float32 on the
+    plain cores at less than half of cuBLAS's rate.
+    """
+    if not (config.fit or d < 32):
+        return True
+    return config.parts > 1 or (not same and d > 256)

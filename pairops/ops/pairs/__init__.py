@@ -1,0 +1,1 @@
+"""Pairs: two sets of embeddings, who is positive for whom, and how two rows are compared."""

@@ -1,0 +1,235 @@
+"""Distances: functions of a similarity and of one number per row, put under the terms of a loss.
+
+A distance counts as a similarity with its sign turned: t_ij = −d_ij is the closeness of a pair. So
+a loss is written once, in closeness, and what it says of a pair, nearer or farther, holds for all.
+Of squared norms a_i and b_j the squared distance is q_ij = a_i + b_j − 2 s_ij, the only thing that
+the engines compute: neither a matrix of distances nor one of differences.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pairops.ops.terms.arguments import Argument, Partner
+from pairops.ops.terms.functions import FUNCTIONS, Function
+from .indexing import pick_rows
+from .similarity import inverse_norm, scaled, wide
+from pairops.ops.terms.term import Term
+
+Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
+_DISTANCES = ("cosine", "dot", "l2", "sqeuclidean", "snr")
+
+
+def compares_units(distance: Distance, normalize: bool | None) -> bool:
+    """Does this distance compare unit vectors? Both arguments are checked."""
+    if distance not in _DISTANCES:
+        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(_DISTANCES)}")
+    if normalize is None:
+        return distance != "dot"
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool or None")
+    if distance == "cosine" and not normalize:
+        raise ValueError(
+            "normalize is False and distance is 'cosine'; for products of embeddings as they are "
+            "distance must be 'dot'"
+        )
+    if distance == "dot" and normalize:
+        raise ValueError(
+            "normalize is True and distance is 'dot'; for products of unit vectors distance must "
+            "be 'cosine'"
+        )
+    return normalize
+
+
+def centred(
+    name: str,
+    x: Tensor,  # (N, D)
+    labels: Tensor | None,  # (N,)
+    ignore_index: int | None,
+    unit: bool,
+) -> Tensor:
+    """Rows less their mean, of unit length before that if `unit`; 0 for an ignored row, and for one
+    that does not vary but for rounding.
+
+    A variance is a squared norm of such rows, and the variance of a difference their distance.
+    """
+    if x.shape[0] and x.shape[1] < 2:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)} and distance is 'snr'; D must be at least 2"
+        )
+    if labels is not None and ignore_index is not None:
+        x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
+    rows = wide(x)
+    rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
+    apart = rows - rows.mean(1, keepdim=True)
+    rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
+    flat = ((apart * apart).sum(1, keepdim=True) <= rounding) & (rounding < torch.inf)
+    return torch.where(flat, 0, apart)
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A distance between the rows of some pairs."""
+
+    name: Distance
+    a: Tensor  # (N,) squared norms of the rows
+    b: Tensor  # (M,) of the columns
+    share: Tensor | None  # (N,) 1/a_i, 0 where a_i vanishes: snr divides by the anchor's variance
+    floor: float  # q below floor·(a + b) is rounding error, and the distance 0
+
+    @staticmethod
+    def of(
+        name: Distance,
+        x: Tensor,  # (N, D)
+        y: Tensor | None,  # (M, D); None: the same set
+        keep: tuple[Tensor, Tensor],
+        scales: tuple[Tensor | None, Tensor | None],
+        dtype: torch.dtype,
+    ) -> "Measure | None":
+        """None for a similarity. scales: of unit vectors, as in `Pairs`."""
+        if name in ("cosine", "dot"):
+            return None
+
+        def squares(z: Tensor, kept: Tensor, scale: Tensor | None) -> Tensor:
+            if scale is not None:
+                return (scale > 0).to(dtype)
+            wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
+            return (wide * wide).sum(1)
+
+        a = squares(x, keep[0], scales[0])
+        b = a if y is None else squares(y, keep[1], scales[1])
+        share = None
+        if name == "snr":
+            vanishes = a < 1e-24 * (x.shape[1] - 1)
+            share = torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, a))
+        return Measure(name, a, b, share, 16 * torch.finfo(dtype).eps)
+
+    def of_term(self, term: Term, axis: int) -> Term:
+        """The same term of closeness instead of similarity, its windows too. axis: 1 in `cols=`."""
+        of_rows: list[Argument] = [z for z in (self.a, self.share) if z is not None]
+        of_cols: Argument = self.b
+        if axis == 0:
+            of_cols = Partner(self.b)
+        else:
+            of_rows = [Partner(z) for z in of_rows if isinstance(z, Tensor)]
+        args = [*term.args, of_rows[0], of_cols, self.floor, *of_rows[1:]]
+        windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
+        args += [z.detach() for z in term.windows()]
+        function = _measured(term.function.name, self.name, windows, term.monoid.fill)
+        return replace(term, function=function, args=tuple(args), above=None, below=None)
+
+    def of_block(self, s: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Closeness of similarities (R, C) of these rows and columns."""
+        args = [self.a[rows].unsqueeze(1), self.b[cols], self.floor]
+        if self.share is not None:
+            args.append(self.share[rows].unsqueeze(1))
+        closeness: Tensor = _CLOSENESS[self.name][0](s, *args)
+        return closeness
+
+    def of_rows(self, index: Tensor) -> "Measure":
+        """The measure of pairs that have these rows."""
+        share = None if self.share is None else pick_rows(self.share, index)
+        return replace(self, a=pick_rows(self.a, index), share=share)
+
+
+def _squared(s: Any, a: Any, b: Any, floor: float) -> tuple[Any, Any]:
+    """q, and where it counts as 0. Neither a NaN does nor what is near infinity."""
+    q, bound = a + b - 2 * s, floor * (a + b)
+    return q, (q <= bound) & (bound < torch.inf)
+
+
+def _l2(s: Any, a: Any, b: Any, floor: Any) -> Any:
+    q, vanishes = _squared(s, a, b, floor)
+    return torch.where(vanishes, 0.0, -torch.sqrt(torch.where(vanishes, 1.0, q)))
+
+
+def _l2_slopes(s: Any, a: Any, b: Any, floor: Any) -> tuple[Any, ...]:
+    q, vanishes = _squared(s, a, b, floor)
+    slope = torch.where(vanishes, 0.0, torch.rsqrt(torch.where(vanishes, 1.0, q)))
+    return slope, -0.5 * slope, -0.5 * slope, 0.0 * slope
+
+
+def _sqeuclidean(s: Any, a: Any, b: Any, floor: Any) -> Any:
+    q, vanishes = _squared(s, a, b, floor)
+    return torch.where(vanishes, 0.0, -q)
+
+
+def _sqeuclidean_slopes(s: Any, a: Any, b: Any, floor: Any) -> tuple[Any, ...]:
+    q, vanishes = _squared(s, a, b, floor)
+    slope = torch.where(vanishes, 0.0, 1.0 + 0.0 * q)
+    return 2 * slope, -slope, -slope, 0.0 * slope
+
+
+def _snr(s: Any, a: Any, b: Any, floor: Any, share: Any) -> Any:
+    return share * _sqeuclidean(s, a, b, floor)
+
+
+def _snr_slopes(s: Any, a: Any, b: Any, floor: Any, share: Any) -> tuple[Any, ...]:
+    by_square = [share * slope for slope in _sqeuclidean_slopes(s, a, b, floor)]
+    return *by_square, _sqeuclidean(s, a, b, floor)
+
+
+_CLOSENESS: dict[str, tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]] = {
+    "l2": (_l2, _l2_slopes),
+    "sqeuclidean": (_sqeuclidean, _sqeuclidean_slopes),
+    "snr": (_snr, _snr_slopes),
+}
+
+
+def _measured(function: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
+    return _made(function, name, windows, fill)
+
+
+# As `devices.capability` is marked; constants are called with names, not with functions.
+_measured._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _made(function_name: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
+    """`function` of closeness: (s, its arguments, those of the distance, its windows).
+
+    A pair outside of a window contributes `fill`. Windows of terms compare s, and closeness is no
+    function of s alone.
+    """
+    function = FUNCTIONS[function_name]
+    closeness, closeness_slopes = _CLOSENESS[name]
+    distance_args = len(inspect.signature(closeness).parameters) - 1
+    ends = function.arity, function.arity + distance_args
+
+    def dropped(t: Any, bounds: tuple[Any, ...]) -> Any:
+        out = [t <= b if k == 0 else t >= b for k, b in zip(windows, bounds, strict=True)]
+        return functools.reduce(torch.logical_or, out)
+
+    def value(s: Any, *args: Any) -> Any:
+        t = closeness(s, *args[ends[0] : ends[1]])
+        f = function.value(t, *args[: ends[0]])
+        return torch.where(dropped(t, args[ends[1] :]), fill, f) if windows else f
+
+    def slopes(s: Any, *args: Any) -> tuple[Any, ...]:
+        of_distance = args[ends[0] : ends[1]]
+        t = closeness(s, *of_distance)
+        by_t, *by_args = function.slopes(t, *args[: ends[0]])  # type: ignore[misc]
+        by_s, *by_distance = closeness_slopes(s, *of_distance)
+        every = [by_t * by_s, *by_args, *[by_t * slope for slope in by_distance]]
+        if windows:
+            out = dropped(t, args[ends[1] :])
+            every = [torch.where(out, 0.0, slope) for slope in every]
+        return *every, *[0.0 * t for _ in windows]
+
+    names = ["s", *[f"argument_{k}" for k in range(ends[1] + len(windows))]]
+    parameter = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(n, parameter) for n in names])
+    value.__signature__ = signature  # type: ignore[attr-defined]
+    within = "".join([("_above", "_below")[k] for k in windows])
+    return Function(
+        value,
+        slopes,
+        f"{function.name}_of_{name}{within}",
+        function.is_derivative,
+        finite=function.finite and not windows,
+    )

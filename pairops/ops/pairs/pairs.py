@@ -1,0 +1,327 @@
+"""Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
+
+Rows and columns are sorted by label once. Then the positives of row i are the columns [lo_i, hi_i),
+a mining mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by
+index (CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations (multi-hot labels,
+label windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from .checks import check_embeddings, whole_numbers
+from .distances import Distance, Measure, centred, compares_units
+from pairops.ops.distributed.group import Given, Group
+from .identity import named, own_of
+from .intervals import count_positives, relate, to_caller
+from .indexing import arange, first_named, places
+from .shards import Shards
+from .similarity import inverse_norm, wide
+from pairops.ops.terms.term import Term
+from pairops.ops.distributed.told import kind_of
+
+_LAST = torch.iinfo(torch.int64).max
+
+
+class Relating(TypedDict, total=False):
+    """The keywords of `Pairs.of` that say who is a pair, and who is positive."""
+
+    ref_emb: Tensor | None
+    ref_labels: Tensor | None
+    ids: Tensor | None
+    ref_ids: Tensor | None
+    exclude_self: bool | Literal["auto"]
+    ignore_index: int | None
+
+
+class Comparing(TypedDict, total=False):
+    """The keywords that say how two rows are compared."""
+
+    distance: Distance
+    normalize: bool | None
+
+
+class Pairing(Relating, Comparing, total=False):
+    """The keywords of `Pairs.of`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Two sets of embeddings and the relation between them.
+
+    x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i
+    belongs to row order_x[i] and speaks of places in order_y. Neither x nor y may change in place
+    as long as their pairs are in use: scales and sorted copies are made once.
+    """
+
+    x: Tensor  # (N, D)
+    y: Tensor | None  # (M, D); None: the same set
+    scale_x: Tensor | None  # (N,) float64, r_i: s_ij = r_i r_j <x_i, y_j>; None: dot products
+    scale_y: Tensor | None  # (M,)
+    order_x: Tensor  # (N,) int64
+    order_y: Tensor  # (M,) int64
+    lo: Tensor  # (N,) int64: the positives of row i are the places [lo_i, hi_i)
+    hi: Tensor  # (N,) int64
+    own: Tensor  # (N,) int64: the place that row i itself is, or −1
+    keep_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
+    keep_y: Tensor  # (M,) bool
+    counted: Tensor | None = None  # (N,) int64 positives of a row; None: not counted yet
+    complete: bool = False  # is it known, without looking, that no row is ignored?
+    measure: Measure | None = None  # how near two rows are; None: as near as they are similar
+    copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
+    shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
+    # By engine: what it made of the embeddings, for every call with these pairs.
+    prepared: dict[str, list[Tensor]] = field(default_factory=dict)
+    # By axis, where a group gathers all rows once: the others' embeddings, keys, and places.
+    gathered: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def other(self) -> Tensor:
+        return self.x if self.y is None else self.y
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.other.shape[0]
+
+    def of_one_rank(self, what: str) -> "Pairs":
+        """These; ValueError if they have a group, for what can do nothing with it."""
+        if self.shards is not None:
+            raise ValueError(
+                f"group is given; {what} has no form for several ranks: it must be None"
+            )
+        return self
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        """The shape, with the rows and columns of all ranks."""
+        if self.shards is None:
+            return self.shape
+        rows, cols = self.shards.sizes
+        return sum(rows), sum(cols)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of statistics and accumulators."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    def at(self, value: float | Tensor) -> float | Tensor:
+        """The closeness of a pair that `value` names: a similarity, or a distance."""
+        return value if self.measure is None else -value
+
+    def measured(self, term: Term, axis: int) -> Term:
+        """The term as engines take it, a function of similarities. axis: 1 for one in `cols=`."""
+        n, m = self.shape if axis == 0 else self.shape[::-1]
+        term = term.over(n, m, self.dtype)
+        if self.measure is None:
+            return term
+        return self.measure.of_term(term, axis).over(n, m, self.dtype)
+
+    def in_units(self, closeness: Tensor) -> Tensor:
+        """The similarities or distances of pairs as close as this."""
+        return closeness if self.measure is None else -closeness
+
+    def relation(self) -> list[Tensor]:
+        return [self.order_x, self.order_y, self.lo, self.hi, self.own, self.keep_x, self.keep_y]
+
+    def positives(self) -> Tensor:
+        """(N,) how many positives a row has; 0 for an ignored row."""
+        if self.shards is not None:
+            return self.shards.positives
+        if self.counted is not None:
+            return self.counted
+        return count_positives(self.order_x, self.lo, self.hi, self.own, self.keep_x)
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
+        if self.shards is not None:
+            return self.shards.positives, self.shards.others - self.shards.positives
+        kept = self.keep_y.sum()
+        own_counts = (self.own >= 0) & (self.own < kept)
+        pairs = to_caller(kept - own_counts.long(), self.order_x, self.keep_x)
+        positives = self.positives()
+        return positives, pairs - positives
+
+    def widened(self) -> "Pairs":
+        """The same pairs of embeddings in the dtype of statistics.
+
+        For a loss that calls `row_stats` many times: each call's 16-bit gradient would be rounded,
+        and their sum once more.
+        """
+        y = None if self.y is None else wide(self.y)
+        return replace(self, x=wide(self.x), y=y, prepared={}, gathered={})
+
+    def indices(self, axis: int = 0) -> Tensor:
+        """(N,) which rows these are among those of all ranks; axis 1: (M,) which columns."""
+        rows = arange(self.x if axis == 0 else self.other)
+        return rows if self.shards is None else rows + self.shards.first(axis)
+
+    def of_all(self, axis: int, values: Tensor) -> Tensor:
+        """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""
+        if self.shards is None:
+            return values
+        every: Tensor = self.shards.group.rows(values, self.shards.sizes[axis])
+        return every
+
+    def with_own_scales(self) -> "Pairs":
+        """The same pairs with scales that carry a gradient to x and y."""
+        if self.scale_x is None:
+            return self
+        scale_x = inverse_norm(torch.where(self.keep_x.unsqueeze(1), self.x, 0))
+        scale_y = scale_x
+        if self.y is not None:
+            scale_y = inverse_norm(torch.where(self.keep_y.unsqueeze(1), self.y, 0))
+        return replace(self, scale_x=scale_x, scale_y=scale_y)
+
+    @staticmethod
+    def of(
+        x: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+        exclude_self: bool | Literal["auto"] = "auto",
+        ignore_index: int | None = -100,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Given = None,
+    ) -> "Pairs":
+        """Pairs by label: j is a positive of i if their labels are equal, else a negative.
+
+        x: (N, D) float16, bfloat16, float32 or float64.
+
+        labels: (N,) integers, compared exactly.
+
+        ref_emb, ref_labels: (M, D) and (M,); the other set. Without them x is compared with itself.
+
+        ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id
+        of an anchor is that anchor itself (the first one, should several have it) and no pair of
+        it.
+
+        exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
+        ref_emb is the very tensor x, and by ids where they are given; True says that reference i is
+        anchor i; False keeps every pair.
+
+        ignore_index: a row with this label is neither anchor nor reference.
+
+        distance: "cosine" and "dot" are similarities; "l2", "sqeuclidean" and "snr" (signal to
+        noise, Var(x_i − y_j) / Var(x_i) over the features) are distances, d. What a loss says of
+        similarities it then says of −d, and its margins and bases are distances. A distance that is
+        0 within rounding has no gradient, and the snr of a row without variance is 0.
+
+        normalize: compare unit vectors, as all distances but "dot" do unless told otherwise; a row
+        with a norm below 1e-12 counts as 0 and gets no gradient.
+
+        group: True or a process group of torch.distributed: x and ref_emb are this rank's rows, and
+        are compared with the rows of all ranks. Every rank must call; see docs/distributed.md.
+        """
+        group = Group.of(group)
+        check_embeddings("x", x)
+        if exclude_self != "auto" and not isinstance(exclude_self, bool):
+            raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
+        if ignore_index is not None and not isinstance(ignore_index, int):
+            kind = type(ignore_index).__name__
+            raise TypeError(f"ignore_index is {kind}; it must be an int or None")
+        if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
+            raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
+        unit = compares_units(distance, normalize)
+        labels = whole_numbers("labels", labels, "x", x)
+        if ref_emb is None:
+            for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
+                if given is not None:
+                    raise ValueError(f"{name} is given without ref_emb; it must come with one")
+            own, names = arange(x) if group is not None and exclude_self else None, None
+        else:
+            check_embeddings("ref_emb", ref_emb, like=("x", x))
+            if ref_labels is None:
+                raise ValueError("ref_labels is None; it must be given with ref_emb")
+            ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+            names = named(x, ref_emb, ids, ref_ids, exclude_self)
+            own = own_of(x, ref_emb, exclude_self) if names is None else None
+        if distance == "snr":
+            x = centred("x", x, labels, ignore_index, unit)
+            if ref_emb is not None:
+                ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
+        elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
+            x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
+        scaled = unit and distance != "snr"
+        if group is not None:
+            told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
+            shards = Shards.of(group, told, (labels, ref_labels), own, names, ignore_index)
+            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
+            return replace(pairs, shards=shards)._measured(distance)
+        if ref_emb is None:
+            known, ready = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
+            pairs = Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
+        else:
+            own = own if names is None else first_named(*names)
+            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
+        return pairs._measured(distance)
+
+    @staticmethod
+    def between(
+        x: Tensor,
+        y: Tensor | None,
+        keys: tuple[Tensor, Tensor | None],
+        own: Tensor | None,
+        ignore_index: int | None,
+        scaled: bool,
+    ) -> "Pairs":
+        """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
+        known, ready = relate(x, y, *keys, ignore_index, False, scaled)
+        pairs = Pairs(x, y, *known, complete=ignore_index is None, prepared=ready)
+        if own is None or y is None or not y.shape[0]:
+            return pairs
+        own = torch.where(own < 0, -1, places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]
+        return replace(pairs, own=own, counted=None)
+
+    @staticmethod
+    def paired(
+        x: Tensor,
+        y: Tensor,
+        *,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Given = None,
+    ) -> "Pairs":
+        """Pairs by index: y_i is the one positive of x_i, every other y_j a negative.
+
+        y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize,
+        group: as in `Pairs.of`.
+        """
+        group = Group.of(group)
+        check_embeddings("x", x)
+        check_embeddings("y", y, like=("x", x))
+        if y.shape[0] < x.shape[0]:
+            raise ValueError(
+                f"y has {y.shape[0]} rows; it must have at least {x.shape[0]}, one for each of x"
+            )
+        unit = compares_units(distance, normalize)
+        if distance == "snr":
+            x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
+        elif distance in ("l2", "sqeuclidean") and not unit:
+            x, y = wide(x), wide(y)
+        # What is without a partner needs an order of its own, as labels give.
+        apart = len(x) != len(y)
+        of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
+        known, ready = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
+        pairs = Pairs(x, y, *known, complete=True, prepared=ready)
+        if group is not None:
+            shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
+            pairs = replace(pairs, shards=shards)
+        return pairs._measured(distance)
+
+    def _measured(self, distance: Distance) -> "Pairs":
+        keep, scales = (self.keep_x, self.keep_y), (self.scale_x, self.scale_y)
+        measure = Measure.of(distance, self.x, self.y, keep, scales, self.dtype)
+        return self if measure is None else replace(self, measure=measure)
+
+
+def _told(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
+    """What all ranks must have been given."""
+    sets = {name: kind_of(z) for name, z in (("x", x), ("the other set", y)) if z is not None}
+    return {**sets, "distance": f"{distance}{' of unit vectors' * unit}"}

@@ -1,0 +1,125 @@
+"""The gradient of row statistics: an engine's sweep, the pairs of extremes, then the scale."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.engines import ENGINES
+from pairops.ops.engines.blockwise import engine as blockwise_engine
+from .extremes import weigh_extreme
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.recipe import unpack
+from pairops.ops.pairs.similarity import scaled, through_scale
+from pairops.ops.terms.term import Term, Wanted
+
+
+def weigh(
+    pairs: Pairs,
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    engine: str,
+    statistics: list[Tensor],
+    arguments: list[Tensor],
+    bits: Tensor,
+    cotangents: list[Tensor],
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x and y (empty if not needed) and by every vector.
+
+    A vector without a gradient, a window's, gets an empty tensor. In grad mode all of it is a
+    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
+    blockwise's whatever the engine was, and its tile bits are of use only to itself.
+    """
+    rows, cols = unpack(recipe, numbers, vectors)
+    terms = (*rows, *cols)
+    wanted = Wanted(*needs, rounded=not any(term.keeps_argument for term in terms))
+    *gradients, by_term = of_terms(
+        pairs, rows, cols, engine, statistics, arguments, bits, cotangents, wanted
+    )
+    # Rounded once, when all is added up.
+    dx, dy = (pairs.x.new_empty(0) if g is None else g.to(pairs.x.dtype) for g in gradients)
+    return dx, dy, by_vector(terms, by_term)
+
+
+def of_terms(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    engine: str,
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    bits: Tensor | None,
+    cotangents: Sequence[Tensor],
+    wanted: Wanted,
+) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
+    """The gradients by x and y, None if not wanted, and by the vectors of each term that has one.
+
+    In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
+    """
+    sweep: Any = ENGINES[engine]
+    if torch.is_grad_enabled():
+        pairs, sweep = pairs.with_own_scales(), blockwise_engine
+        bits = bits if engine == "blockwise" else None
+    terms = [(0, term) for term in rows] + [(1, term) for term in cols]
+    swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
+    gradients: list[tuple[Tensor, Tensor]] = []
+    by_term: dict[int, list[Tensor]] = {}
+    if swept:
+        dx, dy, flat = sweep.weigh(
+            pairs,
+            [terms[k][1] for k in swept if terms[k][0] == 0],
+            [terms[k][1] for k in swept if terms[k][0] == 1],
+            [statistics[k] for k in swept],
+            [cotangents[k] for k in swept],
+            bits,
+            wanted,
+        )
+        gradients.append((dx, dy))
+        remaining = iter(flat)
+        for k in swept:
+            by_term[k] = [next(remaining) for _ in terms[k][1].vectors()]
+    extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
+    if extremes:
+        rows_of = (
+            scaled(pairs.x, pairs.scale_x, pairs.dtype),
+            scaled(pairs.other, pairs.scale_y, pairs.dtype),
+        )
+    for k, argument in zip(extremes, arguments, strict=True):
+        axis, term = terms[k]
+        by_owner, by_partner, by_term[k] = weigh_extreme(
+            term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
+        )
+        dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
+        if wanted.x:
+            dx = dx + dy if pairs.y is None else dx
+            dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
+        if wanted.y:
+            dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+        gradients.append((dx, dy))
+
+    def added(k: int) -> Tensor:
+        return functools.reduce(torch.add, [g[k] for g in gradients])
+
+    return added(0) if wanted.x else None, added(1) if wanted.y else None, by_term
+
+
+def by_vector(
+    terms: Sequence[Term], by_term: Mapping[int, Sequence[Tensor]], *, unknown: bool = False
+) -> list[Tensor]:
+    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes."""
+    result: list[Tensor] = []
+    for k, term in enumerate(terms):
+        if term.grad and unknown:
+            result += [
+                torch.empty_like(v, memory_format=torch.contiguous_format) for v in term.vectors()
+            ]
+        elif term.grad:
+            result += by_term[k]
+        else:
+            result += [v.new_empty(0) for v in term.vectors()]
+        result += [z.new_empty(0) for z in term.constants()]
+    return result

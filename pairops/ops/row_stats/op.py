@@ -1,0 +1,232 @@
+"""`row_stats`, the one differentiable primitive: all a loss needs to know of N×M similarities.
+
+The path of a call: a loss states terms; `row_stats` names them in a recipe and runs the op
+`pairops::gather`, in which an engine streams the tiles; back come the statistics. In the backward
+pass the op `pairops::weigh` turns their gradients into a weight per pair, and the weights into dX
+and dY. Saved in between: x, y, the intervals, one number per statistic and row, and one byte per
+tile.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pairops.ops import engines
+from . import sharded
+from .backward import by_vector, weigh
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.recipe import pack, unpack
+from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.term import Term
+
+_RELATION = 7  # tensors in Pairs.relation()
+_CALL = (
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
+    "Tensor[] vectors, float[] numbers, str recipe, str engine"
+)
+
+_library = torch.library.Library("pairops", "DEF")
+_library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
+_library.define(
+    f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
+    "bool need_x, bool need_y) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
+)
+
+
+class Taken(NamedTuple):
+    """One call of `row_stats`."""
+
+    pairs: Pairs
+    rows: tuple[Term, ...]
+    cols: tuple[Term, ...]
+    statistics: tuple[Tensor, ...]
+
+
+_watching = threading.local()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Taken]]:
+    """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
+    before = getattr(_watching, "calls", None)
+    calls: list[Taken] = []
+    _watching.calls = calls
+    try:
+        yield calls
+    finally:
+        _watching.calls = before
+
+
+def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
+    """Statistics of every row, then those of every column, of the similarities of `pairs`.
+
+    R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity
+    or minus the distance, in the caller's order: (N,) for each of `rows`, (M,) for each of `cols`;
+    float32, or float64 for float64 embeddings. An empty side gives the identity (0, −inf, +inf,
+    −inf for sum, lse, lowest, highest) and no gradient. Gradients reach x, y and the tensor
+    arguments, any number of times; never the windows.
+    """
+    if not rows and not cols:
+        raise ValueError("row_stats got no terms; it must get at least one")
+    with exactly(pairs.x.device.type):
+        n, m = pairs.shape
+        rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
+        cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
+        for term in (*rows, *cols):
+            _check_device(term, pairs.x.device)
+        result = _taken(pairs, rows, cols)
+        if getattr(_watching, "calls", None) is not None:
+            _watching.calls.append(Taken(pairs, rows, cols, result))
+        return result
+
+
+def _check_device(term: Term, device: torch.device) -> None:
+    for values in (*term.vectors(), *term.constants()):
+        if values.device != device:
+            raise ValueError(
+                f"an argument or window of {term.function.name} is on {values.device}; "
+                f"it must be on {device}, as x is"
+            )
+
+
+def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
+    if pairs.measure is not None:
+        rows = tuple([pairs.measured(term, 0) for term in rows])
+        cols = tuple([pairs.measured(term, 1) for term in cols])
+    engine = engines.choose(pairs, rows, cols)
+    if pairs.shards is not None:
+        return tuple(sharded.taken(pairs, rows, cols, engine))
+    if engine == "dense":
+        return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
+    recipe, numbers, vectors = pack(rows, cols)
+    constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
+    prepared = engines.prepared(engine, pairs)
+    inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation())
+    inputs += (*prepared, *vectors)
+    # torch.compile refuses the same tensor twice among the inputs of a node.
+    if torch.compiler.is_compiling():
+        inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
+    result: tuple[Tensor, ...] = _RowStats.apply(  # type: ignore[no-untyped-call]
+        recipe, numbers, engine, constant, len(prepared), *inputs
+    )
+    return result
+
+
+class _RowStats(torch.autograd.Function):
+    """The ops as one node of the graph.
+
+    Under create_graph the backward pass is differentiable torch, a function of the saved *outputs*,
+    whose own gradient leads through here again: hence differentiable any number of times. (A
+    `once_differentiable` backward would be silently wrong for gradient penalties.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        recipe: str,
+        numbers: list[float],
+        engine: str,
+        constant: tuple[int, ...],
+        prepared: int,
+        *inputs: Any,
+    ) -> tuple[Tensor, ...]:
+        ctx.prepared, ctx.constant = prepared, constant
+        ctx.set_materialize_grads(False)
+        statistics, arguments, bits = torch.ops.pairops.gather(
+            *_in_lists(inputs, prepared), numbers, recipe, engine
+        )
+        ctx.save_for_backward(*inputs, bits, *statistics, *arguments)
+        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
+        ctx.call = numbers, recipe, engine
+        ctx.ends = len(inputs), len(inputs) + 1 + len(statistics)
+        return tuple(statistics)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        ends = ctx.ends
+        inputs, bits = saved[: ends[0]], saved[ends[0]]
+        statistics, arguments = saved[ends[0] + 1 : ends[1]], saved[ends[1] :]
+        needs = ctx.needs_input_grad[5:]
+        # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
+        cotangents = [
+            g if g is not None else z if k in ctx.constant else torch.zeros_like(z)
+            for k, (g, z) in enumerate(zip(given, statistics, strict=True))
+        ]
+        run = _weigh if torch.is_grad_enabled() else torch.ops.pairops.weigh
+        dx, dy, dvectors = run(
+            *_in_lists(inputs, ctx.prepared), *ctx.call,
+            statistics, arguments, bits, cotangents, needs[0], needs[1],
+        )  # fmt: skip
+        gradients = [dx, dy, None, None, *[None] * (_RELATION + ctx.prepared), *dvectors]
+        wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return (None, None, None, None, None, *wanted)
+
+
+def _in_lists(inputs: Sequence[Any], prepared: int) -> tuple[Any, ...]:
+    """x, y, the scales; relation, what the engine prepared, vectors."""
+    begin, end = 4 + _RELATION, 4 + _RELATION + prepared
+    return *inputs[:4], inputs[4:begin], inputs[begin:end], inputs[end:]
+
+
+def _read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
+    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
+    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine = call[:10]
+    pairs = Pairs(x, y, scale_x, scale_y, *relation)
+    pairs.prepared[engine] = prepared
+    return pairs, vectors, numbers, recipe, engine
+
+
+def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs, vectors, numbers, recipe, engine = _read(call)
+    with torch.no_grad(), exactly(pairs.x.device.type):
+        terms = unpack(recipe, numbers, vectors)
+        result: tuple[list[Tensor], list[Tensor], Tensor]
+        result = engines.ENGINES[engine].gather(pairs, *terms)
+        return result
+
+
+def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    statistics, arguments, bits, cotangents, *needs = call[10:]
+    with exactly(call[0].device.type):
+        return weigh(
+            *_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1])
+        )
+
+
+def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    with torch.no_grad():
+        return _weigh(*call)
+
+
+def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs, vectors, numbers, recipe, engine = _read(call)
+    n, m = pairs.shape
+    rows, cols = unpack(recipe, numbers, vectors)
+    owners = [(term, n) for term in rows] + [(term, m) for term in cols]
+    new = pairs.x.new_empty
+    statistics = [new(length, dtype=pairs.dtype) for _, length in owners]
+    arguments = [new(length, dtype=torch.int64) for term, length in owners if term.keeps_argument]
+    bits = engines.ENGINES[engine].bits_shape(pairs, rows, cols)
+    return statistics, arguments, new(bits, dtype=torch.uint8)
+
+
+def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    pairs, vectors, numbers, recipe, _ = _read(call)
+    need_x, need_y = call[-2:]
+    rows, cols = unpack(recipe, numbers, vectors)
+    dx, dy = (
+        torch.empty_like(z, memory_format=torch.contiguous_format) if needed else z.new_empty(0)
+        for z, needed in ((pairs.x, need_x), (pairs.other, need_y))
+    )
+    return dx, dy, by_vector([*rows, *cols], {}, unknown=True)
+
+
+_library.impl("gather", _gather, "CompositeExplicitAutograd")
+_library.impl("weigh", _weigh_op, "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::gather", _gather_fake)
+torch.library.register_fake("pairops::weigh", _weigh_fake)

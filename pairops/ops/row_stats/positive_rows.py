@@ -1,0 +1,87 @@
+"""Positive pairs as rows: what a loss needs that compares each of them with the anchor's negatives.
+
+Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and its
+own score t_ip is one number per row: an argument of a function, or a window. How many rows there
+are depends on the labels, which on a GPU are waited for; memory is O(K·D) for K pairs.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.indexing import add_rows, pick_rows
+from .op import row_stats
+from pairops.ops.terms.term import POS, total
+
+
+@dataclass(frozen=True, eq=False)
+class PositiveRows:
+    """K rows, one for each positive pair, against the other set."""
+
+    pairs: Pairs  # (K rows, M columns): each row with its anchor's positives and negatives
+    anchor: Tensor  # (K,) int64: the anchor's row in x
+    partner: Tensor  # (K,) int64: the positive's row in y, of all ranks
+    score: Tensor  # (K,) closeness of the pair, with gradient
+    blank: Tensor  # (N,)
+
+    @staticmethod
+    def of(pairs: Pairs) -> "PositiveRows":
+        # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
+        if pairs.shards is None:
+            row, place = _listed(pairs)
+            anchor, partner = pairs.order_x[row], pairs.order_y[place]
+            rows = replace(
+                _copies(pairs, anchor),
+                order_x=torch.arange(len(row), device=row.device),
+                lo=pairs.lo[row],
+                hi=pairs.hi[row],
+                own=pairs.own[row],
+                counted=None,
+            )
+            alone = replace(rows, lo=place, hi=place + 1, own=torch.full_like(place, -1))
+        else:
+            anchor, partner = pairs.shards.listed()
+            shards = pairs.shards.of_rows(anchor)
+            rows = replace(_copies(pairs, anchor), shards=shards)
+            by_index = shards.by_keys((partner, pairs.indices(1)))
+            alone = replace(rows, shards=by_index, gathered={})
+        (score,) = row_stats(alone, total(POS, 1.0, 0.0))
+        return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
+
+    def per_anchor(self, values: Tensor) -> Tensor:
+        """(N,) values (K,) summed by anchor, in the caller's order."""
+        return add_rows(self.blank, self.anchor, values)
+
+
+def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
+    """Copies of these rows (K,) against the other set; their relation is that of all rows still."""
+    return replace(
+        pairs,
+        x=pick_rows(pairs.x, anchor),
+        y=pairs.other,
+        scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
+        keep_x=torch.ones_like(anchor, dtype=torch.bool),
+        complete=True,
+        measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
+        copies_of=anchor,
+        prepared={},
+        gathered={},
+    )
+
+
+def _listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """(K,) places of every anchor and its positive, by the positive and then by the anchor.
+
+    In this order both the intervals of a class and the single places of the pairs ascend.
+    """
+    place = torch.arange(pairs.shape[1], device=pairs.x.device)
+    first = torch.searchsorted(pairs.hi.contiguous(), place, right=True)
+    last = torch.searchsorted(pairs.lo.contiguous(), place, right=True)
+    count = torch.where(pairs.keep_y[pairs.order_y], last - first, 0)
+    column = torch.repeat_interleave(place, count)
+    begin = first - (count.cumsum(0) - count)
+    row = begin[column] + torch.arange(len(column), device=place.device)
+    counts = (pairs.own[row] != column) & pairs.keep_x[pairs.order_x[row]]
+    return row[counts], column[counts]

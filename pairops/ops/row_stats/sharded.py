@@ -1,0 +1,263 @@
+"""Row statistics over the rows of all ranks: two rings of blocks, and one node of the graph.
+
+Rank r owns its rows. In the first ring the others' embeddings and keys come past, and the
+statistics of its own rows, which are monoids, are completed. In the second ring they come past once
+more, with the statistics of their rows and the gradients by these: what rank r's rows get as owners
+and as partners is then known here, and their gradient is final. No gradient travels. Two sets take
+a ring for each that has statistics, or a gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backward import by_vector, of_terms
+from pairops.ops.engines import ENGINES
+from pairops.ops.distributed.group import untraced
+from pairops.ops.pairs.pairs import Pairs
+from .ring_blocks import passing, within
+from pairops.ops.terms.recipe import pack, unpack
+from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.term import Term, Wanted
+
+
+@untraced
+def taken(
+    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
+) -> tuple[Tensor, ...]:
+    """The statistics of terms of similarities, as `row_stats` returns them."""
+    if engine == "dense":
+        raise ValueError(
+            "engine 'dense' cannot serve this call: it weighs no blocks, and a group needs that"
+        )
+    if pairs.y is None:  # a column is a row
+        rows, cols = (*rows, *cols), ()
+    recipe, numbers, vectors = pack(rows, cols)
+    constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
+    result: tuple[Tensor, ...] = _Taken.apply(  # type: ignore[no-untyped-call]
+        pairs, recipe, numbers, engine, constant, pairs.x, pairs.y, *vectors
+    )
+    return result
+
+
+class _Taken(torch.autograd.Function):
+    """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pairs: Pairs,
+        recipe: str,
+        numbers: list[float],
+        engine: str,
+        constant: list[int],
+        *inputs: Any,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        x, y, *vectors = inputs
+        statistics, arguments = [], []
+        for axis, terms in enumerate(unpack(recipe, numbers, vectors)):
+            values, found = _gather(pairs, axis, terms, engine)
+            statistics += values
+            arguments += found
+        gathered = [z for every in pairs.gathered.values() for z in every]
+        known = [*inputs, *statistics, *arguments]
+        ctx.save_for_backward(*known, *gathered)
+        ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
+        ctx.gathered = {axis: len(every) for axis, every in pairs.gathered.items()}
+        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
+        # What is saved is freed with the graph; what is kept here is not.
+        ctx.pairs = replace(pairs, x=x.new_empty(0), y=None if y is None else x.new_empty(0))
+        ctx.pairs = replace(ctx.pairs, gathered={}, prepared={})
+        ctx.call = recipe, numbers, engine
+        return tuple(statistics)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        x, y, *vectors = saved[: ctx.ends[0]]
+        statistics, arguments = saved[ctx.ends[0] : ctx.ends[1]], iter(saved[ctx.ends[1] :])
+        rest = iter(saved[ctx.ends[2] :])
+        gathered = {axis: [next(rest) for _ in range(n)] for axis, n in ctx.gathered.items()}
+        recipe, numbers, engine = ctx.call
+        cotangents = [
+            torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
+        ]
+        rows, cols = unpack(recipe, numbers, vectors)
+        owned = [
+            _Owned(term, z, g, next(arguments) if term.keeps_argument else None)
+            for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
+        ]
+        with exactly(x.device.type):
+            gradients, by_term = _weigh(
+                replace(ctx.pairs, x=x, y=y, gathered=gathered),
+                owned,
+                len(rows),
+                engine,
+                ctx.needs_input_grad[5:],
+            )
+        found = [*gradients, *by_vector([*rows, *cols], by_term)]
+        needs = ctx.needs_input_grad[5:]
+        wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
+        return (None, None, None, None, None, *wanted)
+
+
+class _Owned(NamedTuple):
+    """A term with what its owners know."""
+
+    term: Term
+    statistic: Tensor
+    cotangent: Tensor
+    argument: Tensor | None  # who attained an extreme
+
+    def tensors(self) -> list[Tensor]:
+        """One row for each owner; what travels with them, and is taken apart in this order."""
+        known = [self.statistic, self.cotangent]
+        return [*self.term.owned(), *known, *([] if self.argument is None else [self.argument])]
+
+
+def _gather(
+    pairs: Pairs, axis: int, terms: Sequence[Term], engine: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
+    if not terms:
+        return [], []
+    blank = pairs.x.new_empty(pairs.shape[axis], dtype=torch.float64)
+    states = [term.monoid.identity(blank) for term in terms]
+    travelling = [z for term in terms for z in term.met()]
+    for first, block, came in passing(pairs, axis, travelling, "ring 1 (gather)"):
+        met = iter(came)
+        placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
+        values, arguments, _ = ENGINES[engine].gather(
+            block, *((placed, []) if axis == 0 else ([], placed))
+        )
+        found = iter(arguments)
+        for k, (term, value) in enumerate(zip(terms, values, strict=True)):
+            argument = None
+            if term.keeps_argument:
+                argument = next(found)
+                argument = torch.where(argument < 0, -1, argument + first)
+            state = term.monoid.again(value.double(), argument)
+            states[k] = term.monoid.merge(states[k], state)
+    merged = zip(terms, states, strict=True)
+    arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
+    return [
+        term.monoid.result(state).to(pairs.dtype) for term, state in zip(terms, states, strict=True)
+    ], arguments
+
+
+def _weigh(
+    pairs: Pairs, owned: Sequence[_Owned], rows: int, engine: str, needs: Sequence[bool]
+) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
+    """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
+    active = [k for k, known in enumerate(owned) if known.term.grad]
+    of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
+    by_term = {k: [torch.zeros_like(v) for v in owned[k].term.vectors()] for k in active}
+    gradients: list[Tensor | None] = [None, None]
+    any_vector = any(by_term.values())  # not who needs a gradient, on which ranks might differ
+    for axis in (0, 1):
+        if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
+            continue
+        mine, theirs = of_axis[axis], of_axis[1 - axis]
+        if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
+            theirs = mine
+        gradients[axis] = _weigh_local(
+            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term
+        )
+    return gradients, by_term
+
+
+def _weigh_local(
+    pairs: Pairs,
+    axis: int,
+    terms: tuple[list[int], list[int]],
+    owned: Sequence[_Owned],
+    engine: str,
+    need: bool,
+    by_term: dict[int, list[Tensor]],
+) -> Tensor | None:
+    """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
+    of every vector which has one value for each of them.
+
+    terms: those that the local ones own, and those that the others own.
+    """
+    mine, theirs = terms
+    local = pairs.x if axis == 0 else pairs.other
+    assert pairs.shards is not None, "these pairs have a group"
+    last = pairs.shards.first(axis) + len(local)
+    total: Tensor | None = None
+    travelling = [z for k in mine for z in owned[k].term.met()]
+    travelling += [z for k in theirs for z in owned[k].tensors()]
+    for first, block, came in passing(pairs, axis, travelling, "ring 2 (weigh)"):
+        rest = iter(came)
+        here = [
+            _Owned(
+                known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
+                known.statistic,
+                known.cotangent,
+                within(known.argument, first, first + block.shape[1 - axis]),
+            )
+            for known in (owned[k] for k in mine)
+        ]
+        there = []
+        for known in (owned[k] for k in theirs):
+            term = known.term.between([next(rest) for _ in known.term.owned()], known.term.met())
+            statistic, cotangent = next(rest), next(rest)
+            argument = next(rest) if known.argument is not None else None
+            argument = within(argument, last - len(local), last)
+            there.append(_Owned(term, statistic, cotangent, argument))
+        both = (here, there) if axis == 0 else (there, here)
+        every = [*both[0], *both[1]]
+        *by_set, vectors = of_terms(
+            block,
+            [known.term for known in both[0]],
+            [known.term for known in both[1]],
+            engine,
+            [known.statistic for known in every],
+            [known.argument for known in every if known.argument is not None],
+            None,
+            [known.cotangent for known in every],
+            Wanted(need and axis == 0, need and axis == 1),
+        )
+        of_others = [block.other if axis == 0 else block.x, *came]
+        found = by_set[axis]
+        if found is not None:  # in grad mode there is one block
+            total = _joined(found, of_others) if total is None else total.add_(found)
+        of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
+        order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+        for place, (k, is_mine) in enumerate(order):
+            for v, (gradient, is_owners) in enumerate(
+                zip(vectors[place], owned[k].term.by_owner(), strict=True)
+            ):
+                if is_owners == is_mine:
+                    by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+        del by_set, found  # or it would still be there when that of the next block is made
+    return None if total is None else total.to(local.dtype)
+
+
+def _joined(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """`gradient`, in grad mode as a function of `others`, whatever it was made of.
+
+    Without a pair nothing was made of what was gathered, and this rank would not come to the sum
+    over the ranks that its gradient is.
+    """
+    if not torch.is_grad_enabled():
+        return gradient
+    result: Tensor = _Joined.apply(gradient, *others)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *others: Tensor) -> Tensor:
+        ctx.shapes = [(z.shape, z.dtype) for z in others]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        zeros = [g.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.shapes]
+        return g, *[z if need else None for z, need in zip(zeros, needs, strict=True)]

@@ -1,0 +1,95 @@
+"""Terms as ops take them: a recipe that names them, with their numbers and vectors beside it.
+
+A `Term` holds tensors and a callable; an op takes neither. So terms travel as a recipe, such as
+`"lowest:pos:identity lse:neg:affine>"`. It is op argument, lookup key, test id and benchmark row:
+
+    recipe = row terms separated by spaces [ " | " column terms ]
+    term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
+    kinds  = one letter per argument, left out if all are f:
+             f a number, o one value per owner, p one value per partner, t a table
+    > <    = a window, `above=` or `below=`
+    @      = an extreme that keeps its argument, and so has a gradient
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .arguments import Argument, Partner, Table
+from .functions import FUNCTIONS
+from .term import Term
+
+
+def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], list[Tensor]]:
+    """Terms, all of them `over` their pairs, as (recipe, numbers, vectors)."""
+    terms = (*rows, *cols)
+    recipe = " ".join([term.word for term in rows])
+    if cols:
+        recipe += " | " + " ".join([term.word for term in cols])
+    numbers = [a for term in terms for a in term.args if isinstance(a, float)]
+    vectors = [v for term in terms for v in (*term.vectors(), *term.constants())]
+    return recipe, numbers, vectors
+
+
+@functools.cache
+def _template(word: str) -> tuple[Term, str]:
+    parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>?)(<?)(@?)", word)
+    if parts is None or parts[3] not in FUNCTIONS:
+        raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
+    gather, side, name, kinds, above, below, keeps = parts.groups()
+    function = FUNCTIONS[name]
+    holder = torch.empty(0)
+    term = Term(
+        gather,
+        side,
+        function,
+        (0.0,) * function.arity,
+        holder if above else None,
+        holder if below else None,
+        grad=bool(keeps) or gather not in ("lowest", "highest"),
+    )
+    return term, kinds or "f" * function.arity
+
+
+_Terms = tuple[tuple[Term, ...], tuple[Term, ...]]
+
+
+def unpack(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
+    """The inverse of `pack`: row terms and column terms."""
+    # Terms of numbers alone are read once; numbers under torch.compile may be symbols.
+    if not vectors and all(type(number) is float for number in numbers):
+        return _of_numbers(recipe, tuple(numbers))
+    return _read(recipe, numbers, vectors)
+
+
+@functools.lru_cache
+def _of_numbers(recipe: str, numbers: tuple[float, ...]) -> _Terms:
+    return _read(recipe, numbers, ())
+
+
+def _read(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
+    number, vector = iter(numbers), iter(vectors)
+
+    def read(word: str) -> Term:
+        term, kinds = _template(word)
+        args: list[Argument] = []
+        for kind in kinds:
+            if kind == "f":
+                args.append(next(number))
+            elif kind == "t":
+                args.append(0.0)  # tables come after all that has a gradient
+            else:
+                args.append(next(vector) if kind == "o" else Partner(next(vector)))
+        for k, kind in enumerate(kinds):
+            if kind == "t":
+                args[k] = Table(next(vector), next(vector), next(vector))
+        above = None if term.above is None else next(vector)
+        below = None if term.below is None else next(vector)
+        return replace(term, args=tuple(args), above=above, below=below)
+
+    rows, _, cols = recipe.partition(" | ")
+    return tuple([read(word) for word in rows.split()]), tuple([read(w) for w in cols.split()])

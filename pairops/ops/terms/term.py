@@ -1,0 +1,236 @@
+"""What a loss asks for: one statistic per row or column is a term."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Argument, Partner, Table, checked, vector
+from .functions import Function, affine, identity
+from .accumulators import GATHERS, Gather
+
+POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
+
+    args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value
+    per partner. Gradients reach all tensors among them.
+
+    above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
+    dropped; a NaN is neither, and stays.
+
+    grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
+    """
+
+    gather: str
+    side: str
+    function: Function
+    args: tuple[Argument, ...] = ()
+    above: Tensor | None = None
+    below: Tensor | None = None
+    grad: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.gather, False) not in GATHERS:
+            names = ", ".join(sorted({name for name, _ in GATHERS}))
+            raise ValueError(f"gather is {self.gather!r}; it must be one of {names}")
+        if not isinstance(self.function, Function):
+            kind = type(self.function).__name__
+            raise TypeError(f"function is {kind}; it must be a pairops.Function")
+        if not self.grad and not self.extreme:
+            raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
+        for name, bound in (("above", self.above), ("below", self.below)):
+            if bound is not None and not isinstance(bound, Tensor):
+                kind = type(bound).__name__
+                raise TypeError(f"{name} is {kind}; it must be a tensor (N,) or 0-d")
+        if self.side not in (POS, NEG, ALL):
+            raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
+        if len(self.args) != self.function.arity:
+            raise ValueError(
+                f"{self.function.name} takes {self.function.arity} arguments besides s, "
+                f"but the term gives {len(self.args)}"
+            )
+
+    def over(self, owners: int, partners: int, dtype: torch.dtype) -> "Term":
+        """This term with every tensor checked, in `dtype`, one value per owner or partner."""
+        args = [
+            checked(f"argument {k} of {self.function.name}", a, owners, partners, dtype, self.grad)
+            for k, a in enumerate(self.args)
+        ]
+        above, below = (
+            None if bound is None else vector(name, bound, owners, dtype, False)
+            for name, bound in (("above", self.above), ("below", self.below))
+        )
+        if all(isinstance(a, float) for a in self.args) and above is below is None:
+            return self
+        return replace(self, args=tuple(args), above=above, below=below)
+
+    def value(self, s: Tensor, *args: Any) -> Tensor:
+        """The function's values, as many as there are in s also if it does not depend on s."""
+        value = self.function.value(s, *args)
+        return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
+
+    def slopes(self, s: Tensor, *args: Any) -> tuple[Any, ...]:
+        """The function's slopes; one that is declared not to be the derivative is held constant."""
+        slope, *slopes = self.function.slopes(s, *args)  # type: ignore[misc]
+        if not self.function.is_derivative and isinstance(slope, Tensor):
+            slope = slope.detach()
+        return slope, *slopes
+
+    def vectors(self) -> list[Tensor]:
+        """What has a gradient."""
+        return [
+            a.values if isinstance(a, Partner) else a
+            for a in self.args
+            if isinstance(a, (Tensor, Partner))
+        ]
+
+    def by_owner(self) -> list[bool]:
+        """Of each of `vectors`: has it one value per owner, not per partner?"""
+        return [isinstance(a, Tensor) for a in self.args if isinstance(a, (Tensor, Partner))]
+
+    def constants(self) -> list[Tensor]:
+        """What has none."""
+        tables = [a.tensors() for a in self.args if isinstance(a, Table)]
+        return [z for tensors in tables for z in tensors] + self.windows()
+
+    def windows(self) -> list[Tensor]:
+        return [bound for bound in (self.above, self.below) if bound is not None]
+
+    def owned(self) -> list[Tensor]:
+        """What it has for each owner."""
+        tables = [a.owners for a in self.args if isinstance(a, Table)]
+        return [*[a for a in self.args if isinstance(a, Tensor)], *tables, *self.windows()]
+
+    def met(self) -> list[Tensor]:
+        """What it has for each partner."""
+        partners = [a.values for a in self.args if isinstance(a, Partner)]
+        return partners + [a.partners for a in self.args if isinstance(a, Table)]
+
+    def between(self, owned: Sequence[Tensor], met: Sequence[Tensor]) -> "Term":
+        """The same term of other owners and partners, with what `owned` and `met` are of these."""
+        tables = sum(isinstance(a, Table) for a in self.args)
+        windows = len(self.windows())
+        vectors, classes = iter(owned), iter(owned[len(owned) - tables - windows :])
+        values, others = iter(met), iter(met[len(met) - tables :])
+        args: list[Argument] = []
+        for a in self.args:
+            if isinstance(a, Partner):
+                args.append(Partner(next(values)))
+            elif isinstance(a, Table):
+                args.append(Table(a.values, next(classes), next(others)))
+            else:
+                args.append(next(vectors) if isinstance(a, Tensor) else a)
+        bounds = iter(owned[len(owned) - windows :])
+        above = None if self.above is None else next(bounds)
+        below = None if self.below is None else next(bounds)
+        return replace(self, args=tuple(args), above=above, below=below)
+
+    @property
+    def word(self) -> str:
+        """The term as it stands in a recipe."""
+        letter = {float: "f", Partner: "p", Table: "t"}
+        kinds = "".join([letter.get(type(a), "o") for a in self.args])
+        return self._word(kinds if kinds.strip("f") else "")
+
+    @property
+    def kernel(self) -> str:
+        """The same, where a number is as good as one value per owner: what is compiled for it."""
+        return self._word(self._partners)
+
+    @property
+    def kind(self) -> str:
+        """What is left of that where side and windows are told at run time."""
+        gather = self.gather + ("@" if self.keeps_argument else "")
+        kinds = self._partners
+        return f"{gather}:{self.function.name}" + (f"({kinds})" if kinds else "")
+
+    @property
+    def _partners(self) -> str:
+        letter = {Partner: "p", Table: "t"}
+        kinds = "".join([letter.get(type(a), "o") for a in self.args])
+        return kinds if kinds.strip("o") else ""
+
+    def _word(self, kinds: str) -> str:
+        result = f"{self.gather}:{self.side}:{self.function.name}"
+        result += f"({kinds})" if kinds else ""
+        result += "" if self.above is None else ">"
+        result += "" if self.below is None else "<"
+        return result + ("@" if self.keeps_argument else "")
+
+    @property
+    def extreme(self) -> bool:
+        return self.gather in ("lowest", "highest")
+
+    @property
+    def keeps_argument(self) -> bool:
+        """Does `gather` also return which partner attained the extreme?"""
+        return self.extreme and self.grad
+
+    @property
+    def keeps_bits(self) -> bool:
+        """May `gather` note for `weigh`, tile by tile, whether the window kept a pair?"""
+        return bool(self.windows()) and not self.extreme
+
+    @property
+    def monoid(self) -> Gather:
+        return GATHERS[self.gather, self.keeps_argument]
+
+
+class Wanted(NamedTuple):
+    """Which gradients an engine is to return."""
+
+    x: bool
+    y: bool
+    rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
+
+
+def total(
+    side: str,
+    *args: Argument,
+    function: Function = affine,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+) -> Term:
+    """Σ over a side of function(s, *args); by default of scale·(s − base)."""
+    return Term("sum", side, function, args, above, below)
+
+
+def lse(
+    side: str,
+    *args: Argument,
+    function: Function = affine,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+) -> Term:
+    """log Σ exp over a side of function(s, *args); by default of scale·(s − base)."""
+    return Term("lse", side, function, args, above, below)
+
+
+def lowest(
+    side: str,
+    *args: Argument,
+    function: Function = identity,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    grad: bool = True,
+) -> Term:
+    """The lowest function(s, *args) of a side; by default the lowest similarity."""
+    return Term("lowest", side, function, args, above, below, grad)
+
+
+def highest(
+    side: str,
+    *args: Argument,
+    function: Function = identity,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    grad: bool = True,
+) -> Term:
+    """The highest function(s, *args) of a side; by default the highest similarity."""
+    return Term("highest", side, function, args, above, below, grad)

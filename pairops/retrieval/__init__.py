@@ -1,0 +1,5 @@
+"""Retrieval metrics: Recall@K, MRR, R-precision and MAP@R, by counting ranks."""
+
+from .metrics import Retrieval, average_precisions, evaluate, first_ranks
+
+__all__ = ["Retrieval", "average_precisions", "evaluate", "first_ranks"]

@@ -1,0 +1,232 @@
+"""Retrieval metrics over millions of rows: ranks are counted, and no matrix or index is built.
+
+The rank of a query's first hit is one more than the number of negatives nearer than its nearest
+positive: two statistics, of which only the count visits every pair. MAP@R and R-precision ask for
+the ranks of all positives: counted in the same way where these are few, else in `ranking.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pairops.ops.terms.functions import one
+from pairops.ops.pairs.pairs import Pairing, Pairs
+from pairops.progress import bar, check_progress
+from .ranking import Sorted
+from pairops.ops.pairs.similarity import exactly
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.term import NEG, POS, highest, total
+
+__all__ = ["Retrieval", "average_precisions", "evaluate", "first_ranks"]
+
+Ties = Literal["pessimistic", "optimistic"]
+
+_MOST = 2**24  # references: a count in float32 is exact so far
+_COUNTED = 32  # positives of a query, at most, whose ranks are counted one by one
+_AT_ONCE = 8  # counts in a pass: each adds a thirtieth of the time of a matrix product
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Means over queries; NaN where there is no query."""
+
+    recall: dict[int, float]  # by K: the share of queries with a hit among their K nearest
+    mrr: float  # of 1 / rank of the first hit
+    map_at_r: float | None  # None: not asked for
+    r_precision: float | None
+    queries: int  # over how many the means are taken
+
+
+@torch.no_grad()
+def evaluate(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    map_at_r: bool = True,
+    ties: Ties = "pessimistic",
+    lone: Literal["skip", "zero"] = "skip",
+    progress: bool | None = None,
+    **pairing: Unpack[Pairing],
+) -> Retrieval:
+    """How well the references nearest to a query have its label.
+
+    With R the number of references that have a query's label, itself left out, and rank_k the rank
+    of the k-th nearest of these among all references:
+
+        Recall@K = [rank_1 ≤ K]    R-precision = #{k: rank_k ≤ R} / R
+        MRR = 1 / rank_1           MAP@R = 1/R Σ_{k: rank_k ≤ R} k / rank_k
+
+    x: (N, D) queries; labels: (N,) integers; references, ids, ignored rows, distance and its
+    defaults: as in `Pairs.of`. Without ref_emb every row is a query and a reference. Distances of
+    unit vectors rank as "cosine" does, which is the fastest.
+
+    recall_at: the K. This is the Recall@K of metric learning; that of information retrieval is the
+    share of a query's R positives that are found.
+
+    map_at_r: False leaves MAP@R and R-precision out, which cost as much again or more.
+
+    ties: where a negative is exactly as near as a positive, "pessimistic" ranks the negative first,
+    "optimistic" the positive.
+
+    lone: a query without positives is left out ("skip"), or counts as 0 ("zero").
+
+    progress: where a query has more than 32 positives, or with a distance, MAP@R takes longest,
+    block by block. None shows a bar on a terminal, if tqdm is installed; True shows it anywhere,
+    False nowhere.
+
+    A NaN is never near: a negative at a NaN ranks before every positive, and a query with a NaN
+    among its positives has no hit.
+
+    Raises ValueError or TypeError that names a bad argument.
+
+    Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020 (MAP@R, R-precision). Where
+    nothing ties equal to pytorch-metric-learning's AccuracyCalculator, whose precision_at_1 is
+    Recall@1; ties it leaves to its index.
+    """
+    cutoffs = _cutoffs(recall_at)
+    _one_of("lone", lone, ("skip", "zero"))
+    if not isinstance(map_at_r, bool):
+        raise TypeError(f"map_at_r is {type(map_at_r).__name__}; it must be a bool")
+    pairs = _pairs(x, labels, ties, pairing)
+    ranks, precisions = _found(pairs, ties, progress, map_at_r)
+    counted = pairs.keep_x if lone == "zero" else pairs.positives() > 0
+
+    def mean(values: Tensor) -> float:
+        return values[counted].double().mean().item()
+
+    return Retrieval(
+        {k: mean((ranks > 0) & (ranks <= k)) for k in cutoffs},
+        mean(torch.where(ranks > 0, 1 / ranks.double(), 0.0)),
+        None if precisions is None else mean(precisions[0]),
+        None if precisions is None else mean(precisions[1]),
+        int(counted.sum()),
+    )
+
+
+@torch.no_grad()
+def first_ranks(
+    x: Tensor, labels: Tensor, *, ties: Ties = "pessimistic", **pairing: Unpack[Pairing]
+) -> Tensor:
+    """(N,) int64: the rank of each query's first hit, from 1; 0 for a query without positives.
+
+    Arguments: as in `evaluate`. Of M references the rank M + 1 says that the query has a NaN among
+    its positives.
+    """
+    return _ranks(_pairs(x, labels, ties, pairing), ties, 1)[:, 0]
+
+
+@torch.no_grad()
+def average_precisions(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    ties: Ties = "pessimistic",
+    progress: bool | None = None,
+    **pairing: Unpack[Pairing],
+) -> tuple[Tensor, Tensor]:
+    """(N,) float64 each: average precision at R and R-precision of every query; 0 for a query
+    without positives.
+
+    Arguments: as in `evaluate`.
+    """
+    _, precisions = _found(_pairs(x, labels, ties, pairing), ties, progress, True)
+    assert precisions is not None
+    return precisions
+
+
+def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
+    _one_of("ties", ties, ("pessimistic", "optimistic"))
+    pairs = Pairs.of(x, labels, **pairing).of_one_rank("retrieval")
+    references = pairs.shape[1]
+    if references > _MOST and pairs.dtype == torch.float32:
+        raise ValueError(
+            f"there are {references} references; {_MOST} at most are counted in float32, more than "
+            "that in float64"
+        )
+    return pairs
+
+
+def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
+    """(N, most) int64: the ranks of each query's nearest positives; 0 where it has fewer."""
+    size, k = pairs.positives().unsqueeze(1), torch.arange(1, most + 1, device=pairs.x.device)
+    values: list[Tensor] = []  # of the positives of a query, nearest first, each only once
+    left: list[Tensor] = []  # how many positives are not nearer than that
+    for _ in range(most):
+        last = values[-1] if values else None
+        # In one call, so that one engine serves it all: s then has the same bits throughout.
+        terms = highest(POS, below=last, grad=False), total(POS, function=one, below=last)
+        value, count = row_stats(pairs, *terms)
+        values.append(value)
+        left.append(count)
+    begin = size - torch.stack(left, 1).long()
+    at = torch.searchsorted(begin, k.expand(len(begin), -1).contiguous()) - 1
+    bounds = torch.stack(values, 1).gather(1, at.clamp(min=0))
+    if ties == "pessimistic":  # what equals a number is above the one before it
+        below = torch.nextafter(bounds, torch.full_like(bounds, -torch.inf))
+        # Not a number that may be flushed to 0.
+        tiny = torch.finfo(bounds.dtype).tiny
+        bounds = torch.where(bounds.abs() < tiny, -tiny, below)
+    nearer: list[Tensor] = []
+    for some in bounds.split(_AT_ONCE, 1):
+        nearer += row_stats(pairs, *[total(NEG, function=one, above=b) for b in some.unbind(1)])
+    ranks = k + torch.stack(nearer, 1).long()
+    ranks = torch.where(values[0].isnan().unsqueeze(1), pairs.shape[1] + 1, ranks)
+    return torch.where(k <= size, ranks, 0)
+
+
+def _found(
+    pairs: Pairs, ties: str, progress: bool | None, precisions: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """First ranks; average precision at R and R-precision, if they are wanted."""
+    check_progress(progress)
+    size = pairs.positives()
+    widest = int(size.max()) if precisions and len(size) else 0
+    # No engine but those in plain torch knows distances, and there one visit is cheaper than many.
+    in_strips = widest > (_COUNTED if pairs.measure is None else 0)
+    ranks = _ranks(pairs, ties, 1 if in_strips else max(1, widest))
+    if not precisions:
+        return ranks[:, 0], None
+    if in_strips:
+        return ranks[:, 0], _by_strips(pairs, ties, progress)
+    hit = (ranks > 0) & (ranks <= size.unsqueeze(1))
+    k = torch.arange(1, ranks.shape[1] + 1, device=size.device)
+    precision = torch.where(hit, k.double() / ranks, 0.0)
+    among = size.clamp(min=1).double()
+    return ranks[:, 0], (precision.sum(1) / among, hit.sum(1) / among)
+
+
+def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, Tensor]:
+    result = torch.zeros(2, pairs.shape[0], dtype=torch.float64, device=pairs.x.device)
+    shown = bar(progress, pairs.shape[0], "MAP@R", "query")
+    with exactly(pairs.x.device.type), shown as advance:
+        sets = Sorted(pairs)
+        for begin, end in sets.blocks():
+            found = sets.within_r(begin, end, ties == "pessimistic")
+            result[:, pairs.order_x[begin:end]] = found
+            advance(end - begin)
+    return result[0], result[1]
+
+
+def _cutoffs(recall_at: Sequence[int]) -> list[int]:
+    if isinstance(recall_at, (str, bytes)) or not isinstance(recall_at, Sequence):
+        raise TypeError(
+            f"recall_at is {type(recall_at).__name__}; it must be a sequence of numbers"
+        )
+    if not recall_at:
+        raise ValueError("recall_at is empty; it must hold at least one number")
+    for k in recall_at:
+        if not isinstance(k, int) or isinstance(k, bool):
+            raise TypeError(f"recall_at holds {k!r}; it must hold whole numbers")
+        if k < 1:
+            raise ValueError(f"recall_at holds {k}; it must hold numbers from 1 on")
+    return sorted(set(recall_at))
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")

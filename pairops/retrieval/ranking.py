@@ -1,0 +1,124 @@
+"""The ranks up to R of a query's R positives: tiles of queries and references, in plain torch.
+
+A negative counts for the positives that it is at least as near as, of which there are none or the
+farthest few: sorted into the positives it adds to one place of a row, and sums along the row are
+the ranks. So any number of references can be streamed, and of a strip of them only those matter
+that are nearer than the farthest positive whose rank may still be R.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import product, scaled
+
+_ROWS, _COLS = 1024, 4096  # of a tile of similarities at most
+_ROOM = 2**21  # numbers kept of the positives of a block of queries
+
+
+class Sorted:
+    """Both sets in sorted order, without ignored rows, in blocks of queries × strips of references.
+
+    What decides about a tile is read on the host once: lo and hi rise with the queries.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+        self._n, self._m = int(pairs.keep_x.sum()), int(pairs.keep_y.sum())
+        self._x = self._rows(pairs.x, pairs.scale_x, pairs.order_x[: self._n])
+        self._y = self._x
+        if pairs.y is not None:
+            self._y = self._rows(pairs.y, pairs.scale_y, pairs.order_y[: self._m])
+        self._host = [z[: self._n].cpu() for z in (pairs.lo, pairs.hi, pairs.own)]
+
+    def _rows(self, z: Tensor, scale: Tensor | None, order: Tensor) -> Tensor:
+        scales = None if scale is None else scale[order]
+        return scaled(z[order], scales, self._pairs.dtype)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        lo, hi, _ = self._host
+        begin = 0
+        while begin < self._n:
+            widest = int((hi - lo)[begin : begin + _ROWS].max())
+            end = min(self._n, begin + max(1, min(_ROWS, _ROOM // max(widest, 1))))
+            yield begin, end
+            begin = end
+
+    def within_r(self, begin: int, end: int, pessimistic: bool) -> Tensor:
+        """(2, end − begin): average precision at R and R-precision of these queries."""
+        positives, size = self._positives(begin, end)
+        if positives.shape[1] == 0:
+            return torch.zeros(2, end - begin, dtype=torch.float64, device=size.device)
+        ascending, width = positives.sort(1).values, positives.shape[1]
+        nan = ascending.isnan().any(1)
+        k = torch.arange(1, width + 1, device=size.device)
+        # Of the k-th nearest positive: the negatives before it, but not before the one before.
+        between = torch.zeros(end - begin, width + 1, dtype=torch.int32, device=size.device)
+        rank = k.expand(end - begin, -1).clone()
+        hit = (k <= size[:, None]) & ~nan[:, None]
+        for first, last, mixed in self._strips(begin, end):
+            s = self._closeness(begin, end, first, last)
+            if mixed:
+                s = torch.where(self._belongs(begin, end, first, last), -torch.inf, s)
+            floor = torch.where(hit, ascending.flip(1), torch.inf).amin(1, keepdim=True)
+            near = ~(s.amax(1) < floor[:, 0])
+            share = near.double().mean()
+            if share == 0:
+                continue
+            reached = slice(None) if share > 0.5 else torch.where(near)[0]
+            s, nearest = s[reached], ascending[reached]
+            if width < s.shape[1]:  # R negatives are enough
+                s = s.topk(width, sorted=False).values
+            after = torch.searchsorted(nearest, s, right=pessimistic)  # a NaN is after everything
+            between[reached] = between[reached].scatter_add(
+                1, width - after, torch.ones_like(after, dtype=torch.int32)
+            )
+            rank[reached] = k + between[reached, :width].cumsum(1)
+            hit[reached] &= rank[reached] <= size[reached, None]
+        precision = torch.where(hit, k.double() / rank, 0.0)
+        size = size.clamp(min=1).double()
+        return torch.stack([precision.sum(1) / size, hit.sum(1) / size])
+
+    def _positives(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Closeness (B, W) of these queries' positives, −inf where there are fewer; and R, (B,)."""
+        lo, hi, own = self._of(begin, end)
+        width = int((self._host[1] - self._host[0])[begin:end].max())  # at least R
+        found = self._x.new_full((end - begin, width), -torch.inf)
+        place = lo + torch.arange(width, device=lo.device)
+        present = (place < hi) & (place != own)
+        for first, last, mixed in self._strips(begin, end):
+            if mixed:
+                s = self._closeness(begin, end, first, last)
+                here = present & (place >= first) & (place < last)
+                taken = s.gather(1, (place - first).clamp(0, last - first - 1))
+                found = torch.where(here, taken, found)
+        return found, present.sum(1)
+
+    def _strips(self, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """First and last column, and whether a positive or a query itself may be there."""
+        lo, hi, own = self._host[0][begin], self._host[1][end - 1], self._host[2][begin:end]
+        # Even ones: a sliver is multiplied by another kernel, and copies of a row then differ.
+        pieces = -(-self._m // _COLS)
+        size = -(-self._m // max(1, pieces) // 16) * 16
+        for first in range(0, self._m, max(1, size)):
+            last = min(self._m, first + size)
+            itself = bool(((own >= first) & (own < last)).any())
+            yield first, last, itself or bool((lo < last) & (hi > first))
+
+    def _belongs(self, begin: int, end: int, first: int, last: int) -> Tensor:
+        """Is a column no negative of a query, but a positive or itself?"""
+        lo, hi, own = self._of(begin, end)
+        place = torch.arange(first, last, device=lo.device)
+        return ((place >= lo) & (place < hi)) | (place == own)
+
+    def _of(self, begin: int, end: int) -> Iterator[Tensor]:
+        return (z[begin:end, None] for z in (self._pairs.lo, self._pairs.hi, self._pairs.own))
+
+    def _closeness(self, begin: int, end: int, first: int, last: int) -> Tensor:
+        s = product(self._x[begin:end], self._y[first:last])
+        if self._pairs.measure is None:
+            return s
+        rows, cols = self._pairs.order_x[begin:end], self._pairs.order_y[first:last]
+        return self._pairs.measure.of_block(s, rows, cols)

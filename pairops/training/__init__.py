@@ -1,0 +1,1 @@
+"""Help for training loops: a step in chunks, and references from earlier batches."""

@@ -1,0 +1,249 @@
+"""A loss over labels whose anchors are also compared with the embeddings of earlier batches."""
+
+import contextlib
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
+from pairops.ops.distributed.group import Given, Group
+from pairops.ops.distributed.told import shown
+
+_NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+_KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
+
+
+class CrossBatchMemory(nn.Module):
+    """loss(x, labels, ref_emb=[x; memory], ref_labels=[labels; labels of the memory]).
+
+    The anchors are the rows of the batch. Their references are the same rows, with gradient, and
+    after them the last `memory_size` rows of earlier batches, without; a row's own pair is left out
+    by index. Then the batch is remembered.
+
+    loss: over labels, called with x, labels and the keywords ref_emb, ref_labels, exclude_self and
+    ignore_index: `pairops.supcon_loss`, a `functools.partial` of one, a Module of `pairops.nn`, or
+    a function of one's own. What it returns is returned.  embedding_size: D.  memory_size: K rows,
+    the oldest of which make room.  warmup: during so many first calls nothing is remembered.
+    dtype: what embeddings are remembered in; they are compared in the dtype of x.  ignore_index: as
+    in `Pairs.of`; places that are still empty have this label.  group: as every loss has it; the
+    references are then the batches and memories of all ranks, of which each holds its own.  Raises
+    ValueError or TypeError that names a bad argument.
+
+    State is in buffers, so in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring;
+    seen and calls, how many rows and calls there were. A run that resumes from them goes on with
+    the same bits. Shapes do not depend on how full the memory is, and no value is read, so nothing
+    waits for the device. In `eval` mode the memory is used and left as it is. It has no place under
+    activation checkpointing, which would call it twice. What overflows `dtype` becomes Inf.
+
+    Source: Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020. There, and in
+    pytorch-metric-learning, a batch is enqueued before the loss, so that it is compared with
+    itself as a constant: here it has its gradient as a reference too. The authors' code adds a loss
+    over the batch alone, which counts it twice, and leaves self pairs out by value. Nor does
+    pytorch-metric-learning save where its queue stands, or admit a batch larger than it.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    ids: Tensor
+    seen: Tensor
+    calls: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        embedding_size: int,
+        memory_size: int = 1024,
+        *,
+        warmup: int = 0,
+        dtype: torch.dtype = torch.float32,
+        ignore_index: int = -100,
+        group: Given = None,
+    ) -> None:
+        super().__init__()
+        _check_loss(loss, _KEYWORDS if group is None else (*_KEYWORDS, "group"))
+        for name, value, least in (
+            ("embedding_size", embedding_size, 1),
+            ("memory_size", memory_size, 1),
+            ("warmup", warmup, 0),
+            ("ignore_index", ignore_index, _NO_ID),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
+            if not least <= value <= _LAST:
+                raise ValueError(f"{name} is {value}; it must be from {least} to {_LAST}")
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
+        self.loss = loss
+        self.embedding_size = embedding_size
+        self.memory_size = memory_size
+        self.warmup = warmup
+        self.ignore_index = ignore_index
+        self.group = group
+        shape = (memory_size,)
+        self.register_buffer("embeddings", torch.zeros(memory_size, embedding_size, dtype=dtype))
+        self.register_buffer("labels", torch.full(shape, ignore_index, dtype=torch.int64))
+        self.register_buffer("ids", torch.full(shape, _NO_ID, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self,
+        x: Tensor,  # (N, D)
+        labels: Tensor,  # (N,)
+        *,
+        ids: Tensor | None = None,  # (N,)
+        enqueue: Tensor | None = None,  # (N,)
+        weight: Tensor | None = None,  # (N,)
+    ) -> Any:
+        """The loss of the batch, which is then remembered.
+
+        ids: integers that name samples; what the memory still holds of a sample of the batch is no
+        reference in this call.  enqueue: bool, which rows are remembered; all of them are anchors
+        (in pytorch-metric-learning those of its `enqueue_mask` are not).  weight: goes to the loss.
+        """
+        group = Group.of(self.group, {"loss": f"CrossBatchMemory of {shown(self.loss)}"})
+        with contextlib.nullcontext() if group is None else group.reporting():
+            labels, ids, others = self._checked(x, labels, ids, enqueue, group)
+        further: dict[str, Any] = {} if weight is None else {"weight": weight}
+        result = self.loss(
+            x,
+            labels,
+            ref_emb=torch.cat([x, self.embeddings.to(x.dtype)]),
+            ref_labels=torch.cat([labels, others]),
+            exclude_self=True,
+            ignore_index=self.ignore_index,
+            **(further if self.group is None else further | {"group": self.group}),
+        )
+        if self.training:
+            self._remember(x.detach(), labels, ids, enqueue)
+        return result
+
+    def _checked(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        ids: Tensor | None,
+        enqueue: Tensor | None,
+        group: Group | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Labels and ids of the batch, and labels for what is remembered."""
+        check_embeddings("x", x)
+        if x.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"x has D {x.shape[1]}; it must be the embedding_size {self.embedding_size}"
+            )
+        if x.device != self.embeddings.device:
+            raise ValueError(
+                f"x is on {x.device} and the memory on {self.embeddings.device}; "
+                "the memory must be moved there, with .to()"
+            )
+        labels = whole_numbers("labels", labels, "x", x)
+        if ids is not None:
+            ids = whole_numbers("ids", ids, "x", x)
+        if enqueue is not None and (
+            not isinstance(enqueue, Tensor)
+            or enqueue.dtype != torch.bool
+            or enqueue.shape != x.shape[:1]
+        ):
+            given = type(enqueue).__name__
+            if isinstance(enqueue, Tensor):
+                given = f"a {enqueue.dtype} tensor of shape {tuple(enqueue.shape)}"
+            raise ValueError(f"enqueue is {given}; it must be a bool tensor ({x.shape[0]},)")
+        # A saved memory may have been empty under another ignore_index.
+        empty = torch.arange(self.memory_size, device=x.device) >= self.seen
+        others = torch.where(empty, self.ignore_index, self.labels)
+        every = ids
+        if group is not None:
+            (sizes,) = group.agree({"ids": "some" if ids is not None else "none"}, len(x))
+            every = None if ids is None else group.rows(ids, sizes)
+        if every is not None:
+            stale = _among(self.ids, every) & (self.ids != _NO_ID)
+            others = torch.where(stale, self.ignore_index, others)
+        return labels, ids, others
+
+    @torch.no_grad()
+    def _remember(
+        self, x: Tensor, labels: Tensor, ids: Tensor | None, enqueue: Tensor | None
+    ) -> None:
+        ids = torch.full_like(labels, _NO_ID) if ids is None else ids
+        n = x.shape[0]
+        count = torch.full_like(self.seen, n)
+        if enqueue is not None:
+            count = enqueue.sum()
+            order = torch.argsort(enqueue.long(), stable=True)  # what is remembered comes last
+            x, labels, ids = x[order], labels[order], ids[order]
+        count = torch.where(self.calls < self.warmup, 0, count)
+        # As many rows are written as fit, whatever `count` says: those before its rows, with an age
+        # below 0, find places of their own and leave there what they found.
+        fit = min(n, self.memory_size)
+        age = torch.arange(n - fit, n, device=x.device) - (n - count)
+        places = torch.remainder(self.seen + age, self.memory_size)
+        new = age >= 0
+        for memory, rows in ((self.embeddings, x), (self.labels, labels), (self.ids, ids)):
+            mask = new.view(-1, *[1] * (rows.dim() - 1))
+            rows = torch.where(mask, rows[n - fit :].to(memory.dtype), memory[places])
+            memory.index_copy_(0, places, rows)
+        self.seen += count
+        self.calls += 1
+
+    def extra_repr(self) -> str:
+        loss = "" if isinstance(self.loss, nn.Module) else f"{_name(self.loss)}, "
+        return (
+            f"{loss}embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
+            f"warmup={self.warmup}"
+        )
+
+
+def _among(values: Tensor, names: Tensor) -> Tensor:
+    """Which of `values` are `names`. (`torch.isin` waits for the device to count distinct ones.)"""
+    if not names.shape[0]:
+        return torch.zeros_like(values, dtype=torch.bool)
+    names = names.sort().values
+    place = torch.searchsorted(names, values).clamp(max=names.shape[0] - 1)
+    return names[place] == values
+
+
+def _check_loss(loss: object, keywords: tuple[str, ...]) -> None:
+    if not callable(loss):
+        raise TypeError(f"loss is {type(loss).__name__}; it must be a loss over labels")
+    given = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "names", ())
+    for name in keywords:
+        if name in given:
+            raise ValueError(f"loss is given {name}; it must be left to CrossBatchMemory")
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError as error:
+        raise TypeError(f"loss is {_name(loss)}, which does not tell its arguments") from error
+    try:
+        signature.bind(None, None, **dict.fromkeys(keywords))
+    except TypeError:
+        missing = list(keywords)
+    else:
+        missing = [name for name in keywords if not _takes(signature, name)]
+    if missing:
+        raise TypeError(
+            f"loss is {_name(loss)}{signature}; it must be a loss over labels, called as "
+            f"loss(x, labels, {', '.join(name + '=' for name in keywords)})"
+        )
+
+
+def _takes(signature: inspect.Signature, name: str) -> bool:
+    """Is there a keyword of this name? Of **common: Unpack[Named] those that Named has."""
+    if name in signature.parameters:
+        return True
+    further = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    named = [kind for p in further for kind in typing.get_args(p.annotation)]
+    if any(map(typing.is_typeddict, named)):
+        return any(name in typing.get_type_hints(kind) for kind in named)
+    return bool(further)
+
+
+def _name(loss: object) -> str:
+    if isinstance(loss, functools.partial):
+        return f"{_name(loss.func)}({', '.join(f'{k}={v}' for k, v in loss.keywords.items())})"
+    return getattr(loss, "__name__", type(loss).__name__)

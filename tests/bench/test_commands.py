@@ -1,0 +1,351 @@
+"""`python -m bench NAME` at a tiny size: what it measures, what it says, and what it leaves."""
+
+import argparse
+import json
+import math
+import os
+import sys
+
+import pytest
+import torch
+
+from bench import gpu, gpu_launch, gpu_sanitizer, lease
+from bench.__main__ import main
+from bench.contestants import GIVEN, YARDSTICK, contestants
+from bench.kernel import KERNEL, Job, measure, sweeps
+from bench.large import bound
+from bench.mined import learned, steps_of
+from bench.problems import Setting, problem
+from pairops.ops.bindings import extension
+from pairops.ops.engines import cpu as cpu_engine
+
+needs_native = pytest.mark.skipif(not cpu_engine.SERVED, reason="the extension was never built")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Runs `python -m bench ...` on one thread; gives the record of that name."""
+    threads = torch.get_num_threads()
+
+    def run(name, *words):
+        main([*words, "--threads", "1", "--output", str(tmp_path)])
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_one_table_and_one_record_per_d(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.comparison.peak_mib", lambda *_: 1.0)
+    sizes = ["--n", "32", "--d", "16", "128", "--repeats", "2"]
+    record = bench("siglip-cpu", "--loss", "siglip", *sizes, "--contestants", "hand")
+    assert record["stamp"]["d"] == 128
+    assert json.loads((tmp_path / "siglip-cpu-d16.json").read_text())["stamp"]["d"] == 16
+    printed = capsys.readouterr().out
+    assert "D=16" in printed
+    assert "D=128" in printed
+
+
+def test_smoke(bench, tmp_path, capsys):
+    options = ["--loss", "ms", "--n", "64", "--d", "16", "--repeats", "2"]
+    chosen = ["--contestants", "blockwise", "compiled", "--no-compile"]
+    record = bench("ms-cpu-d16", *options, *chosen)
+    stamp = record["stamp"]
+    wanted = {"commit", "date", "command", "cpu", "gpu", "cores", "python", "torch", "pairops"}
+    assert wanted | {"pytorch_metric_learning"} <= set(stamp)
+    assert stamp["command"].startswith("python -m bench --loss ms --n 64")
+    assert (stamp["dtype"], stamp["threads"], stamp["repeats"]) == ("float32", 1, 2)
+    rows = {row["contestant"]: row for row in record["rows"]}
+    assert set(rows) == {YARDSTICK, GIVEN, "blockwise"}
+    for row in rows.values():
+        assert row["failure"] is None
+        assert row["n"] == 64
+        assert 0 < row["ms_q1"] <= row["ms"] <= row["ms_q3"]
+        assert row["to_mm"] == row["ms"] / rows[YARDSTICK]["ms"]
+        assert row["to_mm_out"] == row["ms"] / rows[GIVEN]["ms"]
+        assert row["peak_mib"] >= 0
+    ours = rows["blockwise"]
+    assert ours["forward_to_mm"] == ours["forward_ms"] / rows[YARDSTICK]["ms"]
+    assert ours["forward_to_mm_out"] == ours["forward_ms"] / rows[GIVEN]["ms"]
+    assert rows[YARDSTICK]["forward_ms"] is None
+    assert ours["value"] == pytest.approx(ours["truth"], rel=1e-4)
+    assert (tmp_path / "ms-cpu-d16.png").read_bytes().startswith(b"\x89PNG")
+    assert "pairops blockwise" in capsys.readouterr().out
+
+
+@needs_native
+def test_kernel(bench, capsys):
+    sizes = ["--n", "200", "--d", "8", "--repeats", "2"]
+    record = bench("kernel-cpu", "kernel", "--isa", "baseline", *sizes)
+    rows = {(row["loss"], row["sweep"]): row for row in record["rows"]}
+    assert len(rows) == len(record["rows"]) == 6
+    products = {"supcon": (0.5, 1.5), "info_nce": (1, 3)}
+    for (loss, sweep), row in rows.items():
+        assert (row["isa"], row["n"], row["d"], row["threads"]) == ("baseline", 200, 8, 1)
+        if loss != KERNEL:
+            flops = products[loss][sweep == "backward"] * 2 * 200**2 * 8
+            assert row["gflops"] == pytest.approx(flops / row["ms"] / 1e6)
+        assert row["share"] == pytest.approx(row["gflops"] / row["peak_of_one_thread"])
+        assert 0 < row["share"] <= row["best_share"]
+    assert "info_nce" in capsys.readouterr().out
+
+
+@needs_native
+def test_peak_is_of_one_thread_and_share_of_all():
+    threads = torch.get_num_threads()
+    try:
+        rows = measure(Job(extension.isa(), 50, 8, 2, 2))
+    finally:
+        torch.set_num_threads(threads)
+    for row in rows:
+        assert row["share"] == pytest.approx(row["gflops"] / row["peak_of_one_thread"] / 2)
+
+
+@needs_native
+@pytest.mark.parametrize("loss", ["supcon", "info_nce"])
+def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
+    """The same terms, numbers and cotangents: `sweeps` builds the call by itself."""
+    calls = []
+
+    def spy(name):
+        real = getattr(cpu_engine, name)
+
+        def recorded(pairs, rows, cols, *others):
+            calls.append((name, [[(t.gather, t.side, *t.args) for t in z] for z in (rows, cols)]))
+            return real(pairs, rows, cols, *others)
+
+        return recorded
+
+    for name in ("gather", "weigh"):
+        monkeypatch.setattr(cpu_engine, name, spy(name))
+    contestants()["native"].step(problem(Setting(loss, 50, d=8)))()
+    theirs, calls = calls, []
+    steps = dict(sweeps(loss, 50, 8))
+    calls.clear()
+    steps["forward"]()
+    steps["backward"]()
+    assert calls == theirs
+
+
+@needs_native
+def test_mined(bench, capsys):
+    sizes = ["--n", "400", "--d", "16", "--noise", "0.1", "1.0", "--repeats", "2"]
+    record = bench("mined-cpu", "mined", *sizes)
+    tight, loose = record["rows"]
+    assert tight["tiles_kept"] < loose["tiles_kept"] <= 1
+    for row in (tight, loose):
+        for name in ("sweep", "backward"):
+            assert row[f"{name}_equal"] is True
+            everywhere = row[f"{name}_everywhere"]["ms"]
+            assert row[f"{name}_ratio"] == pytest.approx(everywhere / row[name]["ms"])
+    assert "tiles kept" in capsys.readouterr().out
+
+
+@needs_native
+def test_without_bits_every_tile_is_visited(monkeypatch):
+    seen = []
+    real = cpu_engine._native.weigh
+    monkeypatch.setattr(
+        cpu_engine._native, "weigh", lambda *call: seen.append([t[5] for t in call[4]]) or real(*call)
+    )
+    steps, _ = steps_of(*learned(200, 16, 8, 1.0))
+    for name in ("sweep", "sweep_everywhere", "backward", "backward_everywhere"):
+        seen.clear()
+        steps[name]()
+        bits = [address for terms in seen for address in terms]
+        assert bits
+        assert all((bit is None) == name.endswith("everywhere") for bit in bits), name
+
+
+@needs_native
+def test_large(bench, capsys):
+    (row,) = bench("large-cpu", "large", "--n", "300", "--d", "8")["rows"]
+    assert (row["loss"], row["n"], row["d"], row["threads"]) == ("ms", 300, 8, 1)
+    assert row["forward_s"] > 0
+    assert row["backward_s"] > 0
+    assert 0 <= row["peak_mib"] < row["bound_mib"]
+    assert math.isfinite(row["value"])
+    assert "its bound" in capsys.readouterr().out
+
+
+@needs_native
+def test_retrieval(bench, capsys):
+    sizes = ["--n", "300", "600", "--d", "8", "--noise", "0.1", "--repeats", "2"]
+    small, row = bench("retrieval-cpu", "retrieval", *sizes)["rows"]
+    assert (small["n"], row["n"], row["d"], row["threads"]) == (300, 600, 8, 1)
+    for name in ("recall", "all"):
+        assert row[f"{name}_s"] > 0
+        low, high = sorted(row[f"{name}_to_product_each"])
+        assert low <= row[f"{name}_to_product"] <= high
+        assert 0 <= row[f"{name}_peak_mib"] < row[f"{name}_process_mib"]
+    assert row["found"]["queries"] == 600
+    assert row["found"]["recall"]["1"] > 0.9
+    assert "s of processors; memory grew by" in capsys.readouterr().out
+
+
+def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
+    sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
+    parts = ["--parts", "errors", "bits", "launch", "speed"]
+    words = ["--loss", "ms", *sizes, *parts, "--who", "cuda", "triton", "chunked", "hand"]
+    main(["gpu", "--device", "cpu", *words, "--output", str(tmp_path)])
+    record = json.loads((tmp_path / "gpu-rehearsal.json").read_text())
+    assert "triton" in record["stamp"]["versions"]
+    errors, bits, launch, speed = (
+        [r for r in record["rows"] if r["part"] == part] for part in parts[1:]
+    )
+    exact = {r["who"]: r["gradient_error"] for r in errors if r["level"] == "highest"}
+    assert set(exact) == {"cuda", "triton", "chunked", "dense"}
+    assert all(error < 1e-4 for error in exact.values())
+    assert all(r["within_rule"] for r in errors if r["level"] == "highest")
+    assert [r["who"] for r in errors if "failure" in r] == ["chunked", "chunked"]
+    gpu_engines = {"cuda", "triton", "chunked"}
+    assert {r["who"]: r["twenty_runs_equal"] for r in bits} == dict.fromkeys(gpu_engines, True)
+    checks = {r["who"]: r["verdict"] for r in launch if r["check"] == "beside_torch"}
+    assert checks == dict.fromkeys(gpu_engines, "equal")
+    costs = {r["who"]: r["eager_to_this"] for r in launch if r["check"] == "costs"}
+    assert set(costs) == {"cuda", "triton", "chunked", "hand"}
+    assert costs["hand"] == 1
+    assert {r["who"] for r in speed if r["share_of_mm"] > 0} == set(costs)
+    assert "written: " in capsys.readouterr().out
+
+
+def test_gpu_memory_rehearsed_on_the_cpu(tmp_path):
+    words = ["--n", "24", "--d", "8", "--dtype", "float16", "--parts", "memory", "--loss", "siglip"]
+    words += ["--who", "hand", "siglip_kernel", "--name", "here", "--output", str(tmp_path)]
+    main(["gpu", "--device", "cpu", *words])
+    hand, rival = json.loads((tmp_path / "gpu-here.json").read_text())["rows"]
+    assert hand["peak_mib"] >= 0
+    assert hand["allowed_mib"] == 64 + (64 * 24 + 6 * 2 * 24 * 8) / 2**20
+    assert hand["allowed_wide_mib"] == 64 + (64 * 24 + 2 * 8 * 24 * 8) / 2**20
+    assert rival["who"] == "siglip_kernel"
+    assert "failure" in rival
+
+
+PRETENDED = """
+import json, sys, time
+for number in range(int(sys.argv[1]), 4):
+    print("@at", json.dumps([number, {"n": number}]), flush=True)
+    print("on number", number, flush=True)
+    if number == 1:
+        sys.exit("no such thing")
+    if number == 2:
+        time.sleep(60)
+    print("@row", json.dumps({"n": number, "row": 1}), flush=True)
+    if number == 0:
+        sys.exit(75)
+"""
+
+
+def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
+    def command(first):
+        return [sys.executable, "-c", PRETENDED, str(first)]
+
+    rows = list(lease.rows_of(command, lease.Clock(120), 10.0, {"PAIROPS_HOPPER": "1"}))
+    assert [row["n"] for row in rows] == [0, 1, 2, 3]
+    assert [row.get("row") for row in rows] == [1, None, None, 1]
+    assert rows[1]["failure"] == "ended with status 1: no such thing"
+    assert rows[2]["failure"] == "silent for 10 s, and ended"
+    assert rows[2]["environment"] == {"PAIROPS_HOPPER": "1"}
+    assert "on number 3" in capsys.readouterr().out
+    assert not list(lease.rows_of(command, lease.Clock(-1), 5.0, {}))
+
+
+def test_gpu_measures_in_a_process_of_its_own():
+    """As on a GPU, but on the CPU: the command that is begun understands its own words."""
+    parser = argparse.ArgumentParser()
+    gpu.options(parser)
+    words = ["--loss", "ms", "--n", "24", "48", "--d", "8", "--dtype", "float32", "--repeats", "2"]
+    options = parser.parse_args([*words, "--who", "hand", "--device", "cpu"])
+    clock = lease.Clock(300)
+
+    def command(first):
+        return gpu.command("speed", options, clock, first + 1)
+
+    rows = list(lease.rows_of(command, clock, 150.0, {}))
+    assert [(row["who"], row["n"]) for row in rows] == [("hand", 48)]
+
+
+def test_gpu_of_which_setting_a_failure_is():
+    options = argparse.Namespace(
+        first=None, dtype=["float32"], d=[8], n=[600, 700, 24], loss=["ms"], device="cpu"
+    )
+
+    def measure(options, setting):
+        small = lease.at_most(options, setting, 512)
+        if small is not None:
+            yield {"n": small.n}
+            raise ValueError(f"of {setting.n}")
+
+    rows = list(lease.each(measure, options, lease.Clock(60)))
+    assert [(r["n"], r.get("failure")) for r in rows] == [
+        (512, None), (600, "ValueError: of 600"), (24, None), (24, "ValueError: of 24"),
+    ]  # fmt: skip
+
+
+def test_names_of_the_engine_with_its_sweeps_for_hopper(monkeypatch):
+    assert lease.called("cuda") == "cuda"
+    monkeypatch.setenv("PAIROPS_HOPPER", "1")
+    assert lease.called("cuda") == "cuda, hopper"
+    assert lease.called("triton") == "triton"
+    assert not lease.with_hopper("cuda")
+
+
+def test_gpu_sanitizer(tmp_path, monkeypatch, capsys):
+    said = "========= ERROR SUMMARY: 0 errors"
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho all steps done\necho '{said}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    main(["gpu", "--device", "cpu", "--parts", "sanitizer", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "gpu-rehearsal.json").read_text())["rows"]
+    assert [(row["tool"], row["clean"]) for row in rows] == [
+        ("memcheck", True),
+        ("racecheck", True),
+    ]
+    assert rows[0]["summary"] == [said]
+    assert "memcheck {} clean" in capsys.readouterr().out
+    judged = gpu_sanitizer.verdict
+    assert not judged("memcheck", {}, None, f"all steps done\n{said}\n")["clean"]
+    assert not judged("memcheck", {}, 0, f"ms\n{said}\n")["clean"]
+    warned = "========= RACECHECK SUMMARY: 10 hazards displayed (0 errors, 10 warnings)"
+    assert not judged("racecheck", {}, 0, f"all steps done\n{warned}\n")["clean"]
+
+
+def test_gpu_sanitizer_has_steps(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_sanitizer, "SIZES", ((100, 48),))
+    gpu_sanitizer.steps("cpu")
+    assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_gpu_summary_of_a_profile():
+    events = [{"cat": "kernel", "name": "weigh", "dur": 5}] * 10 + [{"cat": "cpu_op", "dur": 9}]
+    events += [{"cat": "gpu_memset", "name": "Memset", "dur": 1}] * 5 + [{"ph": "M"}]
+    assert gpu_launch.summary(events) == {
+        "kernels": 3, "kernels_us": 11, "longest_us": {"weigh": 10, "Memset": 1},
+    }  # fmt: skip
+
+
+def test_bound_of_a_large_step():
+    of = bound(Setting("ms", 131_072))
+    assert of["bound_mib"] == 8 + 64 + 3 * 64
+    assert of["dense_mib"] == 65_536
+    assert bound(Setting("info_nce", 131_072))["bound_mib"] == 8 + 64 + 5 * 64
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--loss", "none"],
+        ["--repeats", "1"],
+        ["--n", "0"],
+        ["--d", "0"],
+        ["none"],
+        ["kernel", "--n", "1"],
+        ["mined", "--per-class", "1"],
+        ["large", "--loss", "none"],
+    ],
+)
+def test_bad_options_are_refused(bad, capsys):
+    with pytest.raises(SystemExit):
+        main(bad)
+    assert "error" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""Estimates of memory: against what processes were measured to take, for every loss, and errors."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pairops
+from bench.memory import MIB
+from bench.problems import Setting
+from pairops import estimate_memory, losses
+from pairops.inspection.memory_estimate import Memory
+
+SETTINGS = {  # by engine, and by how much the measurement may differ
+    ("native", 0.15): [
+        Setting("ms", 8192, d=256),
+        Setting("ms", 8192, d=256, dtype="bfloat16"),
+        Setting("supcon", 8192, d=256),
+        Setting("info_nce", 8192, d=256),
+        Setting("siglip", 8192, d=256, dtype="bfloat16"),
+        Setting("triplet", 8192, d=64),
+    ],
+    ("blockwise", 0.2): [Setting("supcon", 4096, d=256)],
+    ("dense", 0.05): [Setting(loss, 3000, d=64) for loss in ("ms", "siglip", "triplet")],
+}
+MEASURED = [
+    pytest.param(engine, setting, within, id=f"{engine}-{setting.loss}-{setting.dtype}")
+    for (engine, within), settings in SETTINGS.items()
+    for setting in settings
+]
+MEASURE = """
+import json, sys, torch
+from bench.contestants import contestants
+from bench.memory import growth
+from bench.problems import Setting
+
+torch.set_num_threads(1)
+told = [(engine, Setting(**setting)) for engine, setting in json.loads(sys.argv[1])]
+print(json.dumps([growth(contestants()[engine], setting) for engine, setting in told]))
+"""
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[tuple[str, Setting], float]:
+    """MiB, all measured in one process, which hands back at once what is freed."""
+    told = [(engine, one) for (engine, _), settings in SETTINGS.items() for one in settings]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps([(e, asdict(one)) for e, one in told])],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+            # Of glibc: what takes 256 KiB or more has pages of its own.
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 18),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip(told, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other allocators keep what is freed")
+@pytest.mark.parametrize(("engine", "setting", "within"), MEASURED)
+def test_what_is_estimated_is_what_is_measured(
+    engine: str, setting: Setting, within: float, peaks: dict[tuple[str, Setting], float]
+) -> None:
+    dtype = getattr(torch, setting.dtype)
+    taken = estimate_memory(setting.n, None, setting.d, dtype, f"{setting.loss}_loss", engine)
+    assert peaks[engine, setting] == pytest.approx(taken.pairops / MIB, rel=within)
+
+
+def of(loss: Any, n: int = 4096, engine: str = "native", **more: Any) -> Memory:
+    m = n if loss in ("proxy_anchor_loss", "proxy_nca_loss") else None
+    return estimate_memory(n, m, 32, loss=loss, engine=engine, **more)
+
+
+@pytest.mark.parametrize("loss", losses.__all__)
+def test_every_loss_has_an_estimate_that_grows_with_n_alone(loss: str) -> None:
+    once, twice = (of(loss, n, engine="auto") for n in (65_536, 131_072))
+    assert 1.7 < twice.pairops / once.pairops < 2.2
+    assert 3.9 < twice.dense / once.dense < 4.1
+    assert twice.inputs == pytest.approx(2 * once.inputs, abs=8)
+    assert once.pairops > 65_536 * 32 * 4, "there is a gradient"
+
+
+@pytest.mark.parametrize("engine", ["cuda", "triton", "chunked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_engines_of_gpus_are_estimated_without_one(engine: str, dtype: torch.dtype) -> None:
+    size = 65_536 * 256
+    for m, gradients in ((None, 1), (65_536, 2)):
+        taken = estimate_memory(65_536, m, 256, dtype, "supcon_loss", engine).pairops
+        # A gradient in float32 and a copy of each set, at least; not much more than some of these.
+        assert gradients * size * 4 < taken < gradients * size * 4 * 8
+
+
+def test_inputs_are_those_of_a_call() -> None:
+    rows = 1000 * 32
+    assert of("ms_loss", 1000).inputs == 4 * rows + 8 * 1000
+    assert of("info_nce_loss", 1000).inputs == 2 * 4 * rows
+    assert of("siglip_loss", 1000).inputs == 2 * 4 * rows + 2 * 4
+    assert estimate_memory(1000, 500, 32, loss="ms_loss").inputs == 6 * rows + 8 * 1500
+    assert estimate_memory(1000, 3000, 32, loss="multi_positive_loss").inputs == 16 * rows
+
+
+def test_dense_is_itself() -> None:
+    memory = of("ms_loss", engine="dense")
+    assert memory.pairops == memory.dense
+
+
+def test_a_loss_may_be_a_function() -> None:
+    named = of("triplet_loss")
+    assert of(partial(losses.triplet_loss, margin=0.2)) == named
+    assert of(lambda x, labels: losses.triplet_loss(x, labels)) == named
+    module = of(pairops.nn.SupConLoss())
+    assert module.dense == pytest.approx(of("supcon_loss").dense, rel=0.1)
+    learned = torch.tensor(0.1, requires_grad=True)
+    supcon = of(partial(losses.supcon_loss, temperature=learned))
+    assert supcon.pairops > of("supcon_loss").pairops
+
+
+def test_a_rank_has_its_share_and_blocks_of_the_others() -> None:
+    alone, one = of("ms_loss", 65_536), of("ms_loss", 4 * 65_536, world_size=4)
+    assert one.inputs == alone.inputs
+    assert alone.pairops < one.pairops < 4 * alone.pairops
+    assert 3.9 * alone.dense < one.dense < 4.1 * alone.dense
+    more = of("ms_loss", 64 * 65_536, world_size=64)
+    assert more.pairops == pytest.approx(one.pairops, rel=0.2), "blocks are as many as before"
+
+
+def test_few_rows_of_several_ranks_are_gathered() -> None:
+    few, many = (of("ms_loss", 1000 * ranks, world_size=ranks) for ranks in (4, 64))
+    assert many.pairops > 4 * few.pairops
+
+
+def test_it_can_be_read() -> None:
+    memory = Memory(65_536, None, 128, torch.float32, 1, 98 * MIB, 100 << 30)
+    assert str(memory) == ("65,536 × 65,536, D = 128, float32: pairops 98 MiB, dense torch 100 GiB")
+    assert "5 × 7, D = 3, bfloat16: pairops 1.5 KiB" in str(
+        Memory(5, 7, 3, torch.bfloat16, 1, 1536, 1)
+    )
+
+
+def test_no_rows_take_next_to_nothing() -> None:
+    assert of("ms_loss", 0).pairops < MIB
+
+
+def test_what_goes_on_around_it_is_no_matter() -> None:
+    expected = of("ms_loss")
+    with torch.inference_mode():
+        assert of("ms_loss") == expected
+    with torch.no_grad(), pairops.use("blockwise"), torch.autocast("cpu"):
+        assert of("ms_loss") == expected
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(losses.triplet_loss, mining="semihard"),
+        partial(losses.triplet_loss, mining="all"),
+        partial(losses.lifted_structure_loss, form="original"),
+    ],
+    ids=["semihard", "all", "original"],
+)
+def test_what_depends_on_labels_is_said_to(loss: Any) -> None:
+    with pytest.raises(ValueError, match="depends on the labels"):
+        estimate_memory(64, None, 8, loss=loss)
+
+
+def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
+    return (x + labels + graph).sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"N": 1.5}, TypeError, "N is float; it must be an int"),
+        ({"N": -1}, ValueError, "N is -1; it must be at least 0"),
+        ({"M": True}, TypeError, "M is bool; it must be an int"),
+        ({"D": 0}, ValueError, "D is 0; it must be at least 1"),
+        ({"world_size": 0}, ValueError, "world_size is 0; it must be at least 1"),
+        ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; it must be one of torch.float16"),
+        ({"loss": "ms"}, ValueError, "loss is 'ms'; it must be a function or one of"),
+        ({"loss": 3}, TypeError, "loss is int; it must be a name or a function"),
+        (
+            {"loss": _over_a_graph},
+            TypeError,
+            r"loss requires \(x, labels, graph\); it must",
+        ),
+        ({"engine": "metal"}, ValueError, "engine is 'metal'; it must be one of auto, native"),
+        ({"loss": "proxy_nca_loss"}, ValueError, "M is None; of a loss with proxies it must be"),
+        ({"loss": "n_pair_loss", "M": 7}, ValueError, "M is 7; of a loss without a second set it"),
+        (
+            {"loss": "multi_positive_loss", "M": 9},
+            ValueError,
+            "M is 9 and N is 8; M must be a multiple of N",
+        ),
+        ({"loss": "tal_loss", "M": 9}, ValueError, "y has 9 rows; it must have 8"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        estimate_memory(**{"N": 8, "M": None, "D": 4, **arguments})

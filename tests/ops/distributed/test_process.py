@@ -1,0 +1,130 @@
+"""What processes of a group cost and how they end: bytes, memory, a rank that dies, torchrun."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support import gloo_ranks
+import pytest
+from ops.distributed.test_losses import GATHERED, RING, D, Problem
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+ROOT = Path(__file__).parents[1]
+EXCHANGE = 5 * 8  # a header; both of its counts are there, wanted or not
+NUMBER, INDEX = 8, 8  # bytes of a float64, and of a key or a column's index
+SUMS = 2 * (2 * 8)  # the mean: a sum and a count, and the gradient by both
+
+
+def passed(blocks: int, rows: int, *, known: int, travelling: int) -> int:
+    """docs/distributed.md: what a rank sends in one ring, of `rows` rows each.
+
+    known: integers that tell where a row belongs.  travelling: numbers of its statistics.
+    """
+    return blocks * rows * (D * NUMBER + known * INDEX + travelling * NUMBER)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, size: int) -> None:
+    rows, others = 24 // size, size - 1
+    sizes = [rows] * size
+    keys = others * rows * INDEX
+
+    # Gather: far; near and neg; pos. Weigh: neg and pos, each with its window, R and dR.
+    ms = 3 * passed(others, rows, known=1, travelling=0)
+    ms += 2 * passed(others, rows, known=1, travelling=3)
+    problem = Problem("ms_loss", {})
+    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes)):
+        assert got["p2p"] == ms
+        assert got["all_gather"] == others * EXCHANGE + keys
+        assert got["all_reduce"] == SUMS
+
+    # y past x: gather, and weigh with R and dR of y's one term. x past y: with those of x's two.
+    clip = passed(others, rows, known=1, travelling=0) + passed(others, rows, known=1, travelling=2)
+    clip += passed(others, rows, known=2, travelling=0)
+    clip += passed(others, rows, known=2, travelling=4)
+    problem = Problem("info_nce_loss", {})
+    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes)):
+        assert got["p2p"] == clip
+        assert got["all_gather"] == others * EXCHANGE
+        assert got["all_reduce"] == SUMS
+
+    # Gathered, the embeddings and keys are sent once for all, and then only what is of statistics.
+    problem = Problem("ms_loss", {})
+    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes, gathered=GATHERED)):
+        once = others * rows * (D * NUMBER + INDEX)
+        weighed = 2 * others * rows * 3 * NUMBER
+        assert got["p2p"] == 0
+        assert got["all_gather"] == others * EXCHANGE + keys + once + weighed
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_ranks() -> None:
+    # A block is more than what malloc keeps for later.
+    rows, d = 256, 36864
+    given = {"loss": "ms_loss", "rows": rows, "d": d, "gathered": RING}
+    grown, held = {}, {}
+    fresh = gloo_ranks.Ranks()
+    for size in (2, 4):
+        found = fresh.run(size, "on_ranks:peak", [given] * size, wait=300)
+        of_both = zip(*found, strict=True)
+        grown[size], held[size] = (max(values) / (4 * rows * d) for values in of_both)
+    fresh.stop()
+    assert held[2] > 4, f"{held}: less than two blocks, a gradient and a block's part of it"
+    assert abs(held[4] - held[2]) <= 0.05 * held[2], held
+    # What is resident depends on malloc too, and an engine's workspace is not torch's.
+    assert all(grown[size] <= held[size] + 1.5 for size in held), (grown, held)
+
+
+def test_a_rank_that_dies_ends_the_others() -> None:
+    ranks = gloo_ranks.Ranks(3, timeout=20)
+    try:
+        begin = time.monotonic()
+        given = Problem("ms_loss", {}).shared([8, 8, 8], dies=1)
+        for pipe, one in zip(ranks.pipes, given, strict=True):
+            pipe.send((3, "on_ranks:leave", one))
+        for rank in (0, 2):
+            assert ranks.pipes[rank].poll(30), f"rank {rank} still waits"
+            kind, message = ranks.pipes[rank].recv()
+            assert kind == "RuntimeError", message
+            assert re.search(rf"rank {rank} of 3 was in ms_loss, ring [12] \(\w+\), block", message)
+        assert time.monotonic() - begin < 30
+        ranks.processes[1].join(10)
+        assert ranks.processes[1].exitcode == 9
+    finally:
+        ranks.stop()
+    assert not any(process.is_alive() for process in ranks.processes)
+
+
+def torchrun(*arguments: str) -> str:
+    port = str(29500 + os.getpid() % 1000)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--master-port", port, *arguments,
+        ],
+        capture_output=True, text=True, timeout=240, cwd=ROOT, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("data", ["digits", "code"])
+def test_training_on_two_ranks_follows_the_curve_of_one(data: str, tmp_path: Path) -> None:
+    further: list[str] = []
+    if data == "code":
+        standard = Path(os.__file__).parent
+        for name in ("textwrap", "statistics", "argparse", "tarfile", "calendar", "zipfile"):
+            path = standard / f"{name}.py"
+            if path.exists():
+                (tmp_path / path.name).write_text(path.read_text())
+        further = ["--folders", str(tmp_path), "--batch", "50", "--steps", "6"]
+    shown = torchrun("examples/train_ddp.py", "--data", data, *further)
+    apart = float(re.search(r"largest difference: (\S+) of the loss", shown)[1])  # type: ignore[index]
+    assert apart <= 1e-5, shown
+    curve = [float(line.split()[2]) for line in shown.splitlines() if re.match(r" +\d+ ", line)]
+    assert curve[-1] < 0.6 * curve[0], shown

@@ -1,0 +1,230 @@
+"""The CUDA engine: its kernels as compiled for the CPU, against dense torch in float64."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from support.named_cases import Case, embeddings, smooth
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.term_problems import any_problem, of_gpus, problem, results, served_terms
+from losses.test_named_cases import compare
+from ops.engines.triton.test_engine import assert_as_dense, sparse
+from torch import Tensor
+
+import pairops
+from pairops import NEG, POS, Function, Pairs, lowest, lse, row_stats, total
+from pairops.ops.bindings import cuda as cuda_kernels, devices
+from pairops.ops.engines.cuda import engine
+from pairops.ops.terms.term import Wanted
+
+SPLITS = [1, 40]  # processors: of one block each, and of more parts than there are tiles
+
+
+def statistics(
+    x: Tensor, labels: Tensor, other: dict[str, Any], u: Tensor, v: Tensor, t: Tensor
+) -> tuple[Tensor, ...]:
+    """Every term that is compiled for GPUs over rows and over columns."""
+    pairs = Pairs.of(x, labels, **other)
+    return row_stats(
+        pairs, *of_gpus(served_terms(u, v, t)), cols=of_gpus(served_terms(v, u, t, turn=1))
+    )
+
+
+@pytest.mark.parametrize("processors", SPLITS)
+@pytest.mark.parametrize("m", [0, 205])
+def test_every_term_with_gradients_by_every_argument(
+    m: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same call twice gives the same bits."""
+    monkeypatch.setattr(devices, "processors", lambda _: processors)
+    n = 270
+    x, labels, other = problem(n=n, m=m, d=16, classes=12)
+    labels[[5, 20, 200]] = -100
+    if m:
+        other["ref_labels"][7] = -100
+        other |= {"ids": torch.randint(0, 300, (n,)), "ref_ids": torch.randint(0, 300, (m,))}
+    leaves = [x, torch.rand(n) + 0.5, torch.rand(m or n) + 0.5, torch.tensor(1.3)]
+    if m:
+        leaves.append(other.pop("ref_emb"))
+
+    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+        return statistics(x, labels, {**other, **({"ref_emb": y[0]} if y else {})}, u, v, t)
+
+    first = assert_as_dense("cuda", run, *leaves)
+    with pairops.use("cuda"):
+        mine = [z.float().requires_grad_() for z in leaves]
+        again = results(lambda: run(*mine), mine)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    n=st.integers(0, 150),
+    m=st.integers(0, 150),
+    d=st.integers(2, 70),  # of one number, normalised, the gradient is what rounding leaves
+    classes=st.integers(1, 30),
+    same=st.booleans(),
+    named=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_anything_equals_dense(
+    n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, labels, other = any_problem(n, m, d, classes, same, named)
+    leaves = [x, torch.rand(n), torch.rand(n if same else m), torch.tensor(1.3)]
+    found = []
+    for which, dtype in (("dense", torch.float64), ("cuda", torch.float32)):
+        given = {k: z.to(dtype) if k == "ref_emb" else z for k, z in other.items()}
+        mine = [z.to(dtype).requires_grad_() for z in leaves]
+        with pairops.use(which):
+            x, u, v, t = mine
+            found.append(results(lambda: statistics(x, labels, given, u, v, t), mine))  # noqa: B023
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b.double(), a.double(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "m", "processors"),
+    [
+        (torch.bfloat16, 0, SPLITS[0]), (torch.bfloat16, 170, SPLITS[1]),
+        (torch.float16, 0, SPLITS[1]), (torch.float16, 170, SPLITS[0]),
+        (torch.float32, 0, SPLITS[1]), (torch.float32, 170, SPLITS[0]),
+    ],
+)  # fmt: skip
+def test_tile_bits_change_no_result_by_one_bit(
+    dtype: torch.dtype, m: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "processors", lambda _: processors)
+    pairs, rows, columns = sparse(700, m, dtype)
+    found, _, bits = engine.gather(pairs, rows, columns)
+    share = float(bits.float().mean())
+    assert 0 < share < 0.8, f"{share:.2f} of the bits are set: the case does not test skipping"
+    cotangents = [torch.randn(len(z)) for z in found]
+    with torch.no_grad():
+        skipped, whole = (
+            engine.weigh(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
+            for b in (bits, None)
+        )
+    for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
+        assert torch.equal(a, b)
+    assert bool((skipped[0] != 0).any())
+
+
+def test_more_terms_than_a_kernel_s_parameters_hold() -> None:
+    x, labels, _ = problem(n=50, d=9)
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        levels = [0.1 * k for k in range(11)]
+        rows = [lse(NEG, 3.0, level, above=torch.full((50,), -level)) for level in levels]
+        return row_stats(Pairs.of(x, labels), *rows, total(POS, 1.0, 0.0))
+
+    assert_as_dense("cuda", run, x)
+
+
+@pytest.mark.parametrize("d", [64, 65, 128, 256, 257])
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 128, 129, 257])
+def test_sizes_around_those_of_tiles(n: int, d: int) -> None:
+    labels = torch.arange(n) // 3
+    compare("supcon_loss", {}, Case(smooth(n, d, dtype=torch.float16), labels), ["cuda"])
+    compare("ms_loss", {}, Case(embeddings(n, d, dtype=torch.float16), labels), ["cuda"])
+
+
+@pytest.mark.parametrize("level", ["highest", "high", "medium"])
+def test_embeddings_of_very_different_sizes(level: str) -> None:
+    """Powers of two per row, also those that no float16 holds, are told apart from the rest."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        sizes = 2.0 ** torch.linspace(-30, 100, 80).round().unsqueeze(1)
+        labels = torch.arange(80) // 4
+        for dtype in (torch.bfloat16, torch.float32) if level != "medium" else (torch.bfloat16,):
+            x = (smooth(80, 40) * sizes).to(dtype)
+            with pairops.use("cuda"):
+                plain = pairops.ms_loss((x / sizes).to(dtype), labels, reduction="none")
+                assert torch.equal(pairops.ms_loss(x, labels, reduction="none"), plain)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+UNKNOWN = Function(value=lambda s: s * s, slopes=lambda s: (2 * s,), name="unknown_to_cuda")
+
+
+def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
+    x, labels = smooth(6, 3), torch.arange(6) // 2
+
+    def elsewhere() -> Any:
+        monkeypatch.setattr(cuda_kernels, "DEVICE", "cuda")
+        return pairops.ms_loss(x, labels)
+
+    def without() -> Any:
+        monkeypatch.setattr(cuda_kernels, "KERNELS", None)
+        return pairops.ms_loss(x, labels)
+
+    affine = pairops.functions.affine
+    return [
+        ("x is float64; the CUDA kernels sum in float32",
+         lambda: pairops.ms_loss(x.double(), labels)),
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a sum:unknown_to_cuda",
+         lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN))),
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a lowest@:affine",
+         lambda: row_stats(Pairs.of(x, labels), lowest(NEG, 1.0, 0.0, function=affine))),
+        ("no recipe in csrc/recipes.h that is compiled for GPUs has a sum:one",
+         lambda: row_stats(Pairs.of(x, labels), total(NEG, function=pairops.functions.one))),
+        ("x has 65537 dimensions; the CUDA kernels take 65536",
+         lambda: pairops.ms_loss(torch.zeros(2, 65537), labels[:2])),
+        ("x is on cpu; the CUDA kernels are for CUDA devices", elsewhere),
+        ("this build of pairops has no CUDA kernels", without),
+    ]  # fmt: skip
+
+
+def test_who_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pairops.use("cuda"):
+        for reason, call in declined(monkeypatch):
+            with pytest.raises(ValueError, match=f"engine 'cuda' cannot serve this call: {reason}"):
+                call()
+
+
+def test_memory_that_cannot_be_had_is_torch_s_error_and_the_next_call_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, labels = smooth(50, 20).requires_grad_(), torch.arange(50) // 5
+    room = cuda_kernels.Kernels.room
+
+    def none_left(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pairops.use("cuda"):
+        expected = pairops.ms_loss(x, labels)
+        monkeypatch.setattr(cuda_kernels.Kernels, "room", none_left)
+        with pytest.raises(torch.OutOfMemoryError):
+            pairops.ms_loss(x, labels)
+        monkeypatch.setattr(cuda_kernels.Kernels, "room", room)
+        assert torch.equal(pairops.ms_loss(x, labels), expected)
+
+
+@pytest.mark.parametrize("related", ["cpu", "cuda"])
+@pytest.mark.parametrize(("first", "then"), [("high", "medium"), ("medium", "highest")])
+def test_a_level_that_changes_after_compilation(
+    first: str, then: str, related: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was traced for one level of float32 precision is prepared for it."""
+    monkeypatch.setattr(cuda_kernels, "RELATED", related)
+    x, labels = smooth(50, 20), torch.arange(50) // 5
+    before = torch.get_float32_matmul_precision()
+    torch._dynamo.reset()
+    compiled = torch.compile(pairops.supcon_loss, backend="aot_eager", fullgraph=True)
+    try:
+        with pairops.use("cuda"):
+            for level in (first, then):
+                torch.set_float32_matmul_precision(level)
+                mine = x.clone().requires_grad_()
+                (found,) = torch.autograd.grad(compiled(mine, labels), mine)
+                with pairops.use("dense"):
+                    (truth,) = torch.autograd.grad(pairops.supcon_loss(mine, labels), mine)
+                error = float((found - truth).abs().max() / truth.abs().max())
+                assert error < 2**-9, f"{level}: {error:.1e}"  # of 11 bits
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,72 @@
+"""A training step at small N costs what its launches cost: docs/cuda.md has the table."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pairops
+from pairops.ops.bindings import cuda as cuda_kernels, devices
+
+OWN = [
+    "relate", "gather", "gather", "conclude", "gather", "soft_mean",
+    "soft_mean_slopes", "weigh", "through_scale", "weigh", "through_scale",
+]  # fmt: skip
+# Of the sum of both gradients; and of the 1 that loss.backward() begins with, before it asks us.
+TORCH_S = ["aten.add.Tensor", "aten.ones_like.default"]
+WITHOUT_A_KERNEL = ("aten.detach", "aten.expand", "aten.unbind", "aten.view", "pairops.")
+
+
+class Ops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n", [128, 512, 1024])
+def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU of 132 processors. Allocations inside the ops are of empty memory."""
+    monkeypatch.setattr(cuda_kernels, "RELATED", "cpu")
+    monkeypatch.setattr(devices, "processors", lambda _: 132)
+    x = torch.randn(n, 16).bfloat16().requires_grad_()
+    labels = torch.arange(n) // 4
+    with pairops.use("cuda"):
+        pairops.ms_loss(x, labels).backward()
+        cuda_kernels.KERNELS.forget_launches()
+        with Ops() as ops:
+            pairops.ms_loss(x, labels).backward()
+    launched = [name.partition(" ")[0] for name in cuda_kernels.KERNELS.launched()]
+    assert launched == OWN
+    by_torch = sorted(name for name in ops.names if not name.startswith(WITHOUT_A_KERNEL))
+    assert by_torch == sorted([*TORCH_S, "aten.add_.Tensor"])  # into the gradient that x has
+    assert len(launched) + 1 <= 12
+
+
+def test_no_op_of_a_step_calls_torch_s_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ops do inside, which the count above does not see."""
+    monkeypatch.setattr(cuda_kernels, "RELATED", "cpu")
+    monkeypatch.setattr(torch, "zeros", _refused)
+    monkeypatch.setattr(torch.Tensor, "to", _refused_if_it_copies(torch.Tensor.to))
+    monkeypatch.setattr(torch.Tensor, "contiguous", _refused_if_it_copies(torch.Tensor.contiguous))
+    x = torch.randn(200, 16).bfloat16().requires_grad_()
+    with pairops.use("cuda"):
+        pairops.ms_loss(x, torch.arange(200) // 4).backward()
+    assert x.grad is not None
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a launch more")
+
+
+def _refused_if_it_copies(method: Any) -> Any:
+    def watched(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = method(self, *args, **kwargs)
+        assert result.data_ptr() == self.data_ptr(), "a launch more"
+        return result
+
+    return watched

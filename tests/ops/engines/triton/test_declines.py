@@ -1,0 +1,111 @@
+"""Whom the Triton engines serve, whom they decline, and which of the two is asked first."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.named_cases import smooth
+from conftest import TRITON
+from torch import Tensor
+
+import pairops
+from pairops import NEG, Function, Pairs, row_stats, total
+from pairops.ops.engines.triton import engine
+from pairops.ops.engines.triton import tile_configs
+
+pytest.importorskip("triton")
+
+
+def test_torch_s_newer_setting_of_precision_is_read() -> None:
+    code = """
+import torch, pairops
+from pairops import devices
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert devices.float32_level() == "high", devices.float32_level()
+with pairops.use("triton"):
+    pairops.supcon_loss(torch.randn(6, 3), torch.arange(6) // 2)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_a_compiled_call_may_ask_the_planner() -> None:
+    def plan(x: Tensor) -> Tensor:
+        pairs = Pairs.of(x, torch.arange(len(x)) // 2)
+        return x + 1 if engine.prefers_chunks(pairs) else x - 1
+
+    torch._dynamo.reset()
+    x = smooth(6, 3)
+    compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(x), plan(x))
+
+
+def test_importing_pairops_imports_no_triton() -> None:
+    code = "import sys, pairops; assert not [m for m in sys.modules if m.split('.')[0] == 'triton']"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+UNKNOWN = Function(lambda s: torch.special.i0(s), name="unknown_to_triton")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "level", "d", "same", "chunks"),
+    [
+        ((9, 0), torch.bfloat16, "highest", 128, True, False),
+        ((9, 0), torch.bfloat16, "highest", 256, False, False),
+        ((9, 0), torch.bfloat16, "highest", 300, False, True),
+        ((9, 0), torch.float16, "highest", 1024, True, True),
+        ((8, 6), torch.bfloat16, "highest", 100, True, False),
+        ((9, 0), torch.float32, "highest", 128, True, True),
+        ((9, 0), torch.float32, "high", 64, True, False),
+    ],
+)
+def test_the_planner_reads_the_table(
+    capability: tuple[int, int], dtype: torch.dtype, level: str, d: int, same: bool, chunks: bool
+) -> None:
+    config = tile_configs.choose(capability, dtype, d, level)
+    assert tile_configs.chunks_pay(config, d, same) == chunks
+    assert config.padded >= d
+    assert config.parts * config.accumulators * config.depth == config.padded
+
+
+@pytest.mark.parametrize("chunks", [True, False])
+def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "prefers_chunks", lambda _: chunks)
+    on_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
+    first = ["chunked", "triton"] if chunks else ["triton", "chunked"]
+    expected = ["native", "cuda", *first, "blockwise", "dense"]
+    assert pairops.engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
+    pairs = Pairs.of(smooth(6, 3), torch.arange(6))
+    assert pairops.engines._preferred(pairs) == ["native", "blockwise", "dense"]
+
+
+@pytest.mark.parametrize("name", TRITON)
+def test_who_is_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = smooth(6, 3), torch.arange(6) // 2
+    cases: list[tuple[str, Callable[[], Any]]] = [
+        (
+            "x is float64; the Triton kernels sum in float32",
+            lambda: pairops.ms_loss(x.double(), labels),
+        ),
+        (
+            "x has 4097 dimensions; the Triton kernels take 4096",
+            lambda: pairops.ms_loss(smooth(6, 4097), labels),
+        ),
+        (
+            "the value of the function unknown_to_triton uses aten.i0.default, which has no Triton",
+            lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN)),
+        ),
+    ]
+    with pairops.use(name):
+        for reason, call in cases:
+            with pytest.raises(
+                ValueError, match=f"engine '{name}' cannot serve this call: {reason}"
+            ):
+                call()
+        monkeypatch.setattr(engine, "MISSING", "triton is not installed")
+        with pytest.raises(ValueError, match="triton is not installed"):
+            pairops.ms_loss(x, labels)

@@ -1,0 +1,264 @@
+"""The Triton engine and its chunked path in Triton's interpreter: what the losses' own tests leave
+open. On a GPU the same tests run the compiled kernels."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from support.named_cases import Case, embeddings, smooth
+from conftest import NARROW, TRITON, assert_within_rule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.term_problems import any_problem, every_kind_of_term, problem, results
+from losses.test_named_cases import check, compare
+from torch import Tensor
+from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
+
+import pairops
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.ops.engines.triton import engine
+from pairops.ops.terms.functions import softplus
+from pairops.ops.engines.triton import tile_configs
+from pairops.ops.engines.triton.tile_configs import Row
+
+pytest.importorskip("triton")
+
+from pairops.ops.engines.triton import launch
+
+SMALL = Row(float("inf"), 32, 16, 16, 2, False, 4, 1)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_configs, "INTERPRETED", SMALL)
+
+
+def statistics(x: Tensor, labels: Tensor, other: dict[str, Any]) -> tuple[Tensor, ...]:
+    pairs = Pairs.of(x, labels, **other)
+    torch.manual_seed(7)  # the same terms at every call
+    n, m = pairs.shape
+    return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
+
+
+def assert_as_dense(
+    name: str, run: Callable[..., tuple[Tensor, ...]], *leaves: Tensor
+) -> list[Tensor]:
+    """Statistics and gradients by the error rule; infinities where dense has them."""
+    found = []
+    for which, dtype in ((name, torch.float32), ("dense", torch.float32), ("dense", torch.float64)):
+        mine = [z.to(dtype).requires_grad_() for z in leaves]
+        with pairops.use(which):
+            found.append([z.detach() for z in results(lambda mine=mine: run(*mine), mine)])  # type: ignore[misc]
+    for k, (ours, dense, truth) in enumerate(zip(*found, strict=True)):
+        assert torch.equal(ours.isinf(), truth.isinf())
+        ours, dense, truth = (torch.where(z.isinf(), 0, z) for z in (ours, dense, truth))
+        assert_within_rule(f"{name}: result {k}", ours, [dense], truth)
+    return found[0]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize("m", [0, 45])
+def test_every_kind_of_term(name: str, m: int) -> None:
+    x, labels, other = problem(n=60, m=m, d=37)
+    labels[[5, 20]] = -100
+    if m:
+        other["ref_labels"][7] = -100
+    y = other.pop("ref_emb", None)
+
+    def run(x: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+        return statistics(x, labels, {**other, "ref_emb": y[0]} if y else {})
+
+    assert_as_dense(name, run, *([x] if y is None else [x, y]))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize("m", [0, 30])
+def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
+    x, labels, other = problem(n=40, m=m, d=5)
+    labels[3] = -100
+    n, m = 40, m or 40
+    leaves = [x, torch.rand(n) + 0.5, torch.rand(m) + 0.5, torch.tensor(1.3)]
+
+    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        given = {k: z.to(x.dtype) if k == "ref_emb" else z for k, z in other.items()}
+        rows = [
+            lse(NEG, t, u, above=torch.zeros(())),
+            total(ALL, u, partner(v), function=softplus),
+            total(POS, t, 0.1),
+            highest(NEG, t, partner(v), function=pairops.functions.affine),
+        ]
+        return row_stats(
+            Pairs.of(x, labels, **given), *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)]
+        )
+
+    assert_as_dense(name, run, *leaves)
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Of which none has a multiple of 2/d near ms_loss's threshold: see `embeddings`.
+DIMENSIONS = [1, 48, 104, 128, 204, 512, 708]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", DIMENSIONS)
+def test_dimensions(d: int, dtype: torch.dtype) -> None:
+    """The same set and two, by the error rule: ms_loss and info_nce_loss everywhere, every loss of
+    one dimension and of two or three others."""
+    place = 3 * DIMENSIONS.index(d) + DTYPES.index(dtype)
+    step = 7 if d > 1 else 1
+    order = [name for name in (*LABELLED, *TWO_SETS) if name in THOROUGH]
+    chosen = {"ms_loss", "info_nce_loss", *order[place % step :: step]}
+    make = functools.partial(smooth, dtype=dtype)
+    for loss in [name for name in LABELLED if name in chosen]:
+        params = parameters(loss)[0]
+        if d == 1 and mined(loss, params):
+            params = {"epsilon": None}  # products of single numbers come close to any threshold
+        create = functools.partial(embeddings, dtype=dtype) if mined(loss, params) else make
+        labels, other = torch.randint(0, 9, (50,)), torch.randint(0, 9, (40,))
+        keywords: dict[str, Any] = {} if d > 1 else {"distance": "dot"}
+        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
+        keywords = {**keywords, "ref_emb": create(40, d), "ref_labels": other}
+        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
+    for loss in [name for name in TWO_SETS if name in chosen]:
+        given = {**parameters(loss)[0], "distance": "cosine" if d > 1 else "dot"}
+        ours = functools.partial(getattr(pairops, loss), **given, reduction="none")
+        check(
+            [make(50, d), make(50, d)],
+            ours,
+            functools.partial(getattr(oracle, loss), **given),
+            NARROW,
+        )
+
+
+SHAPES = {
+    "one block of columns": Row(float("inf"), 64, 64, 64, 2, False, 4, 1),
+    "wide blocks": Row(float("inf"), 64, 16, 32, 1, False, 4, 1),
+    "all accumulators": Row(float("inf"), 32, 32, 16, 8, False, 4, 1),
+    "slices of the gradient": Row(float("inf"), 16, 16, 16, 1, False, 4, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "processors"),
+    [("wide blocks", 1), ("wide blocks", 20), *[(shape, 3) for shape in SHAPES]],
+)
+def test_shapes_and_splits_change_nothing(
+    shape: str, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same call twice gives the same bits."""
+    monkeypatch.setattr(tile_configs, "INTERPRETED", SHAPES[shape])
+    monkeypatch.setattr(launch, "processors", lambda _: processors)
+    x, labels, other = problem(n=50, m=35, d=40)
+    labels[[5, 20]] = -100
+    y = other.pop("ref_emb")
+
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return statistics(x, labels, {**other, "ref_emb": y})
+
+    first = assert_as_dense("triton", run, x, y)
+    with pairops.use("triton"):
+        mine = [z.float().requires_grad_() for z in (x, y)]
+        again = results(lambda: run(*mine), mine)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    n=st.integers(0, 40),
+    m=st.integers(0, 40),
+    d=st.integers(1, 20),
+    classes=st.integers(1, 12),
+    same=st.booleans(),
+    named=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_both_equal_dense_on_anything(
+    n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, labels, other = any_problem(n, m, d, classes, same, named)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_configs, "INTERPRETED", SMALL)
+        for which, dtype in (("dense", torch.float64), *[(t, torch.float32) for t in TRITON]):
+            given = {k: z.to(dtype) if k == "ref_emb" else z for k, z in other.items()}
+            mine = x.to(dtype).requires_grad_()
+            with pairops.use(which):
+                found.append(results(lambda: statistics(mine, labels, given), [mine]))  # noqa: B023
+    for ours in found[1:]:
+        for a, b in zip(ours, found[0], strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+
+
+def sparse(
+    n: int, m: int, dtype: torch.dtype = torch.float32
+) -> tuple[Pairs, list[Any], list[Any]]:
+    """Windowed terms of rows and of columns, of which most tiles keep no pair."""
+    labels = torch.arange(n) // 5
+    centre = torch.randn(max(60, n), 16)
+    x = (centre[labels] + 0.3 * torch.randn(n, 16)).to(dtype)
+    other = {}
+    if m:
+        ref_labels = torch.randint(0, 60, (m,))
+        y = (centre[ref_labels] + 0.3 * torch.randn(m, 16)).to(dtype)
+        other = {"ref_emb": y, "ref_labels": ref_labels}
+    pairs = Pairs.of(x, labels, **other)
+    n, m = pairs.shape
+    rows = [
+        lse(NEG, 50.0, 0.5, above=torch.full((n,), 0.7)),
+        total(POS, 1.0, 0.0, below=torch.full((n,), 0.8)),
+    ]
+    cols = [lse(NEG, 20.0, 0.5, above=torch.full((m,), 0.6))]
+    over = [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]
+    return pairs, *over
+
+
+@pytest.mark.parametrize("ignored", [10, 42])
+def test_listed_tiles_end_where_the_kept_rows_do(
+    ignored: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of two tiles, of which the second holds ignored rows only; windows only."""
+    monkeypatch.setattr(
+        tile_configs, "INTERPRETED", Row(float("inf"), 128, 64, 64, 1, True, 4, 1)
+    )
+    labels = torch.arange(200) // 3
+    x = torch.randn(70, 20)[labels] + 0.9 * torch.randn(200, 20)
+    labels[200 - ignored :] = -100
+
+    def run(x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        return row_stats(
+            Pairs.of(x, labels), total(NEG, a, -1.0, above=torch.full((200,), -0.1003))
+        )
+
+    assert_as_dense("triton", run, x, torch.rand(200) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("m", "cols", "processors"), [(0, 32, 2), (0, 8, 20), (170, 32, 20), (170, 8, 2)]
+)
+def test_tile_bits_change_no_result_by_one_bit(
+    m: int, cols: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "processors", lambda _: processors)
+    row = Row(float("inf"), 32, cols, 16, 2, False, 4, 1)
+    monkeypatch.setattr(tile_configs, "INTERPRETED", row)
+    pairs, rows, columns = sparse(300, m)
+    found, _, bits = engine.gather(pairs, rows, columns)
+    share = float(bits.float().mean())
+    assert 0 < share < 0.5, f"{share:.2f} of the bits are set: the case does not test skipping"
+    cotangents = [torch.randn(len(z)) for z in found]
+    with torch.no_grad():
+        skipped, whole = (
+            engine.weigh(pairs, rows, columns, found, cotangents, b, (True, True))
+            for b in (bits, torch.ones_like(bits))
+        )
+    for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
+        assert torch.equal(a, b)
+    assert bool((skipped[0] != 0).any())
+    without = engine.weigh(pairs, rows, columns, found, cotangents, None, (True, True))
+    torch.testing.assert_close(without[0], whole[0])

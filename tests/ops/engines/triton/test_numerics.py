@@ -1,0 +1,123 @@
+"""Numbers that are large, small or many, in Triton's kernels; and what float32 multiplies as."""
+
+import pytest
+import torch
+from support.named_cases import Case, smooth
+from losses.test_named_cases import compare
+from torch import Tensor
+
+import pairops
+from pairops import NEG, Pairs, highest, lowest, lse, row_stats
+from pairops.ops.terms.term import Wanted
+from pairops.ops.engines.triton import tile_configs
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+from pairops.ops.engines.triton import launch
+from pairops.ops.engines.triton.kernels import tile  # noqa: E402
+from pairops.ops.engines.triton.operands import Side  # noqa: E402
+
+
+@pytest.mark.parametrize("loss", ["ms_loss", "supcon_loss"])
+@pytest.mark.parametrize("level", ["high", "medium"])
+def test_levels_of_precision(level: str, loss: str) -> None:
+    """float32 as two float16 has 22 bits, as one 11; the loss itself stays exact to that."""
+    x, labels = smooth(80, 70), torch.randint(0, 9, (80,))
+    params = {"epsilon": None} if loss == "ms_loss" else {}
+    truth = torch.autograd.grad(
+        getattr(pairops, loss)(z := x.double().requires_grad_(), labels, **params), z
+    )[0]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        with pairops.use("triton"):
+            z = x.clone().requires_grad_()
+            ours = torch.autograd.grad(getattr(pairops, loss)(z, labels, **params), z)[0]
+        with pairops.use("chunked"), pytest.raises(ValueError, match="below the precision"):
+            getattr(pairops, loss)(z, labels, **params)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    error = float((ours - truth).abs().max() / truth.abs().max())
+    assert error < (1e-5 if level == "high" else 5e-3)
+    assert (error > 1e-5) == (level == "medium")
+
+
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**60])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_beyond_the_range_of_float16(
+    gpu_engine: str, dtype: torch.dtype, factor: float
+) -> None:
+    """A gradient is as exact whatever the loss is multiplied by. float16 gradients end at 65504."""
+    x, labels = smooth(50, 20, dtype), torch.randint(0, 6, (50,))
+
+    def gradient(factor: float) -> Tensor:
+        pairs = Pairs.of(x, labels)
+        term = lse(NEG, 9.0, 0.5).over(50, 50, torch.float32)
+        found, _, bits = module.gather(pairs, [term], [])
+        return module.weigh(
+            pairs, [term], [], found, [torch.full((50,), factor)], bits, Wanted(True, False)
+        )[0]
+
+    module = pairops.engines.ENGINES[gpu_engine]
+    assert torch.equal(gradient(factor) / factor, gradient(1.0))
+
+
+def test_an_infinite_cotangent_shows(gpu_engine: str) -> None:
+    """A gradient scaler that has scaled too far must see it."""
+    x, labels = smooth(50, 20).requires_grad_(), torch.randint(0, 6, (50,))
+    with pairops.use(gpu_engine):
+        (r,) = row_stats(Pairs.of(x, labels), lse(NEG, 9.0, 0.5))
+        (gradient,) = torch.autograd.grad(r, x, torch.full((50,), -torch.inf))
+    assert not bool(torch.isfinite(gradient).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_short_row_costs_the_others_nothing(gpu_engine: str, dtype: torch.dtype) -> None:
+    x = 300 * smooth(50, 20)
+    x[7] *= 1e-6
+    compare("supcon_loss", {}, Case(x.to(dtype), torch.randint(0, 6, (50,))), [gpu_engine])
+
+
+def test_infinite_dot_products_are_infinite(gpu_engine: str) -> None:
+    x = torch.tensor([[1e30], [1e30], [1.0]], dtype=torch.bfloat16)
+    with pairops.use(gpu_engine):
+        pairs = Pairs.of(x, torch.arange(3), distance="dot")
+        low, high = row_stats(pairs, lowest(NEG), highest(NEG))
+    assert bool((high[:2] == torch.inf).all())
+    assert torch.equal(low[:2], x[:2, 0].float())
+
+
+def test_no_dimensions(gpu_engine: str) -> None:
+    with pairops.use(gpu_engine):
+        assert pairops.supcon_loss(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)) == 0
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e30])
+def test_bfloat16_of_any_size(gpu_engine: str, size: float) -> None:
+    x = (smooth(50, 20) * size).to(torch.bfloat16)
+    labels = torch.randint(0, 6, (50,))
+    compare("supcon_loss", {}, Case(x, labels), [gpu_engine])
+
+
+@triton.jit
+def _load(side, begin, depth, out, R: tl.constexpr, C: tl.constexpr):
+    block = tile.block_of(side, begin, tl.arange(0, R) >= 0, 1, depth, R, C, True)
+    at = tl.arange(0, R)[:, None] * C.depth + tl.arange(0, C.depth)[None, :]
+    tl.store(out + at, block)
+
+
+def test_addresses_beyond_32_bits() -> None:
+    """A block of rows that begins more than 2³¹ numbers after the first."""
+    torch.use_deterministic_algorithms(False)  # do not fill 2 GiB with anything
+    config = tile_configs.choose(None, torch.float16, 1024, "highest")
+    depth, rows = config.padded, 2**31 // config.padded + 8
+    x = torch.empty((rows + 16, depth), dtype=torch.int8)
+    x[rows:] = torch.arange(16, dtype=torch.int8).unsqueeze(1)
+    none = torch.empty(0)
+    found = torch.zeros((16, config.depth), dtype=torch.int8)
+    _load[1,](
+        Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=launch.static(config)
+    )
+    assert torch.equal(found, x[rows:, : config.depth])

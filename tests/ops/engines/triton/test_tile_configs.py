@@ -1,0 +1,92 @@
+"""Every row of the table of configurations, compiled ahead of time: it fits its GPU and spills
+nothing. Needs no GPU; what runs is `compile_triton.py`, in processes of their own."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pairops.ops.engines.triton import engine
+from pairops.ops.engines.triton.tile_configs import TABLE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("compiled"),  # in one process, which runs the jobs
+    pytest.mark.skipif(engine.MISSING is not None, reason="needs triton"),
+]
+
+# Bytes that a block may have, of the least of the GPUs that take the row: 80 also serves 8.6, 8.9
+# and 12.0.
+SHARED = {80: 101_376, 90: 232_448, 100: 232_448}
+SCRIPT = Path(__file__).parent / "compile_triton.py"
+
+
+class Job(NamedTuple):
+    capability: int
+    dtype: str
+    d: int
+    loss: str
+    level: str = "highest"
+    spilled: int = 0  # bytes a thread that are let pass
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.dtype, str(self.d), self.loss, self.level])
+
+
+def rows() -> list[Job]:
+    """The mined loss, whose kernels ask for most, on every row."""
+    dtypes = {2: "bfloat16", 4: "float32"}
+    return [
+        Job(capability, dtypes[width], 1024 if row.most == math.inf else int(row.most), "ms_loss")
+        for (capability, width), table in TABLE.items()
+        for row in table
+    ]
+
+
+JOBS = [
+    *rows(),
+    Job(90, "float16", 128, "siglip_loss"),
+    Job(90, "float32", 128, "supcon_loss", "high", spilled=256),
+    Job(100, "bfloat16", 128, "info_nce_loss"),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    """A process for each GPU, which begins with much that they share; two run at a time."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+    def run(capability: int) -> list[dict[str, Any]]:
+        names = [job.name for job in JOBS if job.capability == capability]
+        done = subprocess.run(
+            [sys.executable, SCRIPT, str(capability), *names],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    with ThreadPoolExecutor(2) as pool:
+        gpus = {capability: pool.submit(run, capability) for capability in SHARED}
+        yield lambda job: [k for k in gpus[job.capability].result() if k["job"] == job.name]
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"sm_{job.capability}-{job.name}")
+def test_a_row_of_the_table_fits_and_spills_nothing(job: Job, compiled: Any) -> None:
+    kernels = compiled(job)
+    assert {"gather", "conclude", "weigh", "through_scale"} <= {k["kernel"] for k in kernels}
+    for kernel in kernels:
+        assert kernel["shared"] <= SHARED[job.capability], kernel
+        assert kernel["spilled"] <= job.spilled, kernel
+        # 16-bit products run on the tensor cores, exact float32 ones cannot.
+        if kernel["kernel"] in ("gather", "weigh"):
+            assert (kernel["products"] > 0) == (job.dtype != "float32" or job.level == "high"), (
+                kernel
+            )

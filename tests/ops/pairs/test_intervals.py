@@ -1,0 +1,74 @@
+"""Sorting, intervals and scales, in the extension and in torch, against their definition."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pairops import Pairs
+from pairops.ops.bindings import extension
+
+LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+labels_of = st.lists(st.sampled_from([0, 1, 2, -100, 255, 256, -1, LEAST, MOST, 1 << 40]))
+
+
+@pytest.fixture(params=["extension", "torch"], scope="module", autouse=True)
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(extension, "serves", lambda _: False)
+        yield
+
+
+def check(pairs: Pairs, x: list[int], y: list[int], ignored: int | None) -> None:
+    for values, order, keep in ((x, pairs.order_x, pairs.keep_x), (y, pairs.order_y, pairs.keep_y)):
+        assert sorted(order.tolist()) == list(range(len(values)))
+        assert keep.tolist() == [value != ignored for value in values]
+        assert keep[order].tolist() == sorted(keep.tolist(), reverse=True), "ignored rows come last"
+    order_y = pairs.order_y.tolist()
+    for place, row in enumerate(pairs.order_x.tolist()):
+        found = order_y[pairs.lo[place] : pairs.hi[place]]
+        assert found == [j for j, value in enumerate(y) if value == x[row]], "stable, and complete"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(x=labels_of, y=labels_of, ignored=st.sampled_from([-100, None, 0, MOST]))
+def test_positives_are_the_places_with_the_same_label(
+    x: list[int], y: list[int], ignored: int | None
+) -> None:
+    rows, others = torch.randn(len(x), 3), torch.randn(len(y), 3)
+    labels = torch.tensor(x, dtype=torch.int64)
+    check(Pairs.of(rows, labels, ignore_index=ignored), x, x, ignored)
+    ref = {"ref_emb": others, "ref_labels": torch.tensor(y, dtype=torch.int64)}
+    check(Pairs.of(rows, labels, ignore_index=ignored, **ref), x, y, ignored)
+
+
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_pairs_by_index(n: int) -> None:
+    pairs, places = Pairs.paired(torch.randn(n, 3), torch.randn(n, 3)), list(range(n))
+    for found in (pairs.order_x, pairs.order_y, pairs.lo):
+        assert found.tolist() == places
+    assert pairs.hi.tolist() == [i + 1 for i in places]
+    assert pairs.own.tolist() == [-1] * n
+    assert bool(pairs.keep_x.all() & pairs.keep_y.all())
+
+
+@pytest.mark.parametrize("d", [1, 7, 64, 129])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_scales_are_inverse_norms(dtype: torch.dtype, d: int) -> None:
+    x = torch.randn(2100, d).to(dtype)
+    x[3], x[5] = 0, 5e-13
+    x[7] = torch.nan
+    labels = torch.arange(2100) % 5
+    labels[11] = -100
+    wide: Tensor = x.double()
+    norm = (wide * wide).sum(1).sqrt()
+    truth = torch.where(norm < 1e-12, 0.0, 1 / norm)
+    truth[11] = 0
+    for rows in (x, x.T.contiguous().T):
+        scale = Pairs.of(rows, labels).scale_x
+        torch.testing.assert_close(scale, truth, rtol=1e-14, atol=0, equal_nan=True)
+    assert Pairs.of(x, labels, distance="dot").scale_x is None

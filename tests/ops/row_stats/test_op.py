@@ -1,0 +1,303 @@
+"""The ops as torch sees them: opcheck, compile, autocast, double backward, threads, no_grad."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import pairops
+from pairops import ALL, Pairs, lse, partner, row_stats
+from pairops.ops.engines import ENGINES
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Each takes embeddings, labels and one learnable scalar.
+LOSSES: dict[str, Loss] = {
+    "ms_loss": lambda x, labels, t: pairops.ms_loss(x, labels, beta=t),
+    "ms_loss, not mined": lambda x, labels, t: pairops.ms_loss(x, labels, alpha=t, epsilon=None),
+    "ms_loss, two sets": lambda x, labels, t: pairops.ms_loss(
+        x,
+        labels,
+        beta=t,
+        ref_emb=x.flip(0),
+        ref_labels=labels.flip(0),
+        ids=torch.arange(x.shape[0]),
+        ref_ids=torch.arange(x.shape[0]).flip(0),
+        weight=torch.linspace(0.5, 2, x.shape[0], dtype=x.dtype),
+        reduction="mean_nonzero",
+    ),
+    "contrastive_loss": lambda x, labels, t: pairops.contrastive_loss(x, labels, pos_margin=t),
+    "supcon_loss": lambda x, labels, t: pairops.supcon_loss(x, labels, temperature=t),
+    "triplet_loss": lambda x, labels, t: pairops.triplet_loss(x, labels, margin=t),
+    "info_nce_loss": lambda x, _, t: pairops.info_nce_loss(x, x.roll(1, 1), temperature=t),
+    "info_nce_loss, with itself": lambda x, _, t: pairops.info_nce_loss(x, x, temperature=t),
+    "siglip_loss": lambda x, _, t: pairops.siglip_loss(x, x.roll(1, 1), scale=t, bias=-t),
+}
+# Of these the compiler sees, in the dense engine, every gather, function, window and kind of pairs.
+EVERY_TRACE = [
+    "ms_loss, two sets", "contrastive_loss", "triplet_loss", "info_nce_loss, with itself",
+    "siglip_loss",
+]  # fmt: skip
+
+
+def inputs(n: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(n, 8, dtype=dtype, requires_grad=True)
+    t = torch.tensor(1.3, dtype=dtype, requires_grad=True)
+    return x, torch.randint(0, 6, (n,)), t
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("engine_name", ["native", "blockwise"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_opcheck(name: str, engine_name: str) -> None:
+    calls: list[tuple[Any, Any]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if op.namespace == "pairops":
+                calls.append((op, tree_map_only(Tensor, Tensor.detach, args)))
+            return op(*args, **(kwargs or {}))
+
+    x, labels, t = inputs(40)
+    with pairops.use(engine_name), Recorder():
+        LOSSES[name](x, labels, t).backward()
+        if name == "supcon_loss":
+            pairs = Pairs.of(x, labels, distance="dot")
+            row_stats(pairs, lse(ALL, t, partner(x[:, 0])))[0].sum().backward()
+    assert {op.__name__ for op, _ in calls} == {"relate.default", "gather.default", "weigh.default"}
+    for op, args in calls:
+        checks = torch.library.opcheck(op, args)
+        assert set(checks.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "engine_name"),
+    [
+        *itertools.product(LOSSES, ["auto"]),  # whose ops are all that the compiler sees of it
+        *itertools.product(EVERY_TRACE, ["dense"]),
+        ("ms_loss, two sets", "blockwise"),
+        ("ms_loss, two sets", "triton"),
+        ("ms_loss", "chunked"),
+    ],
+)
+def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
+    with pairops.use(engine_name):
+        for n in (24, 40, 1):
+            x, labels, t = inputs(n)
+            eager, ours = LOSSES[name](x, labels, t), compiled(x, labels, t)
+            torch.testing.assert_close(ours, eager)
+            for a, b in zip(
+                torch.autograd.grad(ours, (x, t)), torch.autograd.grad(eager, (x, t)), strict=True
+            ):
+                torch.testing.assert_close(a, b)
+
+
+def test_a_number_that_changes_between_compiled_calls() -> None:
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, labels: Tensor, margin: float) -> Tensor:
+        return pairops.triplet_loss(x, labels, margin=margin) + pairops.ms_loss(
+            x, labels, base=margin
+        )
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    x, labels, _ = inputs()
+    for margin in (0.1, 0.2, 0.35, 1.0):
+        torch.testing.assert_close(compiled(x, labels, margin), loss(x, labels, margin))
+
+
+def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is guarded: leaving `use` recompiles."""
+    torch._dynamo.reset()
+    compiled = torch.compile(pairops.supcon_loss, fullgraph=True, backend="aot_eager")
+    x, labels, _ = inputs()
+    seen = []
+
+    def watch(name: str, gather: Callable[..., Any]) -> None:
+        monkeypatch.setattr(
+            ENGINES[name], "gather", lambda *call: (seen.append(name), gather(*call))[1]
+        )
+
+    for name in ("native", "blockwise"):
+        watch(name, ENGINES[name].gather)
+    expected = {"blockwise": ["blockwise"], "dense": [], "native": ["native"], "auto": ["native"]}
+    for engine in ("blockwise", "dense", "blockwise", "auto", "native", "dense", "auto"):
+        seen.clear()
+        with pairops.use(engine):
+            compiled(x, labels)
+        assert seen == expected[engine], engine
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+def test_an_ignore_index_that_changes_between_calls_of_inductor() -> None:
+    """Inductor's integer arithmetic on symbols is not aot_eager's."""
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        return pairops.ms_loss(x, labels, ignore_index=ignored)
+
+    compiled = torch.compile(loss, fullgraph=True)
+    x, labels, _ = inputs()
+    for ignored in (1, 2, 3, 2**62):
+        torch.testing.assert_close(compiled(x, labels, ignored), loss(x, labels, ignored))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+def test_compile_with_inductor() -> None:
+    torch._dynamo.reset()
+    x, labels, t = inputs()
+    compiled = torch.compile(LOSSES["ms_loss"], fullgraph=True, dynamic=True)
+    for a, b in zip(
+        torch.autograd.grad(compiled(x, labels, t), (x, t)),
+        torch.autograd.grad(LOSSES["ms_loss"](x, labels, t), (x, t)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    x, labels, t = inputs(dtype=dtype)
+    plain = LOSSES[name](x, labels, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = LOSSES[name](x, labels, t)
+    assert cast.dtype == torch.float32
+    assert torch.equal(plain, cast)
+    a, b = (torch.autograd.grad(value, x)[0] for value in (plain, cast))
+    assert torch.equal(a, b)
+    assert a.dtype == dtype
+
+
+@pytest.mark.usefixtures("small_tiles", "engine")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_around_backward_changes_nothing(compiled: bool) -> None:
+    torch._dynamo.reset()
+    x, labels, t = inputs(40)
+    loss = LOSSES["supcon_loss"]
+    plain = torch.autograd.grad(loss(x, labels, t), x, create_graph=True)[0]
+    twice = torch.autograd.grad((plain**2).sum(), x)[0]
+    if compiled:
+        loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        if compiled:
+            cast = torch.autograd.grad(loss(x, labels, t), x)[0]
+        else:
+            cast = torch.autograd.grad(loss(x, labels, t), x, create_graph=True)[0]
+            again = torch.autograd.grad((cast**2).sum(), x)[0]
+            torch.testing.assert_close(again, twice)
+    torch.testing.assert_close(cast, plain.detach() if compiled else plain)
+
+
+@pytest.mark.usefixtures("small_tiles", "wide_engine")
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck_and_gradgradcheck_by_embeddings_and_scalar(name: str) -> None:
+    x, labels, t = inputs(20, torch.float64)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        return LOSSES[name](x, labels, t)
+
+    assert torch.autograd.gradcheck(run, (x, t), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x, t), fast_mode=True)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gradient_penalty_through_a_network(name: str) -> None:
+    """The second set is a function of the first: no path may count twice."""
+    weight = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+    x, labels, t = inputs(40, torch.float64)
+    found = []
+    for engine in ("dense", "blockwise"):
+        with pairops.use(engine):
+            value = LOSSES[name](torch.tanh(x @ weight), labels, t)
+            (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+            assert gradient.requires_grad
+            penalty = value + (gradient.norm() - 1) ** 2
+            found.append(torch.autograd.grad(penalty, (weight, x, t)))
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-11)
+
+
+def test_third_derivatives() -> None:
+    x, labels, t = inputs(12, torch.float64)
+    found = []
+    for engine in ("dense", "blockwise"):
+        with pairops.use(engine):
+            g = LOSSES["supcon_loss"](x, labels, t)
+            for _ in range(2):
+                (g,) = torch.autograd.grad((g**2).sum(), x, create_graph=True)
+            found.append(torch.autograd.grad((g**2).sum(), (x, t)))
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.usefixtures("engine")
+def test_backward_twice_and_on_another_thread() -> None:
+    x, labels, t = inputs()
+    value = LOSSES["ms_loss"](x, labels, t)
+    first = torch.autograd.grad(value, x, retain_graph=True)[0]
+    results: list[Tensor] = []
+
+    def work() -> None:
+        with pairops.use("auto"):
+            results.append(torch.autograd.grad(value, x)[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert torch.equal(results[0], first)
+
+
+def test_the_engine_is_a_thread_s_own() -> None:
+    seen = []
+    with pairops.use("dense"):
+        thread = threading.Thread(target=lambda: seen.append(pairops.engines.choose(
+            Pairs.of(torch.randn(3, 2), torch.arange(3)), [], [])))  # fmt: skip
+        thread.start()
+        thread.join()
+    assert seen == ["native"]
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_grad(name: str) -> None:
+    x, labels, t = inputs()
+    with torch.no_grad():
+        value = LOSSES[name](x, labels, t)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, LOSSES[name](x, labels, t).detach())
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_the_scalar_needs_a_gradient(name: str) -> None:
+    x, labels, t = inputs()
+    alone = torch.autograd.grad(LOSSES[name](x.detach(), labels, t), t)[0]
+    beside = torch.autograd.grad(LOSSES[name](x, labels, t), t)[0]
+    torch.testing.assert_close(alone, beside)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("n", [0, 1])
+def test_nothing_to_compare(name: str, n: int) -> None:
+    """No pair of the same set: 0, connected, gradients 0."""
+    x, labels, t = inputs(n)
+    value = LOSSES[name](x, labels, t)
+    gradients = torch.autograd.grad(value, (x, t))
+    assert all(bool(torch.isfinite(g).all()) for g in (value, *gradients))
+    if "two sets" not in name and "siglip" not in name:
+        assert value == 0
+        assert all(bool((g == 0).all()) for g in gradients)

@@ -1,0 +1,59 @@
+"""Every loss written naively from its paper: the oracle that the engines are compared with.
+
+Nothing here knows the library. A loss computes in `dtype` (float64; float32 gives what dense torch
+gets), by plain autograd over the whole matrix, and returns one number per anchor, in the caller's
+order; `reduce` makes them one. A loss over pairs also takes reduction="mean_pairs" and weight=, and
+is then a scalar.
+
+All are written in closeness t: a similarity, or minus a distance. What the user says as a place on
+that axis (margins, base, beta) is a similarity or a distance, and turned `at` its place.
+
+The losses over labels share these keywords (see `Rows`):
+    ref_emb, ref_labels   the references; None: the anchors themselves
+    own                   (N,) the reference that row i itself is, or -1; None: i if the same set
+    distance              "cosine", "dot", "l2", "sqeuclidean" or "snr"
+    normalize             compare x / |x|, where the zero vector stays zero and gets no gradient;
+                          None: unless for "dot"
+    ignore_index          rows with this label are neither anchors nor references; None: no label
+    dtype                 what to compute in
+Those against proxies take distance, normalize, ignore_index and dtype of these, and those over two
+sets distance, normalize and dtype.
+"""
+
+from oracle.margins import binomial_deviance_loss, contrastive_loss, lifted_structure_loss, margin_loss, triplet_loss
+from oracle.proxies import proxy_anchor_loss, proxy_nca_loss
+from oracle.reported import Aux, aux
+from oracle.rows import closeness, reduce
+from oracle.softmaxes import circle_loss, decoupled_softmax_loss, mlcd_loss, ms_loss, n_pair_loss, n_pairs, nca_loss, nt_xent_loss, supcon_loss
+from oracle.two_sets import anchor_info_nce_loss, decoupled_contrastive_loss, info_nce_loss, multi_positive_loss, quality_weighted_info_nce_loss, siglip_loss, sms_loss, tal_loss
+
+__all__ = [
+    "Aux",
+    "anchor_info_nce_loss",
+    "aux",
+    "binomial_deviance_loss",
+    "circle_loss",
+    "closeness",
+    "contrastive_loss",
+    "decoupled_contrastive_loss",
+    "decoupled_softmax_loss",
+    "info_nce_loss",
+    "lifted_structure_loss",
+    "margin_loss",
+    "mlcd_loss",
+    "ms_loss",
+    "multi_positive_loss",
+    "n_pair_loss",
+    "n_pairs",
+    "nca_loss",
+    "nt_xent_loss",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
+    "quality_weighted_info_nce_loss",
+    "reduce",
+    "siglip_loss",
+    "sms_loss",
+    "supcon_loss",
+    "tal_loss",
+    "triplet_loss",
+]

@@ -1,0 +1,247 @@
+"""The test of the tests: wrong kernels, each one edit away from right ones, that must be caught.
+
+An edit's text must stand in its file exactly once, so that whoever changes that line changes the
+mutant too. Only the shape that a mutant needs is compiled.
+"""
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.cuda_on_host import build
+
+COPIES = build.ROOT / "build" / "cuda_on_host_mutants"
+
+# Cases of sweeps_test.cpp.
+ONE_SET, TWO_SETS, STREAMED = "plain, D = 40, N = 205", "plain, D = 40, N = 333", "plain, D = 300"
+SPLIT = "split, D = 40"
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # of csrc/cuda
+    old: str
+    new: str
+    # Who is asked first: "result" (wrong, or an error of the machine), "address" or "thread".
+    by: str = "result"
+    case: str = ONE_SET
+    # What is compiled: the kernels of one shape.
+    gather: str = "gather_in<Plain64>(GatherCall, int, int, Stream)"
+    weigh: str = "weigh_in<Plain64, 1>(WeighCall, int, Stream)"
+
+    def streamed(self) -> "Mutant":
+        changed = [kernel.replace("Plain64", "PlainAny") for kernel in (self.gather, self.weigh)]
+        return self._replace(case=STREAMED, gather=changed[0], weigh=changed[1])
+
+    def split(self) -> "Mutant":
+        weigh = self.weigh.replace("Plain64, 1", "Split64, 2")
+        gather = self.gather.replace("Plain64", "Split64")
+        return self._replace(case=SPLIT, gather=gather, weigh=weigh)
+
+    def hopper(self) -> "Mutant":
+        changed = [kernel.replace("Plain64", "Hopper64") for kernel in (self.gather, self.weigh)]
+        return self._replace(case="Hopper " + self.case, gather=changed[0], weigh=changed[1])
+
+
+WAIT = "        copies_wait<0>();\n        block_sync();\n"
+LEAVE = "        if (lane() == 0) barrier_arrive(turn.empty(call));\n"
+
+MUTANTS = [
+    # Copies and barriers.
+    Mutant("no barrier after the wait", "stream.h", WAIT, "        copies_wait<0>();\n"),
+    Mutant("no wait for copies", "stream.h", WAIT, "        block_sync();\n"),
+    Mutant("waits for another group", "stream.h", WAIT, WAIT.replace("<0>", "<1>")),
+    Mutant("no last barrier", "stream.h",
+           "    block_sync();\n    synced();\n}", "    synced();\n}"),
+    Mutant("prefetch into the same buffer", "stream.h",
+           "issue(walk.tile(after), 0, buffer ^ 1);", "issue(walk.tile(after), 0, buffer);"),
+    Mutant("next chunk into the same buffer", "stream.h",
+           "step + 1, buffer ^ 1);", "step + 1, buffer);").streamed(),
+    Mutant("x of the other buffer", "stream.h",
+           "(S::streamed ? buffer * S::X::bytes : 0)", "0").streamed(),
+    Mutant("columns of one stage", "stream.h", "stage ^= 1;", ""),
+    Mutant("flags of one stage", "gather.h",
+           "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)"),
+    # Layouts.
+    Mutant("swizzle of arrange", "arrange.h",
+           "((lane() / 4) ^ (i % 8))", "((lane() / 4) ^ (i % 4))"),
+    Mutant("swizzle of a lane's row", "tiles.h", "(in_block % 8)", "(in_block % 4)"),
+    Mutant("no second part of y", "tiles.h",
+           "multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);",
+           "{}").split(),
+    # What lies beyond a set, or does not count.
+    Mutant("row guard of masks", "walk.h", "if (row >= kept_rows) continue;", "", "address"),
+    Mutant("row guard of states", "gather.h", "if (i >= call.rows.n) continue;", "", "address"),
+    Mutant("row guard of the gradient", "weigh.h",
+           "if (i >= smaller(call.rows.n, load_global(call.rows.kept))) continue;", "", "address"),
+    Mutant("column guard of operands", "stream.h",
+           "if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;",
+           "if (place >= S::columns) return -1;", "address"),
+    Mutant("column guard of masks", "walk.h", "if (column >= kept) continue;", ""),
+    Mutant("ragged tile as a free one", "walk.h",
+           "tiles - width - (ragged ? 1 : 0)", "tiles - width"),
+    Mutant("own pair counts", "walk.h", "if (place == own) continue;", ""),
+    Mutant("sums of ignored rows", "weigh.h",
+           "kept ? sum.result().value : 0.f", "sum.result().value"),
+    Mutant("bits of one role", "walk.h", "if (load_global(bits + t)) return true;", "(void)t;"),
+    # Numbers.
+    Mutant("half of a quad's merge", "gather_terms.h",
+           "for (int across = 1; across <= 2; across *= 2)",
+           "for (int across = 1; across <= 1; across *= 2)"),
+    Mutant("no exponent", "weigh.h",
+           "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
+    Mutant("no shrinking", "weigh_terms.h", "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+    # Splits.
+    Mutant("two blocks write one state", "gather.h",
+           "(Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i",
+           "Index(k) * 2 * call.rows.n + i", "thread", TWO_SETS),
+    Mutant("the last split alone", "conclude.h",
+           "state.merge(state_of<G>(Words{{from[0], from[call.n]}}));",
+           "state = state_of<G>(Words{{from[0], from[call.n]}});", "result", TWO_SETS),
+    # Hopper's.
+    Mutant("no wait for a full stage", "hopper.h",
+           "barrier_wait(turn.full(call), turn.parity);", "").hopper(),
+    Mutant("embeddings do not wait for an empty stage", "hopper.h",
+           "            barrier_wait(turn.empty(call), turn.parity ^ 1);\n", "").hopper(),
+    Mutant("columns do not wait for an empty stage", "hopper.h",
+           "        barrier_wait(turn.empty(call), turn.parity ^ 1);\n        left(",
+           "left(").hopper(),
+    Mutant("a stage is left before it is used", "hopper.h",
+           "        known(walk", LEAVE + "        known(walk").hopper(),
+    Mutant("a stage is left while lanes read", "hopper.h",
+           "warp_sync();\n" + LEAVE, LEAVE).hopper(),
+    Mutant("fewer bytes than come", "hopper.h",
+           "S::Y::bytes + (first ? S::X::bytes : 0)", "S::Y::bytes").hopper(),
+    Mutant("one arrival too few", "hopper.h", "1 + S::columns);", "S::columns);").hopper(),
+    Mutant("no second phase", "hopper.h", "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
+    Mutant("no wait for s", "hopper.h", "wgmma_wait<0>(s);", "").hopper(),
+    Mutant("no wait for sums", "hopper.h", "wgmma_wait<0>(sums);", "").hopper(),
+    Mutant("states are read early", "hopper.h", "group_sync(1, S::workers);", "").hopper(),
+    Mutant("another step's numbers", "hopper.h", "step % 4 * 2 * CHUNK_BYTES",
+           "step % 2 * 2 * CHUNK_BYTES").hopper(),
+]  # fmt: skip
+
+SCHEDULES = ("lockstep", "last_warp", "random_thread")
+DETECTORS = {
+    "result": ("plain", ("small",), SCHEDULES),
+    "address": ("address", ("small",), ("lockstep",)),
+    "thread": ("thread", ("few",), ("lockstep",)),
+}
+# For programs that lack kernels which they do not call.
+LENIENT = ("-Wl,--unresolved-symbols=ignore-all", "-no-pie")
+HEADER = '#include "cuda/launchers.h"\nnamespace pairops::cuda {\ntemplate void %s;\n}\n'
+
+
+def affected(file: str) -> tuple[str, ...]:
+    """Which of sweeps.cu, gather and weigh a header's edit is compiled into."""
+    if not file:
+        return ()
+    if file in ("arrange.h", "conclude.h"):
+        return ("sweeps",)
+    if file.startswith("gather") or file.startswith("weigh"):
+        return (file.split("_")[0].split(".")[0],)
+    return ("gather", "weigh")
+
+
+class Bench:
+    def __init__(self, flavours: Mapping[str, Any], machine: Callable[..., Any], run: Any) -> None:
+        self.flavours, self.machine, self.run = flavours, machine, run
+        self.lock = threading.Lock()
+        self.known: dict[tuple[str, str], str] = {}  # objects of kernels that are not mutated
+
+    def program(self, mutant: Mutant, detector: str, csrc: Path) -> Path:
+        flavour = self.flavours[DETECTORS[detector][0]]
+        folder = csrc.parent / flavour.name
+        flags = (*flavour.flags, "-w") if flavour.flags else ("-O1", "-w")
+        folder.mkdir(parents=True, exist_ok=True)
+        new: list[str] = []  # compiled from the copy
+        old: list[str] = []
+        for kernel in ("gather", "weigh"):
+            source = csrc.parent / f"{kernel}.cu"
+            source.write_text(HEADER % getattr(mutant, kernel))
+            if kernel in affected(mutant.file):
+                new += build.compile_each([source], folder, flags, csrc)
+            else:
+                key = flavour.name, getattr(mutant, kernel)
+                with self.lock:
+                    if key not in self.known:
+                        to = COPIES / "right" / str(len(self.known))
+                        (self.known[key],) = build.compile_each([source], to, flags)
+                old.append(self.known[key])
+        if "sweeps" in affected(mutant.file):
+            new += build.compile_each([csrc / "cuda" / "sweeps.cu"], folder, flags, csrc)
+        else:
+            old.append(str(flavour.folder / "kernels" / "sweeps.cu.o"))
+        # Of a function in several objects the first is taken: the mutant's.
+        objects = new + old + self.machine(flavour)
+        build.link(folder / "sweeps_test", objects, (*flavour.flags, *LENIENT))
+        return Path(folder / "sweeps_test")
+
+    def caught(self, mutant: Mutant, detector: str, csrc: Path) -> str | None:
+        """How, if it is."""
+        program = self.program(mutant, detector, csrc)
+        _, choice, schedules = DETECTORS[detector]
+        status, said = self.run(program, *choice, mutant.case, *schedules)
+        if status == 0:
+            return None
+        if status not in (1, 2, -signal.SIGABRT, -signal.SIGSEGV):
+            raise RuntimeError(f"{mutant.name}: exit status {status}: {said}")
+        lines = said.strip().splitlines()
+        told = [line for line in lines if "SUMMARY" in line or "ERROR: " in line] or lines[-1:]
+        words = {"address": ("AddressSanitizer", "runtime error"), "thread": ("ThreadSan",)}
+        if any(word in said for word in words.get(detector, ())):
+            kind = detector
+        else:  # a sanitizer's program stops where the machine finds something, too
+            kind = {1: "result", -signal.SIGSEGV: "crash"}.get(status, "machine")
+        return f"{kind}: {told[-1].strip()[:150] if told else ''}"
+
+
+def mutated(mutant: Mutant) -> Path:
+    """A copy of csrc with the one edit."""
+    folder = COPIES / mutant.name.replace(" ", "_").replace("'", "")
+    csrc = folder / "csrc"
+    shutil.copytree(build.ROOT / "csrc", csrc)
+    if not mutant.file:
+        return csrc
+    path = csrc / "cuda" / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} has {text.count(mutant.old)} of its text")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    return csrc
+
+
+def survivors(
+    flavours: Mapping[str, Any], machine: Any, run: Any, only: str, every: bool
+) -> list[str]:
+    """Names of those that nobody caught. Prints who caught the others, `every` one or the first."""
+    shutil.rmtree(COPIES, ignore_errors=True)
+    bench = Bench(flavours, machine, run)
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    copies = [mutated(mutant) for mutant in chosen]
+    # Without an edit the same programs must be right: who is caught is caught for the edit.
+    bare = {m._replace(name="", file="", old="", new="", by="") for m in chosen}
+    for n, mutant in enumerate(sorted(bare)):
+        right = mutant._replace(name=f"right {n}")
+        said = bench.caught(right, "result", mutated(right))
+        if said:
+            raise RuntimeError(f"{right.case}, not mutated: {said}")
+
+    def verdict(mutant: Mutant, csrc: Path) -> bool:
+        order = [mutant.by, *(name for name in DETECTORS if name != mutant.by)]
+        found = []
+        for detector in order:
+            how = bench.caught(mutant, detector, csrc)
+            found += [how] if how else []
+            if how and not every:
+                break
+        print(f"{mutant.name}: {' | '.join(found) or 'SURVIVES'}", flush=True)
+        return bool(found)
+
+    with ThreadPoolExecutor(2) as pool:
+        caught = list(pool.map(verdict, chosen, copies))
+    return [mutant.name for mutant, was in zip(chosen, caught, strict=True) if not was]

@@ -1,0 +1,116 @@
+"""Small problems for the primitive, and terms of every kind to put to them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pairops
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.terms.functions import hinge, softplus
+from pairops.ops.terms.recipe import unpack
+from pairops.ops.terms.term import Argument, Partner, Term
+
+DOUBLE = torch.float64
+
+
+def problem(
+    n: int = 60, m: int = 0, d: int = 7, classes: int = 8
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    x, labels = torch.randn(n, d, dtype=DOUBLE), torch.randint(0, classes, (n,))
+    if not m:
+        return x, labels, {}
+    y, ref_labels = torch.randn(m, d, dtype=DOUBLE), torch.randint(0, classes, (m,))
+    return x, labels, {"ref_emb": y, "ref_labels": ref_labels}
+
+
+def any_problem(
+    n: int, m: int, d: int, classes: int, same: bool, named: bool
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Also of no rows; some are ignored. named: by ids, of which some are in both sets."""
+    x, labels, other = problem(n, 0 if same else m, d, classes)
+    if not same and m == 0:
+        other = {"ref_emb": x[:0].clone(), "ref_labels": labels[:0]}
+    if not same and named:
+        other |= {"ids": torch.randint(0, 60, (n,)), "ref_ids": torch.randint(0, 60, (m,))}
+    return x, torch.where(torch.rand(n) < 0.1, -100, labels), other
+
+
+def every_kind_of_term(n: int, m: int) -> list[Term]:
+    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    return [
+        lse(POS, -2.0, 0.5),
+        lse(NEG, 5.0, u, above=u - 0.5),
+        lse(ALL, u, partner(v), below=u),
+        total(NEG, 3.0, u, function=softplus, above=u - 0.9, below=u),
+        total(POS, partner(v), 0.2, function=hinge),
+        total(ALL, 1.0, 0.0),
+        lowest(POS),
+        highest(NEG),
+        highest(ALL, below=u),
+        lowest(ALL, u, partner(v), function=pairops.functions.affine, above=u - 0.5),
+        lowest(NEG, grad=False),
+    ]
+
+
+def served_terms(
+    u: Tensor,
+    v: Tensor,
+    t: Tensor,
+    *,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+    names: Iterable[str] = cpu_engine.SERVED,
+    turn: int = 0,
+) -> list[Term]:
+    """A term for every name in csrc/recipes.h, so that one added later is tested by existing.
+
+    u, v: one value per owner and per partner; t: 0-d. Where a term takes a value per owner it gets
+    u, t and a number in turns; `turn` begins elsewhere. above, below: windows, by default of u.
+    """
+    terms = []
+    for k, name in enumerate(sorted(names)):
+        (pattern,), _ = unpack(name, [0.0] * 2, [u] * 4)
+        given: list[Argument] = [u, t, 0.7]
+        args = [
+            partner(v) if isinstance(a, Partner) else given[(turn + k + place) % 3]
+            for place, a in enumerate(pattern.args)
+        ]
+        pattern = replace(pattern, args=tuple(args))
+        if pattern.above is not None:
+            pattern = replace(pattern, above=u.detach() - 0.9 if above is None else above)
+        if pattern.below is not None:
+            pattern = replace(pattern, below=u.detach() if below is None else below)
+        terms.append(pattern)
+    return terms
+
+
+def of_gpus(terms: Iterable[Term]) -> list[Term]:
+    """Of these, those that the CUDA kernels are compiled for."""
+    return [term for term in terms if term.kind in cuda_kernels.KINDS]
+
+
+def terms_for(engine: str, n: int, m: int) -> list[Term]:
+    """Terms of every kind that the engine serves."""
+    if engine != "native":
+        return every_kind_of_term(n, m)
+    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    return served_terms(u, v, torch.tensor(1.3, dtype=DOUBLE))
+
+
+def all_statistics(pairs: Pairs, engine: str = "blockwise") -> tuple[Tensor, ...]:
+    torch.manual_seed(7)  # the same terms at every call
+    n, m = pairs.shape
+    return row_stats(pairs, *terms_for(engine, n, m), cols=terms_for(engine, m, n))
+
+
+def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:
+    """Statistics, with infinities named, and gradients of a fixed combination of them."""
+    statistics = run()
+    live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
+    weighted = sum((r * torch.linspace(-1, 2, len(r))).sum() for r in live)
+    return [*statistics, *torch.autograd.grad(weighted, leaves)]  # type: ignore[arg-type]

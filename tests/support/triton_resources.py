@@ -1,0 +1,103 @@
+"""Compiles the Triton sweeps of losses for GPUs that are not there, and prints what they take.
+
+    python tests/compile_triton.py 90 bfloat16-128-ms_loss-highest float32-128-supcon_loss-high
+
+One JSON object per kernel: its registers, its shared memory, bytes spilled. Run by
+test_triton_compiled.py in processes of their own, one per GPU, since it takes Triton's driver for a
+stand-in that compiles and launches nothing.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import pairops
+from pairops.ops.engines.triton import engine
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class NoDriver:
+    """A GPU of the given compute capability that is asked for its name and nothing else."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def compile_for(capability: int) -> dict[str, dict[str, Any]]:
+    """Triton compiles from here on instead of launching; what it has compiled, by its hash."""
+    triton.runtime.driver.set_active(NoDriver(capability))
+    kernels: dict[str, dict[str, Any]] = {}
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        del warmup
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        if kernel.hash not in kernels:
+            kernels[kernel.hash] = {
+                "kernel": self.__name__,
+                "shared": kernel.metadata.shared,
+                "products": len(
+                    re.findall("wgmma.mma_async|tcgen05.mma|mma.sync", kernel.asm["ptx"])
+                ),
+                **resources(kernel.asm["cubin"]),
+            }
+        return kernel
+
+    JITFunction.run = compile_only
+    engine.declines = lambda *_call: None
+    engine.capability = lambda _device: divmod(capability, 10)
+    return kernels
+
+
+def step(name: str, dtype: torch.dtype, d: int) -> None:
+    """Forward and backward of a loss; the numbers that come out mean nothing."""
+    x, y = (torch.ones(300, d, dtype=dtype, requires_grad=True) for _ in "xy")
+    other = y if name in ("info_nce_loss", "siglip_loss") else torch.arange(300) // 4
+    numbers = {"scale": torch.ones(()), "bias": 0.0} if name == "siglip_loss" else {}
+    getattr(pairops, name)(x, other, **numbers).backward()
+
+
+if __name__ == "__main__":
+    capability, *jobs = sys.argv[1:]
+    kernels = compile_for(int(capability))
+    for job in jobs:
+        dtype, d, loss, level = job.split("-")
+        torch.set_float32_matmul_precision(level)
+        kernels.clear()
+        with pairops.use("triton"):
+            step(loss, getattr(torch, dtype), int(d))
+        for kernel in kernels.values():
+            print(json.dumps({"job": job, **kernel}), flush=True)

@@ -1,0 +1,74 @@
+"""`python -m pairops`: says what is there, and fails when an engine is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import TRITON
+
+from pairops import __main__ as report
+from pairops.ops import engines
+from pairops import losses
+from pairops.ops.engines.blockwise import engine as blockwise_engine
+
+# Here Triton is interpreted, which a self-test of every loss need not wait for.
+AS_A_USER = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
+def test_json_says_what_is_installed_and_who_serves() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pairops", "--json"],
+        capture_output=True, text=True, check=True, env=AS_A_USER,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["versions"]["pairops"] == found["extension"]["version"]
+    assert found["extension"]["available"]
+    built = found["extension"]["cuda"]
+    reason = "x is on cpu; the CUDA kernels are for CUDA devices"
+    expected = dict.fromkeys(engines.ENGINES, "available")
+    expected["cuda"] = reason if built else "this build of pairops has no CUDA kernels"
+    if engines.triton.MISSING is None:
+        expected |= dict.fromkeys(TRITON, "x is on cpu; Triton here is for CUDA devices")
+    assert found["engines"] == expected
+    assert found["a tensor on this device takes"]["cpu"] == "native"
+    assert set(found["self-test"]) == set(engines.ENGINES)
+
+
+def test_the_environment_chooses_the_engine() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pairops"],
+        capture_output=True, text=True, check=True, env=AS_A_USER | {"PAIROPS_ENGINE": "dense"},
+    )  # fmt: skip
+    assert "cpu                  dense" in done.stdout
+    assert "PAIROPS_ENGINE       dense" in done.stdout
+
+
+def test_a_wrong_engine_fails_the_self_test_and_the_others_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interpreted and emulated ones are asked here, for one loss."""
+    monkeypatch.setattr(losses, "__all__", ["supcon_loss"])
+    gather = blockwise_engine.gather
+
+    def off(*call: object) -> object:
+        statistics, *rest = gather(*call)  # type: ignore[arg-type]
+        return [s * 1.001 for s in statistics], *rest
+
+    monkeypatch.setattr(blockwise_engine, "gather", off)
+    assert report.main([]) == 1
+    lines = capsys.readouterr().out.partition("self-test")[2].splitlines()[1:]
+    told = {line.split()[0]: line for line in lines}
+    assert set(told) == set(engines.ENGINES)
+    assert [name for name, line in told.items() if "FAILED" in line] == ["blockwise"]
+    assert not any("declined" in line for line in lines)
+
+
+def test_importing_prints_nothing_and_loads_no_extra() -> None:
+    code = (
+        "import sys, pairops; print(sorted({'triton', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
