@@ -5,20 +5,19 @@ from importlib.metadata import PackageNotFoundError, version
 from . import losses
 from . import nn as nn
 from . import retrieval as retrieval
-from .ops.terms.arguments import partner, table
-from .inspection.pair_weights import pair_weights
-from .training.cached_step import cached_step
-from .ops.engines import use
 from .inspection.memory_estimate import estimate_memory
-from .ops.terms.functions import Function
-from .losses import *  # noqa: F403
-from .losses.objective.objective import Aux
-from .losses.custom import pair_loss
-from .training.cross_batch_memory import CrossBatchMemory
 from .inspection.mining import mine
+from .inspection.pair_weights import pair_weights
+from .losses import *  # noqa: F403
+from .losses.custom import pair_loss
+from .losses.objective.objective import Aux
+from .ops.engines import use
 from .ops.pairs.pairs import Pairs
 from .ops.row_stats.op import row_stats
-from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, total
+from .ops.terms.functions import Function
+from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, partner, table, total
+from .training.cached_step import cached_step
+from .training.cross_batch_memory import CrossBatchMemory
 
 try:
     __version__ = version("pairops")

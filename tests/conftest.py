@@ -4,10 +4,11 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
-from support import gloo_ranks
 import pytest
 import torch
 from torch import Tensor
+
+from support import gloo_ranks
 
 # `python -m bench gpu` runs these tests with "cuda".
 DEVICE = os.environ.get("PAIROPS_TEST_DEVICE", "cpu")
@@ -17,8 +18,8 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pairops
-from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops import engines
+from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines.blockwise import grid
 
 if DEVICE == "cpu" and engines.triton.MISSING is None:

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TRITON
 
+from conftest import TRITON
 from pairops import __main__ as report
-from pairops.ops import engines
 from pairops import losses
+from pairops.ops import engines
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 
 # Here Triton is interpreted, which a self-test of every loss need not wait for.

@@ -34,9 +34,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from pairops.ops.distributed.group import Given, Group
-from pairops.losses.objective.objective import Value
+from pairops.losses.objective.keywords import Value
 from pairops.nn.module import Arguments
+from pairops.ops.distributed.group import Given, Group
 
 __all__ = ["LabelledLoss", "PairedLoss"]
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.bindings import cuda as cuda_kernels
 from pairops import losses
-from .memory_trace import Alive
-from pairops.ops.pairs.checks import FLOATS
-from pairops.ops.engines.triton import engine as triton_engine
+from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import use
+from pairops.ops.engines.triton import engine as triton_engine
+from pairops.ops.pairs.checks import FLOATS
+
+from .memory_trace import Alive
 
 __all__ = ["Memory", "estimate_memory"]
 

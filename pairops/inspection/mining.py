@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .pair_weights import Block, extreme_indices
-from pairops.ops.terms.functions import affine
 from pairops.ops.pairs.pairs import Pairing, Pairs
-from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import NEG, POS, highest, lowest
+
+from .pair_weights import Block, extreme_indices
 
 Mined = Literal["multi_similarity", "hard", "semihard"]
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.engines import ENGINES
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.indexing import places
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly, product, scaled
 from pairops.ops.row_stats.op import Taken, watched
-from pairops.ops.terms.term import ALL, POS, Term
+from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
 
 
 def pair_weights(

@@ -1,48 +1,20 @@
-"""Matching two sets pair by pair or by several positives: SigLIP, TAL and SMS."""
+"""TAL and SMS: two sets aligned through several positives per row, or by graded relevance."""
 
 import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.terms.arguments import Argument, table
-from pairops.ops.terms.functions import Function, attended, softplus
-from pairops.ops.terms.accumulators import finite
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.term import NEG, POS, lse, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import LabelledAlone, Objective, Paired, Value, check_one_for_each, paired, split
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.terms.functions import Function, attended
+from pairops.ops.terms.term import NEG, POS, Argument, lse, table, total
+
+from .objective.keywords import LabelledAlone, Paired, Value
+from .objective.objective import Objective, check_one_for_each, paired, split
 from .objective.scalars import number, readable
-
-__all__ = ["siglip_loss", "sms_loss", "tal_loss"]
-
-
-@collective()
-def siglip_loss(
-    x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
-    *,
-    scale: float | Tensor,
-    bias: float | Tensor,
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
-
-    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Rows of y
-    beyond the N-th are negatives. Other arguments: as in `info_nce_loss`.
-
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
-    SigLipLoss with logit_scale = t.
-    """
-    scale, bias = number("scale", scale), number("bias", bias)
-    objective = paired(x, y, common)
-    pos, neg = row_stats(
-        objective.pairs,
-        total(POS, -scale, -bias, function=softplus),
-        total(NEG, scale, bias, function=softplus),
-    )
-    return objective.value(pos + neg)
 
 
 @collective()

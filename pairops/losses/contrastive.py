@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings, whole_numbers
 from pairops.ops.pairs.distances import Distance
-from pairops.ops.terms.functions import affine, hinge, one, softplus
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.indexing import pick_rows
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.functions import affine, hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Labelled, LabelledApart, Value, labelled, similar_only, threshold
-from .objective.scalars import number, readable
+
+from .objective.keywords import Labelled, LabelledApart, Value
+from .objective.objective import labelled, similar_only
+from .objective.scalars import number, readable, threshold
 
 
 @collective()

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.term import Term
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Labelled, Value, labelled
+
+from .objective.keywords import Labelled, Value
+from .objective.objective import labelled
 
 
 @collective()

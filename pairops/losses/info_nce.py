@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.term import ALL, NEG, POS, lse, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Objective, Paired, Value, check_one_for_each, paired, split
+
+from .objective.keywords import Paired, Value
+from .objective.objective import Objective, check_one_for_each, paired, split
 from .objective.scalars import number
 
 

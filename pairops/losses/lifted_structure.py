@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.distances import Distance
-from pairops.ops.terms.accumulators import finite
-from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.row_stats.positive_rows import PositiveRows
-from pairops.ops.pairs.indexing import pick_rows
-from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.term import NEG, POS, lse
 from pairops.ops.distributed.agreement import collective
-from .objective.objective import LabelledApart, Objective, Value, labelled
+from pairops.ops.pairs.distances import Distance
+from pairops.ops.pairs.indexing import pick_rows
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.terms.term import NEG, POS, lse
+
+from .objective.keywords import LabelledApart, Value
+from .objective.objective import Objective, labelled
 from .objective.scalars import number
 
 

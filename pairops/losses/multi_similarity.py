@@ -1,15 +1,17 @@
-"""Multi-similarity loss: mine the pairs that are hard for their anchor, then weigh them."""
+"""Multi-similarity loss mines pairs that are hard for their anchor; MLCD is it without mining."""
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.terms.functions import affine
-from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
 from pairops.ops.distributed.agreement import collective
-from .objective.objective import Labelled, Value, labelled
+from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.functions import affine
+from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
+
+from .objective.keywords import Labelled, Value
+from .objective.mean_log1p import reduce_log1p_exp
+from .objective.objective import labelled
 from .objective.scalars import number
-from pairops.ops.row_stats.softplus_mean import reduce_log1p_exp
 
 
 @collective()
@@ -57,3 +59,27 @@ def ms_loss(
         (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near))
     parts = [(pos, alpha), (neg, beta)]
     return reduce_log1p_exp(parts, objective, below=near, above=far, positive=pos, negative=neg)
+
+
+@collective()
+def mlcd_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    *,
+    scale: float | Tensor = 64.0,
+    **common: Unpack[Labelled],
+) -> Value:
+    """ℓ_i = log(1 + Σ_n e^{γ s_in}) + log(1 + Σ_p e^{−γ s_ip}); a side without pairs adds 0.
+
+    scale: γ above 0; a number or a 0-d tensor with gradient. The references are class centres,
+    `ref_emb` and `ref_labels`: centres with the same label are positives together. Of distances s
+    is −d. Other arguments, errors and the returned dtype: as in `ms_loss`.
+
+    Source: An et al., Multi-Label Cluster Discrimination, ECCV 2024, over all centres instead of a
+    sample of them. Its training code is not public; a later one of the same team does something
+    else.
+    """
+    scale = number("scale", scale, positive=True)
+    objective = labelled(x, labels, common)
+    pos, neg = row_stats(objective.pairs, lse(POS, -scale, 0.0), lse(NEG, scale, 0.0))
+    return reduce_log1p_exp([(pos, 1.0), (neg, 1.0)], objective, positive=pos, negative=neg)

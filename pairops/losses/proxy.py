@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.distributed.agreement import collective
+from pairops.ops.distributed.group import Group
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.distances import Distance
-from pairops.ops.distributed.group import Group
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.term import NEG, POS, lse, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Asked, Objective, Value, similar_only, split
-from .objective.scalars import log1p_exp, number, readable
+
+from .objective.keywords import Asked, Value
+from .objective.mean_log1p import log1p_exp
+from .objective.objective import Objective, similar_only, split
+from .objective.scalars import number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
 

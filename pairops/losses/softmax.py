@@ -4,15 +4,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.distances import Distance
-from pairops.ops.terms.functions import softplus
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.group import Given
+from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.functions import softplus
 from pairops.ops.terms.term import ALL, NEG, POS, lse, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Labelled, LabelledAlone, LabelledApart, Objective, Value, labelled, split
-from .objective.scalars import log1p_exp, number
+
+from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
+from .objective.mean_log1p import log1p_exp
+from .objective.objective import Objective, labelled, split
+from .objective.scalars import number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
 

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.terms.functions import hinge, one, softplus
-from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.terms.functions import hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, highest, lowest, total
-from pairops.ops.distributed.agreement import collective
-from .objective.objective import Labelled, Objective, Value, labelled
-from .objective.scalars import log1p_exp, number
+
+from .objective.keywords import Labelled, Value
+from .objective.mean_log1p import log1p_exp
+from .objective.objective import Objective, labelled
+from .objective.scalars import number
 
 Mining = Literal["hard", "semihard", "all"]
 

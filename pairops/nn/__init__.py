@@ -7,7 +7,20 @@ loss that has no class here there is `LabelledLoss`. `pairops.compat.pml` is for
 that library's edge cases too.
 """
 
-from .labelled import CircleLoss, ContrastiveLoss, GeneralizedLiftedStructureLoss, LabelledLoss, LiftedStructureLoss, MultiSimilarityLoss, NCALoss, NPairsLoss, NTXentLoss, SignalToNoiseRatioContrastiveLoss, SupConLoss, TripletMarginLoss
+from .labelled import (
+    CircleLoss,
+    ContrastiveLoss,
+    GeneralizedLiftedStructureLoss,
+    LabelledLoss,
+    LiftedStructureLoss,
+    MultiSimilarityLoss,
+    NCALoss,
+    NPairsLoss,
+    NTXentLoss,
+    SignalToNoiseRatioContrastiveLoss,
+    SupConLoss,
+    TripletMarginLoss,
+)
 from .parametric import InfoNCELoss, MarginLoss, ProxyAnchorLoss, ProxyNCALoss, SigLIPLoss
 
 __all__ = [

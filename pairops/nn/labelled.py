@@ -5,11 +5,21 @@ from typing import TypeAlias
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.distances import Distance
-from pairops.losses import circle_loss, contrastive_loss, lifted_structure_loss, ms_loss, n_pair_loss, nca_loss, nt_xent_loss, supcon_loss, triplet_loss
-from pairops.losses.objective.objective import Value
-from pairops.losses.objective.scalars import Reduction
+from pairops.losses import (
+    circle_loss,
+    contrastive_loss,
+    lifted_structure_loss,
+    ms_loss,
+    n_pair_loss,
+    nca_loss,
+    nt_xent_loss,
+    supcon_loss,
+    triplet_loss,
+)
+from pairops.losses.objective.keywords import Reduction, Value
 from pairops.losses.triplet import Mining
+from pairops.ops.pairs.distances import Distance
+
 from .module import Arguments, Call, Common, no_tuples
 
 Number: TypeAlias = float | Tensor

@@ -5,8 +5,8 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
+from pairops.losses.objective.keywords import Asked, Value
 from pairops.ops.distributed.group import Given
-from pairops.losses.objective.objective import Asked, Value
 
 
 class Common(TypedDict, total=False):

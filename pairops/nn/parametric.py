@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from pairops.losses import (
+    info_nce_loss,
+    margin_loss,
+    proxy_anchor_loss,
+    proxy_nca_loss,
+    siglip_loss,
+)
+from pairops.losses.objective.keywords import Asked, Reduction, Value
 from pairops.ops.pairs.distances import Distance
-from pairops.losses import info_nce_loss, margin_loss, proxy_anchor_loss, proxy_nca_loss, siglip_loss
-from pairops.losses.objective.objective import Asked, Value
-from pairops.losses.objective.scalars import Reduction
-from .module import Arguments, Common, no_tuples
+
 from .labelled import LabelledLoss, Number
+from .module import Arguments, Common, no_tuples
 
 
 class MarginLoss(LabelledLoss):

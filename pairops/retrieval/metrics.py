@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.terms.functions import one
 from pairops.ops.pairs.pairs import Pairing, Pairs
-from pairops.progress import bar, check_progress
-from .ranking import Sorted
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import NEG, POS, highest, total
+from pairops.progress import bar, check_progress
+
+from .ranking import Sorted
 
 __all__ = ["Retrieval", "average_precisions", "evaluate", "first_ranks"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.checks import check_embeddings
-from pairops.progress import bar, check_progress
 from pairops.ops.pairs.similarity import exactly
+from pairops.progress import bar, check_progress
 
 __all__ = ["cached_step"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
+from pairops.ops.distributed.agreement import shown
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.distributed.told import shown
+from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
 
 _NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 _KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")

@@ -146,7 +146,9 @@ def test_without_bits_every_tile_is_visited(monkeypatch):
     seen = []
     real = cpu_engine._native.weigh
     monkeypatch.setattr(
-        cpu_engine._native, "weigh", lambda *call: seen.append([t[5] for t in call[4]]) or real(*call)
+        cpu_engine._native,
+        "weigh",
+        lambda *call: seen.append([t[5] for t in call[4]]) or real(*call),
     )
     steps, _ = steps_of(*learned(200, 16, 8, 1.0))
     for name in ("sweep", "sweep_everywhere", "backward", "backward_everywhere"):

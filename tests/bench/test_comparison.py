@@ -14,7 +14,8 @@ from bench.memory import peak_mib
 from bench.problems import Problem, Setting, problem
 from bench.rivals import BOTH_WAYS, LABELLED, PAIRED, by_hand, by_pytorch_metric_learning
 from bench.stopwatch import Times, take_turns
-from pairops.ops.engines import ENGINES, cpu as cpu_engine
+from pairops.ops.engines import ENGINES
+from pairops.ops.engines import cpu as cpu_engine
 
 SMALL = Setting("ms", 22, d=8, per_class=3, dtype="float64")
 

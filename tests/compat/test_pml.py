@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.pml_parity import ALONE, CLASSES, DOUBLE, batch, build, same
 from pytorch_metric_learning import distances, miners, reducers, regularizers
 
 from pairops.compat import pml
+from support.pml_parity import ALONE, CLASSES, DOUBLE, batch, build, same
 
 COMPARED: dict[str, Callable[[], Any]] = {
     "cosine": distances.CosineSimilarity,

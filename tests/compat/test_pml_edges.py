@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
-from support.pml_parity import ALONE, AT_MOST_ONE_PAIR_IS_NONE, CLASSES, DOUBLE, batch, build, result, same
 from pytorch_metric_learning import distances, losses, miners, reducers
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from pairops.compat import pml
+from support.named_cases import smooth
+from support.pml_parity import (
+    ALONE,
+    AT_MOST_ONE_PAIR_IS_NONE,
+    CLASSES,
+    DOUBLE,
+    batch,
+    build,
+    result,
+    same,
+)
 
 MEAN, NONZERO = reducers.MeanReducer, reducers.AvgNonZeroReducer
 

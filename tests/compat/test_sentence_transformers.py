@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.gloo_ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pairops
 from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
+from support.gloo_ranks import Ranks
 
 # Its processes and those of other tests would wait for one another.
 pytestmark = pytest.mark.xdist_group("ranks")

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
 from torch import Tensor
-from support.loss_parameters import LABELLED, parameters
 
 import pairops
 from pairops import pair_weights
+from support.loss_parameters import LABELLED, parameters
+from support.named_cases import smooth
 
 DOUBLE = torch.float64
 SEVERAL = ["decoupled_contrastive_loss", "multi_positive_loss"]

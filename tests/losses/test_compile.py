@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
 from torch import Tensor
-from support.loss_parameters import call
 
 import pairops
 from pairops import losses
+from support.loss_parameters import call
+from support.named_cases import smooth
 
 DISTANCES = [
     pytest.param(name, {"distance": distance, "normalize": normalize})

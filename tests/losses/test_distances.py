@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
-from support.loss_parameters import call
 
 import pairops
+from support.loss_parameters import call
+from support.named_cases import smooth
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

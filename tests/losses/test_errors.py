@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
-from support.loss_parameters import call, parameters
 
 import pairops
 from pairops import losses
+from support.loss_parameters import call, parameters
+from support.named_cases import smooth
 
 X, Y, LABELS = smooth(6, 5), smooth(6, 5), torch.arange(6) // 2
 TABLE, CLASSES = torch.rand(3, 4), torch.tensor([0, 1, 2, 0, 1, 2])

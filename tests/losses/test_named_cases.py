@@ -5,15 +5,26 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from support.named_cases import CASES, Case, embeddings, separated, smaller, smooth
-from conftest import HERE, NARROW, WIDE, assert_within_rule, gradients
 from torch import Tensor
-from support.loss_parameters import AGAINST_PROXIES, FEW, LABELLED, ONE_SET, THOROUGH, TWO_SETS, mined, parameters, variants, with_rest  # fmt: skip
 
+import oracle
 import pairops
+from conftest import HERE, NARROW, WIDE, assert_within_rule, gradients
+from support.loss_parameters import (  # fmt: skip
+    AGAINST_PROXIES,
+    FEW,
+    LABELLED,
+    ONE_SET,
+    THOROUGH,
+    TWO_SETS,
+    mined,
+    parameters,
+    variants,
+    with_rest,
+)
+from support.named_cases import CASES, Case, embeddings, separated, smaller, smooth
 
 Result = list[Tensor]
 

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from support.named_cases import smooth
 from torch import Tensor
-from support.loss_parameters import LABELLED, ONE_SET, call, on_engines
 
+import oracle
 import pairops
 from pairops import losses
+from support.loss_parameters import LABELLED, ONE_SET, call, on_engines
+from support.named_cases import smooth
 
 DOUBLE = torch.float64
 AVERAGING: list[tuple[str, dict[str, Any]]] = [

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
 from pytorch_metric_learning import losses as theirs
 from torch import Tensor
 
 import pairops
 from pairops import nn
+from support.named_cases import smooth
 
 DOUBLE = torch.float64
 SIZES = {"num_classes": 6, "embedding_size": 9}

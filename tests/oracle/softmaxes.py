@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-from oracle.rows import SIMILARITIES, Rows, at, closeness, each_anchor, hinge, log1p_sum_exp, softplus
+from oracle.rows import (
+    SIMILARITIES,
+    Rows,
+    at,
+    closeness,
+    each_anchor,
+    hinge,
+    log1p_sum_exp,
+    softplus,
+)
 
 
 def ms_loss(

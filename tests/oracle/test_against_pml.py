@@ -2,12 +2,13 @@
 
 from functools import partial
 
-import oracle
 import pytest
 import torch
 from pytorch_metric_learning import distances, losses, miners, reducers
-from oracle.test_edge_cases import agree, sample
 from torch.nn import Parameter
+
+import oracle
+from oracle.test_edge_cases import agree, sample
 
 COSINE = {"distance": distances.CosineSimilarity()}
 L2 = {"distance": distances.LpDistance()}
@@ -21,9 +22,7 @@ def call(name, reduction="mean", **params):
     formula = partial(getattr(oracle, f"{name}_loss"), **params)
     if reduction == "mean_pairs":
         return partial(formula, reduction=reduction)
-    return lambda *given, **pairing: oracle.reduce(
-        formula(*given, **pairing), reduction=reduction
-    )
+    return lambda *given, **pairing: oracle.reduce(formula(*given, **pairing), reduction=reduction)
 
 
 def exact(loss):

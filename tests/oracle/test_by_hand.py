@@ -3,9 +3,10 @@
 import math
 from functools import partial
 
-import oracle
 import pytest
 import torch
+
+import oracle
 from oracle.test_edge_cases import LABELLED
 
 # unit vectors with s_01 = 0.6, s_02 = 0, s_12 = 0.8; row 2 is alone in its class

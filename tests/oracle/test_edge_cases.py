@@ -3,10 +3,11 @@
 import math
 from functools import partial
 
-import oracle
 import pytest
 import torch
 from torch.nn.functional import normalize
+
+import oracle
 
 LABELLED = {
     "ms": oracle.ms_loss,

@@ -1,11 +1,12 @@
 """Holds the oracles over two sets against a second writing, of another form."""
 
-import oracle
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+
+import oracle
 from oracle.test_edge_cases import agree, sample
 from oracle.test_written_twice import leaf, relu, two_sets
-from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 
 def test_pair_losses_as_open_clip():

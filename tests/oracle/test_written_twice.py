@@ -1,10 +1,11 @@
 """Holds each oracle without a library to compare with against a second writing, of another form."""
 
-import oracle
 import pytest
 import torch
-from oracle.test_edge_cases import agree, sample
 from torch.nn.functional import normalize
+
+import oracle
+from oracle.test_edge_cases import agree, sample
 
 
 def leaf(tensor):

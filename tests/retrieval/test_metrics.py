@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.term_problems import any_problem
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 from torch import Tensor
 
 import pairops
-from pairops.retrieval import ranking, metrics
+from conftest import HERE
+from pairops.retrieval import metrics, ranking
 from pairops.retrieval.metrics import Retrieval, average_precisions, evaluate, first_ranks
+from support.term_problems import any_problem
 
 TIES = ["pessimistic", "optimistic"]
 

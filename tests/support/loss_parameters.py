@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HERE
 from torch import Tensor
 
 import pairops
+from conftest import HERE
 from pairops import losses
 
 # A loss is picked up by existing; these are the parameter sets beyond its defaults.

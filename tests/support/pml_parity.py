@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from support.named_cases import smooth
 from pytorch_metric_learning import losses
 from torch import Tensor
 
 from pairops.compat import pml
+from support.named_cases import smooth
 
 DOUBLE = torch.float64
 CLASSES = [name for name in pml.__all__ if name != "convert"]

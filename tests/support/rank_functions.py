@@ -20,7 +20,7 @@ import pairops
 def _set(given: dict[str, Any]) -> Iterator[None]:
     """gathered: the bytes below which all rows are gathered at once, 0 unless told.  engine."""
     with (
-        mock.patch("pairops.passing.GATHERED", given.get("gathered", 0)),
+        mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given.get("gathered", 0)),
         pairops.use(given.get("engine", "auto")),
     ):
         yield
@@ -214,7 +214,9 @@ def leave(group: Any, given: dict[str, Any]) -> None:
     """Steps without end; one rank dies in the middle of one."""
     rank = dist.get_rank(group)
     for count in range(1000):
-        with mock.patch("pairops.ring._exchange", _dying(rank == given["dies"] and count == 2)):
+        with mock.patch(
+            "pairops.ops.distributed.ring._exchange", _dying(rank == given["dies"] and count == 2)
+        ):
             step(group, given)
 
 

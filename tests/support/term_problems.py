@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.terms import functions
 from pairops.ops.terms.functions import hinge, softplus
-from pairops.ops.terms.recipe import unpack
+from pairops.ops.terms.recipe import cuda_key, unpack
 from pairops.ops.terms.term import Argument, Partner, Term
 
 DOUBLE = torch.float64
@@ -52,7 +52,7 @@ def every_kind_of_term(n: int, m: int) -> list[Term]:
         lowest(POS),
         highest(NEG),
         highest(ALL, below=u),
-        lowest(ALL, u, partner(v), function=pairops.functions.affine, above=u - 0.5),
+        lowest(ALL, u, partner(v), function=functions.affine, above=u - 0.5),
         lowest(NEG, grad=False),
     ]
 
@@ -91,7 +91,7 @@ def served_terms(
 
 def of_gpus(terms: Iterable[Term]) -> list[Term]:
     """Of these, those that the CUDA kernels are compiled for."""
-    return [term for term in terms if term.kind in cuda_kernels.KINDS]
+    return [term for term in terms if cuda_key(term) in cuda_kernels.KINDS]
 
 
 def terms_for(engine: str, n: int, m: int) -> list[Term]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.gloo_ranks import Ranks
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pairops
 from pairops import cached_step
+from support.gloo_ranks import Ranks
 
 DOUBLE = torch.float64
 

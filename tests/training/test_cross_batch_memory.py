@@ -5,14 +5,14 @@ import functools
 import pickle
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from support.named_cases import smooth
 from torch import Tensor, nn
 
+import oracle
 import pairops
 from pairops import CrossBatchMemory
+from support.named_cases import smooth
 
 SUPCON = functools.partial(pairops.supcon_loss, reduction="none")
 

@@ -25,7 +25,22 @@ from typing import Any
 
 from pytorch_metric_learning import losses
 
-from .classes import CircleLoss, ContrastiveLoss, GeneralizedLiftedStructureLoss, LiftedStructureLoss, MarginLoss, MultiSimilarityLoss, NCALoss, NPairsLoss, NTXentLoss, ProxyAnchorLoss, ProxyNCALoss, SignalToNoiseRatioContrastiveLoss, SupConLoss, TripletMarginLoss
+from .classes import (
+    CircleLoss,
+    ContrastiveLoss,
+    GeneralizedLiftedStructureLoss,
+    LiftedStructureLoss,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NCALoss,
+    NPairsLoss,
+    NTXentLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SignalToNoiseRatioContrastiveLoss,
+    SupConLoss,
+    TripletMarginLoss,
+)
 from .served import Served
 
 __all__ = [

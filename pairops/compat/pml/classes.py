@@ -7,7 +7,19 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor
 
 from pairops import losses as ours
-from .served import AVERAGE, DIVISOR, MEAN, PER_ANCHOR, SUM, Batch, OfAnchors, Served, at_most_one, mean_nonzero
+
+from .served import (
+    AVERAGE,
+    DIVISOR,
+    MEAN,
+    PER_ANCHOR,
+    SUM,
+    Batch,
+    OfAnchors,
+    Served,
+    at_most_one,
+    mean_nonzero,
+)
 
 # A margin that no pair comes up to.
 _FAR = 1e30

@@ -1,59 +1,23 @@
-"""What a loss is asked for besides its formula: weights, a reduction, a look at its statistics."""
+"""The objective of a call: one loss per anchor, weighted and reduced to what is trained on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.checks import check_embeddings
-from pairops.ops.terms.functions import one
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.pairs.pairs import Comparing, Pairing, Pairs, Relating
+from pairops.ops.pairs.checks import check_embeddings
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
-from .scalars import Reduction, average, check_reduction, over_ranks, reduce
 
-__all__ = ["Asked", "Aux"]
+from .keywords import Asked, Paired, Reduction, Value
+from .scalars import readable
 
-# A Tensor; with return_aux=True a tuple (Tensor, Aux).
-Value: TypeAlias = Any
-
-
-class Asked(TypedDict, total=False):
-    """The keywords that every loss has.
-
-    weight: (N,) a factor per anchor, not negative.  reduction: see `pairops.losses.reduction`.
-    return_aux: also return an `Aux`.  group: True, for the default one, or a process group of
-    torch.distributed: the rows given are this rank's, and the batch is that of all ranks; see
-    `docs/distributed.md`.
-    """
-
-    weight: Tensor | None
-    reduction: Reduction
-    return_aux: bool
-    group: Given
-
-
-class Labelled(Pairing, Asked, total=False):
-    """The keywords of a loss over labels: these, and those of `Pairs.of`."""
-
-
-class LabelledApart(Relating, Asked, total=False):
-    """The same of a loss that has a distance of its own."""
-
-    normalize: bool | None
-
-
-class LabelledAlone(Comparing, Asked, total=False):
-    """The same of a loss whose sets are its own arguments: no references, nobody is left out."""
-
-    ignore_index: int | None
-
-
-class Paired(Comparing, Asked, total=False):
-    """The keywords of a loss over two sets that belong together row by row."""
+_REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +170,77 @@ def similar_only(loss: str, pairs: Pairs) -> None:
         )
 
 
-def threshold(value: float | Tensor, pairs: Pairs) -> Tensor:
-    """A number as the window of a term; no gradient reaches it there."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=pairs.dtype, device=pairs.x.device)
+def reduce(
+    losses: Tensor,
+    pairs: Pairs,
+    weight: Tensor | None,
+    reduction: Reduction,
+    group: Group | None = None,
+) -> Tensor:
+    """(N,) losses, weighted and reduced.
+
+    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
+    with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
+    anchor.  mean_pairs, where a loss has it: see `average`. With a group sums and numbers are those
+    of all ranks, and of "none" the rows are this rank's.
+    """
+    counted = None
+    if reduction == "mean_nonzero":
+        counted = pairs.keep_x & ~(losses <= 0)
+    elif not pairs.complete:
+        counted = pairs.keep_x
+    if counted is not None:
+        losses = torch.where(counted, losses, 0)
+    if weight is not None:
+        weight = weight.to(losses.dtype)
+        losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return over_ranks(losses.sum(), group)
+    if group is None and counted is None:
+        return losses.mean() if losses.shape[0] else losses.sum()  # the mean of nothing is 0
+    count = losses.new_tensor(len(losses)) if counted is None else counted.sum()
+    return _quotient(losses.sum(), count, group)
+
+
+def average(
+    sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None, group: Group | None = None
+) -> Tensor:
+    """Σ w_i sums_i / Σ counts_i: the average over pairs of losses that are sums over pairs.
+
+    It is each loss that says which pairs count; 0 where none does.
+    """
+    if weight is not None:
+        weight = weight.to(sums.dtype)
+        sums = sums * (weight if pairs.complete else torch.where(pairs.keep_x, weight, 0))
+    return _quotient(sums.sum(), counts.sum(), group)
+
+
+def _quotient(total: Tensor, count: Tensor, group: Group | None) -> Tensor:
+    if group is None:
+        return total / count.clamp(min=1)
+    sums = over_ranks(torch.stack([total.double(), count.double()]), group)
+    return (sums[0] / sums[1].clamp(min=1)).to(total.dtype)
+
+
+def over_ranks(values: Tensor, group: Group | None) -> Tensor:
+    return values if group is None else group.total(values)
+
+
+def check_reduction(
+    reduction: Reduction, weight: Tensor | None, n: int, averages_pairs: bool = False
+) -> None:
+    """What `reduce` will be given, checked before anything is computed."""
+    names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
+    if reduction not in names:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({n},)")
+    if readable(weight) and bool((weight < 0).any()):
+        raise ValueError(f"weight has the value {float(weight.min())}; none may be below 0")

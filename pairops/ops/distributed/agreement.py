@@ -1,4 +1,4 @@
-"""Losses over the rows of several ranks: what all must have been given, and who has failed."""
+"""Agreement between ranks: all are called alike, and a rank that refuses tells the others."""
 
 import functools
 import inspect
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from .group import Group
-from .told import shown
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -49,3 +49,28 @@ def _told(
     del given["group"]
     told = {name: shown(value, name in whole) for name, value in given.items()}
     return {**told, "grad mode": str(torch.is_grad_enabled())}
+
+
+def kind_of(values: Tensor, whole: bool = False) -> str:
+    """What all ranks have in common of a tensor: its shape if it is `whole`, or that of a row."""
+    extents = [str(k) for k in values.shape]
+    if not whole and extents:
+        extents[0] = "·"
+    shape = f"({', '.join(extents)})"
+    return f"{values.dtype} {shape} on {values.device.type}{' with grad' * values.requires_grad}"
+
+
+def shown(value: Any, whole: bool = False) -> str:
+    """What must be alike on all ranks of an argument; nothing that differs between processes."""
+    if isinstance(value, Tensor):
+        return kind_of(value, whole)
+    if hasattr(value, "describe"):  # a term, which is not known here
+        return str(value.describe(kind_of))
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join([shown(item, whole) for item in value])}]"
+    if isinstance(value, functools.partial):
+        keywords = [f"{name}={shown(given)}" for name, given in value.keywords.items()]
+        return f"{shown(value.func)}({', '.join([*map(shown, value.args), *keywords])})"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    return repr(value)

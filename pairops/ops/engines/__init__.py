@@ -16,10 +16,13 @@ from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Term
+
+from . import cpu as cpu_engine
+from . import dense
 from .blockwise import engine as blockwise_engine
-from .triton import chunked, engine as triton_engine
 from .cuda import engine as cuda_engine
-from . import dense, cpu as cpu_engine
+from .triton import chunked
+from .triton import engine as triton_engine
 
 __all__ = ["ENGINES", "choose", "prepared", "use"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings import extension
-from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.bindings.extension import DTYPES, MISSING
 from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.recipe import cpu_key
+from pairops.ops.terms.term import Partner, Table, Term, Wanted
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -49,8 +49,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if max(pairs.shape) > _MOST:
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
-        if term.kernel not in SERVED:
-            return f"no recipe in csrc/recipes.h has the term {term.kernel}"
+        if cpu_key(term) not in SERVED:
+            return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
     return None
 
 
@@ -158,7 +158,7 @@ class _Call:
         ]
         windows = [None if z is None else self.numbers(z) for z in (term.above, term.below)]
         by_column = axis == 1 and not self._same
-        return term.kernel, by_column, args, *windows, None if bits is None else bits.data_ptr()
+        return cpu_key(term), by_column, args, *windows, None if bits is None else bits.data_ptr()
 
     def numbers(self, values: Tensor) -> tuple[int, int]:
         """(address, stride) of a vector; a number for all has stride 0."""

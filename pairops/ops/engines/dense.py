@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import inverse_norm, product, scaled
-from pairops.ops.terms.term import ALL, POS, Term
+from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
 
 
 def declines(*_call: object) -> str | None:

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from pairops.ops.bindings import cuda as cuda_kernels, extension
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import capability, float32_level, processors, splits
-from .blockwise import grid
 from pairops.ops.terms.term import POS, Term
+
+from .blockwise import grid
 from .triton import tile_configs
 from .triton.tile_configs import Configuration
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import FUNCTIONS, Function
+from pairops.ops.terms.term import Argument, Partner, Term
+
 from .indexing import pick_rows
 from .similarity import inverse_norm, scaled, wide
-from pairops.ops.terms.term import Term
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
 _DISTANCES = ("cosine", "dot", "l2", "sqeuclidean", "snr")

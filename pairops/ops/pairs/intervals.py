@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.bindings import cuda as cuda_kernels, extension
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import float32_level
+
 from .similarity import inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max

@@ -12,16 +12,16 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from .checks import check_embeddings, whole_numbers
-from .distances import Distance, Measure, centred, compares_units
+from pairops.ops.distributed.agreement import kind_of
 from pairops.ops.distributed.group import Given, Group
-from .identity import named, own_of
-from .intervals import count_positives, relate, to_caller
+from pairops.ops.terms.term import Term
+
+from .checks import check_embeddings, named, own_of, whole_numbers
+from .distances import Distance, Measure, centred, compares_units
 from .indexing import arange, first_named, places
+from .intervals import count_positives, relate, to_caller
 from .shards import Shards
 from .similarity import inverse_norm, wide
-from pairops.ops.terms.term import Term
-from pairops.ops.distributed.told import kind_of
 
 _LAST = torch.iinfo(torch.int64).max
 

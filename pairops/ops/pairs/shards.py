@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.distributed.group import Group
+
 from .indexing import arange, first_named
 
 

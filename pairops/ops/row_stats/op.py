@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pairops.ops import engines
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.recipe import pack, unpack
+from pairops.ops.terms.term import Term
+
 from . import sharded
 from .backward import by_vector, weigh
-from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.recipe import pack, unpack
-from pairops.ops.pairs.similarity import exactly
-from pairops.ops.terms.term import Term
 
 _RELATION = 7  # tensors in Pairs.relation()
 _CALL = (
@@ -193,9 +194,7 @@ def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     statistics, arguments, bits, cotangents, *needs = call[10:]
     with exactly(call[0].device.type):
-        return weigh(
-            *_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1])
-        )
+        return weigh(*_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1]))
 
 
 def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:

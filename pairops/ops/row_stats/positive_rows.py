@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.indexing import add_rows, pick_rows
-from .op import row_stats
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import POS, total
+
+from .op import row_stats
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.distributed.ring import ring
+from pairops.ops.pairs.pairs import Pairs
 
 # Below so many bytes of embeddings per rank all rows are gathered at once: what a block costs
 # besides its transfer is then more than what the ring hides. Measured, see docs/distributed.md.

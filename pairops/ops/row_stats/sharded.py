@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backward import by_vector, of_terms
-from pairops.ops.engines import ENGINES
 from pairops.ops.distributed.group import untraced
+from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.pairs import Pairs
-from .ring_blocks import passing, within
-from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import Term, Wanted
+
+from .backward import by_vector, of_terms
+from .ring_blocks import passing, within
 
 
 @untraced

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.devices import on_device
-from pairops.losses.objective.objective import Objective, Value
-from pairops.losses.objective.scalars import log1p_exp
+from pairops.ops.pairs.pairs import Pairs
 
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
@@ -25,33 +24,20 @@ _library.define(
 )
 
 
-def reduce_log1p_exp(
-    parts: Sequence[tuple[Tensor, float | Tensor]], objective: Objective, **seen: Any
-) -> Value:
-    """ℓ_i = Σ_k log(1 + exp R_k,i) / d_k, as `objective.value` makes of it.
-
-    parts: each R_k (N,) and d_k.
-    """
-    pairs = objective.pairs
-    statistics = [statistic for statistic, _ in parts]
-    divisors = [divisor for _, divisor in parts if not isinstance(divisor, Tensor)]
-    if (
-        "cuda" in pairs.prepared  # that engine served these pairs
-        and objective.reduction == "mean"
-        and objective.weight is None
-        and objective.group is None
-        and len(divisors) == len(parts) <= cuda_kernels.KERNELS.MOST_STATISTICS
+def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
+    """Did the CUDA engine make these statistics, and are they few and float32?"""
+    return (
+        "cuda" in pairs.prepared
+        and len(statistics) <= cuda_kernels.KERNELS.MOST_STATISTICS
         and all(statistic.dtype == torch.float32 for statistic in statistics)
-    ):
-        keep = None if pairs.complete else pairs.keep_x
-        mean = _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-untyped-call]
-        return objective.answer(mean, **seen)
-    losses = None
-    for statistic, divisor in parts:
-        one = log1p_exp(statistic) / divisor
-        losses = one if losses is None else losses + one
-    assert losses is not None, "there is a statistic"
-    return objective.value(losses, **seen)
+    )
+
+
+def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
+    """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
+    keep = None if pairs.complete else pairs.keep_x
+    mean: Tensor = _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-untyped-call]
+    return mean
 
 
 class _SoftMean(torch.autograd.Function):

@@ -19,17 +19,49 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .arguments import Argument, Partner, Table
 from .functions import FUNCTIONS
-from .term import Term
+from .term import Argument, Partner, Table, Term
+
+
+def key(term: Term) -> str:
+    """The term as it stands in a recipe."""
+    letter = {float: "f", Partner: "p", Table: "t"}
+    kinds = "".join([letter.get(type(a), "o") for a in term.args])
+    return _key(term, kinds if kinds.strip("f") else "")
+
+
+def cpu_key(term: Term) -> str:
+    """The same, where a number is as good as one value per owner: what is compiled for CPUs."""
+    return _key(term, _by_partner(term))
+
+
+def cuda_key(term: Term) -> str:
+    """What is left of that on GPUs, where side and windows are arguments of a kernel."""
+    gather = term.gather + ("@" if term.keeps_argument else "")
+    kinds = _by_partner(term)
+    return f"{gather}:{term.function.name}" + (f"({kinds})" if kinds else "")
+
+
+def _by_partner(term: Term) -> str:
+    letter = {Partner: "p", Table: "t"}
+    kinds = "".join([letter.get(type(a), "o") for a in term.args])
+    return kinds if kinds.strip("o") else ""
+
+
+def _key(term: Term, kinds: str) -> str:
+    result = f"{term.gather}:{term.side}:{term.function.name}"
+    result += f"({kinds})" if kinds else ""
+    result += "" if term.above is None else ">"
+    result += "" if term.below is None else "<"
+    return result + ("@" if term.keeps_argument else "")
 
 
 def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], list[Tensor]]:
     """Terms, all of them `over` their pairs, as (recipe, numbers, vectors)."""
     terms = (*rows, *cols)
-    recipe = " ".join([term.word for term in rows])
+    recipe = " ".join([key(term) for term in rows])
     if cols:
-        recipe += " | " + " ".join([term.word for term in cols])
+        recipe += " | " + " ".join([key(term) for term in cols])
     numbers = [a for term in terms for a in term.args if isinstance(a, float)]
     vectors = [v for term in terms for v in (*term.vectors(), *term.constants())]
     return recipe, numbers, vectors

@@ -1,17 +1,89 @@
-"""What a loss asks for: one statistic per row or column is a term."""
+"""Terms: what a loss asks of each row or column, a gathered pair function and its arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import Argument, Partner, Table, checked, vector
-from .functions import Function, affine, identity
 from .accumulators import GATHERS, Gather
+from .functions import Function, affine, identity
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
+
+
+@dataclass(frozen=True, eq=False)
+class Partner:
+    """Values (M,) that vary with the partner of a pair, not with the owner of the statistic."""
+
+    values: Tensor  # (M,) in a row term, (N,) in a column term
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """values[owners_i, partners_j]: one value for each pair of classes, without gradient."""
+
+    values: Tensor  # (A, B)
+    owners: Tensor  # (N,) int64 in a row term, (M,) in a column term
+    partners: Tensor  # (M,) int64, or (N,)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.values, self.owners, self.partners
+
+
+Argument = float | Tensor | Partner | Table
+
+
+def partner(values: Tensor) -> Partner:
+    return Partner(values)
+
+
+def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
+    """values (A, B) looked up by the class of the owner and that of the partner of a pair."""
+    return Table(values, owners, partners)
+
+
+def checked(
+    name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
+) -> Argument:
+    """The argument in `dtype`, with one value per owner or partner."""
+    if isinstance(argument, Partner):
+        return Partner(vector(name, argument.values, partners, dtype, grad))
+    if isinstance(argument, Table):
+        return _table(name, argument, owners, partners, dtype)
+    if isinstance(argument, Tensor):
+        return vector(name, argument, owners, dtype, grad)
+    if isinstance(argument, (int, float)):
+        return float(argument)
+    raise TypeError(
+        f"{name} is {type(argument).__name__}; it must be a number, a tensor, partner(tensor) or "
+        "table(tensor, classes, classes)"
+    )
+
+
+def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} is {kind}; it must be a real tensor")
+    if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != length):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be 0-d or ({length},)")
+    return (values if grad else values.detach()).to(dtype).expand(length)
+
+
+def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dtype) -> Table:
+    if given.values.dim() != 2 or not given.values.is_floating_point():
+        raise ValueError(
+            f"{name} is a {given.values.dtype} table of shape {tuple(given.values.shape)}; it must "
+            "be floating-point (A, B)"
+        )
+    for classes, length in ((given.owners, owners), (given.partners, partners)):
+        if classes.shape != (length,) or classes.dtype != torch.int64:
+            raise ValueError(
+                f"{name} has {classes.dtype} classes of shape {tuple(classes.shape)}; they must be "
+                f"int64 ({length},)"
+            )
+    return Table(given.values.detach().to(dtype), given.owners, given.partners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,37 +203,13 @@ class Term:
         below = None if self.below is None else next(bounds)
         return replace(self, args=tuple(args), above=above, below=below)
 
-    @property
-    def word(self) -> str:
-        """The term as it stands in a recipe."""
-        letter = {float: "f", Partner: "p", Table: "t"}
-        kinds = "".join([letter.get(type(a), "o") for a in self.args])
-        return self._word(kinds if kinds.strip("f") else "")
-
-    @property
-    def kernel(self) -> str:
-        """The same, where a number is as good as one value per owner: what is compiled for it."""
-        return self._word(self._partners)
-
-    @property
-    def kind(self) -> str:
-        """What is left of that where side and windows are told at run time."""
-        gather = self.gather + ("@" if self.keeps_argument else "")
-        kinds = self._partners
-        return f"{gather}:{self.function.name}" + (f"({kinds})" if kinds else "")
-
-    @property
-    def _partners(self) -> str:
-        letter = {Partner: "p", Table: "t"}
-        kinds = "".join([letter.get(type(a), "o") for a in self.args])
-        return kinds if kinds.strip("o") else ""
-
-    def _word(self, kinds: str) -> str:
-        result = f"{self.gather}:{self.side}:{self.function.name}"
-        result += f"({kinds})" if kinds else ""
-        result += "" if self.above is None else ">"
-        result += "" if self.below is None else "<"
-        return result + ("@" if self.keeps_argument else "")
+    def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
+        """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
+        name = f"{self.gather}:{self.side}:{self.function.name}"
+        marks = ">" * (self.above is not None) + "<" * (self.below is not None)
+        numbers = [a for a in self.args if isinstance(a, (int, float))]
+        tensors = [of_tensor(z) for z in (*self.vectors(), *self.constants())]
+        return f"{name}{marks}{'@' * self.keeps_argument} {numbers} {tensors}"
 
     @property
     def extreme(self) -> bool:

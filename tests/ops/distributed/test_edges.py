@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from support import gloo_ranks
 import pytest
 import torch
-from support import loss_parameters
-from ops.distributed.test_losses import GATHERED, RING, D, Problem, assert_equal, check
 from torch import Tensor
 
 import pairops
+from ops.distributed.test_losses import GATHERED, RING, D, Problem, assert_equal, check
 from pairops import losses
+from support import gloo_ranks, loss_parameters
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -25,9 +24,12 @@ def rows(n: int = 24, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize(
     ("name", "gathered"),
-    [(name, RING) for name in losses.__all__] + [(name, GATHERED) for name in loss_parameters.THOROUGH],
+    [(name, RING) for name in losses.__all__]
+    + [(name, GATHERED) for name in loss_parameters.THOROUGH],
 )
-def test_bits_are_the_same_from_run_to_run(ranks: gloo_ranks.Ranks, name: str, gathered: int) -> None:
+def test_bits_are_the_same_from_run_to_run(
+    ranks: gloo_ranks.Ranks, name: str, gathered: int
+) -> None:
     given = Problem(name, loss_parameters.parameters(name)[0], torch.float32).shared(
         [3, 12, 9], gathered=gathered
     )

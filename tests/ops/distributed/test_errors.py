@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-from support import gloo_ranks
 import pytest
 import torch
-from ops.distributed.test_losses import D, Problem
-from ops.distributed.test_edges import rows
 
 import pairops
+from ops.distributed.test_edges import rows
+from ops.distributed.test_losses import D, Problem
+from support import gloo_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import loss_parameters
-from conftest import WIDE, assert_within_rule
-from support.gloo_ranks import Ranks
 from torch import Tensor
 
 import pairops
+from conftest import WIDE, assert_within_rule
 from pairops import losses
+from support import loss_parameters
+from support.gloo_ranks import Ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -44,7 +44,9 @@ class Problem:
             rest, told = loss_parameters.with_rest(name, x, y)
             self.args = (x, *rest)
         self.keywords = {**told, **params}
-        self.whole: set[Any] = {"relevance"} | ({2} if name in loss_parameters.AGAINST_PROXIES else set())
+        self.whole: set[Any] = {"relevance"} | (
+            {2} if name in loss_parameters.AGAINST_PROXIES else set()
+        )
         self.apart = {"negatives": [5, 0, 4, 3]}  # with rows of their own: how many each rank has
         self.leaves = [
             at
@@ -157,7 +159,9 @@ def check(
 def test_value_and_gradient_are_those_of_one_process(
     ranks: Ranks, name: str, params: dict[str, Any]
 ) -> None:
-    layouts = tuple(SHARDS) if params == loss_parameters.parameters(name)[0] else ("uneven", "empty")
+    layouts = (
+        tuple(SHARDS) if params == loss_parameters.parameters(name)[0] else ("uneven", "empty")
+    )
     check(ranks, Problem(name, params).learned(), 1e-12, layouts=layouts, gathered=RING)
 
 

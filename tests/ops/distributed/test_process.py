@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from support import gloo_ranks
 import pytest
+
 from ops.distributed.test_losses import GATHERED, RING, D, Problem
+from support import gloo_ranks
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

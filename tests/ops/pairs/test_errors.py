@@ -9,6 +9,7 @@ import torch
 import pairops
 from pairops import NEG, POS, Pairs, lse, partner, row_stats, total
 from pairops.ops import engines
+from pairops.ops.terms import functions
 
 LEARNED = torch.ones((), requires_grad=True)
 X = torch.randn(6, 4)
@@ -296,12 +297,12 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"argument 0 of affine is float; it must be a real tensor",
     ),
     "an unknown gather": (
-        lambda: pairops.Term("mean", POS, pairops.functions.identity),
+        lambda: pairops.Term("mean", POS, functions.identity),
         ValueError,
         r"gather is 'mean'; it must be one of highest, lowest, lse, sum",
     ),
     "a sum without gradient": (
-        lambda: pairops.Term("sum", POS, pairops.functions.identity, grad=False),
+        lambda: pairops.Term("sum", POS, functions.identity, grad=False),
         ValueError,
         r"grad is False for a sum",
     ),

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.term_problems import all_statistics, problem, results
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
 from pairops import Pairs
 from pairops.ops.engines.blockwise import grid
+from support.term_problems import all_statistics, problem, results
 
 
 class Readings(TorchDispatchMode):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 import pairops
 from pairops import ALL, Pairs, lse, partner, row_stats
+from pairops.ops import engines
 from pairops.ops.engines import ENGINES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -263,7 +264,7 @@ def test_backward_twice_and_on_another_thread() -> None:
 def test_the_engine_is_a_thread_s_own() -> None:
     seen = []
     with pairops.use("dense"):
-        thread = threading.Thread(target=lambda: seen.append(pairops.engines.choose(
+        thread = threading.Thread(target=lambda: seen.append(engines.choose(
             Pairs.of(torch.randn(3, 2), torch.arange(3)), [], [])))  # fmt: skip
         thread.start()
         thread.join()

@@ -6,15 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.term_problems import DOUBLE, all_statistics, problem, results, served_terms
 from torch import Tensor
 
 import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
-from pairops.ops.engines.blockwise import engine as blockwise_engine, grid
-from pairops.ops.terms.functions import hinge, softplus
+from pairops.ops.engines.blockwise import engine as blockwise_engine
+from pairops.ops.engines.blockwise import grid
+from pairops.ops.terms import functions
 from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.term import Term
+from support.term_problems import DOUBLE, all_statistics, problem, results, served_terms
 
 HELD = ("circle_pull", "circle_push", "attended")  # a gradient takes their weights as constants
 
@@ -252,7 +254,7 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, wide_engine: 
                 lse(NEG, t, u, above=bound),
                 total(ALL, u, partner(v), function=softplus),
                 total(POS, t, 0.1),
-                highest(NEG, t, partner(v), function=pairops.functions.affine),
+                highest(NEG, t, partner(v), function=functions.affine),
             ]
             cols = [lse(ALL, v, partner(u)), lowest(ALL)]
         stats = row_stats(pairs, *rows, cols=cols)
@@ -309,7 +311,7 @@ def test_an_extreme_without_gradient_gives_none_to_its_arguments() -> None:
     x, labels, _ = problem()
     x.requires_grad_()
     t = torch.tensor(2.0, dtype=DOUBLE, requires_grad=True)
-    affine = pairops.functions.affine
+    affine = functions.affine
     far, pos = row_stats(
         Pairs.of(x, labels),
         lowest(POS, t, 0.0, function=affine, grad=False),

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import HERE, WIDE, gradients
-from support.term_problems import DOUBLE, every_kind_of_term, problem, results
 from torch import Tensor
 
 import pairops
+from conftest import HERE, WIDE, gradients
 from pairops import NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
 from pairops.ops.terms.recipe import pack, unpack
+from support.term_problems import DOUBLE, every_kind_of_term, problem, results
 
 
 @pytest.fixture(params=[name for name in HERE if name != "cuda"])
@@ -130,7 +131,7 @@ def test_a_function_may_ignore_the_similarity() -> None:
     pairs = Pairs.of(x, labels)
     negatives = pairs.counts()[1].double()
     terms = [total(NEG, w, function=weight_only), lse(NEG, w, function=weight_only)]
-    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=pairops.functions.one))
+    sums, logs, count = row_stats(pairs, *terms, total(NEG, function=functions.one))
     torch.testing.assert_close(sums, negatives * w)
     torch.testing.assert_close(logs, w + negatives.log())
     assert torch.equal(count, negatives)
@@ -142,7 +143,7 @@ def test_pairs_are_counted() -> None:
     """All of a side, or those inside a window; no gradient comes of it, nor of its gradient."""
     x, labels, _ = problem()
     x = x.float().requires_grad_()
-    one, t = pairops.functions.one, torch.rand(60) - 0.5
+    one, t = functions.one, torch.rand(60) - 0.5
     pairs = Pairs.of(x, labels)
     found = row_stats(
         pairs,

@@ -23,12 +23,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import product, through_scale
+from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.terms.term import Term, Wanted
-from .recompute import recomputed
+
 from .grid import Grid, Placed, Tile, counts, readable
+from .recompute import recomputed
 
 
 def declines(*_call: object) -> str | None:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.terms.arguments import Argument, Partner, Table
-from pairops.ops.engines.bands import bands
 from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import POS, Term
+from pairops.ops.terms.recipe import cuda_key
+from pairops.ops.terms.term import POS, Argument, Partner, Table, Term
 
 _FIRST_OPERAND = 2  # the slots before it hold the scale
 
@@ -84,7 +84,7 @@ class Told:
             ]
             by_arg = [along.get((role.which, role.across, k), -1) for k in range(2)]
             terms.append((
-                cuda_kernels.KINDS[term.kind], term.side, role.across, [*args, *rest], by_arg,
+                cuda_kernels.KINDS[cuda_key(term)], term.side, role.across, [*args, *rest], by_arg,
                 planes.get(role.which),
             ))  # fmt: skip
         pairs = self.pairs

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pairops.ops.bindings import cuda as cuda_kernels, extension
-from .launch import Call
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import extension
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
+
+from .launch import Call
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
@@ -39,8 +42,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if max(pairs.shape) > _MOST_ROWS:
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
-        if term.kind not in cuda_kernels.KINDS:
-            return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {term.kind}"
+        if cuda_key(term) not in cuda_kernels.KINDS:
+            return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {cuda_key(term)}"
     return None
 
 

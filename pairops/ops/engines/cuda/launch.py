@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings import devices
-from pairops.ops.terms.arguments import Partner
 from pairops.ops.bindings.cuda import Kernels, stream_of
-from .descriptors import Role, Told, band_only
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.bindings.extension import DTYPES
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.term import Partner, Term, Wanted
+
+from .descriptors import Role, Told, band_only
 
 
 class Call:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import float32_level
-from pairops.ops.terms.accumulators import finite
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.term import Term, Wanted
+
 from . import engine as triton_engine
 
 

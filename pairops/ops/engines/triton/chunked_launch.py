@@ -8,13 +8,14 @@ from torch import Tensor
 
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.terms.term import Wanted
-from .kernels import accumulators, chunk as chunk_kernels
+
 from . import codegen
 from .codegen import Sweep
-from .launch import Call, Found, options, static
+from .kernels import accumulators
+from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .operands import Side
-from .placed import Placed
+from .launch import Call, Found, options, static
+from .operands import Placed, Side
 
 _ROOM = 48 << 20  # bytes of s and of weights that are alive at a time
 _TILE = (64, 64) if INTERPRETED else (16, 128)
@@ -22,7 +23,7 @@ _PEAK = 15  # the largest weight of a chunk is brought below 2^_PEAK; float16 en
 
 
 class Chunk(NamedTuple):
-    """As `kernels/chunk.py` sees it, along its rows or, with the roles changed, along its columns."""
+    """As `kernels/chunk.py` sees it, along its rows or, roles changed, along its columns."""
 
     s: Tensor
     first_i: int
@@ -158,8 +159,8 @@ class Chunked(Call):
         sums: Tensor,
     ) -> None:
         self._run(
-            chunk_kernels.weigh, axis, chunk, sweep, sums if times is None else times, into[0], into[-1],
-            sums,
+            chunk_kernels.weigh, axis, chunk, sweep, sums if times is None else times,
+            into[0], into[-1], sums,
             VISIT=sweep.functions[0], P=static(self.config.precision),
         )  # fmt: skip
 
@@ -173,7 +174,9 @@ class Chunked(Call):
         if precision.fit:
             programs = (chunk.many_i + _TILE[0] - 1) // _TILE[0]
             largest = chunk.s.new_empty(programs)
-            self._run(chunk_kernels.largest_weight, 0, chunk, sweep, largest, VISIT=sweep.functions[0])
+            self._run(
+                chunk_kernels.largest_weight, 0, chunk, sweep, largest, VISIT=sweep.functions[0]
+            )
             times = _unit(torch.where(largest.isfinite(), largest, 0.0).amax())
             pieces = [
                 torch.empty_like(chunk.s, dtype=torch.float16) for _ in range(1 + precision.fine)

@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pairops.ops.terms.arguments import Partner
-from pairops.ops.terms.term import ALL, NEG, POS
-from .kernels import accumulators, math as triton_math
-from .placed import Placed, along_rows
+from pairops.ops.terms.recipe import key
+from pairops.ops.terms.term import ALL, NEG, POS, Partner
+
+from .kernels import accumulators
+from .kernels import math as triton_math
+from .operands import Placed, along_rows
 from .translate import literal, source
 
 
@@ -75,7 +77,7 @@ def _once(
     placed: Sequence[Placed],
     facts: dict[str, Any],
 ) -> Sweep:
-    terms = [(p.term.word, p.across, p.numbers, p.vectors, p.given) for p in placed]
+    terms = [(key(p.term), p.across, p.numbers, p.vectors, p.given) for p in placed]
     key = write, *terms, *facts.items()
     if key not in _SWEEPS:
         _SWEEPS[key] = write(placed, facts)

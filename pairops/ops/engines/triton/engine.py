@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.arguments import Table
 from pairops.ops.bindings.devices import capability, float32_level
-from pairops.ops.terms.accumulators import finite
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.accumulators import finite
+from pairops.ops.terms.term import Table, Term, Wanted
+
 from . import tile_configs
 from .tile_configs import Configuration
 

@@ -9,17 +9,18 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from pairops.ops.engines.bands import bands
 from pairops.ops.bindings.devices import on_device, processors, splits
+from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Term
-from .kernels import finalize, sweep as sweep_kernels
+
 from . import codegen
-from .tile_configs import Configuration
 from .codegen import Sweep
+from .kernels import finalize
+from .kernels import sweep as sweep_kernels
 from .kernels.accumulators import INTERPRETED
-from .operands import Listed, Operands, any_of, changed_roles, listed
-from .placed import Placed, along_rows
+from .operands import Listed, Operands, Placed, along_rows, any_of, changed_roles, listed
+from .tile_configs import Configuration
 
 CONCLUDED = 128  # rows of a program that concludes
 SCALED = 64 if INTERPRETED else 8  # of one that takes gradients through the scale

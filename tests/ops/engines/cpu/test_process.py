@@ -18,7 +18,7 @@ from pairops.ops.engines import cpu as cpu_engine
 SETUP = """
 import os, resource, signal, sys, torch, pairops
 from pairops import NEG, Pairs, lse
-from pairops.engines import native
+from pairops.ops.engines import cpu as native
 torch.set_num_threads(2)
 torch.manual_seed(0)
 
@@ -70,7 +70,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 
 
 def test_the_variable_chooses_the_instruction_set() -> None:
-    shown = "from pairops import extension; print(extension.isa())"
+    shown = "from pairops.ops.bindings import extension; print(extension.isa())"
     assert python(shown, PAIROPS_ISA="baseline").stdout == "baseline\n"
     # Without Triton's interpreter, whose self-test takes its time.
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

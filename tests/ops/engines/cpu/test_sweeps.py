@@ -8,18 +8,19 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from conftest import assert_within_rule, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.term_problems import DOUBLE, problem, served_terms
 from torch import Tensor
 
 import pairops
+from conftest import assert_within_rule, gradients
 from pairops import ALL, NEG, POS, Pairs, highest, lse, partner, row_stats, total
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.terms.functions import hinge, softplus
+from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term
+from support.term_problems import DOUBLE, problem, served_terms
 
 ISAS, TILE = pairops._native.isas(), pairops._native.TILE
 isas = pytest.mark.parametrize("isa", ISAS)
@@ -64,7 +65,7 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
             with using(isa):
                 ours = found(pairs, *call, leaves + own)
             for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
-                what = f"{isa}, result {k} of {[t.kernel for t in call[0] + call[1]]}"
+                what = f"{isa}, result {k} of {[cpu_key(t) for t in call[0] + call[1]]}"
                 torch.testing.assert_close(
                     a, b, rtol=1e-10, atol=1e-10, msg=lambda m, what=what: f"{what}: {m}"
                 )
@@ -366,7 +367,9 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
     zeros = torch.zeros(len(z), 1, dtype=dtype)
     pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), distance="dot")
     terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
-    slopes = cpu_engine.weigh(pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False))[2]
+    slopes = cpu_engine.weigh(
+        pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False)
+    )[2]
     with mpmath.workdps(40):
         assert units(slopes[1][: len(grid)], [mpmath.exp(a) for a in grid.tolist()]) <= 2
         below = grid[grid < 0]

@@ -5,19 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import Case, embeddings, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.term_problems import any_problem, of_gpus, problem, results, served_terms
-from losses.test_named_cases import compare
-from ops.engines.triton.test_engine import assert_as_dense, sparse
 from torch import Tensor
 
 import pairops
+from losses.test_named_cases import compare
+from ops.engines.triton.test_engine import assert_as_dense, sparse
 from pairops import NEG, POS, Function, Pairs, lowest, lse, row_stats, total
-from pairops.ops.bindings import cuda as cuda_kernels, devices
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import devices
 from pairops.ops.engines.cuda import engine
+from pairops.ops.terms import functions
 from pairops.ops.terms.term import Wanted
+from support.named_cases import Case, embeddings, smooth
+from support.term_problems import any_problem, of_gpus, problem, results, served_terms
 
 SPLITS = [1, 40]  # processors: of one block each, and of more parts than there are tiles
 
@@ -163,7 +165,7 @@ def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
         monkeypatch.setattr(cuda_kernels, "KERNELS", None)
         return pairops.ms_loss(x, labels)
 
-    affine = pairops.functions.affine
+    affine = functions.affine
     return [
         ("x is float64; the CUDA kernels sum in float32",
          lambda: pairops.ms_loss(x.double(), labels)),
@@ -172,7 +174,7 @@ def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
         ("no recipe in csrc/recipes.h that is compiled for GPUs has a lowest@:affine",
          lambda: row_stats(Pairs.of(x, labels), lowest(NEG, 1.0, 0.0, function=affine))),
         ("no recipe in csrc/recipes.h that is compiled for GPUs has a sum:one",
-         lambda: row_stats(Pairs.of(x, labels), total(NEG, function=pairops.functions.one))),
+         lambda: row_stats(Pairs.of(x, labels), total(NEG, function=functions.one))),
         ("x has 65537 dimensions; the CUDA kernels take 65536",
          lambda: pairops.ms_loss(torch.zeros(2, 65537), labels[:2])),
         ("x is on cpu; the CUDA kernels are for CUDA devices", elsewhere),

@@ -5,22 +5,22 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from support.named_cases import Case, embeddings, smooth
-from conftest import DEVICE
-from support.term_problems import of_gpus, results, served_terms
-from losses.test_named_cases import check, compare
 from torch import Tensor
-from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 
+import oracle
 import pairops
+from conftest import DEVICE
+from losses.test_named_cases import check, compare
 from pairops import NEG, POS, Pairs, lse, row_stats, total
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms.term import Wanted
+from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
+from support.named_cases import Case, embeddings, smooth
+from support.term_problems import of_gpus, results, served_terms
 
 if DEVICE != "cpu" and not (cuda_kernels.KERNELS and torch.cuda.get_device_capability() == (9, 0)):
     pytest.skip("the GPU is no Hopper", allow_module_level=True)

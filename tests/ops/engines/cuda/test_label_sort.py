@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import DEVICE
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.pairs import intervals
 from pairops.ops.bindings.cuda import Arranged, Kernels
 from pairops.ops.bindings.extension import DTYPES
+from pairops.ops.pairs import intervals
 
 if cuda_kernels.KERNELS is None:
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)

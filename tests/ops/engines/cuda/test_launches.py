@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
-from pairops.ops.bindings import cuda as cuda_kernels, devices
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import devices
 
 OWN = [
     "relate", "gather", "gather", "conclude", "gather", "soft_mean",

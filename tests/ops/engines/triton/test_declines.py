@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.named_cases import smooth
-from conftest import TRITON
 from torch import Tensor
 
 import pairops
+from conftest import TRITON
 from pairops import NEG, Function, Pairs, row_stats, total
-from pairops.ops.engines.triton import engine
-from pairops.ops.engines.triton import tile_configs
+from pairops.ops import engines
+from pairops.ops.engines.triton import engine, tile_configs
+from support.named_cases import smooth
 
 pytest.importorskip("triton")
 
@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 def test_torch_s_newer_setting_of_precision_is_read() -> None:
     code = """
 import torch, pairops
-from pairops import devices
+from pairops.ops.bindings import devices
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert devices.float32_level() == "high", devices.float32_level()
 with pairops.use("triton"):
@@ -78,9 +78,9 @@ def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.Monkey
     on_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
     first = ["chunked", "triton"] if chunks else ["triton", "chunked"]
     expected = ["native", "cuda", *first, "blockwise", "dense"]
-    assert pairops.engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
+    assert engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
     pairs = Pairs.of(smooth(6, 3), torch.arange(6))
-    assert pairops.engines._preferred(pairs) == ["native", "blockwise", "dense"]
+    assert engines._preferred(pairs) == ["native", "blockwise", "dense"]
 
 
 @pytest.mark.parametrize("name", TRITON)

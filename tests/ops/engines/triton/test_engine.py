@@ -5,24 +5,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from support.named_cases import Case, embeddings, smooth
-from conftest import NARROW, TRITON, assert_within_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.term_problems import any_problem, every_kind_of_term, problem, results
-from losses.test_named_cases import check, compare
 from torch import Tensor
-from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 
+import oracle
 import pairops
+from conftest import NARROW, TRITON, assert_within_rule
+from losses.test_named_cases import check, compare
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
-from pairops.ops.engines.triton import engine
-from pairops.ops.terms.functions import softplus
-from pairops.ops.engines.triton import tile_configs
+from pairops.ops.engines.triton import engine, tile_configs
 from pairops.ops.engines.triton.tile_configs import Row
+from pairops.ops.terms import functions
+from pairops.ops.terms.functions import softplus
+from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
+from support.named_cases import Case, embeddings, smooth
+from support.term_problems import any_problem, every_kind_of_term, problem, results
 
 pytest.importorskip("triton")
 
@@ -90,7 +90,7 @@ def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
             lse(NEG, t, u, above=torch.zeros(())),
             total(ALL, u, partner(v), function=softplus),
             total(POS, t, 0.1),
-            highest(NEG, t, partner(v), function=pairops.functions.affine),
+            highest(NEG, t, partner(v), function=functions.affine),
         ]
         return row_stats(
             Pairs.of(x, labels, **given), *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)]
@@ -223,9 +223,7 @@ def test_listed_tiles_end_where_the_kept_rows_do(
     ignored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of two tiles, of which the second holds ignored rows only; windows only."""
-    monkeypatch.setattr(
-        tile_configs, "INTERPRETED", Row(float("inf"), 128, 64, 64, 1, True, 4, 1)
-    )
+    monkeypatch.setattr(tile_configs, "INTERPRETED", Row(float("inf"), 128, 64, 64, 1, True, 4, 1))
     labels = torch.arange(200) // 3
     x = torch.randn(70, 20)[labels] + 0.9 * torch.randn(200, 20)
     labels[200 - ignored :] = -100

@@ -2,20 +2,21 @@
 
 import pytest
 import torch
-from support.named_cases import Case, smooth
-from losses.test_named_cases import compare
 from torch import Tensor
 
 import pairops
+from losses.test_named_cases import compare
 from pairops import NEG, Pairs, highest, lowest, lse, row_stats
-from pairops.ops.terms.term import Wanted
+from pairops.ops import engines
 from pairops.ops.engines.triton import tile_configs
+from pairops.ops.terms.term import Wanted
+from support.named_cases import Case, smooth
 
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from pairops.ops.engines.triton import launch
+from pairops.ops.engines.triton import launch  # noqa: E402
 from pairops.ops.engines.triton.kernels import tile  # noqa: E402
 from pairops.ops.engines.triton.operands import Side  # noqa: E402
 
@@ -60,7 +61,7 @@ def test_weights_beyond_the_range_of_float16(
             pairs, [term], [], found, [torch.full((50,), factor)], bits, Wanted(True, False)
         )[0]
 
-    module = pairops.engines.ENGINES[gpu_engine]
+    module = engines.ENGINES[gpu_engine]
     assert torch.equal(gradient(factor) / factor, gradient(1.0))
 
 
@@ -117,7 +118,5 @@ def test_addresses_beyond_32_bits() -> None:
     x[rows:] = torch.arange(16, dtype=torch.int8).unsqueeze(1)
     none = torch.empty(0)
     found = torch.zeros((16, config.depth), dtype=torch.int8)
-    _load[1,](
-        Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=launch.static(config)
-    )
+    _load[1,](Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=launch.static(config))
     assert torch.equal(found, x[rows:, : config.depth])

@@ -1,4 +1,4 @@
-"""How contributions become one statistic per row of a tile: the Triton twins of `terms/accumulators.py`.
+"""Accumulators of a row of a tile: the Triton twins of `terms/accumulators.py`.
 
 Each monoid has `start`, the identity; `of`, the state of one tile f (R, C); `merge`; and `result`.
 `at` (1, C) names the columns by their caller's index. A state is a tuple of (R,) tensors.

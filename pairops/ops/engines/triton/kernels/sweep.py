@@ -16,7 +16,17 @@ Arguments are as in `tile.py`; band: (blocks, 2) the places that a block's inter
 import triton
 import triton.language as tl
 
-from .tile import block_of, blocks_of, free_tile, halves, itinerary, masked_tile, masks, similarities, vectors
+from .tile import (
+    block_of,
+    blocks_of,
+    free_tile,
+    halves,
+    itinerary,
+    masked_tile,
+    masks,
+    similarities,
+    vectors,
+)
 
 
 @triton.jit

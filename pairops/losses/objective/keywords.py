@@ -1,0 +1,48 @@
+"""Keywords that losses share: a weight per anchor, a reduction, a group, and those of `Pairs`."""
+
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from torch import Tensor
+
+from pairops.ops.distributed.group import Given
+from pairops.ops.pairs.pairs import Comparing, Pairing, Relating
+
+# A Tensor; with return_aux=True a tuple (Tensor, Aux).
+Value: TypeAlias = Any
+
+Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
+
+
+class Asked(TypedDict, total=False):
+    """The keywords that every loss has.
+
+    weight: (N,) a factor per anchor, not negative.  reduction: see `reduce` in `objective.py`.
+    return_aux: also return an `Aux`.  group: True, for the default one, or a process group of
+    torch.distributed: the rows given are this rank's, and the batch is that of all ranks; see
+    `docs/distributed.md`.
+    """
+
+    weight: Tensor | None
+    reduction: Reduction
+    return_aux: bool
+    group: Given
+
+
+class Labelled(Pairing, Asked, total=False):
+    """The keywords of a loss over labels: these, and those of `Pairs.of`."""
+
+
+class LabelledApart(Relating, Asked, total=False):
+    """The same of a loss that has a distance of its own."""
+
+    normalize: bool | None
+
+
+class LabelledAlone(Comparing, Asked, total=False):
+    """The same of a loss whose sets are its own arguments: no references, nobody is left out."""
+
+    ignore_index: int | None
+
+
+class Paired(Comparing, Asked, total=False):
+    """The keywords of a loss over two sets that belong together row by row."""
