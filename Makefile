@@ -13,11 +13,11 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo code-search test compat pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
+.PHONY: help demo code-search test test-all compat pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | code-search | test | compat | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
+	@echo 'make demo | code-search | test | test-all | compat | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
 	@echo 'lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
@@ -31,22 +31,27 @@ code-search: $(VENV)/.demo
 
 # The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.
-test: export OMP_WAIT_POLICY := PASSIVE
+test test-all: export OMP_WAIT_POLICY := PASSIVE
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
-	$(BIN)/python tests/cuda_on_host/build.py
+	$(BIN)/python tests/support/cuda_on_host/build.py
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# And the rest of the products of losses, terms, engines, cases and dtypes.
+test-all: test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m exhaustive $(ARGS)
 
 # With the trainers of others: what of this is in the tests skips itself without them.
 compat: export OMP_WAIT_POLICY := PASSIVE
 compat: $(VENV)/.compat $(VENV)/.test $(VENV)/.demo
-	$(BIN)/python -m pytest tests/test_compat_sentence_transformers_numbers.py tests/test_lightning.py $(ARGS)
+	$(BIN)/python -m pytest tests/compat/test_sentence_transformers_numbers.py \
+		tests/examples/test_lightning.py $(ARGS)
 
 # pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
 pml-conformance: $(VENV)/.test
-	$(BIN)/python tests/pml_conformance.py $(ARGS)
+	$(BIN)/python tests/support/pml_conformance.py $(ARGS)
 
 # Limits its address space, of which the sanitizer reserves terabytes.
-LITTLE_MEMORY := tests/test_native_process.py::test_memory_that_cannot_be_had_is_a_memory_error
+LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_be_had_is_a_memory_error
 
 # The extension's tests on every instruction set of this machine, as built with gcc's sanitizers. Python
 # is built without them, so what the extension needs of them is loaded before it. A report ends the run:
@@ -56,23 +61,23 @@ sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
 sanitize: $(SANITIZED)/.installed
 	LD_PRELOAD="$$(ldd $(SANITIZED)/lib/python3*/site-packages/pairops/_native*.so | \
 		awk '/lib(asan|stdc\+\+)/ {printf "%s ", $$3}')" $(SANITIZED)/bin/python -m pytest \
-		--capture=sys --deselect $(LITTLE_MEMORY) $(wildcard tests/test_native*.py) $(ARGS)
+		--capture=sys --deselect $(LITTLE_MEMORY) tests/ops/engines/cpu tests/ops/terms/test_compiled_functions.py $(ARGS)
 
 # What can be known of the CUDA kernels without a GPU: what they compute, executed on the CPU under
 # sanitizers and with mistakes that must be found; and what they take, as nvcc says, if it is there.
 cuda-on-host: $(VENV)/.test
-	PYTHONPATH=tests $(BIN)/python -m cuda_on_host.check $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m support.cuda_on_host.check $(ARGS)
 
 cuda-resources: | $(BIN)/python
-	$(BIN)/python tests/cuda_resources.py
+	$(BIN)/python tests/support/cuda_resources.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)
 
 # A page for each family of losses, and one for each of the other front doors; a warning is an error.
 PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filter-out \
-	%/__init__.py %/collective.py %/pair.py %/reduction.py %/soft_mean.py,$(wildcard pairops/losses/*.py)))) \
-	pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
+	%/__init__.py %/custom.py,$(wildcard pairops/losses/*.py)))) \
+	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
 docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/python -W error -m pdoc --docformat markdown --output-directory build/docs $(PAGES)
 
@@ -81,13 +86,14 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/stubtest pairops._native
-	find csrc tests/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/support/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/support/import_floors.py
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find csrc tests/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format -i
+	find csrc tests/support/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,7 +22,7 @@ from pairops.ops import engines
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines.blockwise import grid
 
-if DEVICE == "cpu" and engines.triton.MISSING is None:
+if DEVICE == "cpu" and engines.triton_engine.MISSING is None:
     from support import triton_interpreter
 
     triton_interpreter.prepare()

@@ -10,7 +10,8 @@ import torch
 from scipy.sparse import csr_array
 from torch.nn.functional import normalize
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support.project import EXAMPLES
+
 VERBS = ("count", "merge", "print", "rotate", "encode", "sort", "delete", "shuffle")
 NOUNS = ("apples", "rivers", "matrices", "letters", "clocks", "bridges", "planets", "spoons")
 # What the code says instead: nothing is found by a shared word.

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support.project import EXAMPLES
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from support.project import EXAMPLES
+
 ASKED = ["--epochs", "4"]
 
 pytestmark = [

@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,11 +11,12 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 import pairops
+from support.project import EXAMPLES
 
 
 @pytest.fixture
 def train_digits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(EXAMPLES)
     return importlib.import_module("train_digits")
 
 

@@ -1,7 +1,7 @@
 """What the CUDA kernels take of a GPU, as compiled without one: registers, spills, shared memory.
 
-python tests/cuda_resources.py fails on a spill, on local memory, and where the shared memory of the
-largest call is more than the smallest GPU of its architecture gives a block.
+python tests/support/cuda_resources.py fails on a spill, on local memory, and where the shared memory
+of the largest call is more than the smallest GPU of its architecture gives a block.
 """
 
 import re
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_resources"
 ARCHITECTURES = ("80", "90a")
 FLAGS = ["-std=c++17", "--expt-relaxed-constexpr", "-O3", "-I", str(ROOT / "csrc")]

@@ -1,6 +1,6 @@
 """Runs pytorch-metric-learning's own tests of its losses on the classes of pairops.compat.pml.
 
-    python tests/pml_conformance.py CHECKOUT
+    python tests/support/pml_conformance.py CHECKOUT
 
 CHECKOUT is a copy of its repository: the distributions on PyPI, sources too, come without tests.
 Each test module finds our classes in place of those that it imports.

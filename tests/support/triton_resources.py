@@ -1,9 +1,10 @@
 """Compiles the Triton sweeps of losses for GPUs that are not there, and prints what they take.
 
-    python tests/compile_triton.py 90 bfloat16-128-ms_loss-highest float32-128-supcon_loss-high
+    python tests/support/triton_resources.py 90 bfloat16-128-ms_loss-highest \
+        float32-128-supcon_loss-high
 
 One JSON object per kernel: its registers, its shared memory, bytes spilled. Run by
-test_triton_compiled.py in processes of their own, one per GPU, since it takes Triton's driver for a
+test_tile_configs.py in processes of their own, one per GPU, since it takes Triton's driver for a
 stand-in that compiles and launches nothing.
 """
 

@@ -11,10 +11,10 @@ import pytest
 
 from ops.distributed.test_losses import GATHERED, RING, D, Problem
 from support import gloo_ranks
+from support.project import ROOT
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
-ROOT = Path(__file__).parents[1]
 EXCHANGE = 5 * 8  # a header; both of its counts are there, wanted or not
 NUMBER, INDEX = 8, 8  # bytes of a float64, and of a key or a column's index
 SUMS = 2 * (2 * 8)  # the mean: a sum and a count, and the gradient by both

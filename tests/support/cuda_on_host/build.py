@@ -1,6 +1,6 @@
 """Compiles the CUDA sweeps for the CPU: as a Python module, or into a program under a sanitizer.
 
-python tests/cuda_on_host/build.py makes the module, if it is older than its sources.
+python tests/support/cuda_on_host/build.py makes the module, if it is older than its sources.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 PROGRAMS = ("module.cpp", "self_test.cpp", "sweeps_test.cpp")
 MODULE = ROOT / "build" / "cuda_on_host" / "cuda_on_host.so"
 COMPILER = os.environ.get("CXX", "g++")

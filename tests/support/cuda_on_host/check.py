@@ -1,6 +1,6 @@
 """Runs the CUDA sweeps on the CPU without Python: under every schedule, under sanitizers, mutated.
 
-PYTHONPATH=tests python -m cuda_on_host.check [--all]
+PYTHONPATH=tests python -m support.cuda_on_host.check [--all]
 
 sweeps_test.cpp must find the kernels right, quietly, in every flavour of the build, and
 self_test.cpp the machine. Then every one of mutants.py must be caught; --all asks every detector

@@ -1,5 +1,5 @@
 """Every row of the table of configurations, compiled ahead of time: it fits its GPU and spills
-nothing. Needs no GPU; what runs is `compile_triton.py`, in processes of their own."""
+nothing. Needs no GPU; `triton_resources.py` of tests/support runs, in processes of its own."""
 
 import json
 import math
@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from pairops.ops.engines.triton import engine
 from pairops.ops.engines.triton.tile_configs import TABLE
+from support.project import SUPPORT
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +24,7 @@ pytestmark = [
 # Bytes that a block may have, of the least of the GPUs that take the row: 80 also serves 8.6, 8.9
 # and 12.0.
 SHARED = {80: 101_376, 90: 232_448, 100: 232_448}
-SCRIPT = Path(__file__).parent / "compile_triton.py"
+SCRIPT = SUPPORT / "triton_resources.py"
 
 
 class Job(NamedTuple):

@@ -3,7 +3,6 @@
 import functools
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from pairops.losses.objective.mean_log1p import log1p_exp
 from pairops.ops.engines.triton import translate
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
+from support.project import EXAMPLES, ROOT
 from support.term_problems import problem
 
 VALUES: dict[str, Callable[..., Any]] = {
@@ -130,15 +130,15 @@ def test_every_function_of_the_library_is_translated() -> None:
 
 @pytest.fixture
 def own_loss(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(EXAMPLES)
     return importlib.import_module("own_loss")
 
 
 @pytest.mark.parametrize("engine", ["blockwise", "dense", *TRITON])
 def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str) -> None:
     """The one of docs/losses.md, word for word; a second derivative too."""
-    document = (Path(__file__).parents[1] / "docs/losses.md").read_text()
-    example = (Path(__file__).parents[1] / "examples/own_loss.py").read_text()
+    document = (ROOT / "docs/losses.md").read_text()
+    example = (EXAMPLES / "own_loss.py").read_text()
     begin = example.index("pull = Function")
     assert example[begin : example.index("\n\n\ndef naive")] in document
     x, labels = torch.randn(90, 17, requires_grad=True), torch.arange(90) // 4

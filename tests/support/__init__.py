@@ -1,0 +1,1 @@
+"""What several test modules share: problems, cases, comparisons, ranks, and programs of `make`."""
