@@ -2,8 +2,8 @@
 // them.
 #pragma once
 
-#include "functions.h"
-#include "gathers.h"
+#include "math/accumulators.h"
+#include "math/functions.h"
 
 namespace pairops {
 inline namespace PAIROPS_TARGET {

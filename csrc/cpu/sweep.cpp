@@ -1,5 +1,5 @@
 // What gather and weigh share: working memory, sorted vectors, and what is known of each tile.
-#include "sweep.h"
+#include "cpu/sweep.h"
 
 #include <algorithm>
 #include <atomic>
