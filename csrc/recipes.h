@@ -1,5 +1,5 @@
-// What is compiled ahead of time: one line per recipe, a tuple of terms as pairops/terms.py names
-// them.
+// Recipes that are compiled ahead of time: one line for each, a tuple of terms as pairops/terms.py
+// names them.
 #pragma once
 
 #include "math/accumulators.h"

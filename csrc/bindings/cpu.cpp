@@ -1,4 +1,4 @@
-// gather and weigh as Python calls them: tuples of addresses in, everything checked by native.py.
+// Bindings of the CPU engine: tuples of addresses come in, and native.py has checked everything.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

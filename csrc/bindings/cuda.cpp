@@ -1,5 +1,5 @@
-// The CUDA sweeps as Python calls them: tuples of addresses in, everything checked by
-// engines/cuda.py. A call enqueues kernels on a stream and returns.
+// Bindings of the CUDA engine: tuples of addresses come in, and engines/cuda.py has checked
+// everything. A call enqueues kernels on a stream and returns.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,5 @@
-// The door to Python: names, sizes and raw addresses in; every argument is checked before its use.
+// The module pairops._native: names, sizes and raw addresses come in, and every argument is checked
+// before its use.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -105,10 +106,10 @@ py::dict features() {
 }  // namespace
 
 namespace pairops::cpu {
-void bind(py::module_& module);  // bindings_sweeps.cpp
+void bind(py::module_& module);  // bindings/cpu.cpp
 }
 namespace pairops::cuda {
-void bind(py::module_& module);  // bindings_cuda.cpp
+void bind(py::module_& module);  // bindings/cuda.cpp
 }
 
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {

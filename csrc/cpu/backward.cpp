@@ -1,5 +1,5 @@
-// Backward: streams the tiles of s again, turns each into pair weights, and multiplies those by the
-// embeddings of the other side.
+// The backward pass: it streams the tiles of s again, turns each into pair weights, and multiplies
+// those by the embeddings of the other side.
 #include <algorithm>
 
 #include "cpu/sweep.h"

@@ -1,4 +1,4 @@
-// Forward: streams the tiles of s and keeps a few numbers per row and per column.
+// The forward pass: it streams the tiles of s and keeps a few numbers per row and per column.
 #include <algorithm>
 
 #include "cpu/sweep.h"

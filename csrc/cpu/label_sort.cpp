@@ -1,4 +1,4 @@
-// Labels sorted by their bytes, and two sorted lists walked side by side.
+// The sort of labels: a radix sort, and a walk along two sorted lists that finds the intervals.
 #include "cpu/label_sort.h"
 
 #include <array>

@@ -1,4 +1,5 @@
-// Who is positive for whom: labels in, a sorted order and an interval per row out.
+// The sort of labels: it finds the sorted order of the rows, and of each row the interval of its
+// positives.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

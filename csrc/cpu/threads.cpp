@@ -1,4 +1,4 @@
-// Threads: those that torch has already, or our own where they cannot be had.
+// Threads of a sweep: those that torch has already, or our own where they cannot be had.
 #include "cpu/threads.h"
 
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-// Threads for a sweep, in which order they may write, and how they are stopped.
+// Threads of a sweep, the order in which they may write, and how they are stopped.
 #pragma once
 
 #include <atomic>

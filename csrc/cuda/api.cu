@@ -1,4 +1,5 @@
-// The kernels that are no sweeps, and which shape serves a call.
+// The functions of api.h. The kernels of around/ are compiled in this file, and those of the sweeps
+// in the files of instances/.
 #include <stdexcept>
 
 #include "cuda/api.h"

@@ -1,4 +1,5 @@
-// What the CUDA engine offers to C++: every kernel by the shape that serves a call.
+// The C++ interface of the CUDA engine: a function for each kernel, which finds the shape of tiles
+// that serves a call.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// How the contributions of a row's pairs become one statistic: the monoids, on host and device.
+// Accumulators: monoids that make one statistic of the contributions of a row's pairs, on host and
+// device.
 #pragma once
 
 #include <cmath>

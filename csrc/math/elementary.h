@@ -1,5 +1,5 @@
-// exp, log1p and selection without branches, written once for a scalar and for the lanes of a
-// vector, on host and device.
+// Elementary functions without branches (exp, log1p, select), written once for a scalar and for the
+// lanes of a vector, on host and device.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@
 namespace pairops {
 inline namespace PAIROPS_TARGET {
 
-// What a type is made of: `Lanes<float, 16>` (cpu/lanes.h) has 16 floats, a float has one.
+// What a type is made of: `Lanes<float, 16>` (cpu/simd/simd.h) has 16 floats, a float has one.
 template <class T>
 struct Traits {
     using Scalar = T;

@@ -1,6 +1,6 @@
-// What one pair contributes to a statistic: value and slopes at one similarity, on host and device;
-// the twins of pairops/functions.py. T is a number, or lanes of numbers (cpu/lanes.h): either way a
-// function sees one similarity.
+// Pair functions: what one pair contributes to a statistic, and its slopes, on host and device;
+// the twins of pairops/functions.py. T is a number, or lanes of numbers (cpu/simd/simd.h): either
+// way a function sees one similarity.
 #pragma once
 
 #include <tuple>

@@ -1,4 +1,4 @@
-// Runs the probes on the host; this folder is for what owns loops, threads and registers on a CPU.
+// Probes on the host: loops over the array.
 #include "probe/probe.h"
 
 namespace pairops::cpu {

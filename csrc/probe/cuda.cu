@@ -1,4 +1,4 @@
-// Runs the probes on a GPU; this folder is for what owns blocks, tiles and streams on CUDA.
+// Probes on a GPU: a thread for each number of the array, or one for all of them.
 #include "probe/probe.h"
 
 namespace pairops::cuda {

@@ -1,5 +1,5 @@
-// The probes: every function and gather of the headers evaluated over one array, so that tests can
-// hold host and device code against formulas and against the Python twins.
+// Probes: every function and accumulator of math/ evaluated over one array, so that tests can hold
+// host and device code against formulas and against the Python twins.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Fills the table of one instruction set; included by the one file that is compiled for it, after
+// The kernel table of one instruction set; included by the one file that is compiled for it, after
 // PAIROPS_TARGET is defined. Only the names that this header defines may leave that file.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The kernels for what every processor of the family has: registers of 16 bytes, 32 of them on ARM
-// (NEON) and 16 on x86 (SSE2).
+// The kernels for every processor of the family: registers of 16 bytes, 32 of them on ARM (NEON)
+// and 16 on x86 (SSE2).
 #define PAIROPS_TARGET baseline
 #include "cpu/simd/isa.h"
 

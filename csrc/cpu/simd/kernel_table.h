@@ -1,4 +1,4 @@
-// What a sweep asks of a processor: a table of functions, filled once per instruction set.
+// The table of kernels: the functions that a sweep calls, filled in once per instruction set.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Embeddings on their way into the micro-kernels: converted, scaled, sorted and cut into panels.
+// Packing for the micro-kernel: embeddings are converted, scaled, sorted and cut into panels.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// A few registers of numbers with the arithmetic of one number: functions.h and gathers.h are
-// written for a number and run on these too.
+// Lanes: a few registers of numbers with the arithmetic of one number. The functions and
+// accumulators of math/ are written for a number and run on these too.
 #pragma once
 
 #include <utility>

@@ -1,4 +1,4 @@
-// The table of what one instruction set does with terms: every term of every recipe.
+// The table of terms: functions for every term of every recipe, compiled for one instruction set.
 #pragma once
 
 #include "cpu/simd/tile.h"

@@ -1,4 +1,5 @@
-// What one term does with one tile: gather it into the states of its owners, or weigh its pairs.
+// One term and one tile: the tile is gathered into the states of its owners, or its pairs are
+// weighed.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"

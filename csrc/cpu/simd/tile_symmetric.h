@@ -1,4 +1,5 @@
-// A tile for its rows and for its columns at once, where one exponential can serve both.
+// One term and one tile for its rows and for its columns at once, where one exponential can serve
+// both.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// After the sweeps: states of all splits become statistics, sums of all splits become gradients.
+// Finalizing, after the sweeps: states of all splits become statistics, and sums of all splits
+// become gradients.
 #pragma once
 
 #include "cuda/around/pack.h"

@@ -1,5 +1,5 @@
-// Before the sweeps over few rows: in one kernel the sorted places of a set's rows, their positives
-// and scales, and the set as `arrange` leaves it.
+// The sort of a few labels, before the sweeps: one kernel finds the sorted places of a set's rows,
+// their positives and scales, and leaves the set as `arrange` does.
 //
 // A warp per row looks at every label: as many as are smaller, and as many equal ones as come
 // earlier, stand before the row. A sort takes a dozen launches, each of them longer than that.

@@ -1,4 +1,5 @@
-// Before the sweeps: a set's embeddings in sorted order, as the float16 panels that are multiplied.
+// Packing, before the sweeps: a set's embeddings in sorted order, as the float16 panels that are
+// multiplied.
 //
 // Brought to [-1, 1) by a power of two per row a bfloat16 is a float16 (but for what is below 2^-24
 // of its row), and a float32 is the sum of two but for 2^-24 of its row. The power joins the scale.

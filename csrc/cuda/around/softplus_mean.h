@@ -1,5 +1,5 @@
-// After the sweeps: the losses that are sums of log(1 + exp R) over few statistics, as their mean,
-// and what the mean's gradient is by every statistic.
+// The mean, after the sweeps, of losses that are sums of log(1 + exp R) over few statistics, and
+// its gradient by every statistic.
 #pragma once
 
 #include "cuda/device/intrinsics.h"

@@ -1,4 +1,4 @@
-// Puts a kernel on a stream, and says which one and over what shape if the runtime refuses.
+// The launch of a kernel on a stream. If the runtime refuses, the error names kernel and grid.
 #pragma once
 
 #include <cuda_runtime.h>

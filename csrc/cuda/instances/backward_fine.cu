@@ -1,4 +1,4 @@
-// weigh of embeddings that are one float16 each, where weights are two.
+// Instances of weigh for embeddings that are one float16 each, where weights are two.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,4 @@
-// gather of embeddings that are two float16 each.
+// Instances of gather for embeddings that are two float16 each.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

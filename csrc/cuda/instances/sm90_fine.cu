@@ -1,4 +1,4 @@
-// Hopper's weigh of embeddings that are one float16 each, and weights two.
+// Instances of Hopper's weigh for embeddings that are one float16 each, where weights are two.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,4 @@
-// Hopper's sweeps of embeddings that are one float16 each, and so are weights.
+// Instances of Hopper's sweeps for embeddings that are one float16 each, and so are weights.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,5 @@
-// The weigh sweep: every pair's weight, and at once the sum of the rows that it weighs.
+// The kernel of the backward pass, weigh: every pair's weight, and at once the sum of the rows that
+// it weighs.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"

@@ -1,4 +1,4 @@
-// The gather sweep: what every row's statistics are, of the pairs that a block's tiles hold.
+// The kernel of the forward pass, gather: every row's statistics, of the pairs in a block's tiles.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"

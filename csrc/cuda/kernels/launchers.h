@@ -1,5 +1,5 @@
-// Launches each sweep in one shape; the .cu files each hold some of these, so that they compile
-// side by side.
+// Launchers of the sweeps, one for each shape of tiles. The files of instances/ each hold some of
+// these, so that they compile side by side.
 #pragma once
 
 #include "cuda/device/launch.h"

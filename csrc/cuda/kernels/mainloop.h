@@ -1,4 +1,4 @@
-// The loop of both sweeps: tiles come in while the one before is worked on.
+// The main loop of both sweeps: tiles come in while the one before is worked on.
 #pragma once
 
 #include "cuda/tile/mma.h"

@@ -1,4 +1,4 @@
-// What kernels are called with: sets, operands and terms, as addresses on the device.
+// Parameters of the kernels: sets, operands and terms, as addresses on the device.
 #pragma once
 
 #include <cstdint>

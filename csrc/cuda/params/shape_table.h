@@ -1,6 +1,6 @@
-// The shape for each precision and D; one is chosen here, by launchers, and nowhere else.
+// The table of tile shapes, one for each precision and D. Launchers choose one here.
 //
-// Not measured on a GPU yet. Each is the largest that fits into 99 KiB of shared memory, which
+// None is measured on a GPU yet. Each is the largest that fits into 99 KiB of shared memory, which
 // every GPU from 8.0 on has, and compiles without a spill. A warp owns 16 rows, for with 32 the
 // sums spill from D = 128 on. Above D = 256 the sums of a row would fill the registers: blocks
 // share the gradient in slices and each multiplies s again, with chunks of X and Y streamed as they
@@ -22,7 +22,7 @@ using Split64 = Shape<64, 4, 32, 2>;
 using Split128 = Shape<128, 4, 32, 2>;
 using SplitAny = Shape<128, 4, 32, 2, 64>;
 
-// Not measured either, and chosen by no one who does not ask. One block of a multiprocessor has all
+// These are not measured either, and only chosen for who asks. One block of a multiprocessor has all
 // its shared memory and registers, so X may stay at every D. Above 256 what is left holds two tiles
 // of 32 columns, and s is multiplied again for each slice. The other ways to D = 512 cost more: one
 // tile of 64 columns could not be copied while it is worked on; 64 rows, a half of the gradient for

@@ -1,4 +1,4 @@
-// The shapes of tiles, and where they lie in shared memory: known to kernels and launchers alike.
+// The shapes of tiles, and where they lie in shared memory, for kernels and launchers alike.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// What one thread adds of its part of a tile to a term's statistic, weights and sums.
+// The epilogue of a tile, as far as both passes share it: the kinds of terms, and a thread's pairs
+// with their scale, operands and windows.
 //
 // A thread holds two rows of a tile, `lane / 4` and 8 below it among its warp's 16, and of each two
 // neighbouring columns in eight: four pairs for every 16×8 sums of mma, and the four lanes of a

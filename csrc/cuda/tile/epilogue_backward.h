@@ -1,4 +1,5 @@
-// What a tile's pairs weigh in the gradient, by the embeddings and by a term's arguments.
+// The epilogue of a tile in the backward pass: the weights of its pairs, for the gradient by the
+// embeddings and by a term's arguments.
 #pragma once
 
 #include "cuda/tile/epilogue_forward.h"

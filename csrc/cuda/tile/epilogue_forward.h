@@ -1,4 +1,4 @@
-// What a tile adds to the statistics of its rows.
+// The epilogue of a tile in the forward pass: its pairs are added to the statistics of their rows.
 #pragma once
 
 #include <cstring>

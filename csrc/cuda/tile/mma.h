@@ -1,4 +1,5 @@
-// A tile by mma.sync: copied into shared memory, multiplied to similarities, weighed into sums.
+// The matrix products of a tile by mma.sync, and its copy to shared memory: similarities of pairs,
+// and then sums of rows by weight.
 #pragma once
 
 #include "cuda/tile/epilogue.h"

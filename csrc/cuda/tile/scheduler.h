@@ -1,4 +1,5 @@
-// Which tiles a block of rows visits, in which order, and who is positive in them.
+// The scheduler of tiles: which ones a block of rows visits, in which order, and the masks of the
+// positives in them.
 #pragma once
 
 #include "cuda/device/intrinsics.h"

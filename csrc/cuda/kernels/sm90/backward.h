@@ -1,4 +1,4 @@
-// The weigh sweep on Hopper.
+// The kernel of the backward pass, weigh, on Hopper.
 #pragma once
 
 #include "cuda/kernels/backward.h"

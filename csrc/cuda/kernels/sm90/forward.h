@@ -1,4 +1,4 @@
-// The gather sweep on Hopper.
+// The kernel of the forward pass, gather, on Hopper.
 #pragma once
 
 #include "cuda/kernels/forward.h"

@@ -1,4 +1,4 @@
-// The loop of both sweeps on Hopper: four warps bring tiles, eight work on them.
+// The main loop of both sweeps on Hopper: four warps bring tiles, eight work on them.
 //
 // Of the four, one has the tensor memory accelerator copy embeddings, which wgmma alone reads:
 // both are of the asynchronous proxy, and a barrier is all that orders them. The next ones store

@@ -1,4 +1,5 @@
-// The twin of csrc/cuda/intrinsics.h whose bodies run on a CPU, under the machine of machine.h.
+// The twin of csrc/cuda/device/intrinsics.h, whose bodies run on a CPU under the machine of
+// machine.h.
 #pragma once
 
 #include <cmath>

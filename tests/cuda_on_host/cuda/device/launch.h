@@ -1,4 +1,4 @@
-// The twin of csrc/cuda/launch.h: a launch runs its blocks to the end before it returns.
+// The twin of csrc/cuda/device/launch.h: a launch runs its blocks to the end before it returns.
 #pragma once
 
 #include <cstdint>
