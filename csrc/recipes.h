@@ -1,9 +1,9 @@
-// What is compiled ahead of time: one line per recipe, a tuple of terms as pairops/terms.py names
-// them.
+// Recipes that are compiled ahead of time: one line for each, a tuple of terms as pairops/terms.py
+// names them.
 #pragma once
 
-#include "functions.h"
-#include "gathers.h"
+#include "math/accumulators.h"
+#include "math/functions.h"
 
 namespace pairops {
 inline namespace PAIROPS_TARGET {

@@ -16,7 +16,7 @@ class _Features(TypedDict):
     compiler: str
     build_type: str
 
-cuda: Any  # csrc/bindings_cuda.cpp, or None: this build has no CUDA kernels
+cuda: Any  # csrc/bindings/cuda.cpp, or None: this build has no CUDA kernels
 
 def version() -> str: ...
 def features() -> _Features: ...

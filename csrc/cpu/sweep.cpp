@@ -1,5 +1,6 @@
-// What gather and weigh share: working memory, sorted vectors, and what is known of each tile.
-#include "sweep.h"
+// The part of a sweep that both passes share: working memory, sorted vectors, and what is known of
+// each tile.
+#include "cpu/sweep.h"
 
 #include <algorithm>
 #include <atomic>

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-#include "team.h"
+#include "cpu/simd/kernel_table.h"
+#include "cpu/threads.h"
 
 namespace pairops::cpu {
 

@@ -28,7 +28,7 @@ LIMITS = {"Shape": 101376, "HopperShape": 232448}
 LAYOUTS = """
 #include <cstdio>
 #include <typeinfo>
-#include "cuda/shapes.h"
+#include "cuda/params/shape_table.h"
 using namespace pairops::cuda;
 template <class S>
 void print(const char* name) {
@@ -93,7 +93,7 @@ def kernels_of(source: str, architecture: str, text: str) -> list[Kernel]:
 
 def shared_memory() -> dict[str, tuple[int, int, int]]:
     """By shape: the largest call's bytes, the largest layout's, the limit."""
-    text = (ROOT / "csrc" / "cuda" / "shapes.h").read_text()
+    text = (ROOT / "csrc" / "cuda" / "params" / "shape_table.h").read_text()
     shapes = re.findall(r"^using (\w+) = (?:Hopper)?Shape<", text, re.M)
     calls = "".join(f'    print<{name}>("{name}");\n' for name in shapes)
     source, program = BUILD / "layouts.cpp", BUILD / "layouts"
@@ -122,9 +122,9 @@ def main() -> int:
         print("SKIPPED: there is no nvcc on PATH, so nothing is known of registers and spills")
         return 0 if good else 1
     begin = time.monotonic()
-    sources = [p for p in sorted((ROOT / "csrc/cuda").glob("*.cu")) if p.name != "probe.cu"]
-    # Weigh's files take longest: first.
-    sources.sort(key=lambda path: "gather" in path.name)
+    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
+    # Those of the backward pass take longest: first.
+    sources.sort(key=lambda path: "forward" in path.name)
     jobs = [(source, arch) for source in sources for arch in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))

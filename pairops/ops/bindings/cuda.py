@@ -131,7 +131,7 @@ class Kernels:
 
 
 class Arranged(NamedTuple):
-    """One set in sorted order, as it is multiplied; see csrc/cuda/arrange.h."""
+    """One set in sorted order, as it is multiplied; see csrc/cuda/around/pack.h."""
 
     rows: Tensor  # (padded, parts · panels · 64) float16, in panels
     scales: Tensor  # (2, padded) float32, r = high (1 + rest)

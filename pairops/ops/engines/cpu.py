@@ -23,7 +23,7 @@ SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_MOST = 2**31 - 1  # rows: csrc/gathers.h counts columns in 32 bits
+_MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
 
 
 def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:

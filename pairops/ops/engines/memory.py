@@ -21,7 +21,7 @@ from .triton import tile_configs
 from .triton.tile_configs import Configuration
 
 _MIB = 1 << 20
-_PADDED = 128  # csrc/cuda/shape.h: arranged rows come in multiples of this
+_PADDED = 128  # csrc/cuda/params/tile_shape.h: arranged rows come in multiples of this
 _PROCESSORS = 132  # of a GPU that is not here: an H100's
 
 
@@ -148,7 +148,7 @@ class _Shape(NamedTuple):
 
 
 def _cuda_shape(call: Call) -> _Shape:
-    """As in csrc/cuda/shapes.h."""
+    """As in csrc/cuda/params/shape_table.h."""
     split = _is_split(call)
     rows, columns = (64, 32) if split or call.d > 128 else (128, 64)
     return _Shape(rows, columns, -(-call.d // (128 if split else 256)))

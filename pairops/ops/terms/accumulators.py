@@ -1,9 +1,9 @@
-"""How contributions become one statistic: four monoids over tiles, the twins of `csrc/gathers.h`.
+"""How contributions become one statistic: four monoids over tiles.
 
 Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, `again` (a
 state with that result), and the fill that a pair which does not count leaves in a tile. Because
 they are monoids, tiles, threads, memory queues and ranks divide the work in the same way; a fixed
-merge order makes the result reproducible bit for bit.
+merge order makes the result reproducible bit for bit. `csrc/math/accumulators.h` holds the twins.
 """
 
 from typing import Protocol

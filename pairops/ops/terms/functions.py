@@ -2,7 +2,8 @@
 
 A built-in function is written in the six words imported below and in arithmetic, so that one
 source serves every engine written in Python: torch binds the words here, a kernel language binds
-them to its own. `csrc/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
+them to its own. `csrc/math/functions.h` holds the twins for C++ and CUDA; a test holds the two
+together.
 """
 
 import inspect

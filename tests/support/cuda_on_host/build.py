@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = HERE.parents[2]  # of the project: nothing else in this folder knows where it stands
 PROGRAMS = ("module.cpp", "self_test.cpp", "sweeps_test.cpp")
 MODULE = ROOT / "build" / "cuda_on_host" / "cuda_on_host.so"
 COMPILER = os.environ.get("CXX", "g++")
@@ -26,7 +26,7 @@ FLAGS += ["-Wno-unknown-pragmas", "-fvisibility=hidden"]
 
 
 def kernels(csrc: Path = ROOT / "csrc") -> list[Path]:
-    return sorted(path for path in (csrc / "cuda").glob("*.cu") if path.name != "probe.cu")
+    return sorted((csrc / "cuda").rglob("*.cu"))
 
 
 def machine() -> list[Path]:
@@ -64,7 +64,7 @@ def module() -> Any:
     sources = [*(ROOT / "csrc").rglob("*"), *HERE.rglob("*")]
     newest = max(path.stat().st_mtime for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     if not MODULE.exists() or MODULE.stat().st_mtime < newest:
-        others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings_cuda.cpp"]
+        others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings" / "cuda.cpp"]
         made = compile_each([*kernels(), *others], MODULE.parent / "objects")
         link(MODULE, made, ("-shared",))
     spec = importlib.util.spec_from_file_location("cuda_on_host", MODULE)

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/intrinsics.h"
+#include "cuda/device/intrinsics.h"
 #include "host.h"
 
 namespace pairops::cuda::host {

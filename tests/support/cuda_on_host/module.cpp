@@ -5,7 +5,7 @@
 #include "host.h"
 
 namespace pairops::cuda {
-void bind(pybind11::module_& module);  // csrc/bindings_cuda.cpp
+void bind(pybind11::module_& module);  // csrc/bindings/cuda.cpp
 }
 
 PYBIND11_MODULE(cuda_on_host, module) {

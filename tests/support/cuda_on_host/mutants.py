@@ -16,6 +16,10 @@ from support.cuda_on_host import build
 
 COPIES = build.ROOT / "build" / "cuda_on_host_mutants"
 
+# Files of csrc/cuda.
+SCHEDULER, MMA = "tile/scheduler.h", "tile/mma.h"
+MAINLOOP, SM90 = "kernels/mainloop.h", "kernels/sm90/mainloop.h"
+FORWARD, BACKWARD = "kernels/forward.h", "kernels/backward.h"
 # Cases of sweeps_test.cpp.
 ONE_SET, TWO_SETS, STREAMED = "plain, D = 40, N = 205", "plain, D = 40, N = 333", "plain, D = 300"
 SPLIT = "split, D = 40"
@@ -52,76 +56,77 @@ LEAVE = "        if (lane() == 0) barrier_arrive(turn.empty(call));\n"
 
 MUTANTS = [
     # Copies and barriers.
-    Mutant("no barrier after the wait", "stream.h", WAIT, "        copies_wait<0>();\n"),
-    Mutant("no wait for copies", "stream.h", WAIT, "        block_sync();\n"),
-    Mutant("waits for another group", "stream.h", WAIT, WAIT.replace("<0>", "<1>")),
-    Mutant("no last barrier", "stream.h",
+    Mutant("no barrier after the wait", MAINLOOP, WAIT, "        copies_wait<0>();\n"),
+    Mutant("no wait for copies", MAINLOOP, WAIT, "        block_sync();\n"),
+    Mutant("waits for another group", MAINLOOP, WAIT, WAIT.replace("<0>", "<1>")),
+    Mutant("no last barrier", MAINLOOP,
            "    block_sync();\n    synced();\n}", "    synced();\n}"),
-    Mutant("prefetch into the same buffer", "stream.h",
+    Mutant("prefetch into the same buffer", MAINLOOP,
            "issue(walk.tile(after), 0, buffer ^ 1);", "issue(walk.tile(after), 0, buffer);"),
-    Mutant("next chunk into the same buffer", "stream.h",
+    Mutant("next chunk into the same buffer", MAINLOOP,
            "step + 1, buffer ^ 1);", "step + 1, buffer);").streamed(),
-    Mutant("x of the other buffer", "stream.h",
+    Mutant("x of the other buffer", MAINLOOP,
            "(S::streamed ? buffer * S::X::bytes : 0)", "0").streamed(),
-    Mutant("columns of one stage", "stream.h", "stage ^= 1;", ""),
-    Mutant("flags of one stage", "gather.h",
+    Mutant("columns of one stage", MAINLOOP, "stage ^= 1;", ""),
+    Mutant("flags of one stage", FORWARD,
            "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)"),
     # Layouts.
-    Mutant("swizzle of arrange", "arrange.h",
+    Mutant("swizzle of arrange", "around/pack.h",
            "((lane() / 4) ^ (i % 8))", "((lane() / 4) ^ (i % 4))"),
-    Mutant("swizzle of a lane's row", "tiles.h", "(in_block % 8)", "(in_block % 4)"),
-    Mutant("no second part of y", "tiles.h",
+    Mutant("swizzle of a lane's row", MMA, "(in_block % 8)", "(in_block % 4)"),
+    Mutant("no second part of y", MMA,
            "multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);",
            "{}").split(),
     # What lies beyond a set, or does not count.
-    Mutant("row guard of masks", "walk.h", "if (row >= kept_rows) continue;", "", "address"),
-    Mutant("row guard of states", "gather.h", "if (i >= call.rows.n) continue;", "", "address"),
-    Mutant("row guard of the gradient", "weigh.h",
+    Mutant("row guard of masks", SCHEDULER, "if (row >= kept_rows) continue;", "", "address"),
+    Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address"),
+    Mutant("row guard of the gradient", BACKWARD,
            "if (i >= smaller(call.rows.n, load_global(call.rows.kept))) continue;", "", "address"),
-    Mutant("column guard of operands", "stream.h",
+    Mutant("column guard of operands", MAINLOOP,
            "if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;",
            "if (place >= S::columns) return -1;", "address"),
-    Mutant("column guard of masks", "walk.h", "if (column >= kept) continue;", ""),
-    Mutant("ragged tile as a free one", "walk.h",
+    Mutant("column guard of masks", SCHEDULER, "if (column >= kept) continue;", ""),
+    Mutant("ragged tile as a free one", SCHEDULER,
            "tiles - width - (ragged ? 1 : 0)", "tiles - width"),
-    Mutant("own pair counts", "walk.h", "if (place == own) continue;", ""),
-    Mutant("sums of ignored rows", "weigh.h",
+    Mutant("own pair counts", SCHEDULER, "if (place == own) continue;", ""),
+    Mutant("sums of ignored rows", BACKWARD,
            "kept ? sum.result().value : 0.f", "sum.result().value"),
-    Mutant("bits of one role", "walk.h", "if (load_global(bits + t)) return true;", "(void)t;"),
+    Mutant("bits of one role", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;"),
     # Numbers.
-    Mutant("half of a quad's merge", "gather_terms.h",
+    Mutant("half of a quad's merge", "tile/epilogue_forward.h",
            "for (int across = 1; across <= 2; across *= 2)",
            "for (int across = 1; across <= 1; across *= 2)"),
-    Mutant("no exponent", "weigh.h",
+    Mutant("no exponent", BACKWARD,
            "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
-    Mutant("no shrinking", "weigh_terms.h", "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+    Mutant("no shrinking", "tile/epilogue_backward.h",
+           "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
     # Splits.
-    Mutant("two blocks write one state", "gather.h",
+    Mutant("two blocks write one state", FORWARD,
            "(Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i",
            "Index(k) * 2 * call.rows.n + i", "thread", TWO_SETS),
-    Mutant("the last split alone", "conclude.h",
+    Mutant("the last split alone", "around/finalize.h",
            "state.merge(state_of<G>(Words{{from[0], from[call.n]}}));",
            "state = state_of<G>(Words{{from[0], from[call.n]}});", "result", TWO_SETS),
     # Hopper's.
-    Mutant("no wait for a full stage", "hopper.h",
+    Mutant("no wait for a full stage", SM90,
            "barrier_wait(turn.full(call), turn.parity);", "").hopper(),
-    Mutant("embeddings do not wait for an empty stage", "hopper.h",
+    Mutant("embeddings do not wait for an empty stage", SM90,
            "            barrier_wait(turn.empty(call), turn.parity ^ 1);\n", "").hopper(),
-    Mutant("columns do not wait for an empty stage", "hopper.h",
+    Mutant("columns do not wait for an empty stage", SM90,
            "        barrier_wait(turn.empty(call), turn.parity ^ 1);\n        left(",
            "left(").hopper(),
-    Mutant("a stage is left before it is used", "hopper.h",
+    Mutant("a stage is left before it is used", SM90,
            "        known(walk", LEAVE + "        known(walk").hopper(),
-    Mutant("a stage is left while lanes read", "hopper.h",
+    Mutant("a stage is left while lanes read", SM90,
            "warp_sync();\n" + LEAVE, LEAVE).hopper(),
-    Mutant("fewer bytes than come", "hopper.h",
+    Mutant("fewer bytes than come", SM90,
            "S::Y::bytes + (first ? S::X::bytes : 0)", "S::Y::bytes").hopper(),
-    Mutant("one arrival too few", "hopper.h", "1 + S::columns);", "S::columns);").hopper(),
-    Mutant("no second phase", "hopper.h", "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
-    Mutant("no wait for s", "hopper.h", "wgmma_wait<0>(s);", "").hopper(),
-    Mutant("no wait for sums", "hopper.h", "wgmma_wait<0>(sums);", "").hopper(),
-    Mutant("states are read early", "hopper.h", "group_sync(1, S::workers);", "").hopper(),
-    Mutant("another step's numbers", "hopper.h", "step % 4 * 2 * CHUNK_BYTES",
+    Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
+    Mutant("no second phase", SM90, "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
+    Mutant("no wait for s", SM90, "wgmma_wait<0>(s);", "").hopper(),
+    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "").hopper(),
+    Mutant("states are read early", SM90, "group_sync(1, S::workers);", "").hopper(),
+    Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
 ]  # fmt: skip
 
@@ -133,17 +138,19 @@ DETECTORS = {
 }
 # For programs that lack kernels which they do not call.
 LENIENT = ("-Wl,--unresolved-symbols=ignore-all", "-no-pie")
-HEADER = '#include "cuda/launchers.h"\nnamespace pairops::cuda {\ntemplate void %s;\n}\n'
+HEADER = '#include "cuda/kernels/launchers.h"\nnamespace pairops::cuda {\ntemplate void %s;\n}\n'
 
 
 def affected(file: str) -> tuple[str, ...]:
-    """Which of sweeps.cu, gather and weigh a header's edit is compiled into."""
+    """Which of api.cu, gather and weigh a header's edit is compiled into."""
     if not file:
         return ()
-    if file in ("arrange.h", "conclude.h"):
-        return ("sweeps",)
-    if file.startswith("gather") or file.startswith("weigh"):
-        return (file.split("_")[0].split(".")[0],)
+    if file.startswith("around/"):
+        return ("api",)
+    if file.endswith("forward.h"):
+        return ("gather",)
+    if file.endswith("backward.h"):
+        return ("weigh",)
     return ("gather", "weigh")
 
 
@@ -172,10 +179,10 @@ class Bench:
                         to = COPIES / "right" / str(len(self.known))
                         (self.known[key],) = build.compile_each([source], to, flags)
                 old.append(self.known[key])
-        if "sweeps" in affected(mutant.file):
-            new += build.compile_each([csrc / "cuda" / "sweeps.cu"], folder, flags, csrc)
+        if "api" in affected(mutant.file):
+            new += build.compile_each([csrc / "cuda" / "api.cu"], folder, flags, csrc)
         else:
-            old.append(str(flavour.folder / "kernels" / "sweeps.cu.o"))
+            old.append(str(flavour.folder / "kernels" / "api.cu.o"))
         # Of a function in several objects the first is taken: the mutant's.
         objects = new + old + self.machine(flavour)
         build.link(folder / "sweeps_test", objects, (*flavour.flags, *LENIENT))

@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/intrinsics.h"
-#include "cuda/launch.h"
+#include "cuda/device/intrinsics.h"
+#include "cuda/device/launch.h"
 
 using namespace pairops::cuda;
 

@@ -1,7 +1,7 @@
 // Wrong and right kernels for Hopper's part of the machine; read by self_test.cpp alone.
 #pragma once
 
-#include "cuda/wgmma.h"
+#include "cuda/device/wgmma.h"
 
 enum Wrong {
     well,

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/sweeps.h"
+#include "cuda/api.h"
 
 namespace pairops::cuda {
 

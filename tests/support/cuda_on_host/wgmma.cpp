@@ -1,5 +1,5 @@
 // Hopper's asynchronous multiplications: read at issue and at the wait, sums unreadable in between.
-#include "cuda/wgmma.h"
+#include "cuda/device/wgmma.h"
 
 #include <cstring>
 #include <initializer_list>

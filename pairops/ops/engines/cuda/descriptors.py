@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told of a sweep, as csrc/bindings_cuda.cpp reads it: addresses."""
+"""What the CUDA kernels are told of a sweep, as csrc/bindings/cuda.cpp reads it: addresses."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ class Told:
         along: dict[tuple[int, bool, int], int],
         planes: dict[int, int],
     ) -> tuple[Any, ...]:
-        """What the kernels are told of a sweep over the rows of `axis`; see bindings_cuda.cpp."""
+        """What the kernels are told of a sweep over the rows of `axis`; see bindings/cuda.cpp."""
         slots = _Slots(), _Slots()  # by rows, by columns
         terms = []
         for role in roles:

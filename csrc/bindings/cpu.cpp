@@ -1,0 +1,350 @@
+// Bindings of the CPU engine: tuples of addresses come in, and native.py has checked everything.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "cpu/label_sort.h"
+#include "cpu/sweep.h"
+#include "recipes.h"
+
+namespace py = pybind11;
+
+namespace pairops::cpu {
+
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Isa isa_avx512, isa_avx2;
+extern const Isa isa_baseline;
+static const Isa* const all_isas[] = {&isa_avx512, &isa_avx2, &isa_baseline};
+#else
+extern const Isa isa_baseline;
+static const Isa* const all_isas[] = {&isa_baseline};
+#endif
+
+namespace {
+
+using Address = std::uintptr_t;
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Isa* isa : all_isas)
+        if (isa->runs_here()) names.push_back(isa->name);
+    return names;
+}
+
+const Isa& isa_called(const std::string& name) {
+    for (const Isa* isa : all_isas)
+        if (isa->name == name && isa->runs_here()) return *isa;
+    throw py::value_error("isa is '" + name + "'; it must be one of those that isas() lists");
+}
+
+// What is known of a term by its name.
+struct Served {
+    int kernel, arity;
+    bool positives, by_partner[2];
+};
+
+template <class T>
+std::string name_of(const T*) {
+    using F = typename T::Function;
+    using G = typename T::template Gather<float>;
+    std::string name = std::string(G::name) + ":" +
+                       (T::side == Side::pos   ? "pos"
+                        : T::side == Side::neg ? "neg"
+                                               : "all") +
+                       ":" + F::name;
+    if (T::by_partner(0) || T::by_partner(1)) {
+        name += "(";
+        for (int k = 0; k < F::arity; ++k) name += T::by_partner(k) ? "p" : "o";
+        name += ")";
+    }
+    name += std::string(T::has_above ? ">" : "") + (T::has_below ? "<" : "");
+    return name + (G::keeps_argument ? "@" : "");
+}
+
+using Names = std::unordered_map<std::string, Served>;
+
+template <class... Ts>
+void add(Names& names, int& next, const Recipe<Ts...>*) {
+    const auto one = [&](auto* term) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(term)>>;
+        names.insert({name_of(term),
+                      {next++,
+                       T::Function::arity,
+                       T::side == Side::pos,
+                       {T::by_partner(0), T::by_partner(1)}}});
+    };
+    (one(static_cast<const Ts*>(nullptr)), ...);
+}
+
+template <class... Rs>
+Names named(const std::tuple<Rs...>*) {
+    Names names;
+    int next = 0;
+    (add(names, next, static_cast<const Rs*>(nullptr)), ...);
+    return names;
+}
+
+const Names& served() {
+    static const Names names = named(static_cast<const CpuRecipes*>(nullptr));
+    return names;
+}
+
+std::vector<std::string> terms() {
+    std::vector<std::string> names;
+    for (const auto& [name, _] : served()) names.push_back(name);
+    return names;
+}
+
+template <class T>
+T* pointer(const py::handle& address) {
+    return address.is_none() ? nullptr : reinterpret_cast<T*>(address.cast<Address>());
+}
+
+Dtype dtype_called(const std::string& name) {
+    static const std::unordered_map<std::string, Dtype> dtypes = {{"float16", Dtype::float16},
+                                                                  {"bfloat16", Dtype::bfloat16},
+                                                                  {"float32", Dtype::float32},
+                                                                  {"float64", Dtype::float64}};
+    return dtypes.at(name);
+}
+
+// (address, dtype, n, d, scale or None, order, keep)
+Embeddings embeddings(const py::tuple& given) {
+    Embeddings set{pointer<void>(given[0]),
+                   dtype_called(given[1].cast<std::string>()),
+                   given[2].cast<Index>(),
+                   given[3].cast<Index>(),
+                   pointer<double>(given[4]),
+                   pointer<Index>(given[5]),
+                   0};
+    const auto* keep = pointer<const bool>(given[6]);
+    for (Index k = 0; k < set.n; ++k) set.kept += keep[k];
+    return set;
+}
+
+// A number, or (address, stride).
+template <class T>
+Numbers<T> numbers(const py::handle& given) {
+    Numbers<T> result;
+    if (py::isinstance<py::tuple>(given)) {
+        const auto vector = given.cast<py::tuple>();
+        result.values = pointer<T>(vector[0]);
+        result.stride = vector[1].cast<Index>();
+    } else {
+        result.number = given.cast<T>();
+    }
+    return result;
+}
+
+// (name, by_column, args, above or None, below or None, bits or None, ...)
+template <class T>
+TermCall<T> term_call(const py::tuple& given) {
+    const Served& known = served().at(given[0].cast<std::string>());
+    TermCall<T> term;
+    term.kernel = known.kernel;
+    term.positives = known.positives;
+    term.by_column = given[1].cast<bool>();
+    term.arity = known.arity;
+    const auto args = given[2].cast<py::list>();
+    for (int k = 0; k < known.arity; ++k) {
+        term.args[k] = numbers<T>(args[k]);
+        term.by_partner[k] = known.by_partner[k];
+    }
+    term.has_above = !given[3].is_none();
+    term.has_below = !given[4].is_none();
+    if (term.has_above) term.above = numbers<T>(given[3]);
+    if (term.has_below) term.below = numbers<T>(given[4]);
+    term.bits = pointer<std::uint8_t>(given[5]);
+    return term;
+}
+
+// Between blocks of rows, ten times a second: did somebody press Ctrl-C?
+std::function<bool()> asks_python() {
+    using Clock = std::chrono::steady_clock;
+    return [last = Clock::now()]() mutable {
+        const auto now = Clock::now();
+        if (now - last < std::chrono::milliseconds(100)) return false;
+        last = now;
+        py::gil_scoped_acquire gil;
+        return PyErr_CheckSignals() != 0;
+    };
+}
+
+// Calls run(call) without the interpreter's lock.
+template <class T, class Run>
+void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
+           const py::tuple& relation, int threads, bool poison, std::vector<TermCall<T>> terms,
+           Run run) {
+    Call<T> call{isa_called(isa).kernels<T>(),
+                 embeddings(x),
+                 {},
+                 y.is_none(),
+                 pointer<Place>(relation[0]),
+                 pointer<Place>(relation[1]),
+                 pointer<Place>(relation[2]),
+                 std::move(terms),
+                 threads,
+                 poison,
+                 asks_python()};
+    call.y = call.same ? call.x : embeddings(y.cast<py::tuple>());
+    try {
+        py::gil_scoped_release unlocked;
+        run(call);
+    } catch (const Interrupted&) {
+        throw py::error_already_set();
+    }
+}
+
+template <class Visit>
+void visit_type(const py::tuple& x, Visit visit) {
+    x[1].cast<std::string>() == "float64" ? visit(double()) : visit(float());
+}
+
+void gather_bound(const std::string& isa, const py::tuple& x, const py::object& y,
+                  const py::tuple& relation, const py::list& terms, int threads, bool poison) {
+    visit_type(x, [&](auto zero) {
+        using T = decltype(zero);
+        std::vector<TermCall<T>> calls;
+        for (const auto& item : terms) {
+            const auto given = item.cast<py::tuple>();
+            calls.push_back(term_call<T>(given));
+            calls.back().value = pointer<T>(given[6]);
+            calls.back().argument = pointer<Index>(given[7]);
+        }
+        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
+                 [](const Call<T>& call) { gather(call); });
+    });
+}
+
+void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y,
+                 const py::tuple& relation, const py::list& terms, int threads, bool poison,
+                 const py::object& dx, const py::object& dy) {
+    visit_type(x, [&](auto zero) {
+        using T = decltype(zero);
+        T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
+        std::vector<TermCall<T>> calls;
+        for (const auto& item : terms) {
+            const auto given = item.cast<py::tuple>();
+            calls.push_back(term_call<T>(given));
+            TermCall<T>& term = calls.back();
+            term.statistic = numbers<T>(given[6]);
+            term.cotangent = numbers<T>(given[7]);
+            const auto slopes = given[8].cast<py::list>();
+            for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(slopes[k]);
+        }
+        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
+                 [&](const Call<T>& call) { weigh(call, by_x, by_y); });
+    });
+}
+
+void inverse_norm(const std::string& isa, const Embeddings& set, const bool* keep, double* out,
+                  int threads) {
+    const auto& kernels = isa_called(isa).kernels<float>();
+    constexpr int rows = 256;
+    // As for a sweep: a thread is worth waking for ten microseconds of work.
+    const int team = int(std::min(double(threads), 1 + double(set.n) * double(set.d) / (1 << 17)));
+    for_each(team, int((set.n + rows - 1) / rows), [&](int piece) {
+        const Index first = Index(piece) * rows;
+        kernels.inverse_norm(set, first, int(std::min(Index(rows), set.n - first)), keep, out);
+    });
+}
+
+// sets: (address, dtype, n, d) of one or two.  labels: their addresses, or None: paired by index.
+// outputs: as pairops/relation.py has them.
+void relate(const std::string& isa, const py::list& sets, const py::list& labels,
+            const std::optional<std::int64_t>& ignored, bool exclude_self,
+            const std::vector<Address>& outputs, int threads) {
+    std::vector<Embeddings> given;
+    for (const auto& item : sets) {
+        const auto set = item.cast<py::tuple>();
+        given.push_back({pointer<void>(set[0]), dtype_called(set[1].cast<std::string>()),
+                         set[2].cast<Index>(), set[3].cast<Index>(), nullptr, nullptr, 0});
+    }
+    const auto *label_x = pointer<const std::int64_t>(labels[0]),
+               *label_y = pointer<const std::int64_t>(labels[1]);
+    const bool labelled = !labels[0].is_none(), apart = !labels[1].is_none();
+    py::gil_scoped_release unlocked;
+
+    auto next = outputs.begin();
+    const Index n = given[0].n;
+    auto* places = reinterpret_cast<Index*>(*next++);
+    auto* keep_x = reinterpret_cast<bool*>(*next++);
+    Index *order = places, *lo = places + n, *hi = lo + n, *own = hi + n, *positives = own + n;
+    const bool* keep_y = keep_x;
+    for (Index i = 0; i < n; ++i) own[i] = exclude_self ? i : -1;
+    if (labelled) {
+        const Labels x{label_x, n, order, keep_x};
+        Labels y = x;
+        if (apart) {
+            auto* order_y = reinterpret_cast<Index*>(*next++);
+            y = {label_y, given[1].n, order_y, reinterpret_cast<bool*>(*next++)};
+            keep_y = y.keep;
+        }
+        sort_labels(x, y, ignored ? &*ignored : nullptr, lo, hi);
+    } else {
+        for (Index i = 0; i < n; ++i) {
+            order[i] = lo[i] = i;
+            hi[i] = i + 1;
+            keep_x[i] = true;
+        }
+    }
+    for (Index i = 0; i < n; ++i)
+        positives[order[i]] =
+            keep_x[order[i]] ? hi[i] - lo[i] - (lo[i] <= own[i] && own[i] < hi[i]) : 0;
+    for (std::size_t k = 0; next != outputs.end(); ++k)
+        inverse_norm(isa, given[k], k == 0 ? keep_x : keep_y, reinterpret_cast<double*>(*next++),
+                     threads);
+}
+
+double probe_product(const std::string& isa, Index d, bool backward, int rounds) {
+    const auto& kernels = isa_called(isa).kernels<float>();
+    const Index width = (d + kernels.panel_cols - 1) / kernels.panel_cols * kernels.panel_cols;
+    const std::size_t count = std::size_t(TILE) * width;
+    Buffer<float> rows(count, false), cols(count, false), s(TILE * TILE, false);
+    std::fill_n(static_cast<float*>(rows), count, 0.5f);
+    std::fill_n(static_cast<float*>(cols), count, 0.5f);
+    std::fill_n(static_cast<float*>(s), TILE * TILE, 0.5f);
+    std::vector<float*> out(TILE);
+    for (int i = 0; i < TILE; ++i) out[i] = rows + i * width;
+    py::gil_scoped_release unlocked;
+    for (int round = 0; round < rounds; ++round)
+        if (backward)
+            kernels.accumulate(s, false, TILE, TILE, cols, TILE * kernels.panel_cols, d, nullptr,
+                               out.data());
+        else
+            kernels.multiply(rows, cols, TILE, TILE, d, nullptr, s);
+    return 2.0 * TILE * TILE * double(d) * rounds;
+}
+
+}  // namespace
+
+void bind(py::module_& module) {
+    module.attr("TILE") = TILE;
+    module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
+    module.def("terms", &terms, "Names of the terms that are compiled.");
+    module.def("gather", &gather_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
+               py::arg("relation"), py::arg("terms"), py::arg("threads"), py::arg("poison"));
+    module.def("weigh", &weigh_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
+               py::arg("relation"), py::arg("terms"), py::arg("threads"), py::arg("poison"),
+               py::arg("dx"), py::arg("dy"));
+    module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
+               py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
+    module.def(
+        "probe_peak",
+        [](const std::string& isa, std::int64_t rounds) {
+            return isa_called(isa).kernels<float>().peak(rounds);
+        },
+        "Run rounds of independent multiply-adds; returns how many float operations that were.",
+        py::arg("isa"), py::arg("rounds"));
+    module.def("probe_product", &probe_product,
+               "Run the products of whole tiles on one thread: s, or with `backward` the sum of "
+               "weighted rows; returns how many float operations that were.",
+               py::arg("isa"), py::arg("d"), py::arg("backward"), py::arg("rounds"));
+}
+
+}  // namespace pairops::cpu

@@ -1,0 +1,245 @@
+// The backward pass: it streams the tiles of s again, turns each into pair weights, and multiplies
+// those by the embeddings of the other side.
+#include <algorithm>
+
+#include "cpu/sweep.h"
+
+namespace pairops::cpu {
+
+namespace {
+
+// Tiles of columns in a stripe: as many as 12 MiB hold once packed, and at most 64, so that even of
+// a few dimensions what belongs to a stripe stays in the last cache.
+template <class T>
+int stripe(Index d) {
+    return int(std::clamp((Index(12) << 20) / (Index(sizeof(T)) * TILE * std::max(d, Index(1))),
+                          Index(1), Index(64)));
+}
+
+template <class T>
+class Weigh {
+   public:
+    Weigh(const Call<T>& call, T* dx, T* dy)
+        : sweep_(call, true),
+          call_(call),
+          kernels_(sweep_.kernels),
+          dx_(dx),
+          dy_(dy),
+          width_((call.x.d + kernels_.panel_cols - 1) / kernels_.panel_cols * kernels_.panel_cols),
+          ordered_(sweep_.triangle || dy) {
+        for (const TermCall<T>& term : call.terms) {
+            Slopes slopes;
+            for (int k = 0; k < term.arity; ++k) {
+                if (!term.slope[k]) continue;
+                // The axes along which the argument varies: for the same set both.
+                const bool by_column = term.by_column != term.by_partner[k];
+                if (call.same || !by_column) slopes.rows[k] = zeros(sweep_.padded(false));
+                if (call.same || by_column) slopes.columns[k] = zeros(sweep_.padded(true));
+                ordered_ = ordered_ || slopes.columns[k];
+            }
+            slopes_.push_back(std::move(slopes));
+        }
+    }
+
+    void run() {
+        const int threads = sweep_.threads();
+        std::vector<Workspace> workspaces;
+        for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
+        // One stripe of columns after the other: what is packed of a stripe stays in cache, and
+        // working memory does not grow with N. A band has few tiles, and packs for each of them.
+        const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : stripe<T>(call_.x.d);
+        int begin = 0;
+        do {  // once also without columns: the scale lets a NaN of a row through
+            const int end = std::min(begin + width, sweep_.col_tiles);
+            if (!sweep_.band) pack_stripe(begin, end);
+            Order order(sweep_.triangle ? end : sweep_.row_tiles, end, call_.interrupted);
+            order.run(threads, [&](int r, int thread) {
+                return block(r, begin, end, order, workspaces[thread]);
+            });
+            begin = end;
+        } while (begin < sweep_.col_tiles);
+        if (dy_) through_scale_of_columns();
+        for (std::size_t k = 0; k < call_.terms.size(); ++k) write_slopes(k);
+    }
+
+   private:
+    // Gradients by arguments, in sorted order. A block of rows adds to its own rows alone.
+    struct Slopes {
+        Buffer<T> rows[2], columns[2];
+    };
+    struct Workspace {
+        Buffer<T> rows, columns, s, w, dx, by_col, x_slices, y_slices;
+        std::vector<T*> out = std::vector<T*>(TILE);
+
+        explicit Workspace(const Weigh& weigh)
+            : rows(TILE * weigh.call_.x.d, weigh.call_.poison),
+              columns(weigh.sweep_.columns_per_thread(), weigh.call_.poison),
+              s(TILE * TILE, weigh.call_.poison),
+              w(TILE * TILE, weigh.call_.poison),
+              dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
+              by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison),
+              x_slices(weigh.adds_transposed() ? TILE * weigh.width_ : 0, weigh.call_.poison),
+              y_slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
+    };
+
+    Buffer<T> zeros(std::size_t count) const {
+        Buffer<T> result(count, false);
+        std::fill_n(static_cast<T*>(result), count, T(0));
+        return result;
+    }
+
+    void pack_stripe(int begin, int end) {
+        sweep_.open_stripe(begin, end - begin);
+        if (dx_ && !y_slices_) y_slices_ = Buffer<T>((end - begin) * TILE * width_, call_.poison);
+        for_each(sweep_.threads(), end - begin, [&](int k) {
+            sweep_.pack(begin + k);
+            if (!dx_) return;
+            const Place first = Place(begin + k) * TILE;
+            const int count = int(std::min(Place(TILE), call_.y.kept - first));
+            kernels_.pack_slices(call_.y, first, count, TILE * kernels_.panel_cols,
+                                 y_slices_ + k * TILE * width_);
+        });
+    }
+
+    // Of the same set a tile serves its columns as owners too, whose bit is the mirror image's.
+    bool active(std::size_t k, const Tile<T>& tile, int r, int c) const {
+        const TermCall<T>& term = call_.terms[k];
+        if (!sweep_.visits(term, tile)) return false;
+        return !term.bits || sweep_.bit(term, r, c) || (call_.same && sweep_.bit(term, c, r));
+    }
+
+    // Block r of rows through the columns of a stripe; false if the sweep is to stop.
+    bool block(int r, int begin, int end, Order& order, Workspace& w) {
+        const Place row = Place(r) * TILE;
+        const int rows = int(std::min(Place(TILE), call_.x.kept - row));
+        const std::size_t stride = TILE * kernels_.panel_cols;
+        bool packed = false;
+        for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
+             ++c) {
+            Tile<T> tile = sweep_.tile(r, c);
+            bool any = false;
+            for (std::size_t k = 0; k < call_.terms.size(); ++k) any |= active(k, tile, r, c);
+            if (!any) {
+                order.pass(r, c);
+                continue;
+            }
+            if (!packed) {
+                kernels_.pack_rows(call_.x, row, rows, w.rows);
+                if (adds_transposed()) kernels_.pack_slices(call_.x, row, rows, stride, w.x_slices);
+                if (dx_) std::fill_n(static_cast<T*>(w.dx), TILE * width_, T(0));
+                packed = true;
+            }
+            Range memory[TILE];
+            const Range* ranges = sweep_.ranges(tile, memory);
+            sweep_.multiply(tile, w.rows, w.columns, ranges, w.s);
+            tile.s = w.s;
+            weigh(tile, r, c, w);
+            if (dx_) {
+                const T* slices =
+                    sweep_.band ? w.y_slices : y_slices_ + (c - begin) * TILE * width_;
+                if (sweep_.band)
+                    kernels_.pack_slices(call_.y, tile.col, tile.cols, stride, w.y_slices);
+                for (int i = 0; i < rows; ++i) w.out[i] = w.dx + i * width_;
+                kernels_.accumulate(w.w, false, rows, tile.cols, slices, stride, width_, ranges,
+                                    w.out.data());
+            }
+            if (ordered_) {
+                if (!order.wait(r, c)) return false;
+                add_by_column(tile, r, c, w);
+            }
+            order.pass(r, c);
+        }
+        // Blocks above add to these rows, as columns, before this one does; those below never do.
+        if (sweep_.triangle && r >= begin && !order.wait(r, r)) return false;
+        if (dx_ && packed)
+            for (int i = 0; i < rows; ++i) {
+                T* out = dx_ + call_.x.order[row + i] * call_.x.d;
+                for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
+            }
+        // Nothing is added to these rows any more.
+        if (dx_ && end == sweep_.col_tiles) kernels_.through_scale(call_.x, row, rows, dx_);
+        order.finish(r);
+        return true;
+    }
+
+    // Is Wᵀ x added to the gradients of columns?
+    bool adds_transposed() const { return call_.same ? dx_ && sweep_.triangle : dy_ != nullptr; }
+
+    // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
+    void weigh(const Tile<T>& tile, int r, int c, Workspace& w) const {
+        std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
+        std::fill_n(static_cast<T*>(w.by_col), 2 * TILE * call_.terms.size(), T(0));
+        for (std::size_t k = 0; k < call_.terms.size(); ++k) {
+            if (!active(k, tile, r, c)) continue;
+            const TermCall<T>& term = call_.terms[k];
+            Operands<T> plain = sweep_.operands[k], given = plain;
+            for (int a = 0; a < 2; ++a) {
+                if (slopes_[k].rows[a]) given.by_row[a] = slopes_[k].rows[a] + tile.row;
+                if (slopes_[k].columns[a]) given.by_col[a] = w.by_col + (2 * k + a) * TILE;
+            }
+            // Where the mirror image of a tile is the tile itself or is visited too, its arguments
+            // have had their gradients already.
+            const bool mirrored = sweep_.triangle && r != c;
+            const TermKernels<T>& kernel = kernels_.terms[term.kernel];
+            if (!term.by_column) kernel.weigh_rows(tile, given, w.w);
+            if (term.by_column || call_.same)
+                kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain, w.w);
+        }
+    }
+
+    void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w) {
+        if (adds_transposed() && !(call_.same && r == c)) {
+            T* target = call_.same ? dx_ : dy_;
+            for (int j = 0; j < tile.cols; ++j)
+                w.out[j] = target + call_.y.order[tile.col + j] * call_.y.d;
+            kernels_.accumulate(w.w, true, tile.rows, tile.cols, w.x_slices,
+                                TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
+        }
+        for (std::size_t k = 0; k < call_.terms.size(); ++k)
+            for (int a = 0; a < 2; ++a)
+                if (slopes_[k].columns[a])
+                    for (int j = 0; j < tile.cols; ++j)
+                        slopes_[k].columns[a][tile.col + j] += w.by_col[(2 * k + a) * TILE + j];
+    }
+
+    void through_scale_of_columns() const {
+        for_each(sweep_.threads(), sweep_.col_tiles, [&](int c) {
+            const Place first = Place(c) * TILE;
+            const int count = int(std::min(Place(TILE), call_.y.kept - first));
+            kernels_.through_scale(call_.y, first, count, dy_);
+        });
+    }
+
+    void write_slopes(std::size_t k) const {
+        const TermCall<T>& term = call_.terms[k];
+        for (int a = 0; a < term.arity; ++a) {
+            if (!term.slope[a]) continue;
+            const T *rows = slopes_[k].rows[a], *columns = slopes_[k].columns[a];
+            const Embeddings& set = rows ? call_.x : call_.y;
+            for (Place p = 0; p < set.kept; ++p)
+                term.slope[a][set.order[p]] =
+                    (rows ? rows[p] : T(0)) + (columns ? columns[p] : T(0));
+        }
+    }
+
+    Sweep<T> sweep_;
+    const Call<T>& call_;
+    const Kernels<T>& kernels_;
+    T *dx_, *dy_;
+    Index width_;         // d in whole slices
+    Buffer<T> y_slices_;  // of a stripe
+    std::vector<Slopes> slopes_;
+    bool ordered_;  // something is added by column
+};
+
+}  // namespace
+
+template <class T>
+void weigh(const Call<T>& call, T* dx, T* dy) {
+    Weigh<T>(call, dx, dy).run();
+}
+
+template void weigh(const Call<float>&, float*, float*);
+template void weigh(const Call<double>&, double*, double*);
+
+}  // namespace pairops::cpu

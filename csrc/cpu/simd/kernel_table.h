@@ -1,0 +1,123 @@
+// The table of kernels: the functions that a sweep calls, filled in once per instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace pairops::cpu {
+
+using Place = std::int64_t;  // a row or column in sorted order
+using Index = std::int64_t;  // the same in the caller's order, as torch counts
+
+// Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the
+// band of positives is narrow, and rows and columns of every micro-kernel divide it.
+constexpr int TILE = 96;
+
+enum class Dtype { float16, bfloat16, float32, float64 };
+
+// A set of embeddings as the caller has it. s_ij = r_i r_j <x_i, y_j>.
+struct Embeddings {
+    const void* z;  // (n, d)
+    Dtype dtype;
+    Index n, d;
+    const double* scale;  // (n,) r, or null: 1
+    const Index* order;   // (n,) ignored rows last
+    Place kept;           // how many are not ignored
+};
+
+// One tile of similarities and what is known of its rows and columns.
+template <class T>
+struct Tile {
+    const T* s;  // (TILE, TILE)
+    int rows, cols;
+    Place row, col;  // the first of each
+    bool positives;  // may a positive pair be in it?
+    bool masked;     // else every pair in it is a negative
+    const Place *lo, *hi,
+        *own;  // (rows,) the positives [lo, hi) and the column that a row itself is
+    const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
+};
+
+// One term's vectors, in sorted order, padded to whole tiles, and what it adds up.
+template <class T>
+struct Operands {
+    const T* args[2];                                // by owner or, as the term says, by partner
+    const T *above, *below, *statistic, *cotangent;  // by owner
+    // Gradients by args, or null: of the tile's rows and of its columns, (TILE,) each.
+    T *by_row[2], *by_col[2];
+};
+
+// States of gathers are opaque here: rows have one each of `state` bytes, `lanes` columns share
+// one. Owners are the rows of a tile or its columns.
+template <class T>
+struct TermKernels {
+    std::size_t state;
+    void (*clear)(void* states, int count);
+    // Adds a tile to the states of its owners; says whether the windows kept a pair.
+    bool (*gather_rows)(const Tile<T>&, const Operands<T>&, void* states);
+    bool (*gather_cols)(const Tile<T>&, const Operands<T>&, void* states);
+    // Both, for a term that sees the same numbers in both roles; null: nothing is saved by that.
+    bool (*gather_both)(const Tile<T>&, const Operands<T>& of_rows, const Operands<T>& of_cols,
+                        void* rows, void* cols);
+    void (*merge)(void* into, const void* from, int count);
+    // Results of `count` owners, whose states are those of rows, of columns, or (null: not) both.
+    void (*finish)(const void* rows, const void* cols, int count, const std::int32_t* caller,
+                   T* value, Index* argument);
+    // Adds the pair weights to w (TILE, TILE); null for an extreme.
+    void (*weigh_rows)(const Tile<T>&, const Operands<T>&, T* w);
+    void (*weigh_cols)(const Tile<T>&, const Operands<T>&, T* w);
+};
+
+// Columns [begin, end) of a tile that a panel of `panel_rows` rows needs.
+struct Range {
+    int begin, end;
+};
+
+template <class T>
+struct Kernels {
+    int panel_rows, panel_cols;  // of the micro-kernel
+    int lanes;
+    const TermKernels<T>* terms;  // as CpuRecipes has them, one after the other
+
+    // Scaled rows [first, first + count), cut into panels of panel_rows, (d, panel_rows) each.
+    void (*pack_rows)(const Embeddings&, Place first, int count, T* panels);
+    // Likewise panel_cols columns, which is one panel (d, panel_cols); 0 from `kept` on.
+    void (*pack_cols)(const Embeddings&, Place first, T* panel);
+    // Scaled rows [first, first + count) as they stand, cut along d into slices of panel_cols that
+    // begin `stride` numbers apart, (count, panel_cols) each; 0 from d on.
+    void (*pack_slices)(const Embeddings&, Place first, int count, std::size_t stride, T* slices);
+
+    // s (TILE, TILE) of packed rows and columns. `ranges`: per panel of rows, or null for all.
+    void (*multiply)(const T* rows, const T* cols, int n_rows, int n_cols, Index d,
+                     const Range* ranges, T* s);
+    // out[i] += Σ_j w_ij y_j, or Σ_i w_ij x_i into out[j] where `transposed`.
+    void (*accumulate)(const T* w, bool transposed, int n_rows, int n_cols, const T* slices,
+                       std::size_t stride, Index d, const Range* ranges, T* const* out);
+    // g = r (g − u <u, g>), u = r x: the gradient by rows of x, at the caller's index, in place.
+    void (*through_scale)(const Embeddings&, Place first, int count, T* g);
+
+    // 1/‖z_i‖ of rows [first, first + count) in the caller's order; 0 for one below 1e-12 and for
+    // one that is not kept.
+    void (*inverse_norm)(const Embeddings&, Index first, int count, const bool* keep, double* out);
+
+    // Floating-point operations of `rounds` rounds of independent multiply-adds: the core's peak.
+    double (*peak)(std::int64_t rounds);
+};
+
+struct Isa {
+    const char* name;
+    bool (*runs_here)();
+    const Kernels<float>* f32;
+    const Kernels<double>* f64;
+
+    template <class T>
+    const Kernels<T>& kernels() const {
+        if constexpr (std::is_same_v<T, float>)
+            return *f32;
+        else
+            return *f64;
+    }
+};
+
+}  // namespace pairops::cpu

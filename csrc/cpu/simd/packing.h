@@ -1,0 +1,187 @@
+// Packing for the micro-kernel: embeddings are converted, scaled, sorted and cut into panels.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/simd/kernel_table.h"
+#include "cpu/simd/simd.h"
+
+namespace pairops::cpu {
+inline namespace PAIROPS_TARGET {
+
+inline float widened(float x) { return x; }
+inline double widened(double x) { return x; }
+
+struct Bfloat16 {
+    std::uint16_t bits;
+};
+inline float widened(Bfloat16 x) { return from_bits(std::uint32_t(x.bits) << 16); }
+
+struct Float16 {
+    std::uint16_t bits;
+};
+inline float widened(Float16 x) {
+    const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    // Not by a subnormal float: a thread may be set to read those as 0.
+    const float small = float(int(rest)) * 0x1p-24f;
+    const std::uint32_t exponent = rest < 0x7c00 ? 127 - 15 : 255 - 31;
+    const std::uint32_t normal = (rest << 13) + (exponent << 23);
+    return from_bits((rest < 0x400 ? bits_of(small) : normal) | sign);
+}
+
+// Calls visit with a pointer to row `index` in the type it has.
+template <class Visit>
+inline void visit_row(const Embeddings& set, Index index, Visit visit) {
+    const Index at = index * set.d;
+    switch (set.dtype) {
+        case Dtype::float16:
+            return visit(static_cast<const Float16*>(set.z) + at);
+        case Dtype::bfloat16:
+            return visit(static_cast<const Bfloat16*>(set.z) + at);
+        case Dtype::float32:
+            return visit(static_cast<const float*>(set.z) + at);
+        case Dtype::float64:
+            return visit(static_cast<const double*>(set.z) + at);
+    }
+}
+
+inline double scale_of(const Embeddings& set, Place place) {
+    return set.scale ? set.scale[set.order[place]] : 1.0;
+}
+
+// Columns [k, k + count) of a scaled row, rounded once: a rounded scale would be an error common to
+// a whole row of similarities, and a loss multiplies it by its sharpness.
+template <class T>
+inline void scaled(const Embeddings& set, Place place, Index k, int count, T* out) {
+    visit_row(set, set.order[place], [&](const auto* row) {
+        const double r = scale_of(set, place);
+        if (set.scale)
+            for (int c = 0; c < count; ++c) out[c] = T(r * double(widened(row[k + c])));
+        else
+            for (int c = 0; c < count; ++c) out[c] = T(widened(row[k + c]));
+    });
+}
+
+constexpr int CHUNK = 64;  // columns of a panel's rows, on their way
+
+// Element k of each of two pairs in turn; compilers make one shuffle of it.
+template <int k, class Four>
+Four zipped(Four a, Four b) {
+    return Four{a[k], b[k], a[k + 1], b[k + 1]};
+}
+template <int k, class Four>
+Four joined(Four a, Four b) {
+    return Four{a[k], a[k + 1], b[k], b[k + 1]};
+}
+
+// out[c * rows + i] = in[i][c] for c < count, in squares of four.
+template <class T, int rows>
+void transpose(const T (*in)[CHUNK], int count, T* out) {
+    using Four = typename VectorOf<T, 4>::Type;
+    using Loose = typename VectorOf<T, 4>::Loose;
+    constexpr int squares = rows / 4 * 4;
+    for (int i = 0; i < squares; i += 4) {
+        int c = 0;
+        for (; c + 4 <= count; c += 4) {
+            Four row[4];
+            for (int k = 0; k < 4; ++k) row[k] = *reinterpret_cast<const Loose*>(in[i + k] + c);
+            const Four a = zipped<0>(row[0], row[1]), b = zipped<0>(row[2], row[3]);
+            const Four e = zipped<2>(row[0], row[1]), f = zipped<2>(row[2], row[3]);
+            const Four columns[] = {joined<0>(a, b), joined<2>(a, b), joined<0>(e, f),
+                                    joined<2>(e, f)};
+            for (int k = 0; k < 4; ++k)
+                *reinterpret_cast<Loose*>(out + (c + k) * rows + i) = columns[k];
+        }
+        for (; c < count; ++c)
+            for (int k = 0; k < 4; ++k) out[c * rows + i + k] = in[i + k][c];
+    }
+    for (int i = squares; i < rows; ++i)
+        for (int c = 0; c < count; ++c) out[c * rows + i] = in[i][c];
+}
+
+template <class T, int panel_rows>
+void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
+    alignas(64) T chunk[panel_rows][CHUNK];
+    for (int begin = 0; begin < count; begin += panel_rows, panels += set.d * panel_rows) {
+        for (Index k = 0; k < set.d; k += CHUNK) {
+            const int here = int(set.d - k < CHUNK ? set.d - k : CHUNK);
+            for (int i = 0; i < panel_rows; ++i) {
+                if (begin + i < count && first + begin + i < set.kept)
+                    scaled(set, first + begin + i, k, here, chunk[i]);
+                else
+                    for (int c = 0; c < here; ++c) chunk[i][c] = T(0);
+            }
+            transpose<T, panel_rows>(chunk, here, panels + k * panel_rows);
+        }
+    }
+}
+
+template <class T, int panel_cols>
+void pack_cols(const Embeddings& set, Place first, T* panel) {
+    pack_rows<T, panel_cols>(set, first, panel_cols, panel);
+}
+
+template <class T, int panel_cols>
+void pack_slices(const Embeddings& set, Place first, int count, std::size_t stride, T* slices) {
+    for (Place place = first; place < first + count; ++place) {
+        for (Index k = 0; k < set.d; k += panel_cols) {
+            const int here = int(set.d - k < panel_cols ? set.d - k : panel_cols);
+            T* out = slices + (k / panel_cols) * stride + (place - first) * panel_cols;
+            scaled(set, place, k, here, out);
+            for (int c = here; c < panel_cols; ++c) out[c] = T(0);
+        }
+    }
+}
+
+constexpr int CHAINS = 8;  // of a sum: as many as a register has doubles
+
+// Σ_k term(k)
+template <class Term>
+inline double sum_along(Index d, Term term) {
+    double sums[CHAINS] = {};
+    Index k = 0;
+    for (; k + CHAINS <= d; k += CHAINS)
+        for (int c = 0; c < CHAINS; ++c) sums[c] += term(k + c);
+    for (; k < d; ++k) sums[0] += term(k);
+    double sum = 0;
+    for (double s : sums) sum += s;
+    return sum;
+}
+
+inline void inverse_norm(const Embeddings& set, Index first, int count, const bool* keep,
+                         double* out) {
+    for (Index row = first; row < first + count; ++row) {
+        out[row] = 0;
+        if (!keep[row]) continue;
+        visit_row(set, row, [&](const auto* z) {
+            const double norm = std::sqrt(sum_along(set.d, [&](Index k) {
+                const double value = double(widened(z[k]));
+                return value * value;
+            }));
+            if (!(norm < 1e-12)) out[row] = 1 / norm;
+        });
+    }
+}
+
+template <class T>
+void through_scale(const Embeddings& set, Place first, int count, T* g) {
+    for (Place place = first; place < first + count; ++place) {
+        T* out = g + set.order[place] * set.d;
+        visit_row(set, set.order[place], [&](const auto* row) {
+            if (!set.scale) {
+                // A dot product's gradient is finite where slopes are constant; a NaN has to show.
+                for (Index k = 0; k < set.d; ++k) out[k] += T(0) * T(widened(row[k]));
+                return;
+            }
+            const double r = scale_of(set, place);
+            double dot =
+                sum_along(set.d, [&](Index k) { return double(widened(row[k])) * double(out[k]); });
+            dot *= r * r;
+            for (Index k = 0; k < set.d; ++k)
+                out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));
+        });
+    }
+}
+
+}  // namespace PAIROPS_TARGET
+}  // namespace pairops::cpu

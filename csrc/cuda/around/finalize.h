@@ -1,0 +1,66 @@
+// Finalizing, after the sweeps: states of all splits become statistics, and sums of all splits
+// become gradients.
+#pragma once
+
+#include "cuda/around/pack.h"
+#include "cuda/kernels/forward.h"
+
+namespace pairops::cuda {
+
+constexpr int CONCLUDED_AT_A_TIME = 128;  // rows of a block, one for each thread
+
+KERNEL(CONCLUDED_AT_A_TIME, 1)
+conclude_states(PARAMETER(ConcludeCall) call) {
+    const int i = block_x() * CONCLUDED_AT_A_TIME + thread();
+    if (i >= call.n) return;
+    const Index at = call.order[i];
+    for (int k = 0; k < call.n_terms; ++k)
+        visit_kind(call.kinds[k], [&](auto kind) {
+            using G = typename decltype(kind)::Gather;
+            G state = G::identity();
+            for (int split = 0; split < call.splits; ++split) {
+                const float* from =
+                    call.states + (Index(split) * call.n_terms + k) * 2 * call.n + i;
+                state.merge(state_of<G>(Words{{from[0], from[call.n]}}));
+            }
+            conclude(state, at, call.values[k], call.arguments[k]);
+        });
+}
+
+constexpr int SCALED_AT_A_TIME = 8;  // rows of a block, one for each warp
+
+template <Number number>
+KERNEL(32 * SCALED_AT_A_TIME, 1)
+through_scale(PARAMETER(ScaleCall) call) {
+    const int i = block_x() * SCALED_AT_A_TIME + warp();
+    if (i >= call.n) return;
+    const bool kept = call.keep[i];
+    const Index row = Index(i) * call.d;
+    const auto total = [&](int d) {
+        float g = call.gradient[row + d];
+        for (int split = 1; split < call.splits; ++split)
+            g += call.gradient[Index(split) * call.n * call.d + row + d];
+        return g;
+    };
+    const float r = kept && call.scale ? float(call.scale[i]) : 1.f;
+    float along = 0.f;
+    if (kept && call.scale)
+        for (int d = lane(); d < call.d; d += 32)
+            along += r * read<number>(call.x, row + d) * total(d);
+    UNROLL
+    for (int across = 16; across > 0; across /= 2) along += shuffle_xor(along, across);
+    for (int d = lane(); d < call.d; d += 32) {
+        float out = 0.f;
+        if (kept) {
+            const float x = read<number>(call.x, row + d);
+            // A NaN or Inf in a row always reaches its gradient.
+            out = call.scale ? r * (total(d) - r * x * along) : total(d) + 0.f * x;
+        }
+        if (call.rounded)
+            write<number>(call.out, row + d, out);
+        else
+            static_cast<float*>(call.out)[row + d] = out;
+    }
+}
+
+}  // namespace pairops::cuda

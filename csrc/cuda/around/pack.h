@@ -1,0 +1,122 @@
+// Packing, before the sweeps: a set's embeddings in sorted order, as the float16 panels that are
+// multiplied.
+//
+// Brought to [-1, 1) by a power of two per row a bfloat16 is a float16 (but for what is below 2^-24
+// of its row), and a float32 is the sum of two but for 2^-24 of its row. The power joins the scale.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/device/intrinsics.h"
+#include "cuda/params/calls.h"
+
+namespace pairops::cuda {
+
+// What embeddings are made of.
+enum class Number { float16, bfloat16, float32 };
+template <Number number>
+DEVICE float read(const void* z, Index at) {
+    if constexpr (number == Number::float32) return static_cast<const float*>(z)[at];
+    const std::uint32_t bits = static_cast<const std::uint16_t*>(z)[at];
+    return number == Number::bfloat16 ? from_bits(bits << 16) : unpack(bits).first;
+}
+
+// Rounded to nearest; a NaN stays one.
+template <Number number>
+DEVICE void write(void* z, Index at, float value) {
+    const std::uint32_t bits = bits_of(value);
+    if constexpr (number == Number::float32)
+        static_cast<float*>(z)[at] = value;
+    else if constexpr (number == Number::float16)
+        static_cast<std::uint16_t*>(z)[at] = std::uint16_t(pack(value, 0.f));
+    else
+        static_cast<std::uint16_t*>(z)[at] = std::uint16_t(
+            value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+}
+
+// The power of two that no number below `largest` reaches; 0 for what is not finite, or nothing.
+DEVICE int power_above(float largest) {
+    const int biased = int(bits_of(largest) >> 23);
+    if (biased == 255 || largest == 0.f) return 0;
+    return biased - 126 > 126 ? 126 : biased - 126;
+}
+
+// What a warp measures of a row: the largest magnitude, 0 where one is not finite, and, if it is
+// wanted, the sum of squares.
+struct Extent {
+    float largest;
+    double square;
+};
+template <Number number, bool wants_square>
+DEVICE Extent extent_of(const void* z, Index row, int d) {
+    float largest = 0.f;
+    double square = 0.0;
+    bool finite = true;
+    for (int k = lane(); k < d; k += 32) {
+        const float x = read<number>(z, row * d + k);
+        const float size = magnitude(x);
+        finite = finite && size < infinity<float>();
+        largest = size > largest ? size : largest;
+        if (wants_square) square += double(x) * double(x);
+    }
+    UNROLL
+    for (int across = 16; across > 0; across /= 2) {
+        const float other = shuffle_xor(largest, across);
+        largest = other > largest ? other : largest;
+        if (wants_square) square += shuffle_xor(square, across);
+    }
+    return {ballot(!finite) ? 0.f : largest, square};
+}
+
+// Row `at` of the caller as row i of the arrangement, by a warp; zeros unless it is kept. `r`: its
+// scale. A call names z, d, panels, rows, high and rest.
+template <Number number, int parts, class Call>
+DEVICE void write_row(const Call& call, Index at, int i, bool kept, float largest, double r) {
+    const int power = power_above(largest);
+    // Of a power from -126 to 126 both are normal numbers.
+    const float unit = from_bits(std::uint32_t(127 - power) << 23);
+    const Index panel_words = PANEL_BYTES / 4;
+    auto* words = reinterpret_cast<std::uint32_t*>(call.rows) +
+                  Index(i / PANEL_ROWS) * parts * call.panels * panel_words +
+                  i % PANEL_ROWS * (ROW_BYTES / 4) + ((lane() / 4) ^ (i % 8)) * (CHUNK_BYTES / 4) +
+                  lane() % 4;
+    for (int panel = 0; panel < call.panels; ++panel) {
+        const int d = panel * PANEL + 2 * lane();
+        const float first = kept && d < call.d ? unit * read<number>(call.z, at * call.d + d) : 0.f;
+        const float second =
+            kept && d + 1 < call.d ? unit * read<number>(call.z, at * call.d + d + 1) : 0.f;
+        const std::uint32_t high = pack(first, second);
+        words[panel * panel_words] = high;
+        if constexpr (parts == 2) {
+            const Two rounded = unpack(high);
+            words[(call.panels + panel) * panel_words] =
+                pack(first - rounded.first, second - rounded.second);
+        }
+    }
+    if (lane() != 0) return;
+    // r as high (1 + rest): the parts of r_i r_j are then the same as those of r_j r_i.
+    r = kept ? r * double(from_bits(std::uint32_t(127 + power) << 23)) : 0.0;
+    const float high = float(r);
+    call.high[i] = high;
+    call.rest[i] = high == 0.f ? 0.f : float((r - double(high)) / double(high));
+}
+
+constexpr int ARRANGED_AT_A_TIME = 8;  // rows of a block, one for each warp
+
+template <Number number, int parts>
+KERNEL(32 * ARRANGED_AT_A_TIME, 1)
+arrange(PARAMETER(ArrangeCall) call) {
+    const int i = block_x() * ARRANGED_AT_A_TIME + warp();  // up to the padding's end
+    const bool exists = i < call.n;
+    const Index at = exists ? call.order[i] : 0;
+    const bool kept = exists && call.keep[at];
+    if (lane() == 0 && exists) {
+        const bool next = i + 1 < call.n && call.keep[call.order[i + 1]];
+        if (kept ? !next : i == 0) *call.kept = kept ? i + 1 : 0;
+    }
+    const Extent extent = extent_of<number, false>(call.z, at, kept ? call.d : 0);
+    write_row<number, parts>(call, at, i, kept, extent.largest,
+                             kept && call.scale ? call.scale[at] : 1.0);
+}
+
+}  // namespace pairops::cuda

@@ -1,0 +1,66 @@
+// The mean, after the sweeps, of losses that are sums of log(1 + exp R) over few statistics, and
+// its gradient by every statistic.
+#pragma once
+
+#include "cuda/device/intrinsics.h"
+#include "cuda/params/calls.h"
+#include "math/functions.h"
+
+namespace pairops::cuda {
+
+constexpr int AVERAGED_AT_A_TIME = 512;  // rows, one for each thread of the one block
+
+// Sums are float64, and always added in the same order.
+KERNEL(AVERAGED_AT_A_TIME, 1)
+soft_mean(PARAMETER(SoftMeanCall) call) {
+    double sum = 0.0;
+    int count = 0;
+    for (int k = 0; k < call.n_statistics; ++k) {
+        double one = 0.0;
+        count = 0;
+        for (int i = thread(); i < call.n; i += AVERAGED_AT_A_TIME) {
+            if (call.keep && !call.keep[i]) continue;
+            ++count;
+            one += double(Softplus::value(load_global(call.statistics[k] + i), 1.f, 0.f));
+        }
+        sum += one / double(call.divisors[k]);
+    }
+    constexpr int warps = AVERAGED_AT_A_TIME / 32;
+    constexpr Shared counts = 8 * warps;
+    UNROLL
+    for (int across = 16; across > 0; across /= 2) {
+        sum += shuffle_xor(sum, across);
+        count += shuffle_xor(count, across);
+    }
+    const Shared at = Shared(warp());
+    if (lane() == 0) {
+        store_shared(8 * at, sum);
+        store_shared(counts + 4 * at, count);
+    }
+    block_sync();
+    if (thread() != 0) return;
+    for (int other = 1; other < warps; ++other) {
+        sum += load_shared<double>(Shared(8 * other));
+        count += load_shared<int>(Shared(counts + 4 * other));
+    }
+    *call.count = float(count > 0 ? count : 1);
+    *call.loss = float(sum / (count > 0 ? count : 1));
+}
+constexpr int SOFT_MEAN_BYTES = 12 * (AVERAGED_AT_A_TIME / 32);
+
+constexpr int SLOPES_AT_A_TIME = 128;  // rows of a block, one for each thread
+
+KERNEL(SLOPES_AT_A_TIME, 1)
+soft_mean_slopes(PARAMETER(SoftMeanSlopesCall) call) {
+    const int i = block_x() * SLOPES_AT_A_TIME + thread();
+    if (i >= call.n) return;
+    const bool kept = !call.keep || call.keep[i];
+    const float share = load_global(call.gradient) / load_global(call.count);
+    for (int k = 0; k < call.n_statistics; ++k)
+        call.cotangents[k][i] =
+            kept ? share / call.divisors[k] *
+                       Softplus::slopes(load_global(call.statistics[k] + i), 1.f, 0.f).by[2]
+                 : 0.f;
+}
+
+}  // namespace pairops::cuda

@@ -1,0 +1,60 @@
+// Launchers of the sweeps, one for each shape of tiles. The files of instances/ each hold some of
+// these, so that they compile side by side.
+#pragma once
+
+#include "cuda/device/launch.h"
+#include "cuda/kernels/sm90/backward.h"
+#include "cuda/kernels/sm90/forward.h"
+#include "cuda/params/shape_table.h"
+
+namespace pairops::cuda {
+
+template <class S>
+void prepare(Sweep& call, int d, int states) {
+    call.at = layout<S>(FIRST_OPERAND + call.n_row_operands, call.n_col_slots(), states);
+    call.chunks = (d + S::chunk - 1) / S::chunk;
+}
+
+template <class S>
+std::int64_t blocks_of(const Sweep& call) {
+    return (call.rows.n + S::rows - 1) / S::rows;
+}
+
+template <class S>
+std::string named(const char* sweep, const Sweep& call, int d) {
+    return std::string(sweep) + (S::hopper ? " on Hopper" : "") +
+           " (N = " + std::to_string(call.rows.n) + ", M = " + std::to_string(call.cols.n) +
+           ", D = " + std::to_string(d) + ")";
+}
+
+template <class S>
+auto gather_of() {
+    if constexpr (S::hopper)
+        return gather_hopper<S>;
+    else
+        return gather<S>;
+}
+template <class S, int weight_parts>
+auto weigh_of() {
+    if constexpr (S::hopper)
+        return weigh_hopper<S, weight_parts>;
+    else
+        return weigh<S, weight_parts>;
+}
+
+template <class S>
+void gather_in(GatherCall call, int d, int splits, Stream stream) {
+    prepare<S>(call, d, 2 * call.n_terms);
+    launch(named<S>("gather", call, d), gather_of<S>(), {blocks_of<S>(call), splits, 1}, S::threads,
+           call.at.bytes, stream, call);
+}
+
+template <class S, int weight_parts>
+void weigh_in(WeighCall call, int splits, Stream stream) {
+    prepare<S>(call, call.width, 2 * call.n_sums);
+    const int slices = call.gradient ? (call.width + S::slice - 1) / S::slice : 1;
+    launch(named<S>("weigh", call, call.width), weigh_of<S, weight_parts>(),
+           {blocks_of<S>(call), splits, slices}, S::threads, call.at.bytes, stream, call);
+}
+
+}  // namespace pairops::cuda

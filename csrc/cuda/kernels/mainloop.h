@@ -1,0 +1,159 @@
+// The main loop of both sweeps: tiles come in while the one before is worked on.
+#pragma once
+
+#include "cuda/tile/mma.h"
+
+namespace pairops::cuda {
+
+// A step is one copy that is waited for: a tile, or a chunk of its numbers. The first `products`
+// steps of a tile are multiplied, and then it is known; those after them, or the one and only, are
+// what weights are multiplied with.
+template <class S>
+struct Steps {
+    int products, all;
+
+    DEVICE bool multiplies(int step) const { return step < products; }
+    DEVICE bool is_known_at(int step) const { return step == products - 1; }
+};
+
+// Fills the slots of this block's rows, and of columns those that are numbers.
+template <class S>
+DEVICE void fill_slots(const Sweep& call) {
+    const int kept = load_global(call.rows.kept);
+    for (int k = thread(); k < (FIRST_OPERAND + call.n_row_operands) * S::rows; k += S::threads) {
+        const int slot = k / S::rows, row = block_x() * S::rows + k % S::rows;
+        float value = 0.f;
+        if (slot < FIRST_OPERAND) {
+            value = load_global((slot == HIGH ? call.rows.high : call.rows.rest) + row);
+        } else {
+            const Operand& operand = call.row_operands[slot - FIRST_OPERAND];
+            value = operand.number;
+            if (operand.values && row < kept)
+                value = load_global(operand.values +
+                                    operand.stride * load_global(call.rows.order + row));
+        }
+        store_shared(Shared(call.at.row_slots + 4 * k), value);
+    }
+    for (int k = thread(); k < S::stages * call.n_col_slots() * S::columns; k += S::threads) {
+        const int slot = k / S::columns % call.n_col_slots();
+        if (slot < FIRST_OPERAND || call.col_operands[slot - FIRST_OPERAND].values) continue;
+        store_shared(Shared(call.at.col_slots + 4 * k),
+                     call.col_operands[slot - FIRST_OPERAND].number);
+    }
+}
+
+// The caller's index of a tile's column, for the thread that copies its operands: the `place`-th of
+// those that do; -1 beyond them.
+template <class S>
+DEVICE Index column_index(const Sweep& call, int tile, int place) {
+    const int column = tile * S::columns + place;
+    if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;
+    return load_global(call.cols.order + column);
+}
+
+// Copies what is known of a tile's columns, by copy(to, from).
+template <class S, class Copy>
+DEVICE void copy_columns(const Sweep& call, int tile, int stage, int place, Index index,
+                         Copy copy) {
+    if (place >= S::columns) return;
+    const int column = tile * S::columns + place;
+    const auto slot = [&](int k) {
+        return Shared(call.at.col_slots +
+                      4 * ((stage * call.n_col_slots() + k) * S::columns + place));
+    };
+    copy(slot(HIGH), call.cols.high + column);
+    copy(slot(REST), call.cols.rest + column);
+    for (int k = 0; k < call.n_col_operands; ++k) {
+        const Operand& operand = call.col_operands[k];
+        if (!operand.values) continue;
+        if (index < 0)
+            store_shared(slot(FIRST_OPERAND + k), 0.f);
+        else
+            copy(slot(FIRST_OPERAND + k), operand.values + operand.stride * index);
+    }
+    store_shared(Shared(call.at.at + 4 * (stage * S::columns + place)), int(index));
+}
+
+// Visits the tiles of this block.
+//   known(tile, masked, stage, products): once s of a tile can be had; its columns are in `stage`.
+//   sum(part, y): for each chunk of numbers of the gradient, of which the block has `sums`.
+//   synced(): whenever all threads have done what they were called for before.
+template <class S, class Call, class Known, class Sum, class Synced>
+DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced synced) {
+    const Walk<S> walk(call);
+    const Steps<S> steps{S::streamed ? call.chunks : 1, S::streamed ? call.chunks + sums : 1};
+    const auto issue = [&](int tile, int step, int buffer) {
+        const bool again = !steps.multiplies(step);
+        const int panel = again ? (block_z() * sums + step - steps.products) * S::chunk_panels
+                                : step * S::chunk_panels;
+        copy_tile<typename S::Y, S::threads, S::parts>(call.at.y + buffer * S::Y::bytes, call.cols,
+                                                       call.panels, tile * S::columns, panel);
+        if (S::streamed && !again)
+            copy_tile<typename S::X, S::threads, S::parts>(call.at.x + buffer * S::X::bytes,
+                                                           call.rows, call.panels,
+                                                           block_x() * S::rows, panel);
+    };
+    const auto copy = [](Shared to, const float* from) { copy4(to, from); };
+    fill_slots<S>(call);
+    int visit = next_visit(call, walk, walk.begin);
+    if (visit < walk.end) {
+        const int tile = walk.tile(visit);
+        if (!S::streamed)
+            copy_tile<typename S::X, S::threads, S::parts>(call.at.x, call.rows, call.panels,
+                                                           block_x() * S::rows, 0);
+        issue(tile, 0, 0);
+        copy_columns<S>(call, tile, 0, thread(), column_index<S>(call, tile, thread()), copy);
+    }
+    copies_commit();
+    Products<S> products;
+    int step = 0, buffer = 0, stage = 0, after = visit;
+    Index index = -1;
+    while (visit < walk.end) {
+        if (step == 0) after = next_visit(call, walk, visit + 1);
+        const bool ends = step + 1 == steps.all;
+        copies_wait<0>();
+        block_sync();
+        synced();
+        if (!ends)
+            issue(walk.tile(visit), step + 1, buffer ^ 1);
+        else if (after < walk.end)
+            issue(walk.tile(after), 0, buffer ^ 1);
+        const Shared x = call.at.x + (S::streamed ? buffer * S::X::bytes : 0);
+        const Shared y = call.at.y + buffer * S::Y::bytes;
+        // Read now, needed when s is known: it is not waited for.
+        const bool columns = steps.is_known_at(step) && after < walk.end;
+        if (columns) index = column_index<S>(call, walk.tile(after), thread());
+        if (steps.multiplies(step)) {
+            if (step == 0) {
+                UNROLL
+                for (auto& of : products) {
+                    UNROLL
+                    for (auto& four : of) {
+                        UNROLL
+                        for (float& one : four) one = 0.f;
+                    }
+                }
+            }
+            multiply<S>(products, x, y);
+        }
+        if (columns) copy_columns<S>(call, walk.tile(after), stage ^ 1, thread(), index, copy);
+        copies_commit();
+        if (steps.is_known_at(step)) known(walk.tile(visit), walk.masked(visit), stage, products);
+        if (!S::streamed)
+            sum(0, y);
+        else if (!steps.multiplies(step))
+            sum(step - steps.products, y);
+        buffer ^= 1;
+        ++step;
+        if (ends) {
+            step = 0;
+            stage ^= 1;
+            visit = after;
+        }
+    }
+    copies_wait<0>();
+    block_sync();
+    synced();
+}
+
+}  // namespace pairops::cuda

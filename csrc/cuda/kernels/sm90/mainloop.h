@@ -1,0 +1,181 @@
+// The main loop of both sweeps on Hopper: four warps bring tiles, eight work on them.
+//
+// Of the four, one has the tensor memory accelerator copy embeddings, which wgmma alone reads:
+// both are of the asynchronous proxy, and a barrier is all that orders them. The next ones store
+// columns' operands, which the eight load: ordinary accesses on either side, for which a barrier is
+// enough too. No byte is ever met through both proxies, so nothing here needs `fence_async`.
+#pragma once
+
+#include "cuda/device/wgmma.h"
+#include "cuda/kernels/mainloop.h"
+
+namespace pairops::cuda {
+
+#if PAIROPS_SM_90A
+
+// Registers of each thread, in eights: of three groups 504, as launch bounds leave 168 to each.
+// With 24 and 240 those that bring spill, and weigh at D = 256 needs no more than these.
+constexpr int BRINGER_REGISTERS = 40, WORKER_REGISTERS = 232;
+
+// One stage after the other, and the parity of its barriers' phase.
+template <class S>
+struct Turn {
+    int stage = 0, parity = 0;
+
+    DEVICE void next() {
+        stage = stage + 1 == S::stages ? 0 : stage + 1;
+        parity ^= stage == 0 ? 1 : 0;
+    }
+    // The stage holds a tile and what is known of its columns.
+    DEVICE Shared full(const Sweep& call) const { return Shared(call.at.barriers + 8 * stage); }
+    // Every warp has done with it.
+    DEVICE Shared empty(const Sweep& call) const { return full(call) + 8 * S::stages; }
+    DEVICE Shared y(const Sweep& call) const { return Shared(call.at.y + stage * S::Y::bytes); }
+};
+
+// By all threads; a barrier of the block follows.
+template <class S>
+DEVICE void start_stages(const Sweep& call) {
+    fill_slots<S>(call);
+    if (thread() != 0) return;
+    Turn<S> turn;
+    for (int k = 0; k < S::stages; ++k, turn.next()) {
+        barrier_init(turn.full(call), 1 + S::columns);
+        barrier_init(turn.empty(call), S::warps);
+    }
+    barriers_ready();
+}
+
+// Whole panels of rows [row, row + T::rows), by one thread.
+template <class T>
+DEVICE void bring_tile(Shared to, const Set& set, int row, Shared barrier) {
+    const char* from = reinterpret_cast<const char*>(set.rows) +
+                       Index(row / PANEL_ROWS) * T::panels * PANEL_BYTES +
+                       row % PANEL_ROWS * ROW_BYTES;
+    if constexpr (T::rows % PANEL_ROWS == 0) {
+        for (int block = 0; block < T::rows / PANEL_ROWS; ++block)
+            bulk_copy(to + block * T::block_bytes, from + block * T::block_bytes, T::block_bytes,
+                      barrier);
+    } else {
+        for (int panel = 0; panel < T::panels; ++panel)
+            bulk_copy(to + panel * T::panel_bytes, from + panel * PANEL_BYTES, T::panel_bytes,
+                      barrier);
+    }
+}
+
+// The warp that brings embeddings: X with the first tile.
+template <class S, class Call>
+DEVICE void bring_embeddings(const Call& call, const Walk<S>& walk) {
+    bool first = true;
+    Turn<S> turn;
+    for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
+         visit = next_visit(call, walk, visit + 1), turn.next()) {
+        if (lane() == 0) {  // the others wait for nothing that they could miss a phase of
+            const Shared full = turn.full(call);
+            barrier_wait(turn.empty(call), turn.parity ^ 1);
+            barrier_expect(full, S::Y::bytes + (first ? S::X::bytes : 0));
+            if (first) bring_tile<typename S::X>(call.at.x, call.rows, block_x() * S::rows, full);
+            bring_tile<typename S::Y>(turn.y(call), call.cols, walk.tile(visit) * S::columns, full);
+        }
+        first = false;
+    }
+}
+
+// The warps that bring columns' operands, one for each thread.
+//   left(place, tile, stage): every warp has done with this tile; -1: there was none.
+template <class S, class Call, class Left>
+DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int place, Left left) {
+    const auto copy = [](Shared to, const float* from) { store_shared(to, load_global(from)); };
+    int tiles[S::stages];  // in the stages, the one to be left next first
+    UNROLL
+    for (int& tile : tiles) tile = -1;
+    const auto wait = [&](const Turn<S>& turn, int next) {
+        barrier_wait(turn.empty(call), turn.parity ^ 1);
+        left(place, tiles[0], turn.stage);
+        UNROLL
+        for (int k = 0; k + 1 < S::stages; ++k) tiles[k] = tiles[k + 1];
+        tiles[S::stages - 1] = next;
+    };
+    Turn<S> turn;
+    for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
+         visit = next_visit(call, walk, visit + 1), turn.next()) {
+        const int tile = walk.tile(visit);
+        const Index index = column_index<S>(call, tile, place);
+        wait(turn, tile);
+        copy_columns<S>(call, tile, turn.stage, place, index, copy);
+        barrier_arrive(turn.full(call));
+    }
+    UNROLL
+    for (int k = 0; k < S::stages; ++k, turn.next()) wait(turn, -1);
+}
+
+// What the last four warps do.
+template <class S, class Call, class Left>
+DEVICE void bring(const Call& call, Left left) {
+    fewer_registers<BRINGER_REGISTERS>();
+    const Walk<S> walk(call);
+    const int role = warp() - S::warps;
+    if (role == 0)
+        bring_embeddings<S>(call, walk);
+    else if (role <= S::columns / 32)
+        bring_columns<S>(call, walk, 32 * (role - 1) + lane(), left);
+}
+
+// s of a group's 64 rows and all columns. The order is that of the numbers, in both sweeps.
+template <class S>
+DEVICE void multiply_group(const Sweep& call, Shared y, Fragment<S>& s) {
+    const Shared x = call.at.x + warp() / 4 * S::X::block_bytes;
+    wgmma_fence(s);
+    UNROLL
+    for (int step = 0; step < S::chunk / 16; ++step) {
+        const int panel = step / 4, in_panel = step % 4 * 2 * CHUNK_BYTES;
+        multiply_tiles<S::columns>(s, x + panel * S::X::panel_bytes + in_panel,
+                                   y + panel * S::Y::panel_bytes + in_panel, step > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>(s);
+}
+
+// sums += weights · y, of the block's slice of the numbers. The smallest parts first.
+template <class S, int weight_parts>
+DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
+                             std::uint32_t (&packed)[weight_parts][S::columns / 16][4], Shared y) {
+    const Shared slice = y + block_z() * (S::slice / PANEL * S::Y::panel_bytes);
+    if constexpr (weight_parts == 2)
+        wgmma_fence(sums, packed[0], packed[1]);
+    else
+        wgmma_fence(sums, packed[0]);
+    UNROLL
+    for (int t = 0; t < S::columns / 16; ++t) {
+        UNROLL
+        for (int part = weight_parts - 1; part >= 0; --part)
+            multiply_weights<S::slice>(sums, packed[part][t], slice + t * 16 * ROW_BYTES,
+                                       S::Y::panel_bytes);
+    }
+    wgmma_commit();
+    wgmma_wait<0>(sums);
+}
+
+// What the first eight warps do.
+//   known(tile, masked, stage, s, y): s and the columns of a tile in `stage` at `y`.
+template <class S, class Call, class Known>
+DEVICE void work(const Call& call, Known known) {
+    more_registers<WORKER_REGISTERS>();
+    const Walk<S> walk(call);
+    Turn<S> turn;
+    for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
+         visit = next_visit(call, walk, visit + 1), turn.next()) {
+        barrier_wait(turn.full(call), turn.parity);
+        Fragment<S> s;
+        multiply_group<S>(call, turn.y(call), s);
+        scale<S>(call, turn.stage, s);
+        known(walk.tile(visit), walk.masked(visit), turn.stage, s, turn.y(call));
+        warp_sync();
+        if (lane() == 0) barrier_arrive(turn.empty(call));
+    }
+    group_sync(1, S::workers);
+}
+
+#endif
+
+}  // namespace pairops::cuda

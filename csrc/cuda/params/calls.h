@@ -1,0 +1,144 @@
+// Parameters of the kernels: sets, operands and terms, as addresses on the device.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params/tile_shape.h"
+#include "recipes.h"
+
+namespace pairops::cuda {
+
+using Index = std::int64_t;
+
+// One set in sorted order, as `arrange` left it. Everything but `order` is padded to PADDED_ROWS.
+struct Set {
+    const std::uint16_t* rows;  // panels of float16
+    const float *high, *rest;   // (n,) r = high (1 + rest)
+    const Index* order;         // (n,) the caller's index
+    const std::int32_t* kept;   // () how many are not ignored; those come first
+    std::int32_t n;
+};
+
+// One value per row of a set, in the caller's order, or (null) a number for all.
+struct Operand {
+    const float* values;
+    std::int32_t stride;  // 1, or 0
+    float number;
+};
+
+// A term, its operands by slot in shared memory; -1: it has none.
+struct TermCall {
+    std::int32_t kind;  // in Kinds
+    Side side;
+    bool across;  // are its owners the columns of the sweep?
+    std::int8_t args[2], above, below, statistic, cotangent;
+    std::int8_t by_arg[2];     // weigh: which sum over a row is the gradient by this argument
+    const std::uint8_t* bits;  // weigh: (blocks of owners, tiles of partners), or null
+};
+
+constexpr int HIGH = 0, REST = 1, FIRST_OPERAND = 2;  // slots of every row and column
+
+// What both sweeps are told.
+struct Sweep {
+    Set rows, cols;
+    const Index *lo, *hi, *own;  // of the rows of x, wherever these stand
+    const Index*
+        band;         // (blocks, 2) the columns that a block's intervals touch; null: as lo, hi say
+    bool transposed;  // are the rows of the sweep those of y?
+    bool normalized;  // are scales inverse norms, in two parts, or powers of two?
+    bool band_only;   // are there POS terms only?
+    std::int32_t panels;  // of one part of a row
+    std::int32_t chunks;  // of S::chunk numbers that hold all of D, where those are streamed
+    std::int32_t n_terms, n_row_operands, n_col_operands;
+    Layout at;
+    Operand row_operands[MOST_OPERANDS], col_operands[MOST_OPERANDS];
+    TermCall terms[MOST_TERMS];
+
+    HD int n_col_slots() const { return FIRST_OPERAND + n_col_operands; }
+};
+
+struct GatherCall : Sweep {
+    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which concludes
+    float* values[MOST_TERMS];            // (n of rows,)
+    Index* arguments[MOST_TERMS];         // likewise, or null
+    std::uint8_t* kept_bits[MOST_TERMS];  // (blocks, tiles), or null
+};
+
+struct WeighCall : Sweep {
+    bool by_bits;  // has every term bits?
+    std::int32_t n_sums;
+    std::int32_t width;  // D
+    float* gradient;     // (splits, n of rows, D), or null: not wanted
+    float* sums;         // (splits, n_sums, n of rows)
+};
+
+struct ArrangeCall {
+    const void* z;        // (n, d), of dtype
+    const double* scale;  // (n,) r, or null: 1
+    const Index* order;
+    const bool* keep;  // (n,)
+    std::int32_t n, d, panels;
+    std::uint16_t* rows;
+    float *high, *rest;
+    std::int32_t* kept;
+};
+
+// Outputs that are null are not wanted; see _by_torch in relation.py for what they hold.
+struct RelateCall {
+    const void* z;        // (n, d), of dtype
+    const Index* labels;  // (n,), or null: row i belongs to row i of the other set
+    const Index* others;  // (n_others,) labels of the other set, or null: the same set
+    std::int32_t n, n_others, d, panels;
+    Index ignored;
+    bool ignores, excludes_self, normalized;
+    Index *order, *lo, *hi, *own;  // (n,) by sorted place; of the last three all or none
+    Index* positives;              // (n,) in the caller's order
+    bool* keep;                    // (n,)
+    double* scale;                 // (n,)
+    std::uint16_t* rows;           // these and the next as in ArrangeCall
+    float *high, *rest;
+    std::int32_t* kept;
+};
+
+struct ConcludeCall {
+    const float* states;  // (splits, 2 · terms, n)
+    const Index* order;
+    std::int32_t n, splits, n_terms;
+    std::int32_t kinds[MOST_TERMS];
+    float* values[MOST_TERMS];
+    Index* arguments[MOST_TERMS];
+};
+
+// dx = r (g - u <u, g>), u = r x, of g = the sum over all splits, in the caller's order.
+struct ScaleCall {
+    const float* gradient;  // (splits, n, d)
+    const void* x;          // (n, d)
+    const double* scale;    // (n,) or null: dx = g
+    const bool* keep;       // (n,)
+    std::int32_t n, d, splits;
+    void* out;     // (n, d) of float32, or
+    bool rounded;  // of the dtype of x
+};
+
+constexpr int MOST_STATISTICS = 4;
+
+// The mean over kept rows of the sum over k of log(1 + exp R_k) / divisor_k.
+struct SoftMeanCall {
+    const float* statistics[MOST_STATISTICS];  // (n,) each
+    float divisors[MOST_STATISTICS];
+    const bool* keep;  // (n,), or null: all rows
+    std::int32_t n, n_statistics;
+    float *loss, *count;  // (), (): how many are kept, at least 1
+};
+
+// What `gradient` times the mean's gradient is by every statistic.
+struct SoftMeanSlopesCall {
+    const float *gradient, *count;  // (), ()
+    const float* statistics[MOST_STATISTICS];
+    float divisors[MOST_STATISTICS];
+    const bool* keep;
+    std::int32_t n, n_statistics;
+    float* cotangents[MOST_STATISTICS];  // (n,) each
+};
+
+}  // namespace pairops::cuda

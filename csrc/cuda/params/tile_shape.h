@@ -1,0 +1,85 @@
+// The shapes of tiles, and where they lie in shared memory, for kernels and launchers alike.
+#pragma once
+
+#include <cstdint>
+
+namespace pairops::cuda {
+
+// Embeddings are kept as `arrange` leaves them: float16 in panels of 64 numbers, 64 rows of 128
+// bytes one after the other, so that a tile is a few contiguous pieces. Within its row, chunk c of
+// 16 bytes stands at place c ^ (row % 8): eight rows' chunks c then lie in different banks, and it
+// is the order that wgmma reads.
+constexpr int PANEL = 64, PANEL_ROWS = 64, ROW_BYTES = 2 * PANEL, CHUNK_BYTES = 16;
+constexpr int PANEL_BYTES = PANEL_ROWS * ROW_BYTES;
+constexpr int PADDED_ROWS = 128;  // sets are padded with rows of zeros to a multiple of this
+
+constexpr int MOST_TERMS = 8, MOST_OPERANDS = 24;
+
+// `rows` rows of `panels` panels in shared memory: whole blocks of 64 rows, or a part of one.
+template <int rows_, int panels_>
+struct Tile {
+    static constexpr int rows = rows_, panels = panels_;
+    static constexpr int block_rows = rows < PANEL_ROWS ? rows : PANEL_ROWS;
+    static constexpr int panel_bytes = block_rows * ROW_BYTES;
+    static constexpr int block_bytes = panels * panel_bytes;
+    static constexpr int bytes = rows / block_rows * block_bytes;
+    static_assert(rows % block_rows == 0 && PANEL_ROWS % block_rows == 0, "whole pieces of blocks");
+};
+
+// A block of threads owns `rows` rows, 16 for each warp, and streams tiles of `columns` columns.
+//   slice: numbers of the gradient that it sums.
+//   parts: float16 numbers that an embedding's number is the sum of.
+//   chunk: 0: X stays, and whole tiles of Y come, two at a time. Else both come in chunks of this
+//          many numbers, as often as they are multiplied; D is then as large as it may be.
+template <int slice_, int warps_, int columns_, int parts_, int chunk_ = 0>
+struct Shape {
+    static constexpr int slice = slice_, warps = warps_, columns = columns_, parts = parts_;
+    static constexpr bool hopper = false, streamed = chunk_ > 0;
+    static constexpr int stages = 2;
+    static constexpr int chunk = streamed ? chunk_ : slice;
+    static constexpr int rows = 16 * warps, threads = 32 * warps;
+    static constexpr int chunk_panels = chunk / PANEL;
+    using X = Tile<rows, parts * chunk_panels>;
+    using Y = Tile<columns, parts * chunk_panels>;
+    static_assert(slice % chunk == 0 && chunk % PANEL == 0, "whole panels");
+    static_assert(rows % columns == 0 && PADDED_ROWS % rows == 0, "whole tiles");
+};
+
+// For Hopper: eight warps own 16 rows each, as above, and the last four bring `stages` tiles ahead,
+// whole ones, of embeddings whose `numbers` all fit beside X.
+template <int slice_, int columns_, int stages_, int numbers = slice_>
+struct HopperShape {
+    static constexpr int slice = slice_, warps = 8, columns = columns_, parts = 1;
+    static constexpr bool hopper = true, streamed = false;
+    static constexpr int stages = stages_, chunk = numbers, chunk_panels = chunk / PANEL;
+    static constexpr int group = 128;  // threads that multiply together
+    static constexpr int rows = 16 * warps, workers = 32 * warps, threads = workers + group;
+    using X = Tile<rows, chunk_panels>;
+    using Y = Tile<columns, chunk_panels>;
+    static_assert(slice % PANEL == 0 && chunk % slice == 0, "whole panels");
+    static_assert(columns % 16 == 0 && columns <= PANEL_ROWS && rows == PADDED_ROWS, "whole tiles");
+};
+
+// Offsets of what a block keeps in shared memory, in bytes. Of columns' slots and indices, and of
+// flags, there are as many as stages: for this tile and those to come.
+struct Layout {
+    int x, y, col_slots, at, row_slots, states, flags, barriers, exponents, bytes;
+};
+
+// row_slots, col_slots: vectors along rows and columns.  states: floats per row.
+template <class S>
+constexpr Layout layout(int row_slots, int col_slots, int states) {
+    Layout l{};
+    l.y = (S::streamed ? 2 : 1) * S::X::bytes;
+    l.col_slots = l.y + S::stages * S::Y::bytes;
+    l.at = l.col_slots + S::stages * 4 * col_slots * S::columns;
+    l.row_slots = l.at + S::stages * 4 * S::columns;
+    l.states = l.row_slots + 4 * row_slots * S::rows;
+    l.flags = l.states + 4 * states * S::rows;
+    l.barriers = l.flags + S::stages * 4 * MOST_TERMS * S::warps;
+    l.exponents = l.barriers + (S::hopper ? 2 * 8 * S::stages : 0);
+    l.bytes = l.exponents + (S::hopper ? 2 * 4 * 32 * S::warps : 0);
+    return l;
+}
+
+}  // namespace pairops::cuda

@@ -1,0 +1,158 @@
+// The epilogue of a tile, as far as both passes share it: the kinds of terms, and a thread's pairs
+// with their scale, operands and windows.
+//
+// A thread holds two rows of a tile, `lane / 4` and 8 below it among its warp's 16, and of each two
+// neighbouring columns in eight: four pairs for every 16×8 sums of mma, and the four lanes of a
+// quad share their rows.
+#pragma once
+
+#include <tuple>
+#include <type_traits>
+
+#include "cuda/tile/scheduler.h"
+
+namespace pairops::cuda {
+
+// What a term is compiled as: its side and windows are told at run time.
+template <class T>
+struct Kind {
+    using Gather = typename T::template Gather<float>;
+    using Function = typename T::Function;
+    static constexpr bool by_partner(int k) { return T::by_partner(k); }
+    template <class U>
+    static constexpr bool same =
+        std::is_same_v<Gather, typename Kind<U>::Gather> &&
+        std::is_same_v<Function, typename Kind<U>::Function> &&
+        by_partner(0) == Kind<U>::by_partner(0) && by_partner(1) == Kind<U>::by_partner(1);
+};
+
+// Kinds: one for each that occurs among the terms of `Recipes`.
+template <class... Found>
+struct Unique {
+    using Type = std::tuple<Kind<Found>...>;
+    template <class T>
+    std::conditional_t<(Kind<T>::template same<Found> || ...), Unique, Unique<Found..., T>>
+    operator+(T) const;
+};
+template <class... Ts>
+auto unique(std::tuple<Ts...>) -> decltype((Unique<>() + ... + Ts()));
+template <class... Ts>
+std::tuple<Ts...> terms_of(const Recipe<Ts...>&);
+template <class... Rs>
+auto all_terms(const std::tuple<Rs...>&) -> decltype(std::tuple_cat(terms_of(Rs())...));
+using Kinds = decltype(unique(all_terms(Recipes())))::Type;
+
+template <class... Ks, class Visit>
+DEVICE void visit_kind(const std::tuple<Ks...>*, int kind, Visit visit) {
+    int k = 0;
+    ((kind == k++ ? visit(Ks()) : void()), ...);
+}
+template <class Visit>
+DEVICE void visit_kind(int kind, Visit visit) {
+    visit_kind(static_cast<const Kinds*>(nullptr), kind, visit);
+}
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// The pairs of a thread: sums of mma, or weights.
+template <class S>
+using Fragment = float[S::columns / 8][4];
+
+// An operand as a thread meets it, by its two rows or by the columns of a tile.
+template <class S, bool by_row>
+class Operands {
+   public:
+    DEVICE Operands(const Sweep& call, int slot, int stage) {
+        if (by_row) {
+            const Shared first =
+                call.at.row_slots + 4 * (slot * S::rows + 16 * warp() + lane() / 4);
+            row_[0] = load_shared<float>(first);
+            row_[1] = load_shared<float>(first + 4 * 8);
+        } else {
+            const int place = stage * call.n_col_slots() + slot;
+            columns_ = call.at.col_slots + 4 * (place * S::columns + 2 * (lane() % 4));
+        }
+    }
+    // Of the t-th sums: (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+    DEVICE void get(int t, float (&values)[4]) const {
+        if (by_row) {
+            values[0] = values[1] = row_[0];
+            values[2] = values[3] = row_[1];
+        } else {
+            const Two two = load_shared<Two>(columns_ + 4 * 8 * t);
+            values[0] = values[2] = two.first;
+            values[1] = values[3] = two.second;
+        }
+    }
+
+   private:
+    float row_[2];
+    Shared columns_;
+};
+
+// s = r_i r_j times the sums of products; the same bits whichever set is called rows.
+template <class S>
+DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
+    const Operands<S, true> high_i(call, HIGH, stage), rest_i(call, REST, stage);
+    const Operands<S, false> high_j(call, HIGH, stage), rest_j(call, REST, stage);
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        float hi[4], hj[4], ei[4], ej[4];
+        high_i.get(t, hi);
+        high_j.get(t, hj);
+        rest_i.get(t, ei);
+        rest_j.get(t, ej);
+        UNROLL
+        for (int e = 0; e < 4; ++e) {
+            if (call.normalized) {
+                // r is (1 + rest) times its first part: its rounding would be an error common to a
+                // whole row.
+                const float once = s[t][e] * (hi[e] * hj[e]);
+                s[t][e] = multiply_then_add(once, ei[e] + ej[e], once);
+            } else {
+                // Powers of two, of which the product may overflow; an infinite s stays one.
+                s[t][e] = s[t][e] * hi[e] * hj[e];
+            }
+        }
+    }
+}
+
+// Without the pairs that a window drops: s <= above, s >= below. A NaN is neither.
+template <class S, bool across>
+DEVICE std::uint32_t windowed(const Sweep& call, const TermCall& term, int stage,
+                              const Fragment<S>& s, std::uint32_t keep) {
+    UNROLL
+    for (int side = 0; side < 2; ++side) {
+        const int slot = side == 0 ? term.above : term.below;
+        if (slot < 0) continue;
+        const Operands<S, !across> bounds(call, slot, stage);
+        UNROLL
+        for (int t = 0; t < S::columns / 8; ++t) {
+            float bound[4];
+            bounds.get(t, bound);
+            UNROLL
+            for (int e = 0; e < 4; ++e)
+                if (side == 0 ? s[t][e] <= bound[e] : s[t][e] >= bound[e])
+                    keep &= ~(1u << (4 * t + e));
+        }
+    }
+    return keep;
+}
+
+// F::value and F::slopes of a pair, of as many arguments as F has.
+template <class F>
+DEVICE float value_of(float s, float a, float b) {
+    if constexpr (F::arity == 0)
+        return F::value(s);
+    else
+        return F::value(s, a, b);
+}
+template <class F>
+DEVICE auto slopes_of(float s, float a, float b) {
+    if constexpr (F::arity == 0)
+        return F::slopes(s);
+    else
+        return F::slopes(s, a, b);
+}
+
+}  // namespace pairops::cuda

@@ -1,0 +1,117 @@
+// The epilogue of a tile in the forward pass: its pairs are added to the statistics of their rows.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/tile/epilogue.h"
+
+namespace pairops::cuda {
+
+// One row's contributions as one state. Exponentials are taken of what is not above 0, and where a
+// maximum is infinite of the contributions themselves.
+template <int n>
+DEVICE Sum<float> state_of(const float (&f)[n], const int (&)[n], const Sum<float>*) {
+    float even = f[0], odd = f[1];
+    UNROLL
+    for (int k = 2; k < n; k += 2) {
+        even += f[k];
+        odd += f[k + 1];
+    }
+    return {even + odd, 0.f};
+}
+template <int n>
+DEVICE LogSumExp<float> state_of(const float (&f)[n], const int (&)[n], const LogSumExp<float>*) {
+    float top = f[0] == f[0] ? f[0] : -infinity<float>();
+    UNROLL
+    for (int k = 1; k < n; ++k) top = f[k] > top ? f[k] : top;
+    const float shift = magnitude(top) == infinity<float>() ? 0.f : top;
+    float even = 0.f, odd = 0.f;
+    UNROLL
+    for (int k = 0; k < n; k += 2) {
+        even += exp2((f[k] - shift) * LOG2_E);
+        odd += exp2((f[k + 1] - shift) * LOG2_E);
+    }
+    return {top, even + odd};
+}
+template <int n, class G>
+DEVICE G state_of(const float (&f)[n], const int (&at)[n], const G*) {
+    G state = G::identity();
+    UNROLL
+    for (int k = 0; k < n; ++k) state.push(f[k], at[k]);
+    return state;
+}
+
+// A state is two words, in registers and in memory.
+struct Words {
+    float of[2];
+};
+template <class G>
+HD inline Words words_of(const G& state) {
+    static_assert(sizeof(G) == sizeof(Words), "every monoid is two words");
+    Words words;
+    std::memcpy(&words, &state, sizeof words);
+    return words;
+}
+template <class G>
+HD inline G state_of(const Words& words) {
+    G state;
+    std::memcpy(&state, &words, sizeof state);
+    return state;
+}
+
+// Where a block keeps the states of term k.
+template <class S>
+DEVICE Shared state_at(const Sweep& call, int k, int word, int row) {
+    return call.at.states + 4 * ((2 * k + word) * S::rows + row);
+}
+
+template <class S, class K>
+DEVICE void gather_term(const Sweep& call, const TermCall& term, int k, int stage,
+                        const Fragment<S>& s, std::uint32_t keep) {
+    using G = typename K::Gather;
+    using F = typename K::Function;
+    constexpr int n = S::columns / 4;
+    float f[2][n];
+    int at[2][n];
+    const Operands<S, !K::by_partner(0)> first(call, larger(term.args[0], 0), stage);
+    const Operands<S, !K::by_partner(1)> second(call, larger(term.args[1], 0), stage);
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        float a[4], b[4];
+        first.get(t, a);
+        second.get(t, b);
+        struct Pair {
+            int first, second;
+        } columns{};
+        if (G::keeps_argument)
+            columns =
+                load_shared<Pair>(call.at.at + 4 * (stage * S::columns + 8 * t + 2 * (lane() % 4)));
+        UNROLL
+        for (int e = 0; e < 4; ++e) {
+            const bool kept = keep >> (4 * t + e) & 1;
+            f[e / 2][2 * t + e % 2] = kept ? value_of<F>(s[t][e], a[e], b[e]) : G::fill();
+            const int column = e % 2 == 0 ? columns.first : columns.second;
+            at[e / 2][2 * t + e % 2] = kept ? column : nowhere<float>();
+        }
+    }
+    UNROLL
+    for (int h = 0; h < 2; ++h) {
+        G state = state_of(f[h], at[h], static_cast<const G*>(nullptr));
+        UNROLL
+        for (int across = 1; across <= 2; across *= 2) {  // the lanes of a quad
+            const Words mine = words_of(state);
+            state.merge(state_of<G>(
+                Words{{shuffle_xor(mine.of[0], across), shuffle_xor(mine.of[1], across)}}));
+        }
+        if (lane() % 4 != 0) continue;
+        const int row = 16 * warp() + lane() / 4 + 8 * h;
+        const Shared place[2] = {state_at<S>(call, k, 0, row), state_at<S>(call, k, 1, row)};
+        G known = state_of<G>(Words{{load_shared<float>(place[0]), load_shared<float>(place[1])}});
+        known.merge(state);
+        const Words words = words_of(known);
+        store_shared(place[0], words.of[0]);
+        store_shared(place[1], words.of[1]);
+    }
+}
+
+}  // namespace pairops::cuda

@@ -1,0 +1,144 @@
+// The matrix products of a tile by mma.sync, and its copy to shared memory: similarities of pairs,
+// and then sums of rows by weight.
+#pragma once
+
+#include "cuda/tile/epilogue.h"
+
+namespace pairops::cuda {
+
+// Copies rows [row, row + T::rows) of `panels` panels of every part, from panel `first` of each.
+template <class T, int threads, int parts>
+DEVICE void copy_tile(Shared to, const Set& set, int panels, int row, int first) {
+    constexpr int pieces = T::panel_bytes / CHUNK_BYTES, each = T::panels / parts;
+    static_assert(T::rows / T::block_rows * T::panels * pieces % threads == 0, "no piece is left");
+    const char* source = reinterpret_cast<const char*>(set.rows);
+    UNROLL_BY(2)
+    for (int k = thread(); k < T::bytes / CHUNK_BYTES; k += threads) {
+        const int piece = k % pieces, panel = k / pieces % T::panels;
+        const int block = row / PANEL_ROWS + k / pieces / T::panels;
+        const int global = panel / each * panels + first + panel % each;
+        const Index from = (Index(block) * parts * panels + global) * PANEL_BYTES +
+                           row % PANEL_ROWS * ROW_BYTES + piece * CHUNK_BYTES;
+        copy16(to + k * CHUNK_BYTES, source + from);
+    }
+}
+
+// Where a lane reads row `row` of a tile from, at chunk 0 or 1 of a panel. Chunk c (even) of its
+// panel p is at (this ^ 16 c) + p · T::panel_bytes: the swizzle touches no other bit.
+template <class T>
+DEVICE Shared lane_row(Shared tile, int row, int chunk) {
+    const int in_block = row % T::block_rows;
+    return tile + row / T::block_rows * T::block_bytes + in_block * ROW_BYTES +
+           ((chunk ^ (in_block % 8)) * CHUNK_BYTES);
+}
+
+// Three sums of which two change places with x and y, or one.
+template <class S>
+using Products = float[S::parts == 1 ? 1 : 3][S::columns / 8][4];
+
+// products += x yᵀ of a warp's 16 rows and all columns. The order is that of the numbers, in every
+// sweep: s has the same bits in both passes, and as s_ji.
+template <class S>
+DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
+    constexpr int panels = S::chunk_panels;
+    // Row lane % 8 of matrix lane / 8: rows 0-7 and 8-15 of x by two chunks, and two eights of y.
+    const int matrix = lane() / 8, row = lane() % 8;
+    const Shared a_row = lane_row<typename S::X>(x, 16 * warp() + matrix % 2 * 8 + row, matrix / 2);
+    const Shared b_row = lane_row<typename S::Y>(y, matrix / 2 * 8 + row, matrix % 2);
+    UNROLL_BY(1)
+    for (int panel = 0; panel < panels; ++panel) {
+        UNROLL
+        for (int step = 0; step < PANEL / 16; ++step) {
+            const Shared a_at = (a_row ^ (2 * CHUNK_BYTES * step)) + panel * S::X::panel_bytes;
+            const Shared b_at = (b_row ^ (2 * CHUNK_BYTES * step)) + panel * S::Y::panel_bytes;
+            std::uint32_t a[S::parts][4];
+            UNROLL
+            for (int part = 0; part < S::parts; ++part)
+                load_matrices(a[part], a_at + part * panels * S::X::panel_bytes);
+            UNROLL
+            for (int t = 0; t < S::columns / 16; ++t) {
+                // 16 rows on, the swizzle is the same.
+                std::uint32_t b[S::parts][4];
+                UNROLL
+                for (int part = 0; part < S::parts; ++part)
+                    load_matrices(b[part],
+                                  b_at + part * panels * S::Y::panel_bytes + t * 16 * ROW_BYTES);
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const int at = 2 * t + half;
+                    multiply_add(products[0][at], a[0], b[0][2 * half], b[0][2 * half + 1]);
+                    if constexpr (S::parts == 2) {
+                        multiply_add(products[1][at], a[1], b[0][2 * half], b[0][2 * half + 1]);
+                        multiply_add(products[2][at], a[0], b[1][2 * half], b[1][2 * half + 1]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class S>
+DEVICE void similarities(const Sweep& call, int stage, const Products<S>& products,
+                         Fragment<S>& s) {
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        UNROLL
+        for (int e = 0; e < 4; ++e) {
+            s[t][e] = products[0][t][e];
+            if constexpr (S::parts == 2) s[t][e] += products[1][t][e] + products[2][t][e];
+        }
+    }
+    scale<S>(call, stage, s);
+}
+
+// Weights as rows of mma, of 16 columns each, in one float16 or two.
+template <class S, int weight_parts>
+DEVICE void pack_weights(const Fragment<S>& weights,
+                         std::uint32_t (&packed)[weight_parts][S::columns / 16][4]) {
+    UNROLL
+    for (int t = 0; t < S::columns / 16; ++t) {
+        UNROLL
+        for (int q = 0; q < 4; ++q) {
+            const float first = weights[2 * t + q / 2][2 * (q % 2)];
+            const float second = weights[2 * t + q / 2][2 * (q % 2) + 1];
+            packed[0][t][q] = pack(first, second);
+            if constexpr (weight_parts == 2) {
+                const Two high = unpack(packed[0][t][q]);
+                packed[1][t][q] = pack(first - high.first, second - high.second);
+            }
+        }
+    }
+}
+
+// sums += weights · y over a chunk of numbers of the tile: S::chunk of them, those of the sums that
+// begin at `first`. The smallest parts first.
+template <class S, int weight_parts, int first>
+DEVICE void accumulate(float (&sums)[S::slice / 8][4],
+                       const std::uint32_t (&weights)[weight_parts][S::columns / 16][4], Shared y) {
+    constexpr int panels = S::chunk_panels;
+    const int matrix = lane() / 8, row = lane() % 8;
+    const Shared b_row = lane_row<typename S::Y>(y, matrix % 2 * 8 + row, matrix / 2);
+    UNROLL
+    for (int t = 0; t < S::columns / 16; ++t) {
+        UNROLL
+        for (int u = 0; u < S::chunk / 16; ++u) {
+            const Shared at = (b_row ^ (2 * CHUNK_BYTES * (u % 4))) + u / 4 * S::Y::panel_bytes +
+                              t * 16 * ROW_BYTES;
+            std::uint32_t b[S::parts][4];
+            UNROLL
+            for (int part = 0; part < S::parts; ++part)
+                load_transposed(b[part], at + part * panels * S::Y::panel_bytes);
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                auto& sum = sums[first / 8 + 2 * u + half];
+                if constexpr (S::parts == 2)
+                    multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);
+                if constexpr (weight_parts == 2)
+                    multiply_add(sum, weights[1][t], b[0][2 * half], b[0][2 * half + 1]);
+                multiply_add(sum, weights[0][t], b[0][2 * half], b[0][2 * half + 1]);
+            }
+        }
+    }
+}
+
+}  // namespace pairops::cuda

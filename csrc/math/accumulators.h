@@ -1,0 +1,150 @@
+// Accumulators: monoids that make one statistic of the contributions of a row's pairs, on host and
+// device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+
+#include "math/functions.h"
+
+namespace pairops {
+inline namespace PAIROPS_TARGET {
+
+using Column = std::int32_t;
+
+// As many columns as T has numbers.
+template <class T>
+struct ColumnsOf {
+    using Type = Column;
+};
+template <class T>
+using Columns = typename ColumnsOf<T>::Type;
+
+template <class T>
+HD inline T infinity() {
+    constexpr auto value = std::numeric_limits<typename Traits<T>::Scalar>::infinity();
+    return T(value);
+}
+// Above every column, so that a pushed infinity wins against the identity.
+template <class T>
+HD inline Columns<T> nowhere() {
+    constexpr auto value = std::numeric_limits<Column>::max();
+    return Columns<T>(value);
+}
+
+// What a row keeps: weigh needs no more of it than this. `argument` is the column of an extreme and
+// -1 for every other gather and for an empty side.
+template <class T>
+struct Statistic {
+    T value;
+    Columns<T> argument;
+};
+
+// Every gather offers identity(), push(f, j), merge(other), result(), and
+// share(f, j, statistic) = the derivative of the statistic by the contribution f of column j.
+// Pushing (fill(), nowhere()) does not change the result.
+// What rounding loses of a sum is summed too: a row may be as long as a data set.
+template <class T>
+struct Sum {
+    static constexpr const char* name = "sum";
+    static constexpr bool extreme = false, keeps_argument = false;
+    T sum;
+    T lost;  // NaN beside an infinite sum
+
+    HD static T fill() { return T(0); }
+    HD static Sum identity() { return {T(0), T(0)}; }
+    HD void push(T f, Columns<T>) {
+        const T total = sum + f, added = total - sum;
+        lost = lost + ((sum - (total - added)) + (f - added));
+        sum = total;
+    }
+    HD void merge(const Sum& other) {
+        push(other.sum, nowhere<T>());
+        lost = lost + other.lost;
+    }
+    HD Statistic<T> result() const {
+        return {select(lost == lost, sum + lost, sum), Columns<T>(-1)};
+    }
+    HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
+};
+
+// Invariant: `max` is never NaN; a NaN lives in `sum`, and no later push or merge can remove it.
+template <class T>
+struct LogSumExp {
+    static constexpr const char* name = "lse";
+    static constexpr bool extreme = false, keeps_argument = false;
+    T max;
+    T sum;  // of exp(f - max); anything as long as max is -inf
+
+    HD static T fill() { return -infinity<T>(); }
+    HD static LogSumExp identity() { return {-infinity<T>(), T(0)}; }
+    HD void push(T f, Columns<T>) {
+        const auto grows = f > max;
+        const T apart = exp(-magnitude(difference(f, max)));
+        sum = select(grows, sum * apart + T(1), sum + apart);
+        max = select(grows, f, max);
+    }
+    HD void merge(const LogSumExp& other) {
+        const T top = select(other.max > max, other.max, max);
+        sum = sum * exp(difference(max, top)) + other.sum * exp(difference(other.max, top));
+        max = top;
+    }
+    HD Statistic<T> result() const {
+        using std::log;
+        return {max + log(sum), Columns<T>(-1)};
+    }
+    HD static T share(T f, Columns<T>, const Statistic<T>& of) {
+        return select(of.value == -infinity<T>(), T(0), exp(f - of.value));
+    }
+
+   private:
+    // a - b, where equal infinities are 0 apart.
+    HD static T difference(T a, T b) { return select(a == b, T(0), a - b); }
+};
+
+// The lowest or the highest contribution and, if it is wanted, its column. A NaN wins; ties go to
+// the lowest column, in whatever order the columns come.
+template <class T, bool lowest, bool with_argument>
+struct Extreme {
+    static constexpr const char* name = lowest ? "lowest" : "highest";
+    static constexpr bool extreme = true, keeps_argument = with_argument;
+    T value;
+    Columns<T> argument;
+
+    HD static T fill() { return lowest ? infinity<T>() : -infinity<T>(); }
+    HD static Extreme identity() { return {fill(), nowhere<T>()}; }
+    HD void push(T f, Columns<T> j) {
+        auto wins = (lowest ? f < value : f > value) | (f != f);
+        if (with_argument) {
+            const auto nan = value != value;
+            const auto ties = (f == value) | ((f != f) & nan);
+            wins = (ties & (j < argument)) | ((!ties) & (!nan) & wins);
+            argument = select(wins, j, argument);
+        }
+        value = select(wins, f, value);
+    }
+    HD void merge(const Extreme& other) { push(other.value, other.argument); }
+    HD Statistic<T> result() const {
+        return {value, select(argument == nowhere<T>(), Columns<T>(-1), argument)};
+    }
+    HD static T share(T, Columns<T> j, const Statistic<T>& of) {
+        return select(j == of.argument, T(1), T(0));
+    }
+};
+template <class T>
+using Lowest = Extreme<T, true, true>;
+template <class T>
+using Highest = Extreme<T, false, true>;
+// Thresholds: nobody asks where they were attained.
+template <class T>
+using LowestValue = Extreme<T, true, false>;
+template <class T>
+using HighestValue = Extreme<T, false, false>;
+
+template <class T>
+using Gathers = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
+
+}  // namespace PAIROPS_TARGET
+}  // namespace pairops

@@ -1,0 +1,23 @@
+// Probes on the host: loops over the array.
+#include "probe/probe.h"
+
+namespace pairops::cpu {
+
+template <class T>
+void run(const std::string& function, const FunctionProbe<T>& probe) {
+    visit_named<Functions>(function, [&](auto named) {
+        for (std::int64_t i = 0; i < probe.n; ++i) probe.template at<decltype(named)>(i);
+    });
+}
+
+template <class T>
+void run(const std::string& gather, const GatherProbe<T>& probe) {
+    visit_named<Gathers<T>>(gather, [&](auto named) { probe.template run<decltype(named)>(); });
+}
+
+template void run(const std::string&, const FunctionProbe<float>&);
+template void run(const std::string&, const FunctionProbe<double>&);
+template void run(const std::string&, const GatherProbe<float>&);
+template void run(const std::string&, const GatherProbe<double>&);
+
+}  // namespace pairops::cpu
