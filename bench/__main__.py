@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import cached, gpu, kernel, large, mined, retrieval, ring
-from bench.comparison import compare, work
 from bench.contestants import YARDSTICKS, contestants
+from bench.cpu import kernel, large, mined, retrieval
+from bench.cpu.comparison import compare, work
+from bench.distributed import ring
+from bench.gpu import entry as gpu
 from bench.guard import TOLERANCE
+from bench.memory import cached
 from bench.options import RESULTS, at_least
 from bench.problems import Setting, losses
 from bench.report import blockwise_to_dense, table, write

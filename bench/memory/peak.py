@@ -37,7 +37,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_mib(contestant: str, setting: Setting) -> float:
-    return in_own_process("bench.memory", contestant, json.dumps(asdict(setting)))
+    return in_own_process("bench.memory.peak", contestant, json.dumps(asdict(setting)))
 
 
 def in_own_process(module: str, *arguments: str, **environment: str) -> Any:

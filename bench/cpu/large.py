@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from bench.contestants import on_engine
-from bench.memory import (
+from bench.memory.peak import (
     MIB,
     TINY,
     answer,
@@ -105,7 +105,7 @@ def with_a_clock(title: str, setting: Setting) -> dict[str, float]:
         ThreadPoolExecutor(1) as pool,
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
-        job = pool.submit(in_own_process, "bench.large", json.dumps(asdict(setting)))
+        job = pool.submit(in_own_process, "bench.cpu.large", json.dumps(asdict(setting)))
         while not job.done():
             bar.refresh()
             wait([job], timeout=1)

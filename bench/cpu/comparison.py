@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bench.contestants import GIVEN, YARDSTICK, YARDSTICKS, Contestant, Step, contestants, reason
 from bench.guard import truth
-from bench.memory import peak_mib
+from bench.memory.peak import peak_mib
 from bench.problems import Problem, Setting, problem
 from bench.stopwatch import Times, take_turns
 

@@ -15,7 +15,7 @@ from time import process_time
 import torch
 from tqdm import tqdm
 
-from bench.memory import (
+from bench.memory.peak import (
     TINY,
     answer,
     forget_peak,
@@ -163,7 +163,7 @@ def with_a_clock(title: str, gallery: Gallery) -> dict[str, object]:
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
         for part in ("time", "recall", "all"):
-            job = pool.submit(in_own_process, "bench.retrieval", part, given)
+            job = pool.submit(in_own_process, "bench.cpu.retrieval", part, given)
             while not job.done():
                 bar.refresh()
                 wait([job], timeout=1)
