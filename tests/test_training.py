@@ -16,7 +16,7 @@ import pairops
 
 @pytest.fixture
 def train_digits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples/digits")
     return importlib.import_module("train_digits")
 
 

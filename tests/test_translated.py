@@ -129,7 +129,7 @@ def test_every_function_of_the_library_is_translated() -> None:
 
 @pytest.fixture
 def own_loss(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples/own_loss")
     return importlib.import_module("own_loss")
 
 
@@ -137,7 +137,7 @@ def own_loss(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str) -> None:
     """The one of docs/losses.md, word for word; a second derivative too."""
     document = (Path(__file__).parents[1] / "docs/losses.md").read_text()
-    example = (Path(__file__).parents[1] / "examples/own_loss.py").read_text()
+    example = (Path(__file__).parents[1] / "examples/own_loss/own_loss.py").read_text()
     begin = example.index("pull = Function")
     assert example[begin : example.index("\n\n\ndef naive")] in document
     x, labels = torch.randn(90, 17, requires_grad=True), torch.arange(90) // 4
