@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from bench.contestants import Step
-from bench.memory.peak import answer, in_own_process
 from bench.options import RESULTS, at_least, extension
+from bench.own_process import answer, in_own_process
 from bench.problems import Setting, problem, takes_labels
 from bench.report import columns, number, write_figures
 from bench.stamp import stamp

@@ -18,14 +18,13 @@ from bench.contestants import on_engine
 from bench.memory.peak import (
     MIB,
     TINY,
-    answer,
     forget_peak,
     hand_back_freed_pages,
-    in_own_process,
     keep_within_what_is_free,
     peak_resident,
 )
 from bench.options import RESULTS, at_least
+from bench.own_process import answer, in_own_process
 from bench.problems import Problem, Setting, losses, problem, takes_labels
 from bench.report import number, write_figures
 from bench.stamp import stamp

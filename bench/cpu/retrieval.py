@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from bench.memory.peak import (
     TINY,
-    answer,
     forget_peak,
     hand_back_freed_pages,
-    in_own_process,
     keep_within_what_is_free,
     peak_resident,
 )
 from bench.options import RESULTS, at_least
+from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import take_turns
