@@ -22,12 +22,12 @@ help:
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/train_digits.py --output build/digits.png $(ARGS)
+	$(BIN)/python examples/digits/train_digits.py --output build/digits.png $(ARGS)
 
 # Minutes on all cores: where somebody else has one of them, who waits for the other must not spin.
 code-search: export OMP_WAIT_POLICY := PASSIVE
 code-search: $(VENV)/.demo
-	$(BIN)/python examples/train_code_search.py --output build/code_search.png $(ARGS)
+	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
 
 # The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.

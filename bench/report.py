@@ -1,22 +1,10 @@
-"""The report: a table to read now, a picture to show, and a JSON file to come back to."""
+"""The report: numbers and columns to read now, and a JSON file to come back to."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-from bench.comparison import Row
-from bench.contestants import YARDSTICK, YARDSTICKS
-
-GREY = "#777777"
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 
 
 def number(value: float | None) -> str:
@@ -24,27 +12,6 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def table(rows: Sequence[Row]) -> str:
-    """One block per N; a failure stands where the figures would."""
-    width = max(len(row.label) for row in rows)
-    head = f"{'N':>7}  {'':{width}}  {'ms':>8}  {'quartiles':>17}  {'fwd':>8}  {'× mm':>7}"
-    head += f"  {'× mm-out':>8}  {'peak MiB':>8}"
-    lines = [head]
-    for n, block in groupby(rows, key=lambda row: row.n):
-        lines.append("─" * len(head))
-        for row in block:
-            line = f"{n:>7}  {row.label:{width}}"
-            if row.failure is None:
-                quartiles = f"{number(row.ms_q1)} … {number(row.ms_q3)}"
-                line += f"  {number(row.ms):>8}  {quartiles:>17}  {number(row.forward_ms):>8}"
-                line += f"  {number(row.to_mm):>7}  {number(row.to_mm_out):>8}"
-                line += f"  {number(row.peak_mib):>8}"
-            else:
-                line += f"  {row.failure}"
-            lines.append(line)
-    return "\n".join(lines)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -58,29 +25,6 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
-def blockwise_to_dense(rows: Sequence[Row]) -> str:
-    """The price of never holding the matrix, against the engine that does hold it."""
-    ms = {(row.n, row.contestant): row.ms for row in rows}
-    ratios = [
-        f"{ms[n, 'blockwise'] / ms[n, 'dense']:.2f} at N={n:,}"
-        for n in sorted({row.n for row in rows})
-        if ms.get((n, "blockwise")) and ms.get((n, "dense"))
-    ]
-    if not ratios:
-        return "blockwise ÷ dense: not measured"
-    return f"blockwise ÷ dense in time (at N=4,096 it is to stay below 2): {', '.join(ratios)}"
-
-
-def write(
-    folder: Path, name: str, rows: Sequence[Row], stamp: dict[str, object]
-) -> tuple[Path, Path]:
-    """The picture and, beside it, the figures; a later run of the same name replaces both."""
-    figures = write_figures(folder, name, [asdict(row) for row in rows], stamp)
-    picture = folder / f"{name}.png"
-    plot(rows, stamp).savefig(picture, dpi=150)
-    return figures, picture
-
-
 def write_figures(
     folder: Path, name: str, rows: Sequence[dict[str, object]], stamp: dict[str, object]
 ) -> Path:
@@ -89,89 +33,3 @@ def write_figures(
     record = {"stamp": stamp, "rows": rows}
     figures.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return figures
-
-
-def plot(rows: Sequence[Row], stamp: dict[str, object]) -> Figure:
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
-    time, memory = figure.subplots(1, 2)
-    draw(time, rows, "ms", "forward + backward, ms (median, quartiles)")
-    draw(memory, rows, "peak_mib", "growth of peak memory, MiB")
-    machine = stamp["gpu"] or f"{stamp['cpu']}, threads: {stamp['threads']}"
-    figure.suptitle(f"{rows[0].loss}_loss: D = {stamp['d']}, {stamp['dtype']}, {machine}")
-    figure.supxlabel(
-        f"{stamp['date']}   commit {stamp['commit'] or 'unknown'}   torch {stamp['torch']}   "
-        f"pytorch-metric-learning {stamp['pytorch_metric_learning']}   "
-        f"medians of {stamp['repeats']}, taken in turns",
-        fontsize=8,
-        color=GREY,
-    )
-    return figure
-
-
-def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
-    """One line per contestant, named at its right end."""
-    axes.set(xscale="log", yscale="log", xlabel="N")
-    axes.set_title(title, loc="left", fontsize=11)
-    keys = list(dict.fromkeys(row.contestant for row in rows))
-    others = [key for key in keys if key not in YARDSTICKS]
-    ends = []
-    for key in keys:
-        # A logarithm has no zero: growth that is too small to be seen stands at the noise.
-        points = [
-            (row.n, max(value, 0.1 if what == "peak_mib" else 0.0), row)
-            for row in rows
-            if row.contestant == key and (value := getattr(row, what)) is not None
-        ]
-        if not points:
-            continue
-        colour = GREY if key in YARDSTICKS else COLOURS[others.index(key) % len(COLOURS)]
-        style = "--" if key == YARDSTICK else ":" if key in YARDSTICKS else "-o"
-        x, y, kept = zip(*points, strict=True)
-        axes.plot(x, y, style, color=colour, markersize=4)
-        if what == "ms":
-            low, high = [row.ms_q1 for row in kept], [row.ms_q3 for row in kept]
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        ends.append((y[-1], x[-1], kept[-1].label, colour))
-    sizes = sorted({row.n for row in rows})
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{int(n):,}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    name_lines(axes, ends)
-
-
-def name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Labels to the right of the lines, moved apart where their ends are too close to be read."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    to_fraction = axes.transScale + axes.transLimits
-    ends = sorted(ends)
-    at = [float(to_fraction.transform((x, y))[1]) for y, x, _, _ in ends]
-    line = 0.052  # the height of a line of text
-    for _ in range(200):
-        for i in range(len(at) - 1):
-            lacking = line - (at[i + 1] - at[i])
-            if lacking > 0:
-                at[i] -= lacking / 2
-                at[i + 1] += lacking / 2
-    for height, (y, x, label, colour) in zip(at, ends, strict=True):
-        axes.annotate(
-            label,
-            (x, y),
-            xytext=(1.05, height),
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkA": 2,
-                "shrinkB": 4,
-            },
-        )

@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from bench import gpu, gpu_launch, gpu_sanitizer, lease
 from bench.__main__ import main
 from bench.contestants import GIVEN, YARDSTICK, contestants
-from bench.kernel import KERNEL, Job, measure, sweeps
-from bench.large import bound
-from bench.mined import learned, steps_of
+from bench.cpu.kernel import KERNEL, Job, measure, sweeps
+from bench.cpu.large import bound
+from bench.cpu.mined import learned, steps_of
+from bench.gpu import entry, launch, lease, sanitizer
 from bench.problems import Setting, problem
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
@@ -36,7 +36,7 @@ def bench(tmp_path):
 
 
 def test_one_table_and_one_record_per_d(bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.comparison.peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda *_: 1.0)
     sizes = ["--n", "32", "--d", "16", "128", "--repeats", "2"]
     record = bench("siglip-cpu", "--loss", "siglip", *sizes, "--contestants", "hand")
     assert record["stamp"]["d"] == 128
@@ -255,13 +255,13 @@ def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
 def test_gpu_measures_in_a_process_of_its_own():
     """As on a GPU, but on the CPU: the command that is begun understands its own words."""
     parser = argparse.ArgumentParser()
-    gpu.options(parser)
+    entry.options(parser)
     words = ["--loss", "ms", "--n", "24", "48", "--d", "8", "--dtype", "float32", "--repeats", "2"]
     options = parser.parse_args([*words, "--who", "hand", "--device", "cpu"])
     clock = lease.Clock(300)
 
     def command(first):
-        return gpu.command("speed", options, clock, first + 1)
+        return entry.command("speed", options, clock, first + 1)
 
     rows = list(lease.rows_of(command, clock, 150.0, {}))
     assert [(row["who"], row["n"]) for row in rows] == [("hand", 48)]
@@ -306,7 +306,7 @@ def test_gpu_sanitizer(tmp_path, monkeypatch, capsys):
     ]
     assert rows[0]["summary"] == [said]
     assert "memcheck {} clean" in capsys.readouterr().out
-    judged = gpu_sanitizer.verdict
+    judged = sanitizer.verdict
     assert not judged("memcheck", {}, None, f"all steps done\n{said}\n")["clean"]
     assert not judged("memcheck", {}, 0, f"ms\n{said}\n")["clean"]
     warned = "========= RACECHECK SUMMARY: 10 hazards displayed (0 errors, 10 warnings)"
@@ -314,15 +314,15 @@ def test_gpu_sanitizer(tmp_path, monkeypatch, capsys):
 
 
 def test_gpu_sanitizer_has_steps(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_sanitizer, "SIZES", ((100, 48),))
-    gpu_sanitizer.steps("cpu")
+    monkeypatch.setattr(sanitizer, "SIZES", ((100, 48),))
+    sanitizer.steps("cpu")
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
 def test_gpu_summary_of_a_profile():
     events = [{"cat": "kernel", "name": "weigh", "dur": 5}] * 10 + [{"cat": "cpu_op", "dur": 9}]
     events += [{"cat": "gpu_memset", "name": "Memset", "dur": 1}] * 5 + [{"ph": "M"}]
-    assert gpu_launch.summary(events) == {
+    assert launch.summary(events) == {
         "kernels": 3, "kernels_us": 11, "longest_us": {"weigh": 10, "Memset": 1},
     }  # fmt: skip
 

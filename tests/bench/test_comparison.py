@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.comparison import compare
 from bench.contestants import GIVEN, YARDSTICK, Contestant, contestants
+from bench.cpu.comparison import compare
 from bench.guard import truth
-from bench.memory import peak_mib
+from bench.memory.peak import peak_mib
 from bench.problems import Problem, Setting, problem
 from bench.rivals import BOTH_WAYS, LABELLED, PAIRED, by_hand, by_pytorch_metric_learning
 from bench.stopwatch import Times, take_turns
@@ -139,8 +139,8 @@ def test_who_is_wrong_is_not_timed(only_forward, monkeypatch):
         return call
 
     everyone = contestants() | {"off": Contestant("off", "off", off)}
-    monkeypatch.setattr("bench.comparison.contestants", lambda: everyone)
-    monkeypatch.setattr("bench.comparison.peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr("bench.cpu.comparison.contestants", lambda: everyone)
+    monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda *_: 1.0)
     keys = [YARDSTICK, "hand", "off"]
     rows = {row.contestant: row for row in compare(replace(SMALL, n=64), keys, 2, Silent())}
     assert rows["off"].failure.startswith("WRONG: loss")
@@ -152,7 +152,7 @@ def test_who_is_wrong_is_not_timed(only_forward, monkeypatch):
 
 
 def test_who_fails_gets_a_row_with_the_reason(monkeypatch):
-    monkeypatch.setattr("bench.comparison.peak_mib", lambda key, _: refuse(key))
+    monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda key, _: refuse(key))
     setting = Setting("siglip", 32, d=8)
     rows = {
         row.contestant: row for row in compare(setting, [YARDSTICK, "hand", "pml"], 2, Silent())

@@ -20,7 +20,7 @@ SYNONYMS = dict(zip((*VERBS, *NOUNS), (f"qx{i}{i}zw" for i in range(16)), strict
 
 @pytest.fixture(autouse=True)
 def beside_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "code_search")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def hashed_text() -> ModuleType:
 
 @pytest.fixture
 def ranks() -> ModuleType:
-    return importlib.import_module("ranks")
+    return importlib.import_module("ranking")
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from support.project import EXAMPLES
 
 @pytest.fixture
 def retrieval(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "digits")
     return importlib.import_module("retrieval")
 
 
 @pytest.fixture
 def train_digits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "digits")
     return importlib.import_module("train_digits")
 
 

@@ -36,13 +36,13 @@ def check(printed: str, each: str) -> None:
 
 
 def test_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    importlib.import_module("lightning_module").main(["--processes", "1", *ASKED])
+    monkeypatch.syspath_prepend(EXAMPLES / "lightning")
+    importlib.import_module("train_lightning").main(["--processes", "1", *ASKED])
     check(capsys.readouterr().out, "1 x 128 images a step")
 
 
 def test_two_processes() -> None:
-    call = [sys.executable, EXAMPLES / "lightning_module.py", "--processes", "2", *ASKED]
+    call = [sys.executable, EXAMPLES / "lightning/train_lightning.py", "--processes", "2", *ASKED]
     done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=300)
     check(done.stdout, "2 x 64 images a step")
 
@@ -50,7 +50,7 @@ def test_two_processes() -> None:
 def test_a_batch_that_is_no_batch_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "lightning")
     with pytest.raises(SystemExit):
-        importlib.import_module("lightning_module").main(["--batch", "3"])
+        importlib.import_module("train_lightning").main(["--batch", "3"])
     assert "--batch must be from 4 to 900, not 3" in capsys.readouterr().err

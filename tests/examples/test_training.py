@@ -16,7 +16,7 @@ from support.project import EXAMPLES
 
 @pytest.fixture
 def train_digits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "digits")
     return importlib.import_module("train_digits")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pairops
-from bench.memory import MIB
+from bench.memory.peak import MIB
 from bench.problems import Setting
 from pairops import estimate_memory, losses
 from pairops.inspection.memory_estimate import Memory
@@ -38,7 +38,7 @@ MEASURED = [
 MEASURE = """
 import json, sys, torch
 from bench.contestants import contestants
-from bench.memory import growth
+from bench.memory.peak import growth
 from bench.problems import Setting
 
 torch.set_num_threads(1)

@@ -124,7 +124,7 @@ def test_training_on_two_ranks_follows_the_curve_of_one(data: str, tmp_path: Pat
             if path.exists():
                 (tmp_path / path.name).write_text(path.read_text())
         further = ["--folders", str(tmp_path), "--batch", "50", "--steps", "6"]
-    shown = torchrun("examples/train_ddp.py", "--data", data, *further)
+    shown = torchrun("examples/ddp/train_ddp.py", "--data", data, *further)
     apart = float(re.search(r"largest difference: (\S+) of the loss", shown)[1])  # type: ignore[index]
     assert apart <= 1e-5, shown
     curve = [float(line.split()[2]) for line in shown.splitlines() if re.match(r" +\d+ ", line)]

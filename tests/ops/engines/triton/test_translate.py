@@ -130,7 +130,7 @@ def test_every_function_of_the_library_is_translated() -> None:
 
 @pytest.fixture
 def own_loss(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "own_loss")
     return importlib.import_module("own_loss")
 
 
@@ -138,7 +138,7 @@ def own_loss(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str) -> None:
     """The one of docs/losses.md, word for word; a second derivative too."""
     document = (ROOT / "docs/losses.md").read_text()
-    example = (EXAMPLES / "own_loss.py").read_text()
+    example = (EXAMPLES / "own_loss/own_loss.py").read_text()
     begin = example.index("pull = Function")
     assert example[begin : example.index("\n\n\ndef naive")] in document
     x, labels = torch.randn(90, 17, requires_grad=True), torch.arange(90) // 4

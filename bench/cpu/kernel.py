@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from bench.contestants import Step
-from bench.memory import answer, in_own_process
 from bench.options import RESULTS, at_least, extension
+from bench.own_process import answer, in_own_process
 from bench.problems import Setting, problem, takes_labels
 from bench.report import columns, number, write_figures
 from bench.stamp import stamp
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     rows = []
     for job in tqdm(jobs, desc="kernel", leave=False, disable=None):
         try:
-            rows += in_own_process("bench.kernel", json.dumps(asdict(job)), PAIROPS_ISA=job.isa)
+            rows += in_own_process("bench.cpu.kernel", json.dumps(asdict(job)), PAIROPS_ISA=job.isa)
         except RuntimeError as error:
             sys.exit(f"{job}: {error}")
     print(f"\nThe native sweeps alone: N={options.n}, float32, {conditions['cpu']}, ", end="")

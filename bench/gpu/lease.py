@@ -25,7 +25,7 @@ from bench.problems import Setting
 
 Row = dict[str, Any]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AT, ROW = "@at", "@row"  # how a process begins a line that is for the one that began it
 LOST = 75  # its exit status where nothing can be computed on its GPU any more
 

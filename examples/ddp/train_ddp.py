@@ -1,25 +1,30 @@
 """Trains on several processes with the batch of all of them, and once more on one: one curve.
 
-torchrun --nproc-per-node 2 examples/train_ddp.py
+torchrun --nproc-per-node 2 examples/ddp/train_ddp.py
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from docstrings import installed, read, split, without_doubles
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from train_code_search import Side, Towers, bags_of
-from train_digits import load_halves
 
 import pairops
 from pairops.nn import InfoNCELoss
+
+# `--data code` takes pairs and towers from the example beside this one.
+sys.path.append(str(Path(__file__).parents[1] / "code_search"))
+
+from docstrings import installed, read, split, without_doubles
+from train_code_search import Side, Towers, bags_of
 
 Rows = Callable[
     [Tensor], tuple[Any, ...]
@@ -52,8 +57,11 @@ class CodeSearch(torch.nn.Module):
 
 
 def digits(_options: argparse.Namespace) -> tuple[type[torch.nn.Module], Rows, int]:
-    half, _ = load_halves(0)
-    return Digits, lambda rows: (half.images[rows], half.digits[rows]), len(half.digits)
+    data = load_digits()
+    half = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))[:900]
+    images = torch.from_numpy(data.data).float()[half] / 16
+    labels = torch.from_numpy(data.target).long()[half]
+    return Digits, lambda rows: (images[rows], labels[rows]), len(labels)
 
 
 def code(options: argparse.Namespace) -> tuple[type[torch.nn.Module], Rows, int]:
@@ -123,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     kind, rows_of, total = (digits if options.data == "digits" else code)(options)
     if "WORLD_SIZE" not in os.environ:
-        raise SystemExit("start it with torchrun --nproc-per-node 2 examples/train_ddp.py")
+        raise SystemExit("start it with torchrun --nproc-per-node 2 examples/ddp/train_ddp.py")
     dist.init_process_group("gloo")
     world = dist.get_world_size()
     together = fit(kind, rows_of, total, options, world)

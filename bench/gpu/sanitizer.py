@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from bench import lease
 from bench.contestants import contestants
-from bench.lease import Clock, Row
+from bench.gpu import lease
+from bench.gpu.lease import Clock, Row
 from bench.problems import Setting, problem
 
 TOOLS = ("memcheck", "racecheck")
@@ -41,7 +41,7 @@ def sanitizer(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         if clock.spent():
             return
         command = [found, "--tool", tool, "--error-exitcode", "1", sys.executable]
-        command += ["-m", "bench.gpu_sanitizer", options.device]
+        command += ["-m", "bench.gpu.sanitizer", options.device]
         seconds = clock.left() / (len(runs) - done)
         code, output = lease.finish(command, seconds, ALLOCATIONS | environment)
         row = verdict(tool, environment, code, output)

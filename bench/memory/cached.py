@@ -15,8 +15,15 @@ from torch import nn
 from tqdm import tqdm
 
 import pairops
-from bench import memory
+from bench.memory.peak import (
+    TINY,
+    forget_peak,
+    hand_back_freed_pages,
+    keep_within_what_is_free,
+    peak_resident,
+)
 from bench.options import RESULTS, at_least
+from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
 from bench.stamp import stamp
 
@@ -40,14 +47,14 @@ def measure(way: str, n: int, chunk_size: int, threads: int) -> dict[str, float]
         value.backward()
         return value
 
-    step(torch.randn(memory.TINY, D))  # loads what is loaded once, and makes the gradients
+    step(torch.randn(TINY, D))  # loads what is loaded once, and makes the gradients
     inputs = torch.randn(n, D)
-    memory.keep_within_what_is_free()
-    memory.hand_back_freed_pages()
-    before, start, busy = memory.forget_peak(), perf_counter(), process_time()
+    keep_within_what_is_free()
+    hand_back_freed_pages()
+    before, start, busy = forget_peak(), perf_counter(), process_time()
     value = step(inputs).item()
     times = {"s": perf_counter() - start, "processor_s": process_time() - busy}
-    return {"value": value, **times, "peak_mib": max(0.0, memory.peak_resident() - before)}
+    return {"value": value, **times, "peak_mib": max(0.0, peak_resident() - before)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +72,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     for n, way in tqdm(jobs, desc="cached_step", unit="step", leave=False, disable=None):
         row = {"n": n, "way": way, "chunk_size": options.chunk_size}
         given = map(str, (n, options.chunk_size, options.threads))
-        rows.append(row | memory.in_own_process("bench.cached", way, *given))
+        rows.append(row | in_own_process("bench.memory.cached", way, *given))
     print(
         f"\nms_loss over a network {D}-{WIDTH}-{WIDTH}-{D}, float32, {conditions['cpu']}, ", end=""
     )
@@ -79,4 +86,4 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    memory.answer(lambda: measure(sys.argv[1], *map(int, sys.argv[2:])))
+    answer(lambda: measure(sys.argv[1], *map(int, sys.argv[2:])))

@@ -14,11 +14,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import memory as memory_of
 from bench.contestants import Contestant, Step, contestants, reason
-from bench.lease import Row, at_most, called
+from bench.gpu.lease import Row, at_most, called
+from bench.gpu.rivals import RIVALS
+from bench.memory import peak as memory_peak
 from bench.problems import Setting, problem, takes_labels
-from bench.rivals_on_gpu import RIVALS
 from bench.stopwatch import Times, captured, on_device, take_turns
 from pairops.triton_kernels import configurations
 
@@ -137,10 +137,10 @@ def memory(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
 def peak_mib(entrant: Contestant, setting: Setting) -> float:
     """CUDA's allocator keeps an exact record; of memory on the CPU only a fresh process has one."""
     if setting.device == "cpu":
-        return memory_of.peak_mib(entrant.key, setting)
+        return memory_peak.peak_mib(entrant.key, setting)
     gc.collect()
     torch.cuda.empty_cache()
-    return memory_of.growth(entrant, setting)
+    return memory_peak.growth(entrant, setting)
 
 
 def errors(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:

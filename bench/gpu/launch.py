@@ -15,9 +15,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.contestants import Step, contestants, reason
-from bench.gpu_parts import engines, equal, failed, say
+from bench.gpu.lease import Row, at_most, called
+from bench.gpu.parts import engines, equal, failed, say
 from bench.guard import truth
-from bench.lease import Row, at_most, called
 from bench.problems import Problem, Setting, problem
 from bench.stopwatch import Times, captured, on_device, take_turns
 

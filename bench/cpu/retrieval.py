@@ -15,16 +15,15 @@ from time import process_time
 import torch
 from tqdm import tqdm
 
-from bench.memory import (
+from bench.memory.peak import (
     TINY,
-    answer,
     forget_peak,
     hand_back_freed_pages,
-    in_own_process,
     keep_within_what_is_free,
     peak_resident,
 )
 from bench.options import RESULTS, at_least
+from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import take_turns
@@ -163,7 +162,7 @@ def with_a_clock(title: str, gallery: Gallery) -> dict[str, object]:
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
         for part in ("time", "recall", "all"):
-            job = pool.submit(in_own_process, "bench.retrieval", part, given)
+            job = pool.submit(in_own_process, "bench.cpu.retrieval", part, given)
             while not job.done():
                 bar.refresh()
                 wait([job], timeout=1)

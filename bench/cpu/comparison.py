@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from bench.contestants import GIVEN, YARDSTICK, YARDSTICKS, Contestant, Step, contestants, reason
-from bench.guard import truth
-from bench.memory import peak_mib
-from bench.problems import Problem, Setting, problem
+from bench.cpu.comparison_report import Row, blockwise_to_dense, table, write
+from bench.guard import TOLERANCE, truth
+from bench.memory.peak import peak_mib
+from bench.options import RESULTS, at_least
+from bench.problems import Problem, Setting, losses, problem
+from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
 
-
-@dataclass
-class Row:
-    """What one contestant did at one N; what is None was not measured, and `failure` says why.
-
-    to_mm is time over that of the first yardstick, to_mm_out over that of the second. A product
-    has no backward pass: no yardstick has a forward time of its own.
-    """
-
-    loss: str
-    n: int
-    contestant: str
-    label: str
-    ms: float | None = None
-    ms_q1: float | None = None
-    ms_q3: float | None = None
-    forward_ms: float | None = None
-    to_mm: float | None = None
-    to_mm_out: float | None = None
-    forward_to_mm: float | None = None
-    forward_to_mm_out: float | None = None
-    peak_mib: float | None = None
-    value: float | None = None
-    truth: float | None = None
-    failure: str | None = None
+D = Setting.d
 
 
 def work(settings: Sequence[Setting], keys: Sequence[str], repeats: int) -> int:
@@ -113,3 +96,56 @@ def agreeing(
                 steps[entrant.key, "forward"] = forward
         bar.update()
     return steps
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--loss", nargs="+", choices=losses(), default=["ms"])
+    sizes = [256, 512, 1024, 2048, 4096]
+    add("--n", nargs="+", type=at_least(2), default=sizes, help="batch sizes")
+    add("--d", nargs="+", type=at_least(1), default=[D], help="dimensions of the embedding")
+    add("--per-class", type=at_least(1), default=4, help="embeddings of each class")
+    add("--dtype", choices=list(TOLERANCE), default="float32")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--threads", type=at_least(1), default=torch.get_num_threads())
+    add("--repeats", type=at_least(2), default=15, help="timed calls of each contestant at each N")
+    add("--contestants", nargs="+", choices=list(contestants()), default=list(contestants()))
+    add("--no-compile", action="store_true", help="without torch.compile: saves a minute per N")
+    add(
+        "--output",
+        type=Path,
+        default=RESULTS,
+        help=f"folder for LOSS-DEVICE[-dD].json and .png; no suffix for D={D}",
+    )
+
+
+def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no GPU here")
+    torch.set_num_threads(options.threads)
+    keys = [key for key in contestants() if key in {*YARDSTICKS, *options.contestants}]
+    if options.no_compile and "compiled" in keys:
+        keys.remove("compiled")
+    conditions = stamp(list(argv), options.device) | {
+        name: getattr(options, name) for name in ("per_class", "dtype", "device", "repeats")
+    }
+    conditions["tolerance_of_loss"], conditions["tolerance_of_gradient"] = TOLERANCE[options.dtype]
+    for loss, d in product(options.loss, options.d):
+        settings = [
+            Setting(loss, n, d, options.per_class, options.dtype, options.device, options.threads)
+            for n in sorted(options.n)
+        ]
+        rows = []
+        total = work(settings, keys, options.repeats)
+        with tqdm(total=total, desc=f"{loss} D={d}", leave=False, disable=None) as bar:
+            for setting in settings:
+                rows += compare(setting, keys, options.repeats, bar)
+        print(f"\n{loss}_loss, forward + backward, and forward alone (fwd): D={d}, ", end="")
+        print(f"{options.dtype}, {conditions['gpu'] or conditions['cpu']}, ", end="")
+        print(f"threads: {options.threads}, load {conditions['load']}, ", end="")
+        print(f"medians of {options.repeats} taken in turns\n")
+        print(table(rows))
+        print(f"\n{blockwise_to_dense(rows)}")
+        name = f"{loss}-{options.device}" + ("" if d == D else f"-d{d}")
+        for path in write(options.output, name, rows, conditions | {"d": d}):
+            print(f"written: {path}")

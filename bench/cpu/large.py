@@ -15,17 +15,16 @@ import torch
 from tqdm import tqdm
 
 from bench.contestants import on_engine
-from bench.memory import (
+from bench.memory.peak import (
     MIB,
     TINY,
-    answer,
     forget_peak,
     hand_back_freed_pages,
-    in_own_process,
     keep_within_what_is_free,
     peak_resident,
 )
 from bench.options import RESULTS, at_least
+from bench.own_process import answer, in_own_process
 from bench.problems import Problem, Setting, losses, problem, takes_labels
 from bench.report import number, write_figures
 from bench.stamp import stamp
@@ -105,7 +104,7 @@ def with_a_clock(title: str, setting: Setting) -> dict[str, float]:
         ThreadPoolExecutor(1) as pool,
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
-        job = pool.submit(in_own_process, "bench.large", json.dumps(asdict(setting)))
+        job = pool.submit(in_own_process, "bench.cpu.large", json.dumps(asdict(setting)))
         while not job.done():
             bar.refresh()
             wait([job], timeout=1)

@@ -5,12 +5,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from picture import draw_curve
-from ranks import recall
+from ranking import recall
 from torch import Tensor
 
 WITHIN = (1, 10)
 COLORS = ("0.6", "C1", "C0", "C2")
+
+
+def draw_curve(axes: Axes, name: str, curve: list[float]) -> None:
+    window = min(25, len(curve))
+    smooth = np.convolve(curve, np.ones(window) / window, mode="valid")
+    axes.plot(curve, color="0.75", linewidth=0.8, label="each step")
+    middle = np.arange(len(smooth)) + (window - 1) / 2
+    axes.plot(middle, smooth, color="C0", label=f"mean of {window}")
+    axes.set(title=f"{name} loss on the training files", xlabel="step", ylabel="loss")
+    axes.set_ylim(min(0.0, *curve), 1.05 * float(np.quantile(curve, 0.995)))
+    axes.legend(frameon=False)
 
 
 def draw_bars(axes: Axes, found: dict[str, Tensor]) -> None:
@@ -43,8 +53,7 @@ def draw(path: Path, title: str, curves: dict[str, list[float]], found: dict[str
     top, bottom = figure.subfigures(2, 1)
     places = top.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, curve) in zip(places, curves.items(), strict=True):
-        draw_curve(axes, curve)
-        axes.set(title=f"{name} loss on the training files")
+        draw_curve(axes, name, curve)
     bars_axes, shares_axes = bottom.subplots(1, 2)
     draw_bars(bars_axes, found)
     draw_shares(shares_axes, found)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import memory
 import torch
+from digits_picture import draw
 from objective import NAMES, PAIRED, Objective
-from picture import draw
 from retrieval import map_at_r, recall_at_1
 from sklearn.datasets import load_digits
 from torch import Tensor

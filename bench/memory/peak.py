@@ -17,18 +17,15 @@ import contextlib
 import ctypes
 import gc
 import json
-import os
 import resource
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench.contestants import Contestant, contestants, reason
+from bench.contestants import Contestant, contestants
+from bench.own_process import answer, in_own_process
 from bench.problems import Setting, problem
 
 TINY = 48
@@ -37,35 +34,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_mib(contestant: str, setting: Setting) -> float:
-    return in_own_process("bench.memory", contestant, json.dumps(asdict(setting)))
-
-
-def in_own_process(module: str, *arguments: str, **environment: str) -> Any:
-    """What `answer` says in a fresh process; RuntimeError with its reason if it cannot finish."""
-    answer = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        # `-m` looks into the working directory first; this one has no second pairops to offer.
-        cwd=Path(__file__).parent,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-        | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if answer.returncode < 0:
-        raise RuntimeError(f"killed by signal {-answer.returncode}, most likely out of memory")
-    if answer.returncode > 0:
-        raise RuntimeError(next(reversed(answer.stderr.strip().splitlines()), "no reason given"))
-    return json.loads(answer.stdout.splitlines()[-1])
-
-
-def answer(work: Callable[[], object]) -> None:
-    """The other end of `in_own_process`."""
-    try:
-        print(json.dumps(work()))
-    except Exception as error:
-        sys.exit(reason(error))
+    return in_own_process("bench.memory.peak", contestant, json.dumps(asdict(setting)))
 
 
 def measure(contestant: str, setting: Setting) -> float:

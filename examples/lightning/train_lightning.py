@@ -4,12 +4,14 @@ import argparse
 
 import lightning
 import torch
-from retrieval import map_at_r
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from train_digits import TRAINING_IMAGES, load_halves
 
 import pairops
+from pairops.retrieval import evaluate
+
+TRAINING_IMAGES = 900
 
 
 class Digits(lightning.LightningModule):
@@ -37,6 +39,16 @@ class Digits(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
+def load_halves() -> tuple[TensorDataset, TensorDataset]:
+    """Images (N, 64) in 0..1 and their digits (N,), for training and for the test."""
+    data = load_digits()
+    images = torch.from_numpy(data.data).float() / 16
+    digits = torch.from_numpy(data.target).long()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    train, test = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
+    return TensorDataset(images[train], digits[train]), TensorDataset(images[test], digits[test])
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -58,9 +70,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     lightning.seed_everything(0, verbose=False)
-    training, test = load_halves(seed=0)
+    training, test = load_halves()
     loader = DataLoader(
-        TensorDataset(training.images, training.digits),
+        training,
         batch_size=options.batch // options.processes,
         shuffle=True,
         drop_last=True,
@@ -73,18 +85,19 @@ def main(arguments: list[str] | None = None) -> None:
         enable_checkpointing=False,
     )
     module = Digits()
-    before = score(module, test.images, test.digits)
+    before = score(module, test)
     trainer.fit(module, loader)
     if trainer.is_global_zero:
-        after = score(module, test.images, test.digits)
+        after = score(module, test)
         print(f"{options.processes} x {options.batch // options.processes} images a step")
         print(f"loss after {trainer.global_step} steps {trainer.callback_metrics['loss']:.4f}")
-        print(f"MAP@R on {len(test.digits)} other images {before:.3f}, after training {after:.3f}")
+        print(f"MAP@R on {len(test)} other images {before:.3f}, after training {after:.3f}")
 
 
 @torch.no_grad()
-def score(module: Digits, images: Tensor, digits: Tensor) -> float:
-    return map_at_r(module(images), digits)
+def score(module: Digits, test: TensorDataset) -> float:
+    images, digits = test.tensors
+    return evaluate(module(images), digits, progress=False).map_at_r
 
 
 if __name__ == "__main__":

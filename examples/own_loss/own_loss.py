@@ -2,7 +2,7 @@
 
 ℓ_i = Σ_p (1 − s_ip)² + Σ_n [s_in − m]₊²
 
-python examples/own_loss.py            compares it with the same loss written over the whole matrix
+python examples/own_loss/own_loss.py   compares it with the same loss written over the whole matrix
 """
 
 import torch

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from bench import gpu_launch, gpu_parts, gpu_sanitizer, lease
 from bench.contestants import reason
-from bench.gpu_parts import EVERYONE
-from bench.lease import Clock, Row
+from bench.gpu import launch, lease, parts, sanitizer
+from bench.gpu.lease import Clock, Row
+from bench.gpu.parts import EVERYONE
 from bench.options import RESULTS, at_least
 from bench.report import write_figures
 from bench.stamp import stamp, version
@@ -124,13 +124,13 @@ def tests(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
 
 
 # What needs no setting; the other parts may be run from any setting on.
-WHOLE = {"tests": tests, "sanitizer": gpu_sanitizer.sanitizer}
+WHOLE = {"tests": tests, "sanitizer": sanitizer.sanitizer}
 BY_SETTING = {
-    "launch": gpu_launch.launch,
-    "speed": gpu_parts.speed,
-    "memory": gpu_parts.memory,
-    "errors": gpu_parts.errors,
-    "bits": gpu_parts.bits,
-    "shapes": gpu_parts.shapes,
+    "launch": launch.launch,
+    "speed": parts.speed,
+    "memory": parts.memory,
+    "errors": parts.errors,
+    "bits": parts.bits,
+    "shapes": parts.shapes,
 }
 PART = {name: partial(lease.each, measure) for name, measure in BY_SETTING.items()} | WHOLE

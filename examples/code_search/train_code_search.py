@@ -14,7 +14,7 @@ import torch
 from code_search_picture import WITHIN, draw
 from docstrings import Pair, installed, read, split, without_doubles
 from hashed_text import BUCKETS, Bags, counted, rarity, weighted
-from ranks import ranks_by_words, recall
+from ranking import ranks_by_words, recall
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm

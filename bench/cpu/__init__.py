@@ -1,0 +1,1 @@
+"""Benchmarks of one process on a CPU: the comparison, the native sweeps, retrieval."""

@@ -1,0 +1,1 @@
+"""Benchmarks of several ranks, each a process."""

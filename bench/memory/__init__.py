@@ -1,0 +1,1 @@
+"""Benchmarks of memory: the peak of a process, and of a step through a network in chunks."""
