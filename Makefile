@@ -64,11 +64,11 @@ sanitize: $(SANITIZED)/.installed
 		--capture=sys --deselect $(LITTLE_MEMORY) tests/ops/engines/cpu tests/ops/terms/test_compiled_functions.py $(ARGS)
 
 # What can be known of the CUDA kernels without a GPU: what they compute, executed on the CPU under
-# sanitizers and with mistakes that must be found; and what they take, as nvcc says, if it is there.
+# sanitizers and with mistakes that must be found; and what they take, as the build has it.
 cuda-on-host: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m support.cuda_on_host.check $(ARGS)
 
-cuda-resources: | $(BIN)/python
+cuda-resources: $(VENV)/.test
 	$(BIN)/python tests/support/cuda_resources.py
 
 bench: $(VENV)/.bench

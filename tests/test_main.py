@@ -29,7 +29,7 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     reason = "x is on cpu; the CUDA kernels are for CUDA devices"
     expected = dict.fromkeys(engines.ENGINES, "available")
     expected["cuda"] = reason if built else "this build of pairops has no CUDA kernels"
-    if engines.triton.MISSING is None:
+    if engines.triton_engine.MISSING is None:
         expected |= dict.fromkeys(TRITON, "x is on cpu; Triton here is for CUDA devices")
     assert found["engines"] == expected
     assert found["a tensor on this device takes"]["cpu"] == "native"

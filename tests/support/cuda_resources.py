@@ -1,23 +1,24 @@
-"""What the CUDA kernels take of a GPU, as compiled without one: registers, spills, shared memory.
+"""What the CUDA kernels take of a GPU, read from the extension: registers, spills, shared memory.
 
-python tests/support/cuda_resources.py fails on a spill, on local memory, and where the shared memory
-of the largest call is more than the smallest GPU of its architecture gives a block.
+python tests/support/cuda_resources.py fails on a spill, on local memory, and where the shared
+memory of the largest call is more than the smallest GPU of its architecture gives a block. Nothing
+is compiled: Triton brings the program that reads the kernels which are installed.
 """
 
 import re
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import triton
+
+from pairops import _native
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_resources"
-ARCHITECTURES = ("80", "90a")
-FLAGS = ["-std=c++17", "--expt-relaxed-constexpr", "-O3", "-I", str(ROOT / "csrc")]
-STRICT = ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "-Xptxas", "-Werror"]
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 # What a block may have: 8.6, 8.9 and 12.0 have least of what runs the one; Hopper runs the other.
 LIMITS = {"Shape": 101376, "HopperShape": 232448}
@@ -46,20 +47,10 @@ int main() {
 
 
 class Kernel(NamedTuple):
-    source: str
     architecture: str
     name: str
     registers: int
-    spilled: int  # bytes
-
-
-def compile_one(nvcc: str, source: Path, architecture: str) -> tuple[bool, str]:
-    target = BUILD / f"{source.stem}.{architecture}.cubin"
-    command = [nvcc, *FLAGS, *STRICT, f"-arch=sm_{architecture}", "-cubin"]
-    done = subprocess.run(
-        [*command, str(source), "-o", str(target)], capture_output=True, text=True
-    )
-    return done.returncode == 0, done.stdout + done.stderr
+    local: int  # bytes of local memory a thread: its stack, where spills are, and arrays
 
 
 def short(names: list[str]) -> list[str]:
@@ -77,16 +68,20 @@ def short(names: list[str]) -> list[str]:
     return found
 
 
-def kernels_of(source: str, architecture: str, text: str) -> list[Kernel]:
+def kernels_of(dump: str) -> list[Kernel]:
+    """Every kernel for every architecture, from what cuobjdump says of a file."""
     found = []
-    for part in text.split("Compiling entry function '")[1:]:
-        name = part.split("'")[0]
-        registers = re.search(r"Used (\d+) registers", part)
-        bytes_of = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", part)
-        assert registers is not None
-        assert bytes_of is not None
-        spilled = int(bytes_of[1]) + int(bytes_of[2])
-        found.append(Kernel(source, architecture, name, int(registers[1]), spilled))
+    for part in dump.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"^arch = sm_(\w+)", part, re.M)
+        assert architecture is not None
+        entries = re.findall(
+            r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part
+        )
+        assert len(entries) == part.count(" Function ")
+        found += [
+            Kernel(architecture[1], name, int(registers), int(stack) + int(local))
+            for name, registers, stack, local in entries
+        ]
     names = short([kernel.name for kernel in found])
     return [kernel._replace(name=name) for kernel, name in zip(found, names, strict=True)]
 
@@ -117,31 +112,22 @@ def main() -> int:
         fits = largest <= limit
         good = good and fits
         print(f"{name:12} {largest:13} {layout:15} {limit:8}{'' if fits else '  TOO MUCH'}")
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        print("SKIPPED: there is no nvcc on PATH, so nothing is known of registers and spills")
+    if not _native.features()["cuda"]:
+        print(
+            "SKIPPED: this build has no CUDA kernels, so nothing is known of registers and spills"
+        )
         return 0 if good else 1
-    begin = time.monotonic()
-    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-    # Those of the backward pass take longest: first.
-    sources.sort(key=lambda path: "forward" in path.name)
-    jobs = [(source, arch) for source in sources for arch in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda job: compile_one(nvcc, *job), jobs))
-    found = []
-    for (source, architecture), (compiled, text) in zip(jobs, results, strict=True):
-        found += kernels_of(source.name, architecture, text)
-        if not compiled:
-            good = False
-            told = [line for line in text.splitlines() if not re.search(r"ptxas info|^ ", line)]
-            print(f"{source.name} for sm_{architecture} FAILED:", *told, sep="\n")
-    print(f"\n{'sm':3} {'registers':>9} {'spilled':>7}  kernel")
-    for kernel in sorted(found, key=lambda k: (k.architecture, k.source, k.name)):
-        good = good and kernel.spilled == 0
-        text = f"{kernel.architecture:3} {kernel.registers:9} {kernel.spilled:7}  {kernel.name}"
-        print(text)
-    print(f"{len(found)} kernels, compiled in {time.monotonic() - begin:.0f} s")
-    return 0 if good else 1
+    dump = subprocess.run(
+        [CUOBJDUMP, "--dump-resource-usage", str(_native.__file__)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = kernels_of(dump)
+    print(f"\n{'sm':3} {'registers':>9} {'local':>5}  kernel")
+    for kernel in sorted(found):
+        good = good and kernel.local == 0
+        print(f"{kernel.architecture:3} {kernel.registers:9} {kernel.local:5}  {kernel.name}")
+    print(f"{len(found)} kernels")
+    return 0 if good and found else 1
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ def test_bits_are_the_same_from_run_to_run(
     given = Problem(name, loss_parameters.parameters(name)[0], torch.float32).shared(
         [3, 12, 9], gathered=gathered
     )
-    first = ranks.run(3, "on_ranks:step", given)
+    first = ranks.run(3, "support.rank_functions:step", given)
     for _ in range(2):
-        for a, b in zip(first, ranks.run(3, "on_ranks:step", given), strict=True):
+        for a, b in zip(first, ranks.run(3, "support.rank_functions:step", given), strict=True):
             assert all(torch.equal(a[at], b[at]) for at in a if at != "aux")
 
 
@@ -62,7 +62,7 @@ def test_none_returns_the_local_rows_and_aux_is_of_them(
     for sizes in ([9, 11, 4], [0, 20, 4]):
         problem.keywords["return_aux"] = True
         given = problem.shared(sizes, seen=seen, gathered=gathered)
-        found = ranks.run(3, "on_ranks:step", given)
+        found = ranks.run(3, "support.rank_functions:step", given)
         assert_equal("losses", torch.cat([got["value"] for got in found]), one, 1e-12)
         for what in seen:
             got = torch.cat([got["aux"][what] for got in found])
@@ -119,7 +119,7 @@ def test_excluded_by_place(ranks: gloo_ranks.Ranks) -> None:
             {"what": what, "x": z, "labels": t, "k": k}
             for z, t in zip(x.split([5, 19]), labels.split([5, 19]), strict=True)
         ]
-        for got in ranks.run(2, "on_ranks:call", given):
+        for got in ranks.run(2, "support.rank_functions:call", given):
             assert_equal("value", got, value, 1e-12)
 
 
@@ -134,7 +134,7 @@ def test_hardly_any_rows(ranks: gloo_ranks.Ranks, name: str, n: int) -> None:
     problem.apart = {}
     one = problem.one()
     for sizes in ([n, 0, 0], [0, n - n // 2, n // 2]):
-        found = ranks.run(3, "on_ranks:step", problem.shared(sizes))
+        found = ranks.run(3, "support.rank_functions:step", problem.shared(sizes))
         assert not isinstance(found[0], tuple), found[0]
         assert all(abs(float(got["value"] - one["value"])) <= 1e-12 for got in found)
         for at, gradient in problem.averaged(found).items():
@@ -148,7 +148,7 @@ def test_16_bits_travel_as_they_are(ranks: gloo_ranks.Ranks, name: str, dtype: t
     problem = Problem(name, {}, dtype)
     one = problem.one()
     for gathered in (RING, GATHERED):
-        found = ranks.run(3, "on_ranks:step", problem.shared([10, 2, 12], gathered=gathered))
+        found = ranks.run(3, "support.rank_functions:step", problem.shared([10, 2, 12], gathered=gathered))
         assert all(got["value"].dtype == torch.float32 for got in found)
         assert_equal("value", found[0]["value"], one["value"], 1e-6)
         # 3 times the gradient is rounded at other places than the gradient itself.
@@ -170,7 +170,7 @@ def test_a_penalty_on_the_gradient(ranks: gloo_ranks.Ranks, name: str) -> None:
         {"loss": name, "x": parts[0][k], "labels": parts[1][k], "direction": parts[2][k]}
         for k in range(3)
     ]
-    found = ranks.run(3, "on_ranks:penalty", given)
+    found = ranks.run(3, "support.rank_functions:penalty", given)
     assert not isinstance(found[0], tuple), found[0]
     for what, one in (("first", first.detach()), ("second", second)):
         assert_equal(what, torch.cat([got[what] for got in found]) / 3, one, 1e-12)
@@ -179,7 +179,7 @@ def test_a_penalty_on_the_gradient(ranks: gloo_ranks.Ranks, name: str) -> None:
 def test_a_nan_shows_on_every_rank(ranks: gloo_ranks.Ranks) -> None:
     problem = Problem("ms_loss", {})
     problem.args[0][13, 2] = torch.nan
-    found = ranks.run(3, "on_ranks:step", problem.shared([8, 8, 8]))
+    found = ranks.run(3, "support.rank_functions:step", problem.shared([8, 8, 8]))
     assert all(got["value"].isnan() for got in found)
     assert found[1][0][5].isnan().all()
     assert torch.cat([got[0] for got in found]).isnan().any(1).all()  # every row has met it
@@ -208,7 +208,7 @@ def test_a_memory_is_that_of_one_process(ranks: gloo_ranks.Ranks, gathered: int)
         }
         for r in range(3)
     ]
-    found = ranks.run(3, "on_ranks:remembered", given)
+    found = ranks.run(3, "support.rank_functions:remembered", given)
     assert not isinstance(found[0], tuple), found[0]
     for k, (value, gradient) in enumerate(expected):
         together = torch.empty_like(gradient)
@@ -232,7 +232,7 @@ def test_a_step_of_a_network_under_ddp(ranks: gloo_ranks.Ranks, sizes: list[int]
         {"network": network, "inputs": z, "labels": t, "way": way}
         for z, t in zip(inputs.split(sizes), labels.split(sizes), strict=True)
     ]
-    for got in ranks.run(2, "on_ranks:trained", given):
+    for got in ranks.run(2, "support.rank_functions:trained", given):
         assert not isinstance(got, tuple), got
         assert_equal("value", got["value"], value.detach(), 1e-12)
         for (name, _), gradient in zip(network.named_parameters(), one, strict=True):
@@ -252,7 +252,7 @@ def test_what_else_training_does_with_a_loss(ranks: gloo_ranks.Ranks, gathered: 
         {"x": z, "labels": t, "gathered": gathered}
         for z, t in zip(x.split(sizes), labels.split(sizes), strict=True)
     ]
-    found = ranks.run(2, "on_ranks:several", given)
+    found = ranks.run(2, "support.rank_functions:several", given)
     assert not isinstance(found[0], tuple), found[0]
     assert_equal("gradient", torch.cat([got["x"] for got in found]) / 2, leaf.grad, 1e-12)
     for got in found:
@@ -270,7 +270,7 @@ def test_a_group_of_some_ranks(ranks: gloo_ranks.Ranks) -> None:
         {"what": what, "x": x[part], "labels": labels[part]}
         for part in (slice(0), slice(0, 9), slice(0), slice(9, 24))
     ]
-    found = ranks.run(4, "on_ranks:call", given)
+    found = ranks.run(4, "support.rank_functions:call", given)
     for rank in (1, 3):
         assert_equal(f"rank {rank}", found[rank], pairops.ms_loss(x, labels), 1e-12)
 
@@ -285,11 +285,11 @@ def test_what_looks_different_and_is_alike(ranks: gloo_ranks.Ranks) -> None:
         {"what": what, "x": z, "labels": t}
         for z, t in zip(x.split(6), labels.split(6), strict=True)
     ]
-    values = ranks.run(2, "on_ranks:call", given)
+    values = ranks.run(2, "support.rank_functions:call", given)
     assert torch.equal(values[0], values[1]), values
 
 
 def test_a_value_keeps_nothing_after_its_backward_pass(ranks: gloo_ranks.Ranks) -> None:
     for gathered in (RING, GATHERED):
         given = [{"gathered": gathered, "loss": name} for name in ["ms_loss"] * 2]
-        assert ranks.run(2, "on_ranks:kept", given) == [False, False]
+        assert ranks.run(2, "support.rank_functions:kept", given) == [False, False]

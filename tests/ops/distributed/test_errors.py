@@ -21,7 +21,7 @@ def errors(ranks: gloo_ranks.Ranks, what: list[str], **names: Any) -> list[tuple
         for k, one in enumerate(what)
     ]
     begin = time.monotonic()
-    found = ranks.run(len(what), "on_ranks:call", given)
+    found = ranks.run(len(what), "support.rank_functions:call", given)
     assert time.monotonic() - begin < 10, "they waited for one another"
     assert all(isinstance(got, tuple) for got in found), found
     return found
@@ -136,7 +136,7 @@ def test_a_rank_that_refuses_its_arguments_tells_the_others(
         }
         for k in range(3)
     ]
-    values = ranks.run(3, "on_ranks:call", given)
+    values = ranks.run(3, "support.rank_functions:call", given)
     assert all(torch.equal(value, values[0]) for value in values), values
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be(ranks: gloo_ranks.Ranks, what: str, kind: str, message: 
         calls = [what] * 3 + ["pairops.ms_loss(x, labels, group=group) and dist.new_group([3])"]
         given = [{"what": call, "x": rows()[0], "labels": rows()[1]} for call in calls]
         given[3]["what"] = "dist.new_group([3]) and None"
-        found = ranks.run(4, "on_ranks:call", given)[:3]
+        found = ranks.run(4, "support.rank_functions:call", given)[:3]
     else:
         found = errors(ranks, [what] * 3)
     for got in found:
@@ -177,7 +177,7 @@ def test_what_cannot_be(ranks: gloo_ranks.Ranks, what: str, kind: str, message: 
 
 def test_the_dense_engine_has_no_blocks(ranks: gloo_ranks.Ranks) -> None:
     given = Problem("ms_loss", {}).shared([12, 12], engine="dense")
-    for got in ranks.run(2, "on_ranks:step", given):
+    for got in ranks.run(2, "support.rank_functions:step", given):
         assert got[0] == "ValueError"
         assert "engine 'dense' cannot serve this call" in got[1]
 

@@ -143,7 +143,7 @@ def check(
     one = problem.one()
     for layout in layouts:
         for size, sizes in SHARDS[layout].items():
-            found = ranks.run(size, "on_ranks:step", problem.shared(sizes, **further))
+            found = ranks.run(size, "support.rank_functions:step", problem.shared(sizes, **further))
             for rank, got in enumerate(found):
                 where = f"{layout}, rank {rank} of {size}"
                 assert not isinstance(got, tuple), f"{where}: {got}"
@@ -182,7 +182,7 @@ def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
     with pairops.use("dense"):
         dense, truth = problem.one(), problem.widened().one()
     for size, sizes in SHARDS["uneven"].items():
-        found = ranks.run(size, "on_ranks:step", problem.shared(sizes))
+        found = ranks.run(size, "support.rank_functions:step", problem.shared(sizes))
         ours = {"value": found[0]["value"], **problem.averaged(found)}
         for at, values in ours.items():
             assert_within_rule(f"{size} ranks: {at}", values, [dense[at]], truth[at])

@@ -38,7 +38,7 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
     ms = 3 * passed(others, rows, known=1, travelling=0)
     ms += 2 * passed(others, rows, known=1, travelling=3)
     problem = Problem("ms_loss", {})
-    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes)):
+    for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes)):
         assert got["p2p"] == ms
         assert got["all_gather"] == others * EXCHANGE + keys
         assert got["all_reduce"] == SUMS
@@ -48,14 +48,14 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
     clip += passed(others, rows, known=2, travelling=0)
     clip += passed(others, rows, known=2, travelling=4)
     problem = Problem("info_nce_loss", {})
-    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes)):
+    for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes)):
         assert got["p2p"] == clip
         assert got["all_gather"] == others * EXCHANGE
         assert got["all_reduce"] == SUMS
 
     # Gathered, the embeddings and keys are sent once for all, and then only what is of statistics.
     problem = Problem("ms_loss", {})
-    for got in ranks.run(size, "on_ranks:sent", problem.shared(sizes, gathered=GATHERED)):
+    for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes, gathered=GATHERED)):
         once = others * rows * (D * NUMBER + INDEX)
         weighed = 2 * others * rows * 3 * NUMBER
         assert got["p2p"] == 0
@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_the_ranks() -> None:
     grown, held = {}, {}
     fresh = gloo_ranks.Ranks()
     for size in (2, 4):
-        found = fresh.run(size, "on_ranks:peak", [given] * size, wait=300)
+        found = fresh.run(size, "support.rank_functions:peak", [given] * size, wait=300)
         of_both = zip(*found, strict=True)
         grown[size], held[size] = (max(values) / (4 * rows * d) for values in of_both)
     fresh.stop()
@@ -86,7 +86,7 @@ def test_a_rank_that_dies_ends_the_others() -> None:
         begin = time.monotonic()
         given = Problem("ms_loss", {}).shared([8, 8, 8], dies=1)
         for pipe, one in zip(ranks.pipes, given, strict=True):
-            pipe.send((3, "on_ranks:leave", one))
+            pipe.send((3, "support.rank_functions:leave", one))
         for rank in (0, 2):
             assert ranks.pipes[rank].poll(30), f"rank {rank} still waits"
             kind, message = ranks.pipes[rank].recv()

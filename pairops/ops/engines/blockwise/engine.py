@@ -28,7 +28,8 @@ from pairops.ops.pairs.similarity import product, through_scale
 from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.terms.term import Term, Wanted
 
-from .grid import Grid, Placed, Tile, counts, readable
+from . import grid as tiles
+from .grid import Grid, Placed, Tile, counts
 from .recompute import recomputed
 
 
@@ -146,7 +147,7 @@ def bits_shape(
 ) -> tuple[int | torch.SymInt, ...]:
     """Where bits could not be read back none are kept: the last two extents are 0."""
     keeping = sum(term.keeps_bits for term in (*rows, *cols))
-    return (keeping, *counts(pairs)) if readable(pairs.x) else (keeping, 0, 0)
+    return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
 
 def _weigh_tile(
