@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pairops.ops.terms.recipe import key
+from pairops.ops.terms import recipe
 from pairops.ops.terms.term import ALL, NEG, POS, Partner
 
 from .kernels import accumulators
@@ -77,7 +77,7 @@ def _once(
     placed: Sequence[Placed],
     facts: dict[str, Any],
 ) -> Sweep:
-    terms = [(key(p.term), p.across, p.numbers, p.vectors, p.given) for p in placed]
+    terms = [(recipe.key(p.term), p.across, p.numbers, p.vectors, p.given) for p in placed]
     key = write, *terms, *facts.items()
     if key not in _SWEEPS:
         _SWEEPS[key] = write(placed, facts)
