@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from conftest import TRITON
 from pairops import __main__ as report
 from pairops import losses
 from pairops.ops import engines
 from pairops.ops.engines.blockwise import engine as blockwise_engine
+from support.engine_names import TRITON
+from support.on_cpu import device as device
 
 # Here Triton is interpreted, which a self-test of every loss need not wait for.
 AS_A_USER = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

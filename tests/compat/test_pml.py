@@ -8,6 +8,7 @@ import torch
 from pytorch_metric_learning import distances, miners, reducers, regularizers
 
 from pairops.compat import pml
+from support.on_cpu import device as device
 from support.pml_parity import ALONE, CLASSES, DOUBLE, batch, build, same
 
 COMPARED: dict[str, Callable[[], Any]] = {

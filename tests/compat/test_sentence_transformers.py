@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import pairops
 from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
 from support.gloo_ranks import Ranks
+from support.on_cpu import device as device
 
 # Its processes and those of other tests would wait for one another.
 pytestmark = pytest.mark.xdist_group("ranks")

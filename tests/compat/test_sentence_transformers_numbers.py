@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pairops
 from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
+from support.on_cpu import device as device
 
 # One process imports the package: that takes 5 seconds.
 pytestmark = pytest.mark.xdist_group("sentence_transformers")

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from support.on_cpu import device as device
+
 STEP = """
 import resource, sys, torch, pairops
 

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,128 +11,25 @@ from torch import Tensor
 
 import oracle
 import pairops
-from conftest import HERE, NARROW, WIDE, assert_within_rule, gradients
+from support.engine_names import HERE, NARROW, WIDE
+from support.loss_comparison import case_for, check, compare, fits, similar
 from support.loss_parameters import (  # fmt: skip
     AGAINST_PROXIES,
     FEW,
     LABELLED,
-    ONE_SET,
     THOROUGH,
     TWO_SETS,
-    mined,
     parameters,
     variants,
     with_rest,
 )
-from support.named_cases import CASES, Case, embeddings, separated, smaller, smooth
-
-Result = list[Tensor]
+from support.named_cases import CASES, Case, smooth
 
 
 def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     if params != parameters(name)[0]:
         return [e for e in HERE if e in WIDE or (e == "triton" and case in FEW)]
     return HERE if name in THOROUGH else [e for e in HERE if e not in NARROW or e == "triton"]
-
-
-def check(
-    tensors: list[Tensor],
-    ours: Callable[..., Tensor],
-    formula: Callable[..., Tensor],
-    engines: Sequence[str] = tuple(HERE),
-    reciprocal: bool = True,
-    several: bool = False,
-) -> list[str]:
-    """Per-anchor losses and gradients by `tensors` on these engines, by the error rule.
-
-    ours(*tensors) is the library, formula(*tensors, dtype=) the oracle. The oracle is the slow
-    part, so it runs once for all engines. Returns those that served the call.
-    """
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    weight = 0.5 + torch.rand(max(len(z) for z in tensors), dtype=torch.float64)
-
-    def run(function: Callable[..., Tensor], like: torch.dtype, shift: int = 0) -> Result:
-        mine = [z.detach().to(like).roll(shift, 1).requires_grad_() for z in tensors]
-        values = function(*mine)
-        found = gradients(lambda: values, mine, weight[: len(values)].to(values.dtype))
-        return [values.detach(), *[g.roll(-shift, 1) for g in found]]
-
-    stored = tensors[0].dtype
-    # In float64 the truth is dense torch itself, so its rounding error is told by what should not
-    # matter: the order of the features, and whether a norm is divided by or its inverse multiplied.
-    # So of distances, which are differences of large numbers.
-    shifts = (1, 3, 7) if wide == torch.float64 else (0, 1, 3) if several else (0,)
-    dense = [run(functools.partial(formula, dtype=wide), stored, shift) for shift in shifts]
-    if wide == torch.float64 and reciprocal:
-        scaled = functools.partial(by_reciprocal, formula)
-        dense += [run(scaled, stored, shift) for shift in shifts]
-    truth = run(functools.partial(formula, dtype=torch.float64), torch.float64)
-    ran = []
-    for engine in engines:
-        if wide == torch.float64 and engine not in WIDE:
-            continue
-        with pairops.use(engine):
-            try:
-                found = run(ours, stored)
-            except ValueError as error:
-                if "cannot serve this call" not in str(error):
-                    raise
-                continue
-        ran.append(engine)
-        for k, what in enumerate(["losses", "dx", "dy"][: len(found)]):
-            assert_within_rule(f"{engine}: {what}", found[k], [d[k] for d in dense], truth[k])
-    return ran
-
-
-def by_reciprocal(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    unit = [z * (1 / z.norm(dim=1, keepdim=True)) for z in tensors]
-    return formula(*unit, dtype=torch.float64, normalize=False)
-
-
-def compare(name: str, params: dict[str, Any], case: Case, engines: Sequence[str]) -> list[str]:
-    """`check` of a labelled loss."""
-    params = {**params, **{k: case.keywords[k] for k in ("distance",) if k in case.keywords}}
-    if params.get("distance") == "dot":
-        params.pop("normalize", None)
-    other = case.keywords.get("ref_emb")
-    constant = {k: v for k, v in case.keywords.items() if k not in ("ref_emb", "distance")}
-    for_oracle = {k: v for k, v in constant.items() if k in ("ignore_index", "ref_labels")}
-
-    def reference(y: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return {} if other is None else {"ref_emb": y[0] if y else other}
-
-    def ours(x: Tensor, *y: Tensor) -> Tensor:
-        given = {**params, **constant, **reference(y)}
-        return getattr(pairops, name)(x, case.labels, **given, reduction="none")
-
-    def formula(x: Tensor, *y: Tensor, **changed: Any) -> Tensor:
-        given = {**params, **for_oracle, **case.oracle, **reference(y), **changed}
-        return getattr(oracle, name)(x, case.labels, **given)
-
-    tensors = [case.x] if other is None or not case.y_grad else [case.x, other]
-    unit = params.get("distance", "dot" if name in ONE_SET else "") != "dot"
-    reciprocal = unit and params.get("normalize", True)
-    return check(tensors, ours, formula, engines, reciprocal, not similar(name, params))
-
-
-def case_for(
-    name: str, params: dict[str, Any], maker: Callable[..., Case], dtype: torch.dtype
-) -> Case:
-    # Of all triplets many are near their kink where no feature tells classes apart.
-    apart = params.get("mining") == "all"
-    make = embeddings if mined(name, params) or apart else smooth
-    case = maker(lambda n, d: make(n, d, dtype))
-    if params.get("mining") == "semihard":  # of a million triplets one is within rounding
-        case = smaller(case)
-    return separated(case) if apart else case
-
-
-def fits(name: str, params: dict[str, Any], case: Case) -> bool:
-    """Has the loss what the case is about?"""
-    similar = case.keywords.get("distance") == "dot"
-    only_distances = similar and "neg_margin" in params and params.get("normalize") is False
-    alone = {"ignore_index"} | ({"distance"} if params.get("distance") is None else set())
-    return not only_distances and (name not in ONE_SET or set(case.keywords) <= alone)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -146,11 +43,6 @@ def test_named_cases(name: str, params: dict[str, Any], case: str) -> None:
         assert set(wanted) - {"native"} <= set(ran)
         # The recipes are of similarities.
         assert ("native" in ran) == similar(name, {**params, **found.keywords})
-
-
-def similar(name: str, params: dict[str, Any]) -> bool:
-    own = {"lifted_structure_loss": "l2", "margin_loss": "l2", "nca_loss": "sqeuclidean"}
-    return params.get("distance", own.get(name, "cosine")) in ("cosine", "dot")
 
 
 @pytest.mark.usefixtures("small_tiles")

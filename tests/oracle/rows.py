@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import orders
+
 SIMILARITIES = ("cosine", "dot")
 
 
@@ -25,17 +27,23 @@ def closeness(
     normalize: compare x / |x|; None: unless for "dot". ("cosine" of what is not normalised is the
     dot product.) A distance is as torch.cdist has it for large matrices, from the dot product:
     q = |x|^2 + |y|^2 - 2 xy. Near-duplicates, where q is rounding, have distance 0 and gradient 0.
+    All sums are made in the order in use.
     """
-    x, y = x.to(dtype), y.to(dtype)
+    order = orders.in_use()
+    x, y = order.turned(x.to(dtype)), order.turned(y.to(dtype))
+    return order.turned_back(_closeness(x, y, distance, normalize, order))
+
+
+def _closeness(x: Tensor, y: Tensor, distance, normalize, order: orders.Order) -> Tensor:  # (N, M)
     if normalize or (normalize is None and distance != "dot"):
-        x, y = _unit(x), _unit(y)
+        x, y = _unit(x, order), _unit(y, order)
     if distance in SIMILARITIES:
-        return x @ y.T
+        return order.product(x, y)
     if distance == "snr":
         assert x.shape[1] > 1, "one feature has no variance"
         x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     a, b = (x * x).sum(1)[:, None], (y * y).sum(1)
-    q, rounding = a + b - 2 * x @ y.T, 16 * torch.finfo(dtype).eps * (a + b).detach()
+    q, rounding = a + b - 2 * order.product(x, y), 16 * torch.finfo(x.dtype).eps * (a + b).detach()
     near = (q <= rounding) & rounding.isfinite()  # false for a NaN; an infinite row is not near
     if distance == "snr":  # var(x - y) / var(x): the two D - 1 cancel
         flat = (a.detach() / (x.shape[1] - 1) < 1e-24).expand_as(q)
@@ -47,10 +55,11 @@ def closeness(
     return -q.masked_fill(near, 1).sqrt().masked_fill(near, 0)
 
 
-def _unit(x: Tensor) -> Tensor:  # (N, D)
+def _unit(x: Tensor, order: orders.Order) -> Tensor:  # (N, D)
     squares = (x * x).sum(1, keepdim=True)
     tiny = squares.detach().sqrt() < 1e-12  # false for a NaN
-    return (x / squares.masked_fill(tiny, 1).sqrt()).masked_fill(tiny, 0)
+    norm = squares.masked_fill(tiny, 1).sqrt()
+    return (x * (1 / norm) if order.inverse_norms else x / norm).masked_fill(tiny, 0)
 
 
 class Rows:

@@ -8,7 +8,7 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from torch.nn import Parameter
 
 import oracle
-from oracle.test_edge_cases import agree, sample
+from support.oracle_samples import agree, sample
 
 COSINE = {"distance": distances.CosineSimilarity()}
 L2 = {"distance": distances.LpDistance()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oracle
-from oracle.test_edge_cases import LABELLED
+from support.oracle_samples import LABELLED
 
 # unit vectors with s_01 = 0.6, s_02 = 0, s_12 = 0.8; row 2 is alone in its class
 THREE = torch.tensor([[1, 0], [0.6, 0.8], [0, 1]], dtype=torch.float64)

@@ -8,27 +8,8 @@ import torch
 from torch.nn.functional import normalize
 
 import oracle
+from support.oracle_samples import LABELLED, agree, sample
 
-LABELLED = {
-    "ms": oracle.ms_loss,
-    "ms_unmined": partial(oracle.ms_loss, epsilon=None),
-    "contrastive": oracle.contrastive_loss,
-    "contrastive_raw": partial(oracle.contrastive_loss, negatives="raw"),
-    "contrastive_l2": partial(oracle.contrastive_loss, distance="l2"),
-    "supcon": oracle.supcon_loss,
-    "triplet": oracle.triplet_loss,
-    "triplet_all": partial(oracle.triplet_loss, mining="all", soft=True),
-    "triplet_semihard": partial(oracle.triplet_loss, mining="semihard", distance="sqeuclidean"),
-    "lifted": oracle.lifted_structure_loss,
-    "lifted_original": partial(oracle.lifted_structure_loss, form="original"),
-    "binomial": oracle.binomial_deviance_loss,
-    "margin": partial(oracle.margin_loss, beta=0.1),
-    "circle": oracle.circle_loss,
-    "nt_xent": oracle.nt_xent_loss,
-    "nca": oracle.nca_loss,
-    "nca_snr": partial(oracle.nca_loss, distance="snr"),
-    "mlcd": oracle.mlcd_loss,
-}
 LOSSES = [pytest.param(loss, id=name) for name, loss in LABELLED.items()]
 # whose loss of an anchor depends on other anchors too
 JOINT = LABELLED["lifted_original"]
@@ -48,23 +29,6 @@ PAIR_LOSSES = [
     oracle.sms_loss,
     tal,
 ]
-
-
-def sample(N, D=16, classes=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (N,), generator=generator)
-    centres = torch.randn(classes, D, generator=generator, dtype=torch.float64)
-    x = centres[labels] + torch.randn(N, D, generator=generator, dtype=torch.float64)
-    return x.requires_grad_(), labels
-
-
-def agree(actual, expected, *inputs, atol=1e-12):
-    """Compare two scalars and their gradients."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-    wanteds = torch.autograd.grad(expected, inputs, retain_graph=True)
-    for got, wanted in zip(torch.autograd.grad(actual, inputs), wanteds, strict=True):
-        assert wanted.abs().max() > 1e-6, "the other side has no gradient to compare with"
-        torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
 
 
 OF_ONE_SIDE = "ms_unmined contrastive contrastive_raw contrastive_l2 lifted binomial margin mlcd"

@@ -5,8 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 import oracle
-from oracle.test_edge_cases import agree, sample
-from oracle.test_written_twice import leaf, relu, two_sets
+from support.oracle_samples import agree, leaf, relu, sample, two_sets
 
 
 def test_pair_losses_as_open_clip():

@@ -5,19 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import oracle
-from oracle.test_edge_cases import agree, sample
-
-
-def leaf(tensor):
-    return tensor.detach().requires_grad_()
-
-
-def two_sets(N=30):
-    return sample(N)[0], sample(N, seed=1)[0]
-
-
-def relu(z):
-    return z.clamp(min=0)
+from support.oracle_samples import agree, relu, sample, two_sets
 
 
 def masks(labels):

@@ -15,9 +15,9 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from torch import Tensor
 
 import pairops
-from conftest import HERE
 from pairops.retrieval import metrics, ranking
 from pairops.retrieval.metrics import Retrieval, average_precisions, evaluate, first_ranks
+from support.engine_names import HERE
 from support.term_problems import any_problem
 
 TIES = ["pessimistic", "optimistic"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import pairops
-from conftest import HERE
 from pairops import losses
+from support.engine_names import HERE
 
 # A loss is picked up by existing; these are the parameter sets beyond its defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {

@@ -114,3 +114,26 @@ def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list
     live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
     weighted = sum((r * torch.linspace(-1, 2, len(r))).sum() for r in live)
     return [*statistics, *torch.autograd.grad(weighted, leaves)]  # type: ignore[arg-type]
+
+
+def sparse(
+    n: int, m: int, dtype: torch.dtype = torch.float32
+) -> tuple[Pairs, list[Any], list[Any]]:
+    """Windowed terms of rows and of columns, of which most tiles keep no pair."""
+    labels = torch.arange(n) // 5
+    centre = torch.randn(max(60, n), 16)
+    x = (centre[labels] + 0.3 * torch.randn(n, 16)).to(dtype)
+    other = {}
+    if m:
+        ref_labels = torch.randint(0, 60, (m,))
+        y = (centre[ref_labels] + 0.3 * torch.randn(m, 16)).to(dtype)
+        other = {"ref_emb": y, "ref_labels": ref_labels}
+    pairs = Pairs.of(x, labels, **other)
+    n, m = pairs.shape
+    rows = [
+        lse(NEG, 50.0, 0.5, above=torch.full((n,), 0.7)),
+        total(POS, 1.0, 0.0, below=torch.full((n,), 0.8)),
+    ]
+    cols = [lse(NEG, 20.0, 0.5, above=torch.full((m,), 0.6))]
+    over = [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]
+    return pairs, *over

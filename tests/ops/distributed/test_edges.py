@@ -7,19 +7,13 @@ import torch
 from torch import Tensor
 
 import pairops
-from ops.distributed.test_losses import GATHERED, RING, D, Problem, assert_equal, check
 from pairops import losses
 from support import gloo_ranks, loss_parameters
+from support.rank_problems import GATHERED, RING, D, Problem, assert_equal, check, rows
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
 BOTH = pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
-
-
-def rows(n: int = 24, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    x = torch.randn(n, D, generator=generator, dtype=torch.float64).to(dtype)
-    return x, torch.randint(0, 5, (n,), generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +142,9 @@ def test_16_bits_travel_as_they_are(ranks: gloo_ranks.Ranks, name: str, dtype: t
     problem = Problem(name, {}, dtype)
     one = problem.one()
     for gathered in (RING, GATHERED):
-        found = ranks.run(3, "support.rank_functions:step", problem.shared([10, 2, 12], gathered=gathered))
+        found = ranks.run(
+            3, "support.rank_functions:step", problem.shared([10, 2, 12], gathered=gathered)
+        )
         assert all(got["value"].dtype == torch.float32 for got in found)
         assert_equal("value", found[0]["value"], one["value"], 1e-6)
         # 3 times the gradient is rounded at other places than the gradient itself.

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import pairops
-from ops.distributed.test_edges import rows
-from ops.distributed.test_losses import D, Problem
 from support import gloo_ranks
+from support.rank_problems import D, Problem, rows
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

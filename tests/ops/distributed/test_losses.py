@@ -1,7 +1,5 @@
 """With `group=` every loss is that of one process with the rows of all ranks."""
 
-import copy
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,150 +7,16 @@ import torch
 from torch import Tensor
 
 import pairops
-from conftest import WIDE, assert_within_rule
 from pairops import losses
 from support import loss_parameters
+from support.engine_names import WIDE
+from support.error_rule import Dense, assert_within_rule
 from support.gloo_ranks import Ranks
+from support.rank_problems import GATHERED, RING, SHARDS, Problem, check
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
-D = 6
-RING, GATHERED = 0, 1 << 30  # bytes below which all rows are gathered at once
 SHARP = ["mlcd_loss", "multi_positive_loss", "proxy_anchor_loss", "tal_loss"]  # scales of 32 to 67
-SHARDS = {
-    "even": {1: [24], 2: [12, 12], 3: [8, 8, 8], 4: [6, 6, 6, 6]},
-    "uneven": {2: [17, 7], 3: [1, 14, 9], 4: [3, 1, 13, 7]},
-    "empty": {2: [0, 24], 3: [11, 0, 13], 4: [0, 23, 1, 0]},
-}
-
-
-class Problem:
-    """The arguments of a loss on a batch, and how the ranks share them."""
-
-    def __init__(self, name: str, params: dict[str, Any], dtype: torch.dtype = torch.float64):
-        generator = torch.Generator().manual_seed(3)
-        n = 24
-        x, y = torch.randn(2, n, D, generator=generator, dtype=torch.float64).to(dtype)
-        labels = torch.randint(0, 6, (n,), generator=generator)
-        self.name = name
-        told: dict[str, Any] = {}
-        if name in loss_parameters.LABELLED:
-            self.args: tuple[Any, ...] = (x, labels)
-        elif name in loss_parameters.AGAINST_PROXIES:
-            self.args = (x, labels, y[:7])
-        else:
-            rest, told = loss_parameters.with_rest(name, x, y)
-            self.args = (x, *rest)
-        self.keywords = {**told, **params}
-        self.whole: set[Any] = {"relevance"} | (
-            {2} if name in loss_parameters.AGAINST_PROXIES else set()
-        )
-        self.apart = {"negatives": [5, 0, 4, 3]}  # with rows of their own: how many each rank has
-        self.leaves = [
-            at
-            for at, value in [*enumerate(self.args), *self.keywords.items()]
-            if isinstance(value, Tensor) and value.is_floating_point() and at != "relevance"
-        ]
-        if name == "quality_weighted_info_nce_loss":
-            self.leaves.remove(2)
-        if name == "anchor_info_nce_loss" and params.get("frozen", True):
-            self.leaves.remove(1)
-
-    def learned(self) -> "Problem":
-        """With every number that may be learned as a tensor with gradient."""
-        for at, value in self.keywords.items():
-            if isinstance(value, float) and at not in ("smoothing", "epsilon", "gamma"):
-                self.keywords[at] = torch.tensor(value, dtype=self.args[0].dtype)
-                self.whole.add(at)
-                self.leaves.append(at)
-        return self
-
-    def widened(self) -> "Problem":
-        """The same numbers in float64."""
-
-        def wide(value: Any) -> Any:
-            floats = isinstance(value, Tensor) and value.is_floating_point()
-            return value.double() if floats else value
-
-        result = copy.copy(self)
-        result.args = tuple([wide(value) for value in self.args])
-        result.keywords = {at: wide(value) for at, value in self.keywords.items()}
-        return result
-
-    def one(self) -> dict[Any, Tensor]:
-        """Value and gradients of one process."""
-        args, keywords = list(self.args), dict(self.keywords)
-        leaves = {}
-        for at in self.leaves:
-            where: Any = args if isinstance(at, int) else keywords
-            where[at] = leaves[at] = where[at].clone().requires_grad_()
-        value = getattr(pairops, self.name)(*args, **keywords)
-        gradients = torch.autograd.grad(value.sum(), list(leaves.values()))
-        return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-    def sizes(self, at: Any, sizes: list[int]) -> list[int]:
-        if at not in self.apart:
-            return sizes
-        rows, few = len(self.keywords[at]), self.apart[at][: len(sizes)]
-        return [*few[:-1], rows - sum(few[:-1])]
-
-    def shared(self, sizes: list[int], **further: Any) -> list[dict[str, Any]]:
-        """What each rank is given."""
-
-        def of(at: Any, value: Any) -> list[Any]:
-            if not isinstance(value, Tensor) or at in self.whole:
-                return [value] * len(sizes)
-            return list(value.split(self.sizes(at, sizes)))
-
-        args = [of(at, value) for at, value in enumerate(self.args)]
-        keywords = {at: of(at, value) for at, value in self.keywords.items()}
-        return [
-            {
-                "loss": self.name,
-                "args": tuple([values[rank] for values in args]),
-                "keywords": {at: values[rank] for at, values in keywords.items()},
-                "leaves": self.leaves,
-                **further,
-            }
-            for rank in range(len(sizes))
-        ]
-
-    def averaged(self, found: list[dict[Any, Tensor]]) -> dict[Any, Tensor]:
-        """What training sees of it: gradients as DistributedDataParallel averages them."""
-        result = {}
-        for at in self.leaves:
-            gradients = [one[at] for one in found]
-            result[at] = (sum(gradients) if at in self.whole else torch.cat(gradients)) / len(found)
-        return result
-
-
-def assert_equal(name: str, ours: Tensor, one: Tensor, bound: float) -> None:
-    assert ours.shape == one.shape, name
-    error, scale = float((ours - one).abs().max()), float(one.abs().max())
-    assert error <= bound * scale, f"{name}: {error / (scale or 1):.3g} of the greatest entry"
-
-
-def check(
-    ranks: Ranks,
-    problem: Problem,
-    bound: float,
-    *,
-    layouts: Sequence[str] = tuple(SHARDS),
-    **further: Any,
-) -> None:
-    one = problem.one()
-    for layout in layouts:
-        for size, sizes in SHARDS[layout].items():
-            found = ranks.run(size, "support.rank_functions:step", problem.shared(sizes, **further))
-            for rank, got in enumerate(found):
-                where = f"{layout}, rank {rank} of {size}"
-                assert not isinstance(got, tuple), f"{where}: {got}"
-                assert got["value"].dtype == one["value"].dtype, where
-                assert_equal(f"{where}: value", got["value"], one["value"], bound)
-                assert torch.equal(got["value"], found[0]["value"]), where
-            for at, gradient in problem.averaged(found).items():
-                assert gradient.dtype == one[at].dtype
-                assert_equal(f"{layout}, {size} ranks: by {at}", gradient, one[at], bound)
 
 
 @pytest.mark.parametrize(("name", "params"), loss_parameters.variants(losses.__all__))
@@ -179,13 +43,17 @@ def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
     if name not in SHARP:
         check(ranks, problem, 1e-6, layouts=["uneven"])
         return
-    with pairops.use("dense"):
-        dense, truth = problem.one(), problem.widened().one()
+
+    def by_dense(problem: Problem) -> list[Tensor]:
+        with pairops.use("dense"):
+            return list(problem.one().values())
+
+    truth, dense = by_dense(problem.widened()), Dense(lambda: by_dense(problem))
     for size, sizes in SHARDS["uneven"].items():
         found = ranks.run(size, "support.rank_functions:step", problem.shared(sizes))
         ours = {"value": found[0]["value"], **problem.averaged(found)}
-        for at, values in ours.items():
-            assert_within_rule(f"{size} ranks: {at}", values, [dense[at]], truth[at])
+        for k, (at, exact) in enumerate(zip(["value", *problem.leaves], truth, strict=True)):
+            assert_within_rule(f"{size} ranks: {at}", ours[at], dense.result(k), exact)
 
 
 @pytest.mark.parametrize("engine", [name for name in WIDE if name not in ("native", "dense")])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ops.distributed.test_losses import GATHERED, RING, D, Problem
 from support import gloo_ranks
 from support.project import ROOT
+from support.rank_problems import GATHERED, RING, D, Problem
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -55,7 +55,9 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
 
     # Gathered, the embeddings and keys are sent once for all, and then only what is of statistics.
     problem = Problem("ms_loss", {})
-    for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes, gathered=GATHERED)):
+    for got in ranks.run(
+        size, "support.rank_functions:sent", problem.shared(sizes, gathered=GATHERED)
+    ):
         once = others * rows * (D * NUMBER + INDEX)
         weighed = 2 * others * rows * 3 * NUMBER
         assert got["p2p"] == 0

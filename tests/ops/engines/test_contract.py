@@ -4,18 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-import pairops
 from pairops import Pairs, row_stats
 from pairops.ops.engines.triton import tile_configs
 from pairops.ops.terms.term import Term
 from support.engine_comparison import assert_as_dense
-from support.engine_names import HERE, NARROW, TRITON, WIDE
+from support.engine_names import HERE, NARROW
 from support.named_cases import CASES, Case, smaller, smooth
-from support.term_problems import any_problem, every_kind_of_term, of_gpus, results, served_terms
+from support.term_problems import every_kind_of_term, of_gpus, served_terms
 
 ENGINES = [name for name in HERE if name != "dense"]
 DISTANCES = ("l2", "sqeuclidean", "snr")

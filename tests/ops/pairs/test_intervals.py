@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairops import Pairs
 from pairops.ops.bindings import extension
+from support.on_cpu import device as device
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 labels_of = st.lists(st.sampled_from([0, 1, 2, -100, 255, 256, -1, LEAST, MOST, 1 << 40]))

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pairops
 from pairops import Pairs
 from pairops.ops.engines.blockwise import grid
+from support.on_cpu import device as device
 from support.term_problems import all_statistics, problem, results
 
 

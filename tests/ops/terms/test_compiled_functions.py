@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pairops import _native
+from support.on_cpu import device as device
 
 CUDA = _native.features()["cuda"]
 

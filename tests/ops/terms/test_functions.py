@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 import pairops
-from conftest import HERE, WIDE, gradients
 from pairops import NEG, POS, Function, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
 from pairops.ops.terms.recipe import pack, unpack
+from support.engine_names import HERE, WIDE
+from support.error_rule import gradients
 from support.term_problems import DOUBLE, every_kind_of_term, problem, results
 
 

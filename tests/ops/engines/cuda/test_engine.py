@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pairops
-from losses.test_named_cases import compare
-from ops.engines.triton.test_engine import assert_as_dense, sparse
 from pairops import NEG, POS, Function, Pairs, lowest, lse, row_stats, total
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import devices
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms import functions
 from pairops.ops.terms.term import Wanted
+from support.engine_comparison import assert_as_dense
+from support.loss_comparison import compare
 from support.named_cases import Case, embeddings, smooth
-from support.term_problems import any_problem, of_gpus, problem, results, served_terms
+from support.term_problems import any_problem, of_gpus, problem, results, served_terms, sparse
 
 SPLITS = [1, 40]  # processors: of one block each, and of more parts than there are tiles
 
@@ -215,6 +215,9 @@ def test_a_level_that_changes_after_compilation(
     """What was traced for one level of float32 precision is prepared for it."""
     monkeypatch.setattr(cuda_kernels, "RELATED", related)
     x, labels = smooth(50, 20), torch.arange(50) // 5
+    exact = x.double().requires_grad_()  # of which the level says nothing
+    with pairops.use("dense"):
+        (truth,) = torch.autograd.grad(pairops.supcon_loss(exact, labels), exact)
     before = torch.get_float32_matmul_precision()
     torch._dynamo.reset()
     compiled = torch.compile(pairops.supcon_loss, backend="aot_eager", fullgraph=True)
@@ -224,8 +227,6 @@ def test_a_level_that_changes_after_compilation(
                 torch.set_float32_matmul_precision(level)
                 mine = x.clone().requires_grad_()
                 (found,) = torch.autograd.grad(compiled(mine, labels), mine)
-                with pairops.use("dense"):
-                    (truth,) = torch.autograd.grad(pairops.supcon_loss(mine, labels), mine)
                 error = float((found - truth).abs().max() / truth.abs().max())
                 assert error < 2**-9, f"{level}: {error:.1e}"  # of 11 bits
     finally:

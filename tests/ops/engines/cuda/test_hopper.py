@@ -11,13 +11,13 @@ from torch import Tensor
 
 import oracle
 import pairops
-from conftest import DEVICE
-from losses.test_named_cases import check, compare
 from pairops import NEG, POS, Pairs, lse, row_stats, total
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms.term import Wanted
+from support.engine_names import DEVICE
+from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 from support.named_cases import Case, embeddings, smooth
 from support.term_problems import of_gpus, results, served_terms

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import DEVICE
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Arranged, Kernels
 from pairops.ops.bindings.extension import DTYPES
 from pairops.ops.pairs import intervals
+from support.engine_names import DEVICE
 
 if cuda_kernels.KERNELS is None:
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)

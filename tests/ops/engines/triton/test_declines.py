@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import pairops
-from conftest import TRITON
 from pairops import NEG, Function, Pairs, row_stats, total
 from pairops.ops import engines
 from pairops.ops.engines.triton import engine, tile_configs
+from support.engine_names import TRITON
 from support.named_cases import smooth
 
 pytest.importorskip("triton")

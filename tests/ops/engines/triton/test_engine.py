@@ -2,7 +2,6 @@
 open. On a GPU the same tests run the compiled kernels."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,16 +12,17 @@ from torch import Tensor
 
 import oracle
 import pairops
-from conftest import NARROW, TRITON, assert_within_rule
-from losses.test_named_cases import check, compare
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.ops.engines.triton import engine, tile_configs
 from pairops.ops.engines.triton.tile_configs import Row
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import softplus
+from support.engine_comparison import assert_as_dense
+from support.engine_names import NARROW, TRITON
+from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 from support.named_cases import Case, embeddings, smooth
-from support.term_problems import any_problem, every_kind_of_term, problem, results
+from support.term_problems import any_problem, every_kind_of_term, problem, results, sparse
 
 pytest.importorskip("triton")
 
@@ -41,22 +41,6 @@ def statistics(x: Tensor, labels: Tensor, other: dict[str, Any]) -> tuple[Tensor
     torch.manual_seed(7)  # the same terms at every call
     n, m = pairs.shape
     return row_stats(pairs, *every_kind_of_term(n, m), cols=every_kind_of_term(m, n))
-
-
-def assert_as_dense(
-    name: str, run: Callable[..., tuple[Tensor, ...]], *leaves: Tensor
-) -> list[Tensor]:
-    """Statistics and gradients by the error rule; infinities where dense has them."""
-    found = []
-    for which, dtype in ((name, torch.float32), ("dense", torch.float32), ("dense", torch.float64)):
-        mine = [z.to(dtype).requires_grad_() for z in leaves]
-        with pairops.use(which):
-            found.append([z.detach() for z in results(lambda mine=mine: run(*mine), mine)])  # type: ignore[misc]
-    for k, (ours, dense, truth) in enumerate(zip(*found, strict=True)):
-        assert torch.equal(ours.isinf(), truth.isinf())
-        ours, dense, truth = (torch.where(z.isinf(), 0, z) for z in (ours, dense, truth))
-        assert_within_rule(f"{name}: result {k}", ours, [dense], truth)
-    return found[0]
 
 
 @pytest.mark.usefixtures("small")
@@ -193,29 +177,6 @@ def test_both_equal_dense_on_anything(
     for ours in found[1:]:
         for a, b in zip(ours, found[0], strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
-
-
-def sparse(
-    n: int, m: int, dtype: torch.dtype = torch.float32
-) -> tuple[Pairs, list[Any], list[Any]]:
-    """Windowed terms of rows and of columns, of which most tiles keep no pair."""
-    labels = torch.arange(n) // 5
-    centre = torch.randn(max(60, n), 16)
-    x = (centre[labels] + 0.3 * torch.randn(n, 16)).to(dtype)
-    other = {}
-    if m:
-        ref_labels = torch.randint(0, 60, (m,))
-        y = (centre[ref_labels] + 0.3 * torch.randn(m, 16)).to(dtype)
-        other = {"ref_emb": y, "ref_labels": ref_labels}
-    pairs = Pairs.of(x, labels, **other)
-    n, m = pairs.shape
-    rows = [
-        lse(NEG, 50.0, 0.5, above=torch.full((n,), 0.7)),
-        total(POS, 1.0, 0.0, below=torch.full((n,), 0.8)),
-    ]
-    cols = [lse(NEG, 20.0, 0.5, above=torch.full((m,), 0.6))]
-    over = [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]
-    return pairs, *over
 
 
 @pytest.mark.parametrize("ignored", [10, 42])

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 import pairops
-from losses.test_named_cases import compare
 from pairops import NEG, Pairs, highest, lowest, lse, row_stats
 from pairops.ops import engines
 from pairops.ops.engines.triton import tile_configs
 from pairops.ops.terms.term import Wanted
+from support.loss_comparison import compare
 from support.named_cases import Case, smooth
 
 triton = pytest.importorskip("triton")

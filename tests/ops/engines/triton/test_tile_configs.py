@@ -13,6 +13,7 @@ import pytest
 
 from pairops.ops.engines.triton import engine
 from pairops.ops.engines.triton.tile_configs import TABLE
+from support.on_cpu import device as device
 from support.project import SUPPORT
 
 pytestmark = [

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import pairops
-from conftest import TRITON, assert_within_rule
 from pairops import NEG, Function, Pairs, highest, lse, row_stats, total
 from pairops.losses.objective.mean_log1p import log1p_exp
 from pairops.ops.engines.triton import translate
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
+from support.engine_names import TRITON
+from support.error_rule import Dense, assert_within_rule
 from support.project import EXAMPLES, ROOT
 from support.term_problems import problem
 
@@ -59,24 +61,22 @@ PAIR_FUNCTIONS = {name: Function(value, name=f"test_{name}") for name, value in 
 @pytest.mark.parametrize("name", VALUES)
 def test_values_and_derived_slopes(name: str, engine: str) -> None:
     x, labels, _ = problem(n=40, d=6)
-    found = []
-    for which, dtype in (
-        (engine, torch.float32),
-        ("dense", torch.float32),
-        ("dense", torch.float64),
-    ):
-        mine = x.float().to(dtype).requires_grad_()
+
+    def run(which: str, dtype: torch.dtype) -> list[Tensor]:
+        mine, found = x.float().to(dtype).requires_grad_(), []
         with pairops.use(which):
             terms = [t(NEG, function=PAIR_FUNCTIONS[name]) for t in (total, lse, highest)]
-            statistics = row_stats(Pairs.of(mine, labels), *terms)
-            found.append([])
-            for r in statistics:
+            for r in row_stats(Pairs.of(mine, labels), *terms):
                 gradient = torch.autograd.grad(
                     (r * torch.linspace(-1, 2, 40)).sum(), mine, retain_graph=True
                 )
-                found[-1] += [r.detach(), *gradient]
-    for k, (ours, dense, truth) in enumerate(zip(*found, strict=True)):
-        assert_within_rule(f"{name}: result {k}", ours, [dense], truth)
+                found += [r.detach(), *gradient]
+        return found
+
+    dense = Dense(lambda: run("dense", torch.float32))
+    pairs = zip(run(engine, torch.float32), run("dense", torch.float64), strict=True)
+    for k, (ours, truth) in enumerate(pairs):
+        assert_within_rule(f"{name}: result {k}", ours, dense.result(k), truth)
 
 
 @pytest.mark.parametrize("engine", TRITON)

@@ -1,0 +1,3 @@
+"""The benchmark chooses its device itself."""
+
+from support.on_cpu import device as device

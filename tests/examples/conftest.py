@@ -1,0 +1,3 @@
+"""The examples run on the CPU."""
+
+from support.on_cpu import device as device

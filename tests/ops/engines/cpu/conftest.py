@@ -1,0 +1,3 @@
+"""The compiled engine of the CPU runs on it."""
+
+from support.on_cpu import device as device

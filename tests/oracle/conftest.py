@@ -1,0 +1,3 @@
+"""The oracle is checked on the CPU."""
+
+from support.on_cpu import device as device

@@ -1,0 +1,106 @@
+"""Losses on several engines against the naive float64 formulas, by the error rule."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import oracle
+import pairops
+from support.engine_names import HERE, WIDE
+from support.error_rule import Dense, assert_within_rule, gradients
+from support.loss_parameters import ONE_SET, mined
+from support.named_cases import Case, embeddings, separated, smaller, smooth
+
+Result = list[Tensor]
+
+
+def check(
+    tensors: list[Tensor],
+    ours: Callable[..., Tensor],
+    formula: Callable[..., Tensor],
+    engines: Sequence[str] = tuple(HERE),
+) -> list[str]:
+    """Per-anchor losses and gradients by `tensors` on these engines, by the error rule.
+
+    ours(*tensors) is the library, formula(*tensors, dtype=) the oracle. The oracle is the slow
+    part, so it runs once for all engines. Returns those that served the call.
+    """
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    weight = 0.5 + torch.rand(max(len(z) for z in tensors), dtype=torch.float64)
+
+    def run(function: Callable[..., Tensor], like: torch.dtype) -> Result:
+        mine = [z.detach().to(like).requires_grad_() for z in tensors]
+        values = function(*mine)
+        found = gradients(lambda: values, mine, weight[: len(values)].to(values.dtype))
+        return [values.detach(), *found]
+
+    stored = tensors[0].dtype
+    dense = Dense(lambda: run(functools.partial(formula, dtype=wide), stored), wide)
+    truth = run(functools.partial(formula, dtype=torch.float64), torch.float64)
+    ran = []
+    for engine in engines:
+        if wide == torch.float64 and engine not in WIDE:
+            continue
+        with pairops.use(engine):
+            try:
+                found = run(ours, stored)
+            except ValueError as error:
+                if "cannot serve this call" not in str(error):
+                    raise
+                continue
+        ran.append(engine)
+        for k, what in enumerate(["losses", "dx", "dy"][: len(found)]):
+            assert_within_rule(f"{engine}: {what}", found[k], dense.result(k), truth[k])
+    return ran
+
+
+def compare(name: str, params: dict[str, Any], case: Case, engines: Sequence[str]) -> list[str]:
+    """`check` of a labelled loss."""
+    params = {**params, **{k: case.keywords[k] for k in ("distance",) if k in case.keywords}}
+    if params.get("distance") == "dot":
+        params.pop("normalize", None)
+    other = case.keywords.get("ref_emb")
+    constant = {k: v for k, v in case.keywords.items() if k not in ("ref_emb", "distance")}
+    for_oracle = {k: v for k, v in constant.items() if k in ("ignore_index", "ref_labels")}
+
+    def reference(y: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {} if other is None else {"ref_emb": y[0] if y else other}
+
+    def ours(x: Tensor, *y: Tensor) -> Tensor:
+        given = {**params, **constant, **reference(y)}
+        return getattr(pairops, name)(x, case.labels, **given, reduction="none")
+
+    def formula(x: Tensor, *y: Tensor, **changed: Any) -> Tensor:
+        given = {**params, **for_oracle, **case.oracle, **reference(y), **changed}
+        return getattr(oracle, name)(x, case.labels, **given)
+
+    tensors = [case.x] if other is None or not case.y_grad else [case.x, other]
+    return check(tensors, ours, formula, engines)
+
+
+def case_for(
+    name: str, params: dict[str, Any], maker: Callable[..., Case], dtype: torch.dtype
+) -> Case:
+    # Of all triplets many are near their kink where no feature tells classes apart.
+    apart = params.get("mining") == "all"
+    make = embeddings if mined(name, params) or apart else smooth
+    case = maker(lambda n, d: make(n, d, dtype))
+    if params.get("mining") == "semihard":  # of a million triplets one is within rounding
+        case = smaller(case)
+    return separated(case) if apart else case
+
+
+def fits(name: str, params: dict[str, Any], case: Case) -> bool:
+    """Has the loss what the case is about?"""
+    similar = case.keywords.get("distance") == "dot"
+    only_distances = similar and "neg_margin" in params and params.get("normalize") is False
+    alone = {"ignore_index"} | ({"distance"} if params.get("distance") is None else set())
+    return not only_distances and (name not in ONE_SET or set(case.keywords) <= alone)
+
+
+def similar(name: str, params: dict[str, Any]) -> bool:
+    own = {"lifted_structure_loss": "l2", "margin_loss": "l2", "nca_loss": "sqeuclidean"}
+    return params.get("distance", own.get(name, "cosine")) in ("cosine", "dot")
