@@ -13,12 +13,13 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo code-search test test-all compat pml-conformance sanitize cuda-on-host cuda-resources bench docs lint format clean
+.PHONY: help demo code-search test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
+	bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | code-search | test | test-all | compat | pml-conformance | sanitize | cuda-on-host | cuda-resources | bench | docs |'
-	@echo 'lint | format | clean,'
+	@echo 'make demo | code-search | test | test-all | mutants | compat | pml-conformance | sanitize |'
+	@echo 'cuda-on-host | cuda-resources | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
@@ -80,6 +81,10 @@ PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filt
 	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
 docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/python -W error -m pdoc --docformat markdown --output-directory build/docs $(PAGES)
+
+# docs/api.txt: a test holds it against the code.
+api: $(VENV)/.test
+	$(BIN)/python tests/support/public_names.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench.cpu import comparison, kernel, large, mined, retrieval
+from bench.cpu import call_path, comparison, kernel, large, mined, retrieval
 from bench.distributed import ring
 from bench.gpu import entry as gpu
 from bench.memory import cached
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "cached": (cached.options, cached.run, "cached_step beside the plain step; time and memory"),
     "ring": (ring.options, ring.run, "several ranks: blocks that come past, or all rows gathered"),
     "large": (large.options, large.run, "time and memory once, at an N that no matrix fits"),
+    "path": (call_path.options, call_path.run, "files and Python calls of one step, counted"),
 }
 
 

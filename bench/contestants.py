@@ -1,4 +1,4 @@
-"""Who is compared: every engine of pairops, what people use today, and torch.mm, the yardsticks."""
+"""The contestants: every engine of pairops, what people use today, and torch.mm, the yardsticks."""
 
 from __future__ import annotations
 

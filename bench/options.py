@@ -1,4 +1,4 @@
-"""What the commands share: argument types, where results go, and the extension that some need."""
+"""The options of commands: argument types, the folder of results, the extension that some need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every contestant is given: a batch of clustered embeddings and the arguments of a loss."""
+"""The problems: a batch of clustered embeddings and the arguments of a loss, alike for everyone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people use today: the losses by hand over the N×N matrix, and pytorch-metric-learning.
+"""The rivals: losses by hand over the N×N matrix, and those of pytorch-metric-learning.
 
 The hand-written losses are what a careful user of torch would write: similarities once, masks as
 booleans, 16-bit similarities widened before the exponential. They see the similarities of some

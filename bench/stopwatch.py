@@ -1,4 +1,4 @@
-"""Time: medians of calls that take turns, so that what disturbs the machine disturbs all alike."""
+"""The stopwatch: medians of calls that take turns, so that a disturbance disturbs all alike."""
 
 from __future__ import annotations
 

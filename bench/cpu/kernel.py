@@ -1,4 +1,4 @@
-"""The native kernels against the machine: which share of the multiply-adds a core can do they do.
+"""The native kernels' share of the multiply-adds that a core can do.
 
 Each instruction set, D and number of threads has a process of its own; in it the peak, forward and
 backward take turns. The peak is the best of its calls on one thread, times the number of threads:

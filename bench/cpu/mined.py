@@ -1,4 +1,4 @@
-"""Late in training: what the backward pass saves by skipping the tiles that mining has emptied.
+"""The backward pass late in training: what it saves by skipping tiles that mining has emptied.
 
 The embeddings have learned: classes are tight around centres that are random on the sphere. How
 tight decides how many tiles keep a pair: between almost none and almost all lies little noise.

@@ -1,5 +1,5 @@
-"""Everything that only a GPU can show, by one command and in one file: launches, rate, memory,
-error, reproducibility, tile shapes, tests, and what the sanitizer says of the CUDA kernels.
+"""The benchmark of a GPU, by one command and into one file: launches, rate, memory, error,
+reproducibility, tile shapes, tests, and what the sanitizer says of the CUDA kernels.
 
 On a GPU every part runs in a process of its own, and on Hopper in a second one, with the CUDA
 engine alone, told to take its sweeps for Hopper. Rows are written as they come.

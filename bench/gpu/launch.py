@@ -1,5 +1,5 @@
-"""What launches must bear: torch's own CUDA beside ours, other streams, CUDA graphs, a second GPU;
-and what they cost where N is small."""
+"""The launches of an engine: beside torch's own CUDA, on other streams, in CUDA graphs, on a second
+GPU; and their cost where N is small."""
 
 from __future__ import annotations
 

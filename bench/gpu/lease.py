@@ -1,4 +1,4 @@
-"""A short lease of a GPU: a clock, and measurements in processes that may crash or hang in one."""
+"""A short lease of a GPU: a clock, and processes that measure and may crash or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `bench gpu` measures in every setting: rate, memory, error, bits, and tile shapes."""
+"""The parts of `bench gpu` that every setting has: rate, memory, error, bits, and tile shapes."""
 
 from __future__ import annotations
 

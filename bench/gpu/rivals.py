@@ -1,4 +1,4 @@
-"""What people run on a GPU today, where it can be had: libraries with kernels for one loss each."""
+"""The rivals on a GPU: libraries with kernels for one loss each, where they can be had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: by how much forward and backward raise the peak of a process that does nothing else.
+"""The peak of memory: by how much forward and backward raise it in a process of their own.
 
 Each measurement has a process of its own, because a peak, once reached, hides every lower one. The
 process first runs the same step at a tiny N, which loads the libraries and starts the threads; then

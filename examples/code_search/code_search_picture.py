@@ -1,4 +1,4 @@
-"""Draws the trainings of a code search: loss curves, and the share of the test that each finds."""
+"""The picture of a code search: loss curves, and the share of the test that each way finds."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reads pairs from Python packages: the first sentence of a docstring, and the code below it."""
+"""Pairs from Python packages: the first sentence of a docstring, and the code below it."""
 
 import ast
 import gc

@@ -1,4 +1,4 @@
-"""Turns texts and code into bags of hashed words and parts of words, weighted by TF-IDF."""
+"""Texts and code as bags of hashed words and parts of words, weighted by TF-IDF."""
 
 import re
 import zlib

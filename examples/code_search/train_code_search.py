@@ -1,4 +1,4 @@
-"""Trains docstrings to find their code, on the packages of this machine, and shows what came."""
+"""A code search that learns: docstrings find their code in the packages of this machine."""
 
 import argparse
 import math

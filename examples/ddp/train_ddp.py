@@ -1,4 +1,4 @@
-"""Trains on several processes with the batch of all of them, and once more on one: one curve.
+"""A training on several processes that share every batch, and the same on one: one curve.
 
 torchrun --nproc-per-node 2 examples/ddp/train_ddp.py
 """

@@ -1,4 +1,4 @@
-"""Draws a training run: its loss curve, its test embedding, its similarities before and after."""
+"""The picture of a training: loss curve, test embedding, similarities before and after."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Measures by how much one loss, forward and backward, raises the peak memory of a process."""
+"""The memory of a loss: by how much forward and backward raise the peak of a process."""
 
 import argparse
 import resource

@@ -1,4 +1,4 @@
-"""Puts the losses of pairops behind one face, objective(embedding, labels), for the examples."""
+"""The losses of pairops behind one face, objective(embedding, labels)."""
 
 import torch
 from torch import Tensor

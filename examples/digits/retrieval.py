@@ -1,4 +1,4 @@
-"""Says how well an embedding retrieves its own class: MAP@R and Recall@1 by cosine."""
+"""MAP@R and Recall@1 by cosine: how well an embedding retrieves its own class."""
 
 import torch
 from torch.nn.functional import normalize

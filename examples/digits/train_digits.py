@@ -1,4 +1,4 @@
-"""Trains a small network on scikit-learn's digits with any loss of pairops, and shows what came."""
+"""A small network trained on scikit-learn's digits with any loss of pairops."""
 
 import argparse
 import statistics

@@ -1,4 +1,4 @@
-"""Trains on scikit-learn's digits with Lightning; several processes share every batch."""
+"""A training on scikit-learn's digits with Lightning, whose processes share every batch."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What four losses ask of the same batch: the weight of every pair, as a picture."""
+"""The pair weights of four losses on the same batch, as a picture."""
 
 import argparse
 from pathlib import Path
