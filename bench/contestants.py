@@ -12,7 +12,7 @@ from torch import Tensor
 import pairops
 from bench.problems import Problem, function
 from bench.rivals import by_hand, by_pytorch_metric_learning
-from pairops.engines import ENGINES
+from pairops.ops.engines import ENGINES
 
 Loss = Callable[..., Tensor]  # (x, labels or y, **learned) -> scalar
 Step = Callable[[], object]  # the work that is measured
@@ -97,7 +97,7 @@ def no_loss(loss: str) -> Loss:
 
 
 def contestants() -> dict[str, Contestant]:
-    """Everyone, by key. An engine takes part by being in `pairops.engines.ENGINES`."""
+    """Everyone, by key. An engine takes part by being in `pairops.ops.engines.ENGINES`."""
     engines = [
         Contestant(key, f"pairops {key}", lambda loss, key=key: on_engine(key, loss))
         for key in ENGINES

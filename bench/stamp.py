@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import pairops
-from pairops import extension
+from pairops.ops.bindings import extension
 
 
 def stamp(argv: list[str], device: str) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import difflib
 
 import pytest
+
 from support import public_names
 
 pytest.importorskip("pytorch_metric_learning")

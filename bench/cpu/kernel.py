@@ -28,9 +28,9 @@ from bench.problems import Setting, problem, takes_labels
 from bench.report import columns, number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
-from pairops.engines import native
-from pairops.pairs import Pairs
-from pairops.terms import ALL, POS, lse, total
+from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import ALL, POS, lse, total
 
 ROUNDS = 5_000_000  # of multiply-adds: tens of milliseconds
 
@@ -66,11 +66,14 @@ def sweeps(loss: str, n: int, d: int) -> Iterator[tuple[str, Step]]:
     scale = 1 / 0.1 if labelled else 1 / 0.07
     rows = [lse(ALL, scale, 0.0), total(POS, scale, 0.0)]
     cols = [] if labelled else [lse(ALL, scale, 0.0)]
-    statistics, _, bits = native.gather(pairs, rows, cols)
+    statistics, _, bits = cpu_engine.gather(pairs, rows, cols)
     cotangents = [torch.full((n,), sign / n) for sign in (1, -1, 1)][: len(statistics)]
     needs = (True, not labelled)
-    yield "forward", lambda: native.gather(pairs, rows, cols)
-    yield "backward", lambda: native.weigh(pairs, rows, cols, statistics, cotangents, bits, needs)
+    yield "forward", lambda: cpu_engine.gather(pairs, rows, cols)
+    yield (
+        "backward",
+        lambda: cpu_engine.weigh(pairs, rows, cols, statistics, cotangents, bits, needs),
+    )
 
 
 def measure(job: Job) -> list[dict[str, object]]:

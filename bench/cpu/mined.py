@@ -24,9 +24,9 @@ from bench.options import RESULTS, at_least, extension
 from bench.report import columns, number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
-from pairops.engines import native
-from pairops.pairs import Pairs
-from pairops.terms import NEG, POS, highest, lowest, lse
+from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
 
 BETA, BASE, EPSILON = 50.0, 0.5, 0.1  # ms_loss's own
 
@@ -45,7 +45,7 @@ def without_bits(*call: Any) -> Any:
     return weigh(*others, None, needs)
 
 
-weigh = native.weigh
+weigh = cpu_engine.weigh
 
 
 def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
@@ -53,9 +53,9 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
     without; and the share of the visited tiles, on and above the diagonal, whose bit is set."""
     n = len(x)
     pairs = Pairs.of(x, labels)
-    (far,), _, _ = native.gather(pairs, [lowest(POS, grad=False)], [])
+    (far,), _, _ = cpu_engine.gather(pairs, [lowest(POS, grad=False)], [])
     mined = lse(NEG, BETA, BASE, above=far - EPSILON)
-    (_, statistic), _, bits = native.gather(pairs, [highest(NEG, grad=False), mined], [])
+    (_, statistic), _, bits = cpu_engine.gather(pairs, [highest(NEG, grad=False), mined], [])
     cotangent = torch.sigmoid(statistic) / (BETA * n)
     tiles = bits.shape[1]
 
@@ -70,7 +70,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
         return torch.autograd.grad(value, leaf, retain_graph=True)[0]
 
     def backward_everywhere() -> Tensor:
-        with mock.patch.object(native, "weigh", without_bits):
+        with mock.patch.object(cpu_engine, "weigh", without_bits):
             return backward()
 
     steps: dict[str, Step] = {

@@ -20,7 +20,7 @@ from bench.gpu.rivals import RIVALS
 from bench.memory import peak as memory_peak
 from bench.problems import Setting, problem, takes_labels
 from bench.stopwatch import Times, captured, on_device, take_turns
-from pairops.triton_kernels import configurations
+from pairops.ops.engines.triton import tile_configs
 
 ON_GPU = ("cuda", "triton", "chunked")
 DENSE = ("blockwise", "hand", "compiled", "pml")
@@ -215,14 +215,14 @@ def shapes(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
     """Time of the Triton engine with every shape near that of the table."""
     if setting.loss != options.loss[0] or setting.n != max(options.n):
         return
-    choose = configurations.choose
+    choose = tile_configs.choose
     given = problem(setting)
     for changed in neighbours():
 
-        def other(*call: Any, changed: Any = changed) -> configurations.Configuration:
+        def other(*call: Any, changed: Any = changed) -> tile_configs.Configuration:
             return replace(choose(*call), **changed)
 
-        with mock.patch.object(configurations, "choose", other):
+        with mock.patch.object(tile_configs, "choose", other):
             step = contestants()["triton"].step(given)
             seconds, failures = take_turns({0: step}, 5, options.device, lambda: None)
         if failures:

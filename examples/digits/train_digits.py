@@ -11,10 +11,11 @@ import memory
 import torch
 from digits_picture import draw
 from objective import NAMES, PAIRED, Objective
-from retrieval import map_at_r, recall_at_1
 from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
+
+from retrieval import map_at_r, recall_at_1
 
 TRAINING_IMAGES = 900
 MEMORY_ROWS = 8192

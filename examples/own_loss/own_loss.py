@@ -9,6 +9,7 @@ import torch
 
 import pairops
 from pairops import NEG, POS, Function, total
+from pairops.ops.engines import ENGINES
 
 pull = Function(lambda s: (1 - s) ** 2, name="pull")
 push = Function(lambda s, margin: torch.relu(s - margin) ** 2, name="push")
@@ -38,7 +39,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(512, 64, device=device, requires_grad=True)
     labels = torch.arange(512, device=device) // 4
-    for name in pairops.engines.ENGINES:
+    for name in ENGINES:
         try:
             with pairops.use(name):
                 ours = squared_contrastive(x, labels)
