@@ -18,6 +18,7 @@ from bench.gpu import entry, launch, lease, sanitizer
 from bench.problems import Setting, problem
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
+from support.exhaustive import exhaustive
 
 needs_native = pytest.mark.skipif(not cpu_engine.SERVED, reason="the extension was never built")
 
@@ -171,6 +172,7 @@ def test_large(bench, capsys):
 
 
 @needs_native
+@exhaustive
 def test_retrieval(bench, capsys):
     sizes = ["--n", "300", "600", "--d", "8", "--noise", "0.1", "--repeats", "2"]
     small, row = bench("retrieval-cpu", "retrieval", *sizes)["rows"]
@@ -238,6 +240,7 @@ for number in range(int(sys.argv[1]), 4):
 """
 
 
+@exhaustive
 def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
     def command(first):
         return [sys.executable, "-c", PRETENDED, str(first)]

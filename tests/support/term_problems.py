@@ -40,19 +40,20 @@ def any_problem(
     return x, torch.where(torch.rand(n) < 0.1, -100, labels), other
 
 
-def every_kind_of_term(n: int, m: int) -> list[Term]:
-    u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+def every_kind_of_term(u: Tensor, v: Tensor, t: float | Tensor = 1.0) -> list[Term]:
+    """u, v: one value per owner and per partner.  t: a number for all."""
+    bound = u.detach()
     return [
         lse(POS, -2.0, 0.5),
-        lse(NEG, 5.0, u, above=u - 0.5),
-        lse(ALL, u, partner(v), below=u),
-        total(NEG, 3.0, u, function=softplus, above=u - 0.9, below=u),
+        lse(NEG, 5.0, u, above=bound - 0.5),
+        lse(ALL, u, partner(v), below=bound),
+        total(NEG, 3.0, u, function=softplus, above=bound - 0.9, below=bound),
         total(POS, partner(v), 0.2, function=hinge),
-        total(ALL, 1.0, 0.0),
+        total(ALL, t, 0.0),
         lowest(POS),
         highest(NEG),
-        highest(ALL, below=u),
-        lowest(ALL, u, partner(v), function=functions.affine, above=u - 0.5),
+        highest(ALL, below=bound),
+        lowest(ALL, u, partner(v), function=functions.affine, above=bound - 0.5),
         lowest(NEG, grad=False),
     ]
 
@@ -96,9 +97,9 @@ def of_gpus(terms: Iterable[Term]) -> list[Term]:
 
 def terms_for(engine: str, n: int, m: int) -> list[Term]:
     """Terms of every kind that the engine serves."""
-    if engine != "native":
-        return every_kind_of_term(n, m)
     u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
+    if engine != "native":
+        return every_kind_of_term(u, v)
     return served_terms(u, v, torch.tensor(1.3, dtype=DOUBLE))
 
 

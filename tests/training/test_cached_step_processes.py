@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pairops
 from pairops import cached_step
+from support.exhaustive import exhaustive
 from support.gloo_ranks import Ranks
 
 DOUBLE = torch.float64
@@ -216,6 +217,7 @@ for _ in range(2):
 
 
 @pytest.mark.slow
+@exhaustive
 def test_65536_rows_train_where_the_plain_step_does_not_fit() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LARGE], capture_output=True, text=True, timeout=600, check=False

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import gloo_ranks
+from support.exhaustive import exhaustive
 from support.project import ROOT
 from support.rank_problems import GATHERED, RING, D, Problem
 
@@ -65,6 +66,7 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
 
 
 @pytest.mark.slow
+@exhaustive
 def test_memory_does_not_grow_with_the_ranks() -> None:
     # A block is more than what malloc keeps for later.
     rows, d = 256, 36864
@@ -116,7 +118,7 @@ def torchrun(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("data", ["digits", "code"])
+@pytest.mark.parametrize("data", ["digits", pytest.param("code", marks=exhaustive)])
 def test_training_on_two_ranks_follows_the_curve_of_one(data: str, tmp_path: Path) -> None:
     further: list[str] = []
     if data == "code":

@@ -4,20 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+import pairops
 from pairops import Pairs, row_stats
 from pairops.ops.engines.triton import tile_configs
 from pairops.ops.terms.term import Term
 from support.engine_comparison import assert_as_dense
-from support.engine_names import HERE, NARROW
+from support.engine_names import HERE, TRITON, WIDE
 from support.named_cases import CASES, Case, smaller, smooth
-from support.term_problems import every_kind_of_term, of_gpus, served_terms
+from support.term_problems import any_problem, every_kind_of_term, of_gpus, results, served_terms
 
 ENGINES = [name for name in HERE if name != "dense"]
-DISTANCES = ("l2", "sqeuclidean", "snr")
-# The terms of all losses see these; the interpreter of Triton's kernels is slow.
-ALL_FUNCTIONS = ("square", "ragged")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def terms_of(engine: str, u: Tensor, v: Tensor, t: Tensor, turn: int = 0) -> lis
         return served_terms(u, v, t, turn=turn)
     if engine == "cuda":
         return of_gpus(served_terms(u, v, t, turn=turn))
-    return every_kind_of_term(u, v)
+    return every_kind_of_term(u, v, t)
 
 
 def compare(
@@ -48,11 +48,12 @@ def compare(
     n = len(case.x)
     y = case.keywords.get("ref_emb")
     m = n if y is None else len(y)
-    leaves = [case.x, torch.rand(n) + 0.5, torch.rand(m) + 0.5, torch.tensor(1.3)]
+    t = torch.tensor(1.3)
+    leaves = [case.x, torch.rand(n) + 0.5, torch.rand(m) + 0.5]
     if y is not None:
         leaves.append(y)
 
-    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+    def run(x: Tensor, u: Tensor, v: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
         given = {**case.keywords, **further, **({"ref_emb": y[0]} if y else {})}
         pairs = Pairs.of(x, case.labels, **given)
         if every_function:
@@ -63,9 +64,9 @@ def compare(
     return assert_as_dense(engine, run, *leaves, dtype=dtype)
 
 
-def case_of(name: str, engine: str) -> Case:
-    case = CASES[name](smooth)
-    return smaller(case) if engine in NARROW else case
+def case_of(name: str) -> Case:
+    """At most 60 anchors and 90 references: several tiles, and few enough for the interpreter."""
+    return smaller(CASES[name](smooth))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -73,7 +74,63 @@ def case_of(name: str, engine: str) -> Case:
 def test_named_cases(engine: str, case: str) -> None:
     """And the same call twice gives the same bits."""
     torch.manual_seed(3)
-    first = compare(engine, case_of(case, engine))
+    first = compare(engine, case_of(case))
     torch.manual_seed(3)
-    again = compare(engine, case_of(case, engine))
+    again = compare(engine, case_of(case))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", ["square", "ragged"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_dtypes(engine: str, case: str, dtype: torch.dtype) -> None:
+    if dtype != torch.float64 or engine in WIDE:
+        compare(engine, case_of(case), dtype)
+
+
+@pytest.mark.parametrize("case", ["square", "ragged"])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name not in ("native", "cuda")])
+def test_the_functions_of_every_loss(engine: str, case: str) -> None:
+    """On engines that take any function; the others have had all that they serve."""
+    compare(engine, case_of(case), every_function=True)
+
+
+@pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name not in ("native", "cuda")])
+def test_distances_under_every_kind_of_term(engine: str, distance: str) -> None:
+    compare(engine, case_of("ragged"), distance=distance)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    n=st.integers(0, 80),
+    m=st.integers(0, 80),
+    d=st.integers(2, 70),  # of one number, normalised, the gradient is what rounding leaves
+    classes=st.integers(1, 30),
+    same=st.booleans(),
+    named=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_anything_equals_dense(
+    engine: str, n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    if engine in TRITON:
+        n, m, d = n // 2, m // 2, d // 4 + 2
+    dtype, bound = (torch.float64, 1e-10) if engine in WIDE else (torch.float32, 1e-3)
+    x, labels, other = any_problem(n, m, d, classes, same, named)
+    leaves = [x, torch.rand(n), torch.rand(n if same else m), torch.tensor(1.3)]
+    found = []
+    for which, kind in (("dense", torch.float64), (engine, dtype)):
+        given = {k: z.to(kind) if k == "ref_emb" else z for k, z in other.items()}
+        x, u, v, t = mine = [z.to(kind).requires_grad_() for z in leaves]
+
+        def run() -> tuple[Tensor, ...]:
+            terms = terms_of(engine, u, v, t), terms_of(engine, v, u, t, turn=1)  # noqa: B023
+            return row_stats(Pairs.of(x, labels, **given), *terms[0], cols=terms[1])  # noqa: B023
+
+        with pairops.use(which):
+            found.append(results(run, mine))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b.double(), a.double(), rtol=bound, atol=bound)

@@ -96,8 +96,9 @@ def test_a_declared_slope_is_used_by_every_engine() -> None:
 
 
 def test_a_recipe_says_all_of_its_terms() -> None:
-    terms = [t.over(6, 4, DOUBLE) for t in every_kind_of_term(6, 4)]
-    columns = [t.over(4, 6, DOUBLE) for t in every_kind_of_term(4, 6)]
+    u, v = torch.rand(6, dtype=DOUBLE), torch.rand(4, dtype=DOUBLE)
+    terms = [t.over(6, 4, DOUBLE) for t in every_kind_of_term(u, v)]
+    columns = [t.over(4, 6, DOUBLE) for t in every_kind_of_term(v, u)]
     recipe, numbers, vectors = pack(terms, columns)
     assert recipe.startswith("lse:pos:affine lse:neg:affine(fo)> lse:all:affine(op)<")
     assert "highest:neg:identity@ " in recipe

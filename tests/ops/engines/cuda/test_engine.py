@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import pairops
@@ -17,9 +15,10 @@ from pairops.ops.engines.cuda import engine
 from pairops.ops.terms import functions
 from pairops.ops.terms.term import Wanted
 from support.engine_comparison import assert_as_dense
+from support.exhaustive import exhaustive_but
 from support.loss_comparison import compare
 from support.named_cases import Case, embeddings, smooth
-from support.term_problems import any_problem, of_gpus, problem, results, served_terms, sparse
+from support.term_problems import of_gpus, problem, results, served_terms, sparse
 
 SPLITS = [1, 40]  # processors: of one block each, and of more parts than there are tiles
 
@@ -34,8 +33,10 @@ def statistics(
     )
 
 
-@pytest.mark.parametrize("processors", SPLITS)
-@pytest.mark.parametrize("m", [0, 205])
+@pytest.mark.parametrize(
+    ("m", "processors"),
+    exhaustive_but([(m, p) for m in (0, 205) for p in SPLITS], lambda _m, p: p == SPLITS[1]),
+)
 def test_every_term_with_gradients_by_every_argument(
     m: int, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,33 +60,6 @@ def test_every_term_with_gradients_by_every_argument(
         mine = [z.float().requires_grad_() for z in leaves]
         again = results(lambda: run(*mine), mine)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    n=st.integers(0, 150),
-    m=st.integers(0, 150),
-    d=st.integers(2, 70),  # of one number, normalised, the gradient is what rounding leaves
-    classes=st.integers(1, 30),
-    same=st.booleans(),
-    named=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_anything_equals_dense(
-    n: int, m: int, d: int, classes: int, same: bool, named: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    x, labels, other = any_problem(n, m, d, classes, same, named)
-    leaves = [x, torch.rand(n), torch.rand(n if same else m), torch.tensor(1.3)]
-    found = []
-    for which, dtype in (("dense", torch.float64), ("cuda", torch.float32)):
-        given = {k: z.to(dtype) if k == "ref_emb" else z for k, z in other.items()}
-        mine = [z.to(dtype).requires_grad_() for z in leaves]
-        with pairops.use(which):
-            x, u, v, t = mine
-            found.append(results(lambda: statistics(x, labels, given, u, v, t), mine))  # noqa: B023
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(b.double(), a.double(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

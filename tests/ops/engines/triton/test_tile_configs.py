@@ -13,11 +13,13 @@ import pytest
 
 from pairops.ops.engines.triton import engine
 from pairops.ops.engines.triton.tile_configs import TABLE
+from support.exhaustive import exhaustive
 from support.on_cpu import device as device
 from support.project import SUPPORT
 
 pytestmark = [
     pytest.mark.slow,
+    exhaustive,
     pytest.mark.xdist_group("compiled"),  # in one process, which runs the jobs
     pytest.mark.skipif(engine.MISSING is not None, reason="needs triton"),
 ]
