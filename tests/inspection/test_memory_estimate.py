@@ -17,6 +17,7 @@ from bench.memory.peak import MIB
 from bench.problems import Setting
 from pairops import estimate_memory, losses
 from pairops.inspection.memory_estimate import Memory
+from support.exhaustive import exhaustive
 
 SETTINGS = {  # by engine, and by how much the measurement may differ
     ("native", 0.15): [
@@ -31,10 +32,13 @@ SETTINGS = {  # by engine, and by how much the measurement may differ
     ("dense", 0.05): [Setting(loss, 3000, d=64) for loss in ("ms", "siglip", "triplet")],
 }
 MEASURED = [
-    pytest.param(engine, setting, within, id=f"{engine}-{setting.loss}-{setting.dtype}")
+    pytest.param(
+        engine, setting, within, id=f"{engine}-{setting.loss}-{setting.dtype}",
+        marks=() if setting == settings[0] else exhaustive,
+    )
     for (engine, within), settings in SETTINGS.items()
     for setting in settings
-]
+]  # fmt: skip
 MEASURE = """
 import json, sys, torch
 from bench.contestants import contestants
@@ -48,9 +52,10 @@ print(json.dumps([growth(contestants()[engine], setting) for engine, setting in 
 
 
 @pytest.fixture(scope="module")
-def peaks() -> dict[tuple[str, Setting], float]:
-    """MiB, all measured in one process, which hands back at once what is freed."""
-    told = [(engine, one) for (engine, _), settings in SETTINGS.items() for one in settings]
+def peaks(request: pytest.FixtureRequest) -> dict[tuple[str, Setting], float]:
+    """MiB of all that is asked for, in one process, which hands back at once what is freed."""
+    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    told = [(a.params["engine"], a.params["setting"]) for a in asked if a and "within" in a.params]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps([(e, asdict(one)) for e, one in told])],
         env=os.environ

@@ -18,7 +18,8 @@ def assert_as_dense(
     """run(*leaves) on the engine `name`, within the rule; infinities where dense has them.
 
     leaves: embeddings, which are stored in `dtype`, and vectors and numbers, which are not rounded
-    to 16 bits. Returns the statistics, and the gradients of a fixed combination of them.
+    to 16 bits. The same call twice must give the same bits. Returns the statistics, and the
+    gradients of a fixed combination of them.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     stored = [z.to(dtype if z.dim() == 2 else wide) for z in leaves]
@@ -31,7 +32,8 @@ def assert_as_dense(
     def finite(found: list[Tensor]) -> list[Tensor]:
         return [torch.where(z.isinf(), 0, z) for z in found]
 
-    ours, truth = of(name), of("dense", double=True)
+    ours, again, truth = of(name), of(name), of("dense", double=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)), "bits differ"
     dense = Dense(lambda: finite(of("dense")), wide)
     assert all(torch.equal(a.isinf(), b.isinf()) for a, b in zip(ours, truth, strict=True))
     for k, (a, b) in enumerate(zip(finite(ours), finite(truth), strict=True)):

@@ -1,5 +1,6 @@
 """The CUDA engine: its kernels as compiled for the CPU, against dense torch in float64."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,8 +101,13 @@ def test_more_terms_than_a_kernel_s_parameters_hold() -> None:
     assert_as_dense("cuda", run, x)
 
 
-@pytest.mark.parametrize("d", [64, 65, 128, 256, 257])
-@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 128, 129, 257])
+@pytest.mark.parametrize(
+    ("n", "d"),
+    exhaustive_but(
+        itertools.product([1, 2, 63, 64, 65, 128, 129, 257], [64, 65, 128, 256, 257]),
+        lambda n, d: d == 65 or (n in (1, 65, 129) and d in (128, 257)),
+    ),
+)
 def test_sizes_around_those_of_tiles(n: int, d: int) -> None:
     labels = torch.arange(n) // 3
     compare("supcon_loss", {}, Case(smooth(n, d, dtype=torch.float16), labels), ["cuda"])
