@@ -13,11 +13,10 @@ def _plain(x: Tensor, y: Tensor) -> Tensor:  # (N, D), (M, D)
 
 
 class Order(NamedTuple):
-    """How one closeness, with its norms, and its gradients are summed."""
+    """How one closeness, the norms in it and its gradients are summed."""
 
     reversed: tuple[int, ...] = ()  # dimensions of the embeddings that are run through backwards
     pieces: int = 1  # into which the rows, the columns and the features of a product are cut
-    inverse_norms: bool = False  # a row is multiplied by 1 / |x|, where it is else divided by |x|
 
     def turned(self, x: Tensor) -> Tensor:  # (N, D)
         return x.flip(self.reversed) if self.reversed else x

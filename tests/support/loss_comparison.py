@@ -12,7 +12,7 @@ import pairops
 from support.engine_names import HERE, WIDE
 from support.error_rule import Dense, assert_within_rule, gradients
 from support.loss_parameters import ONE_SET, mined
-from support.named_cases import Case, embeddings, separated, smaller, smooth
+from support.named_cases import Case, embeddings, separated, smaller, smooth, turned
 
 Result = list[Tensor]
 
@@ -32,10 +32,7 @@ def check(
     weight = 0.5 + torch.rand(max(len(z) for z in tensors), dtype=torch.float64)
 
     def run(function: Callable[..., Tensor], like: torch.dtype) -> Result:
-        mine = [z.detach().to(like).requires_grad_() for z in tensors]
-        values = function(*mine)
-        found = gradients(lambda: values, mine, weight[: len(values)].to(values.dtype))
-        return [values.detach(), *found]
+        return values_and_gradients(function, [z.to(like) for z in tensors], weight)
 
     stored = tensors[0].dtype
     dense = Dense(lambda: run(functools.partial(formula, dtype=wide), stored), wide)
@@ -57,8 +54,25 @@ def check(
     return ran
 
 
+def values_and_gradients(
+    function: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor
+) -> Result:
+    """Per-anchor losses, and the gradients of their sum with these weights."""
+    mine = [z.detach().requires_grad_() for z in tensors]
+    values = function(*mine)
+    found = gradients(lambda: values, mine, weight[: len(values)].to(values.dtype))
+    return [values.detach(), *found]
+
+
 def compare(name: str, params: dict[str, Any], case: Case, engines: Sequence[str]) -> list[str]:
     """`check` of a labelled loss."""
+    return check(*call_and_formula(name, params, case), engines)
+
+
+def call_and_formula(
+    name: str, params: dict[str, Any], case: Case
+) -> tuple[list[Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
+    """What `check` takes of a labelled loss: its tensors, the library's loss and the oracle's."""
     params = {**params, **{k: case.keywords[k] for k in ("distance",) if k in case.keywords}}
     if params.get("distance") == "dot":
         params.pop("normalize", None)
@@ -78,7 +92,7 @@ def compare(name: str, params: dict[str, Any], case: Case, engines: Sequence[str
         return getattr(oracle, name)(x, case.labels, **given)
 
     tensors = [case.x] if other is None or not case.y_grad else [case.x, other]
-    return check(tensors, ours, formula, engines)
+    return tensors, ours, formula
 
 
 def case_for(
@@ -86,11 +100,14 @@ def case_for(
 ) -> Case:
     # Of all triplets many are near their kink where no feature tells classes apart.
     apart = params.get("mining") == "all"
-    make = embeddings if mined(name, params) or apart else smooth
+    exact = mined(name, params) or apart
+    make = embeddings if exact else smooth
     case = maker(lambda n, d: make(n, d, dtype))
     if params.get("mining") == "semihard":  # of a million triplets one is within rounding
         case = smaller(case)
-    return separated(case) if apart else case
+    if apart:
+        case = separated(case)
+    return turned(case) if exact else case
 
 
 def fits(name: str, params: dict[str, Any], case: Case) -> bool:

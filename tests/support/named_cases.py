@@ -181,6 +181,25 @@ def separated(case: Case) -> Case:
     return Case(x, case.labels, keywords, case.oracle, case.y_grad)
 
 
+def turned(case: Case) -> Case:
+    """The case in other coordinates, if its numbers have more than 16 bits.
+
+    All numbers of unit `embeddings` have one size, and so one rounding, common to all pairs: an
+    error is then a single draw, and says little of how it is computed. 16 bits do not hold other
+    coordinates so exactly that similarities stay away from a threshold.
+    """
+    x, d = case.x, case.x.shape[1]
+    if x.dtype.itemsize == 2:
+        return case
+    generator = torch.Generator().manual_seed(d)
+    square = torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu")
+    turn = torch.linalg.qr(square).Q.to(x.device)
+    keywords = dict(case.keywords)
+    if "ref_emb" in keywords:
+        keywords["ref_emb"] = (keywords["ref_emb"].double() @ turn).to(x.dtype)
+    return Case((x.double() @ turn).to(x.dtype), case.labels, keywords, case.oracle, case.y_grad)
+
+
 def smaller(case: Case) -> Case:
     """The case with at most 60 anchors and 90 references."""
     keywords = {
