@@ -1,4 +1,4 @@
-// The twin of csrc/cuda/device/wgmma.h: a multiplication is done when a warp waits for it, no sooner.
+// The twin of csrc/cuda/device/wgmma.h: a product is done when a warp waits for it, no sooner.
 #pragma once
 
 #include "cuda/device/intrinsics.h"
