@@ -22,7 +22,7 @@ using Split64 = Shape<64, 4, 32, 2>;
 using Split128 = Shape<128, 4, 32, 2>;
 using SplitAny = Shape<128, 4, 32, 2, 64>;
 
-// These are not measured either, and only chosen for who asks. One block of a multiprocessor has all
+// These are not measured either, and only for those who ask. One block of a multiprocessor has all
 // its shared memory and registers, so X may stay at every D. Above 256 what is left holds two tiles
 // of 32 columns, and s is multiplied again for each slice. The other ways to D = 512 cost more: one
 // tile of 64 columns could not be copied while it is worked on; 64 rows, a half of the gradient for

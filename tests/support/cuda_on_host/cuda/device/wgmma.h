@@ -1,0 +1,59 @@
+// The twin of csrc/cuda/device/wgmma.h: a product is done when a warp waits for it, no sooner.
+#pragma once
+
+#include "cuda/device/intrinsics.h"
+
+namespace pairops::cuda {
+
+namespace host {
+void wgmma_fence(Where where);
+void wgmma_commit(Where where);
+void wgmma_wait(int groups, Where where);
+// `a` in registers, or null for shared memory at `a_at`.
+void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int panel_stride,
+           bool add, Where where);
+}  // namespace host
+
+// The registers given to a fence or a wait matter to a compiler alone. No pack of them, as `where`
+// would follow it.
+inline void wgmma_fence(PAIROPS_HERE) { host::wgmma_fence(where); }
+template <class A>
+void wgmma_fence(A&, PAIROPS_HERE) {
+    host::wgmma_fence(where);
+}
+template <class A, class B>
+void wgmma_fence(A&, B&, PAIROPS_HERE) {
+    host::wgmma_fence(where);
+}
+template <class A, class B, class C>
+void wgmma_fence(A&, B&, C&, PAIROPS_HERE) {
+    host::wgmma_fence(where);
+}
+inline void wgmma_commit(PAIROPS_HERE) { host::wgmma_commit(where); }
+template <int groups>
+void wgmma_wait(PAIROPS_HERE) {
+    host::wgmma_wait(groups, where);
+}
+template <int groups, class A>
+void wgmma_wait(A&, PAIROPS_HERE) {
+    host::wgmma_wait(groups, where);
+}
+template <int groups, class A, class B>
+void wgmma_wait(A&, B&, PAIROPS_HERE) {
+    host::wgmma_wait(groups, where);
+}
+
+// The machine keeps the address of `sums` until the wait: it must still be theirs then.
+template <int n>
+void multiply_tiles(float (&sums)[n / 8][4], Shared a, Shared b, bool add, PAIROPS_HERE) {
+    static_assert(n == 32 || n == 64);
+    host::wgmma(sums[0], n, nullptr, a, b, 0, add, where);
+}
+template <int n>
+void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4], Shared b,
+                      int panel_stride, PAIROPS_HERE) {
+    static_assert(n == 64 || n == 128 || n == 192 || n == 256);
+    host::wgmma(sums[0], n, a, 0, b, panel_stride, true, where);
+}
+
+}  // namespace pairops::cuda
