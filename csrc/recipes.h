@@ -1,5 +1,5 @@
-// Recipes that are compiled ahead of time: one line for each, a tuple of terms as pairops/terms.py
-// names them.
+// Recipes that are compiled ahead of time: one line for each, a tuple of terms as
+// ops/terms/recipe.py names them.
 #pragma once
 
 #include "math/accumulators.h"

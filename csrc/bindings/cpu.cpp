@@ -1,4 +1,5 @@
-// Bindings of the CPU engine: tuples of addresses come in, and native.py has checked everything.
+// Bindings of the CPU engine: tuples of addresses come in, and engines/cpu.py has checked
+// everything.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -255,7 +256,7 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* kee
 }
 
 // sets: (address, dtype, n, d) of one or two.  labels: their addresses, or None: paired by index.
-// outputs: as pairops/relation.py has them.
+// outputs: as ops/pairs/intervals.py has them.
 void relate(const std::string& isa, const py::list& sets, const py::list& labels,
             const std::optional<std::int64_t>& ignored, bool exclude_self,
             const std::vector<Address>& outputs, int threads) {

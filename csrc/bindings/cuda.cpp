@@ -1,4 +1,4 @@
-// Bindings of the CUDA engine: tuples of addresses come in, and engines/cuda.py has checked
+// Bindings of the CUDA engine: tuples of addresses come in, and engines/cuda/ has checked
 // everything. A call enqueues kernels on a stream and returns.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,5 +1,5 @@
 // Pair functions: what one pair contributes to a statistic, and its slopes, on host and device;
-// the twins of pairops/functions.py. T is a number, or lanes of numbers (cpu/simd/simd.h): either
+// the twins of ops/terms/functions.py. T is a number, or lanes of numbers (cpu/simd/simd.h): either
 // way a function sees one similarity.
 #pragma once
 

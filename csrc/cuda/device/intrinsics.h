@@ -1,6 +1,6 @@
 // Intrinsics: all that a kernel asks of a GPU and C++ has no word for. Kernels name no keyword,
-// intrinsic or register of CUDA themselves: tests/cuda_on_host has this header's twin, whose bodies
-// run on a CPU.
+// intrinsic or register of CUDA themselves: tests/support/cuda_on_host has this header's twin,
+// whose bodies run on a CPU.
 #pragma once
 
 #include <cuda_fp16.h>

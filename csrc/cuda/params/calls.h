@@ -83,7 +83,7 @@ struct ArrangeCall {
     std::int32_t* kept;
 };
 
-// Outputs that are null are not wanted; see _by_torch in relation.py for what they hold.
+// Outputs that are null are not wanted; see _by_torch in intervals.py for what they hold.
 struct RelateCall {
     const void* z;        // (n, d), of dtype
     const Index* labels;  // (n,), or null: row i belongs to row i of the other set

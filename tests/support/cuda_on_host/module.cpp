@@ -1,4 +1,4 @@
-// The CUDA sweeps as a Python module whose kernels run on the CPU: what engines/cuda.py calls.
+// The CUDA sweeps as a Python module whose kernels run on the CPU: what ops/engines/cuda/ calls.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,4 @@
-// Fills in the calls of the sweeps as pairops/cuda_calls.py does, and compares what they find.
+// Fills in the calls of the sweeps as ops/engines/cuda/launch.py does, and compares what they find.
 #pragma once
 
 #include <string>
