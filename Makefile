@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SANITIZED := build/sanitize
+MUTANTS := build/mutants/venv
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
 # Options for the program behind a target: make demo ARGS="--loss supcon", make test ARGS="-k ms".
@@ -40,6 +41,12 @@ test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 # And the rest of the products of losses, terms, engines, cases and dtypes.
 test-all: test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m exhaustive $(ARGS)
+
+# The test of the tests: mistakes in a copy of this tree, each of which they must catch. docs/testing.md.
+mutants: export OMP_WAIT_POLICY := PASSIVE
+mutants: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(MUTANTS)/.installed
+	$(BIN)/python tests/support/cuda_on_host/build.py
+	PYTHONPATH=tests $(MUTANTS)/bin/python -m mutants $(ARGS)
 
 # With the trainers of others: what of this is in the tests skips itself without them.
 compat: export OMP_WAIT_POLICY := PASSIVE
@@ -127,4 +134,15 @@ $(SANITIZED)/.installed: $(BUILT_FROM) | $(VENV)/.test
 		> $$(echo $(SANITIZED)/lib/python3*/site-packages)/packages.pth
 	PAIROPS_SANITIZE=ON PAIROPS_CUDA=OFF SKBUILD_INSTALL_STRIP=false \
 		$(SANITIZED)/bin/python -m pip install --no-deps -e .
+	@touch $@
+
+# Another, with links to the same packages, in which pairops is the copy that mutants are made in; and
+# with what compiles its extension.
+$(MUTANTS)/.installed: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
+	$(BIN)/python -m venv --clear --without-pip $(MUTANTS)
+	packages=$$(echo $(MUTANTS)/lib/python3*/site-packages) && \
+		cp -al $(VENV)/lib/python3*/site-packages/. $$packages && \
+		rm -r $$packages/pairops $$packages/_editable*pairops* && \
+		realpath -m $(dir $(MUTANTS))tree > $$packages/mutated_pairops.pth
+	$(BIN)/pip --python $(MUTANTS)/bin/python install ninja pybind11 $(if $(shell command -v cmake),,cmake)
 	@touch $@

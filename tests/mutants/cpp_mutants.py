@@ -1,0 +1,132 @@
+"""Mistakes in the C++ part that runs on a CPU: what `python_mutants` says holds here too.
+
+The CUDA kernels have mutants of their own, in cuda_on_host. Of what is shared with them, functions
+and gathers, only the CPU's extension is compiled with the edit.
+"""
+
+from mutants.mutant import Mutant
+
+FUNCTIONS = "csrc/math/functions.h"
+GATHERS = "csrc/math/accumulators.h"
+INTERVALS = "csrc/cpu/label_sort.cpp"
+TILE = "csrc/cpu/simd/tile.h"
+BOTH_ROLES = "csrc/cpu/simd/tile_symmetric.h"
+TERMS = "csrc/cpu/simd/term_table.h"
+PACKING = "csrc/cpu/simd/packing.h"
+PRODUCT = "csrc/cpu/simd/microkernel.h"
+FORWARD = "csrc/cpu/forward.cpp"
+BACKWARD = "csrc/cpu/backward.cpp"
+SWEEP = "csrc/cpu/sweep.cpp"
+
+OF_FUNCTIONS = "tests/ops/terms/test_compiled_functions.py"
+OF_TERMS = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
+OF_TERMS_ALONE = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_alone_equals_dense"
+OF_RANGES = "tests/ops/engines/cpu/test_sweeps.py::test_states_far_below_the_maximum_of_a_tile"
+OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
+OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
+OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
+OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
+
+MUTANTS = [
+    # What one pair contributes, and how contributions become a statistic.
+    Mutant(
+        "sign of hinge's slope by its base", FUNCTIONS,
+        "select(rises, -scale, flat)", "select(rises, scale, flat)",
+        (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "merge takes the maxima of log-sum-exps for one another", GATHERS,
+        "sum * exp(difference(max, top)) + other.sum * exp(difference(other.max, top))",
+        "sum * exp(difference(other.max, top)) + other.sum * exp(difference(max, top))",
+        (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "of equal extremes the highest index wins", GATHERS,
+        "(ties & (j < argument))", "(ties & (j > argument))",
+        (OF_FUNCTIONS,),
+    ),
+    # Who is positive.
+    Mutant(
+        "an interval may end before it begins", INTERVALS,
+        "        if (end < begin) end = begin;\n", "",
+        (OF_INTERVALS,),
+    ),
+    # Tiles.
+    Mutant(
+        "a pair at the threshold is kept", TILE,
+        "keep & !(s <= above.at(j))", "keep & !(s < above.at(j))",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "columns beyond a ragged tile count", TILE,
+        "const Mask pair = (place != own) & (place < cols);", "const Mask pair = place != own;",
+        (OF_TERMS,),
+    ),
+    Mutant(
+        "a ragged tile is swept as a full one", SWEEP,
+        "tile.positives || tile.cols % kernels.lanes != 0 ||", "tile.positives ||",
+        (OF_TERMS,),
+    ),
+    Mutant(
+        "a band ends before the tile that its last positives begin", SWEEP,
+        "return std::min(tiles_of(call.hi[last]), col_tiles);",
+        "return std::min(int(call.hi[last] / TILE), col_tiles);",
+        (OF_TERMS_ALONE,),
+    ),
+    Mutant(
+        "a state far below a tile's maximum does not count", BOTH_ROLES,
+        "            low = select((level < low) & !empty, level, low);\n", "",
+        (OF_RANGES,),
+    ),
+    Mutant(
+        "states of columns are merged before they are settled", BOTH_ROLES,
+        "            Under::settle(one);\n", "",
+        (OF_RANGES,),
+    ),
+    Mutant(
+        "states of rows are finished before they are settled", TERMS,
+        "                UnderTop<G>::settle(one);\n", "",
+        (OF_RANGES,),
+    ),
+    # Embeddings.
+    Mutant(
+        "compiled gradient through a scale without the scale", PACKING,
+        "out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));",
+        "out[k] = T(double(out[k]) - dot * double(widened(row[k])));",
+        (OF_TERMS,),
+    ),
+    Mutant(
+        "the last dimensions are left out of a norm", PACKING,
+        "    for (; k < d; ++k) sums[0] += term(k);\n", "",
+        (OF_INTERVALS,),
+    ),
+    Mutant(
+        "dimensions beyond the first 256 replace those before", PRODUCT,
+        "(k == 0 ? micro.sums[r][half] : L::load(to) + micro.sums[r][half])",
+        "micro.sums[r][half]",
+        (OF_DEPTHS,),
+    ),
+    Mutant(
+        "the last dimension of a column's gradient is dropped", PRODUCT,
+        "for (int c = 0; c < width; ++c) to[c] += last[c];",
+        "for (int c = 0; c + 1 < width; ++c) to[c] += last[c];",
+        (OF_TERMS,),
+    ),
+    # Sweeps.
+    Mutant(
+        "a tile's bit tells of the columns alone", FORWARD,
+        "kept |= kernel(k).gather_cols", "kept = kernel(k).gather_cols",
+        (OF_STATISTICS, OF_TILE_BITS),
+    ),
+    Mutant(
+        "in a band partners are lost where their row keeps no pair of its own", BACKWARD,
+        " || (call_.same && sweep_.bit(term, c, r));", ";",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "slopes by arguments count a tile on the diagonal twice", BACKWARD,
+        "const bool mirrored = sweep_.triangle && r != c;",
+        "const bool mirrored = sweep_.triangle;",
+        (OF_TERMS,),
+    ),
+]  # fmt: skip

@@ -1,0 +1,284 @@
+"""Mistakes in the Python part: slopes, intervals, windows, roles, merges, indices, ranks.
+
+A moved file or test changes one path below. An edit's text must stand in its file exactly once, so
+that whoever changes that line changes the mutant too. No mutant may be right as well: each changes
+a result.
+"""
+
+from mutants.mutant import Mutant
+
+FUNCTIONS = "pairops/ops/terms/functions.py"
+GATHERS = "pairops/ops/terms/accumulators.py"
+RELATION = "pairops/ops/pairs/intervals.py"
+SIMILARITY = "pairops/ops/pairs/similarity.py"
+DISTANCES = "pairops/ops/pairs/distances.py"
+PAIRS = "pairops/ops/pairs/pairs.py"
+SHARDS = "pairops/ops/pairs/shards.py"
+RECIPES = "pairops/ops/terms/recipe.py"
+BANDS = "pairops/ops/engines/bands.py"
+BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
+GRID = "pairops/ops/engines/blockwise/grid.py"
+NATIVE = "pairops/ops/engines/cpu.py"
+BACKWARD = "pairops/ops/row_stats/backward.py"
+EXTREMES = "pairops/ops/row_stats/backward.py"
+SHARDED = "pairops/ops/row_stats/sharded.py"
+POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
+REDUCTION = "pairops/losses/objective/objective.py"
+MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
+MEMORY = "pairops/training/cross_batch_memory.py"
+CACHED_STEP = "pairops/training/cached_step.py"
+RETRIEVAL = "pairops/retrieval/metrics.py"
+RANKING = "pairops/retrieval/ranking.py"
+PAIR_WEIGHTS = "pairops/inspection/pair_weights.py"
+TRITON_MONOIDS = "pairops/ops/engines/triton/kernels/accumulators.py"
+TRITON_TILES = "pairops/ops/engines/triton/kernels/tile.py"
+TRITON_OPERANDS = "pairops/ops/engines/triton/operands.py"
+TRITON_SCALE = "pairops/ops/engines/triton/kernels/finalize.py"
+TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
+
+OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
+OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
+OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
+OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
+OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
+OF_DISTANCES = "tests/compat/test_pml.py"
+OF_DERIVATIVES = (
+    "tests/ops/row_stats/test_op.py::test_gradcheck_and_gradgradcheck_by_embeddings_and_scalar"
+)
+OF_REDUCTIONS = "tests/losses/test_reductions.py::test_reductions"
+OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
+OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
+OF_TRITON = "tests/ops/engines/triton/test_engine.py"
+OF_RANKS = (
+    "tests/ops/distributed/test_losses.py"
+    "::test_value_and_gradient_are_those_of_one_process[ms_loss]"
+)
+OF_MEMORY = "tests/training/test_cross_batch_memory.py"
+OF_CACHED_STEP = "tests/training/test_cached_step.py"
+OF_RETRIEVAL = "tests/retrieval/test_metrics.py::test_every_engine_counts_what_a_sort_finds"
+OF_PAIR_WEIGHTS = "tests/inspection/test_pair_weights.py"
+
+
+def of_loss(loss: str, case: str) -> str:
+    return f"{OF_LOSSES}[{loss}-{case}]"
+
+
+MUTANTS = [
+    # What one pair contributes.
+    Mutant(
+        "sign of affine's slope by its base", FUNCTIONS,
+        "return scale, s - base, -scale", "return scale, s - base, scale",
+        (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "softplus's slope by its bias is multiplied by the scale", FUNCTIONS,
+        "return share * scale, share * s, share", "return share * scale, share * s, share * scale",
+        (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "sign of a distance's slope by the norm of a column", DISTANCES,
+        "return slope, -0.5 * slope, -0.5 * slope, 0.0 * slope",
+        "return slope, -0.5 * slope, 0.5 * slope, 0.0 * slope",
+        (OF_DISTANCES,),
+    ),
+    # How contributions become a statistic.
+    Mutant(
+        "merge shifts both log-sum-exps by the first maximum", GATHERS,
+        "b[1] * torch.exp(b[0] - shift)", "b[1] * torch.exp(a[0] - shift)",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "of equal extremes the first tile's wins", GATHERS,
+        "torch.minimum(_attained(a[0], value, a[1]), _attained(b[0], value, b[1]))",
+        "torch.where(a[0] == value, a[1], b[1])",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "an extreme is named by its partner's place, not by its index", BLOCKWISE,
+        "seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])",
+        "seen = t.term.monoid.of(f, 1 - t.axis, grid.place_y[other])",
+        (OF_STATISTICS,),
+    ),
+    # Who is positive.
+    Mutant(
+        "an interval without its last place", RELATION,
+        "hi = torch.searchsorted(columns, rows, right=True)",
+        "hi = torch.searchsorted(columns, rows, right=True) - 1",
+        (OF_INTERVALS,),
+    ),
+    Mutant(
+        "a row that stands just after its positives is counted as one", RELATION,
+        "((own >= lo) & (own < hi))", "((own >= lo) & (own <= hi))",
+        (of_loss("supcon_loss", "the_references_begin_with_the_anchors"),),
+    ),
+    Mutant(
+        "own places are left in the order of the rows' indices", PAIRS,
+        "places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]",
+        "places(pairs.order_y)[own.clamp(min=0)])",
+        (of_loss("supcon_loss", "named_by_ids"),),
+    ),
+    Mutant(
+        "a row is listed as a positive of itself", POSITIVE_ROWS,
+        "counts = (pairs.own[row] != column) & pairs.keep_x[pairs.order_x[row]]",
+        "counts = pairs.keep_x[pairs.order_x[row]]",
+        (of_loss("triplet_loss-mining=semihard", "square"),),
+    ),
+    # Scales.
+    Mutant(
+        "gradient through a scale without the scale", SIMILARITY,
+        "dx = r * (g - unit * (unit * g).sum(1, keepdim=True))",
+        "dx = g - unit * (unit * g).sum(1, keepdim=True)",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "a scale without what its rounding left", SIMILARITY,
+        "return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)",
+        "return rows * high.unsqueeze(1)",
+        (OF_SHARP_LOSSES,),
+    ),
+    Mutant(
+        "a differentiated norm vanishes below the root of its bound", SIMILARITY,
+        "vanishes = square < 1e-24", "vanishes = square < 1e-12",
+        (of_loss("ms_loss", "zero_vectors"),),
+    ),
+    # Tiles in plain torch.
+    Mutant(
+        "a window is dropped in the backward pass", BLOCKWISE,
+        "share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))",
+        "share = share * torch.exp(_kept(t, f, None, tile, -torch.inf))",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "a partner's argument is the owner's", GRID,
+        "self._args.append((1 - axis, grid.cut(argument.values, 1 - axis)))",
+        "self._args.append((axis, grid.cut(argument.values, axis)))",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "positives in the last column of a tile are out of the band", GRID,
+        "< min(hi, (tile[1] + 1) * width)", "< min(hi, (tile[1] + 1) * width - 1)",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "of one set what rows owe as owners counts twice, and as partners not at all", BLOCKWISE,
+        "dx = dx + dy if same else dx", "dx = dx + dx if same else dx",
+        (OF_STATISTICS,),
+    ),
+    Mutant(
+        "tile bits of another engine", BACKWARD,
+        'bits = bits if engine == "blockwise" else None', "bits = bits",
+        (OF_DERIVATIVES,),
+    ),
+    Mutant(
+        "an extreme's partner gets itself for a gradient", EXTREMES,
+        "add_rows(partners, at, weight * owner)", "add_rows(partners, at, weight * partner)",
+        (OF_STATISTICS,),
+    ),
+    # What engines are told.
+    Mutant(
+        "windows in the wrong order for the compiled engine", NATIVE,
+        "for z in (term.above, term.below)]", "for z in (term.below, term.above)]",
+        (OF_CPU,),
+    ),
+    Mutant(
+        "a recipe forgets which arguments are the partners'", RECIPES,
+        'args.append(next(vector) if kind == "o" else Partner(next(vector)))',
+        "args.append(next(vector))",
+        (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "a block's band ends before its last row's positives do", BANDS,
+        "first, last = pairs.lo[begin], pairs.hi[end - 1]",
+        "first, last = pairs.lo[begin], pairs.hi[end - 1] - 1",
+        (OF_TRITON,),
+    ),
+    # From losses to a number.
+    Mutant(
+        "a mining window on the wrong side of its slack", MULTI_SIMILARITY,
+        "highest(NEG, 1.0, -slack, function=affine, grad=False)",
+        "highest(NEG, 1.0, slack, function=affine, grad=False)",
+        (of_loss("ms_loss", "square"),),
+    ),
+    Mutant(
+        "an average over pairs divides by the anchors that have some", REDUCTION,
+        "return _quotient(sums.sum(), counts.sum(), group)",
+        "return _quotient(sums.sum(), counts.count_nonzero(), group)",
+        (OF_AVERAGES,),
+    ),
+    Mutant(
+        "ignored anchors count in a mean", REDUCTION,
+        "count = losses.new_tensor(len(losses)) if counted is None else counted.sum()",
+        "count = losses.new_tensor(len(losses))",
+        (OF_REDUCTIONS,),
+    ),
+    # Several ranks.
+    Mutant(
+        "a ring keeps the last block's statistics alone", SHARDED,
+        "states[k] = term.monoid.merge(states[k], state)", "states[k] = state",
+        (OF_RANKS,),
+    ),
+    Mutant(
+        "a rank's own columns are counted from its first", SHARDS,
+        "own = torch.where(own < 0, -1, own + sum(columns[: group.rank]))",
+        "own = torch.where(own < 0, -1, own)",
+        (OF_RANKS,),
+    ),
+    # Around the losses.
+    Mutant(
+        "a memory's rows are written one place on", MEMORY,
+        "places = torch.remainder(self.seen + age, self.memory_size)",
+        "places = torch.remainder(self.seen + age + 1, self.memory_size)",
+        (OF_MEMORY,),
+    ),
+    Mutant(
+        "every chunk draws the first chunk's random numbers again", CACHED_STEP,
+        "random.restore(number)", "random.restore(0)",
+        (OF_CACHED_STEP,),
+    ),
+    Mutant(
+        "ranks begin at 0", RETRIEVAL,
+        "ranks = k + torch.stack(nearer, 1).long()",
+        "ranks = k - 1 + torch.stack(nearer, 1).long()",
+        (OF_RETRIEVAL,),
+    ),
+    Mutant(
+        "ties of a strip go the other way", RANKING,
+        "torch.searchsorted(nearest, s, right=pessimistic)",
+        "torch.searchsorted(nearest, s, right=not pessimistic)",
+        (OF_RETRIEVAL,),
+    ),
+    Mutant(
+        "pair weights of columns look up the rows' statistics", PAIR_WEIGHTS,
+        "owner, partner = self.index[axis], self.index[1 - axis]",
+        "owner, partner = self.index[0], self.index[1]",
+        (OF_PAIR_WEIGHTS,),
+    ),
+    # Triton's twins.
+    Mutant(
+        "Triton's merge shifts both log-sum-exps by the first maximum", TRITON_MONOIDS,
+        "b * tl.exp(top_b - shift)", "b * tl.exp(top_a - shift)",
+        (OF_TRITON,),
+    ),
+    Mutant(
+        "Triton's free tiles: the first tile of the band is one", TRITON_TILES,
+        "tl.where(visit < first, visit, visit + width)",
+        "tl.where(visit <= first, visit, visit + width)",
+        (OF_TRITON,),
+    ),
+    Mutant(
+        "Triton lists the tiles that every role kept a pair of", TRITON_OPERANDS,
+        "functools.reduce(torch.maximum, planes)", "functools.reduce(torch.minimum, planes)",
+        (OF_TRITON,),
+    ),
+    Mutant(
+        "Triton's gradient through a scale without the scale", TRITON_SCALE,
+        "g = r[:, None] * (g - unit * along[:, None])", "g = g - unit * along[:, None]",
+        (OF_TRITON,),
+    ),
+    Mutant(
+        "Triton's text gives a partner's argument to the owner", TRITON_TEXT,
+        "given.append(_spread(next(vectors), isinstance(a, Partner) != p.across))",
+        "given.append(_spread(next(vectors), p.across))",
+        (OF_TRITON,),
+    ),
+]  # fmt: skip

@@ -1,0 +1,28 @@
+"""The mutants are still edits of what stands in the files, and the tests asked first are there."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mutants import cpp_mutants, python_mutants
+from mutants.mutant import Mutant
+
+ROOT = Path(__file__).parents[2]
+MUTANTS = [*python_mutants.MUTANTS, *cpp_mutants.MUTANTS]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_an_edit_applies_and_its_tests_exist(mutant: Mutant) -> None:
+    """`make mutants` runs them; this says at once that a changed line has a mutant."""
+    text = mutant.applied(ROOT)
+    if not mutant.compiled:
+        ast.parse(text)
+    for test in mutant.likely:
+        file, _, name = test.partition("[")[0].partition("::")
+        assert not name or f"def {name}(" in (ROOT / file).read_text()
+        assert (ROOT / file).exists()
+
+
+def test_names_are_apart() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
