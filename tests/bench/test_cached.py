@@ -5,8 +5,10 @@ import json
 import pytest
 
 from bench.__main__ import main
+from support.exhaustive import exhaustive
 
 
+@exhaustive
 def test_cached(tmp_path, capsys):
     sizes = ["--n", "64", "--chunk-size", "16", "--threads", "1"]
     main(["cached", *sizes, "--output", str(tmp_path)])

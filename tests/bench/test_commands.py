@@ -75,6 +75,7 @@ def test_smoke(bench, tmp_path, capsys):
 
 
 @needs_native
+@exhaustive
 def test_kernel(bench, capsys):
     sizes = ["--n", "200", "--d", "8", "--repeats", "2"]
     record = bench("kernel-cpu", "kernel", "--isa", "baseline", *sizes)
@@ -213,6 +214,7 @@ def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     assert "written: " in capsys.readouterr().out
 
 
+@exhaustive
 def test_gpu_memory_rehearsed_on_the_cpu(tmp_path):
     words = ["--n", "24", "--d", "8", "--dtype", "float16", "--parts", "memory", "--loss", "siglip"]
     words += ["--who", "hand", "siglip_kernel", "--name", "here", "--output", str(tmp_path)]
@@ -255,6 +257,7 @@ def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
     assert not list(lease.rows_of(command, lease.Clock(-1), 5.0, {}))
 
 
+@exhaustive
 def test_gpu_measures_in_a_process_of_its_own():
     """As on a GPU, but on the CPU: the command that is begun understands its own words."""
     parser = argparse.ArgumentParser()

@@ -16,6 +16,7 @@ from bench.rivals import BOTH_WAYS, LABELLED, PAIRED, by_hand, by_pytorch_metric
 from bench.stopwatch import Times, take_turns
 from pairops.ops.engines import ENGINES
 from pairops.ops.engines import cpu as cpu_engine
+from support.exhaustive import exhaustive
 
 SMALL = Setting("ms", 22, d=8, per_class=3, dtype="float64")
 
@@ -189,6 +190,7 @@ def test_times_are_median_and_quartiles():
     assert Times.of([0.001, 0.002, 0.003, 0.004, 0.1]) == Times(3.0, 2.0, 4.0)
 
 
+@exhaustive
 def test_memory_of_a_matrix_is_its_size():
     # 2048² numbers of 4 bytes are 16 MiB, far above what pages counted in batches can hide.
     assert peak_mib(YARDSTICK, Setting("ms", 2048, d=8)) == pytest.approx(16, abs=6)

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from support.exhaustive import exhaustive
 from support.project import EXAMPLES
 
 
@@ -83,7 +84,7 @@ def test_partner_is_another_image_of_the_digit(train_digits: ModuleType) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["ms", "siglip"])
+@pytest.mark.parametrize("loss", ["ms", pytest.param("siglip", marks=exhaustive)])
 def test_training_prints_a_table_and_draws(
     train_digits: ModuleType,
     loss: str,

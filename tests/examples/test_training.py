@@ -11,6 +11,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 import pairops
+from support.exhaustive import exhaustive
 from support.project import EXAMPLES
 
 
@@ -72,6 +73,7 @@ def test_value_and_gradient_equal_the_rival_s(mined: bool, references: bool) -> 
 
 
 @pytest.mark.slow
+@exhaustive
 def test_bfloat16_ends_where_float32_does(train_digits: ModuleType) -> None:
     scores = []
     for dtype in ("float32", "bfloat16"):

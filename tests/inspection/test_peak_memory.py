@@ -63,7 +63,8 @@ def test_a_large_batch_on_native(loss: str) -> None:
     assert growth(n, loss, "native") < (64 * n + 4 * n * d * 4) / 2**20 + 64
 
 
-@pytest.mark.parametrize("loss", [pytest.param("ms_loss", marks=exhaustive), "contrastive_loss"])
+@exhaustive
+@pytest.mark.parametrize("loss", ["ms_loss", "contrastive_loss"])
 def test_a_gradient_penalty_holds_tiles_not_matrices(loss: str) -> None:
     """One fp32 matrix is 256 MiB at N = 8,192; autograd alone keeps a dozen."""
     assert growth(8192, f"{loss} penalty") <= 300

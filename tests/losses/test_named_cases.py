@@ -12,6 +12,7 @@ from torch import Tensor
 import oracle
 import pairops
 from support.engine_names import HERE, WIDE
+from support.exhaustive import exhaustive_but
 from support.loss_comparison import case_for, check, compare, fits, similar
 from support.loss_parameters import (  # fmt: skip
     AGAINST_PROXIES,
@@ -37,7 +38,7 @@ def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
 @pytest.mark.parametrize(("name", "params"), variants(LABELLED))
 def test_named_cases(name: str, params: dict[str, Any], case: str) -> None:
     found = case_for(name, params, CASES[case], torch.float32)
-    if params != parameters(name)[0]:
+    if name not in THOROUGH or params != parameters(name)[0]:
         found = smaller(found)
     if fits(name, params, found):
         wanted = engines_for(name, params, case)
@@ -49,7 +50,9 @@ def test_named_cases(name: str, params: dict[str, Any], case: str) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("name", "params"), variants(LABELLED))
+@pytest.mark.parametrize(
+    ("name", "params"), exhaustive_but(variants(LABELLED), lambda n, p: p == parameters(n)[0])
+)
 def test_dtypes(name: str, params: dict[str, Any], dtype: torch.dtype) -> None:
     shape = "ragged" if name in THOROUGH and params == parameters(name)[0] else "square"
     compare(name, params, case_for(name, params, CASES[shape], dtype), engines_for(name, params))

@@ -17,6 +17,7 @@ class Order(NamedTuple):
 
     reversed: tuple[int, ...] = ()  # dimensions of the embeddings that are run through backwards
     pieces: int = 1  # into which the rows, the columns and the features of a product are cut
+    inverse_norms: bool = False  # a row is multiplied by 1 / |x|, where it is else divided by |x|
 
     def turned(self, x: Tensor) -> Tensor:  # (N, D)
         return x.flip(self.reversed) if self.reversed else x

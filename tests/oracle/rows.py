@@ -36,7 +36,7 @@ def closeness(
 
 def _closeness(x: Tensor, y: Tensor, distance, normalize, order: orders.Order) -> Tensor:  # (N, M)
     if normalize or (normalize is None and distance != "dot"):
-        x, y = _unit(x), _unit(y)
+        x, y = _unit(x, order), _unit(y, order)
     if distance in SIMILARITIES:
         return order.product(x, y)
     if distance == "snr":
@@ -55,10 +55,11 @@ def _closeness(x: Tensor, y: Tensor, distance, normalize, order: orders.Order) -
     return -q.masked_fill(near, 1).sqrt().masked_fill(near, 0)
 
 
-def _unit(x: Tensor) -> Tensor:  # (N, D)
+def _unit(x: Tensor, order: orders.Order) -> Tensor:  # (N, D)
     squares = (x * x).sum(1, keepdim=True)
     tiny = squares.detach().sqrt() < 1e-12  # false for a NaN
-    return (x / squares.masked_fill(tiny, 1).sqrt()).masked_fill(tiny, 0)
+    norm = squares.masked_fill(tiny, 1).sqrt()
+    return (x * (1 / norm) if order.inverse_norms else x / norm).masked_fill(tiny, 0)
 
 
 class Rows:

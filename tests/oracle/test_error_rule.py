@@ -24,6 +24,7 @@ class Wrong:
     """Stands where an `Order` does, and says how x @ y.T of float32 rows is computed."""
 
     product: Products
+    inverse_norms = False
 
     def turned(self, z: Tensor) -> Tensor:
         return z

@@ -118,7 +118,8 @@ def torchrun(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("data", ["digits", pytest.param("code", marks=exhaustive)])
+@exhaustive
+@pytest.mark.parametrize("data", ["digits", "code"])
 def test_training_on_two_ranks_follows_the_curve_of_one(data: str, tmp_path: Path) -> None:
     further: list[str] = []
     if data == "code":

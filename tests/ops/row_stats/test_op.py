@@ -44,6 +44,7 @@ LOSSES: dict[str, Loss] = {
 # Of these the compiler sees, in the dense engine, every gather, function, window and kind of pairs.
 EVERY_TRACE = [
     "ms_loss, two sets",
+    "contrastive_loss",
     "triplet_loss",
     "info_nce_loss, with itself",
     "siglip_loss",
@@ -86,9 +87,8 @@ def test_opcheck(name: str, engine_name: str) -> None:
     [
         # Of "auto" the ops are all that the compiler sees.
         *exhaustive_but(itertools.product(LOSSES, ["auto"]), lambda name, _: name in SOME),
-        ("contrastive_loss", "dense"),
-        ("ms_loss, two sets", "blockwise"),
         *exhaustive_but(itertools.product(EVERY_TRACE, ["dense"]), lambda *_: False),
+        pytest.param("ms_loss, two sets", "blockwise", marks=exhaustive),
         pytest.param("ms_loss, two sets", "triton", marks=exhaustive),
         pytest.param("ms_loss", "chunked", marks=exhaustive),
     ],
@@ -107,6 +107,7 @@ def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
                 torch.testing.assert_close(a, b)
 
 
+@exhaustive
 def test_a_number_that_changes_between_compiled_calls() -> None:
     torch._dynamo.reset()
 

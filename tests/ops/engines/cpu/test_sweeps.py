@@ -114,7 +114,8 @@ def test_every_served_term_alone_equals_dense(how: str) -> None:
     against_dense(*related(how, 193, 110, 5, 12), calls="alone")
 
 
-@pytest.mark.parametrize("how", ["one set", pytest.param("two sets", marks=exhaustive)])
+@exhaustive
+@pytest.mark.parametrize("how", ["one set", "two sets"])
 def test_every_two_served_terms_equal_dense(how: str) -> None:
     """Beside an extreme, which takes no part in weigh, a band is gathered as something else."""
     against_dense(*related(how, 193, 110, 5, 2), calls="in pairs")

@@ -17,6 +17,7 @@ from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms.term import Wanted
 from support.engine_names import DEVICE
+from support.exhaustive import exhaustive
 from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 from support.named_cases import Case, embeddings, smooth
@@ -87,7 +88,7 @@ def two_sets(d: int, m: int) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has its own schedule")
-@pytest.mark.parametrize(("d", "m"), [(60, 0), (100, 70), (300, 70)])
+@pytest.mark.parametrize(("d", "m"), [(60, 0), (100, 70), pytest.param(300, 70, marks=exhaustive)])
 def test_schedules_change_no_bit(d: int, m: int) -> None:
     """Terms of every kind, and their gradients."""
     sets, labels, other = two_sets(d, m)

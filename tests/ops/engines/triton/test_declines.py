@@ -15,11 +15,13 @@ from pairops import NEG, Function, Pairs, row_stats, total
 from pairops.ops import engines
 from pairops.ops.engines.triton import engine, tile_configs
 from support.engine_names import TRITON
+from support.exhaustive import exhaustive
 from support.named_cases import smooth
 
 pytest.importorskip("triton")
 
 
+@exhaustive
 def test_torch_s_newer_setting_of_precision_is_read() -> None:
     code = """
 import torch, pairops
