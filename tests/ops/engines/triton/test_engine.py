@@ -19,7 +19,7 @@ from support.engine_names import NARROW
 from support.exhaustive import exhaustive_but
 from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
-from support.named_cases import Case, embeddings, smooth
+from support.named_cases import Case, embeddings, smooth, turned
 from support.term_problems import DOUBLE, every_kind_of_term, problem, results, sparse
 
 pytest.importorskip("triton")
@@ -69,9 +69,9 @@ def test_dimensions(d: int, dtype: torch.dtype) -> None:
         create = functools.partial(embeddings, dtype=dtype) if mined(loss, params) else make
         labels, other = torch.randint(0, 9, (50,)), torch.randint(0, 9, (40,))
         keywords: dict[str, Any] = {} if d > 1 else {"distance": "dot"}
-        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
+        compare(loss, params, turned(Case(create(50, d), labels, keywords)), NARROW)
         keywords = {**keywords, "ref_emb": create(40, d), "ref_labels": other}
-        compare(loss, params, Case(create(50, d), labels, keywords), NARROW)
+        compare(loss, params, turned(Case(create(50, d), labels, keywords)), NARROW)
     for loss in [name for name in TWO_SETS if name in chosen]:
         given = {**parameters(loss)[0], "distance": "cosine" if d > 1 else "dot"}
         ours = functools.partial(getattr(pairops, loss), **given, reduction="none")
