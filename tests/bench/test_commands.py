@@ -47,6 +47,7 @@ def test_one_table_and_one_record_per_d(bench, tmp_path, monkeypatch, capsys):
     assert "D=128" in printed
 
 
+@exhaustive
 def test_smoke(bench, tmp_path, capsys):
     options = ["--loss", "ms", "--n", "64", "--d", "16", "--repeats", "2"]
     chosen = ["--contestants", "blockwise", "compiled", "--no-compile"]
@@ -188,6 +189,7 @@ def test_retrieval(bench, capsys):
     assert "s of processors; memory grew by" in capsys.readouterr().out
 
 
+@exhaustive
 def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
     parts = ["--parts", "errors", "bits", "launch", "speed"]

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pairops
 from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
+from support.exhaustive import exhaustive
 from support.gloo_ranks import Ranks
 from support.on_cpu import device as device
 
@@ -70,6 +71,7 @@ def step(_group: Any, given: tuple[Any, ...]) -> list[Tensor]:
     return [value.detach(), *(p.grad for p in loss.parameters() if p.grad is not None)]
 
 
+@exhaustive
 def test_processes_share_a_batch() -> None:
     columns, rows = [tokens(12), tokens(12), tokens(12)], (slice(9), slice(9, 12))
     apart = [[{"input_ids": each["input_ids"][part]} for each in columns] for part in rows]

@@ -70,6 +70,7 @@ def test_a_gradient_penalty_holds_tiles_not_matrices(loss: str) -> None:
     assert growth(8192, f"{loss} penalty") <= 300
 
 
+@exhaustive
 def test_the_measurement_would_see_matrices() -> None:
     """Dense torch grows by more than is allowed above, at half the N already: by 700 MiB, of which
     a machine that takes idle pages away may show a third."""

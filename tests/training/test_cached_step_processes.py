@@ -155,6 +155,7 @@ def compare(group: Any, rows: int) -> str:
 
 
 @pytest.mark.slow
+@exhaustive
 def test_ranks_of_unequal_rows_are_the_plain_step() -> None:
     """Three chunks and two; two and one of no rows."""
     ranks = Ranks(2, timeout=30)

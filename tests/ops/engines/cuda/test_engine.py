@@ -16,7 +16,7 @@ from pairops.ops.engines.cuda import engine
 from pairops.ops.terms import functions
 from pairops.ops.terms.term import Wanted
 from support.engine_comparison import assert_as_dense
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 from support.loss_comparison import compare
 from support.named_cases import Case, embeddings, smooth
 from support.term_problems import of_gpus, problem, results, served_terms, sparse
@@ -190,7 +190,9 @@ def test_memory_that_cannot_be_had_is_torch_s_error_and_the_next_call_works(
 
 
 @pytest.mark.parametrize("related", ["cpu", "cuda"])
-@pytest.mark.parametrize(("first", "then"), [("high", "medium"), ("medium", "highest")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("high", "medium"), pytest.param("medium", "highest", marks=exhaustive)]
+)
 def test_a_level_that_changes_after_compilation(
     first: str, then: str, related: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
