@@ -121,7 +121,7 @@ MUTANTS = [
         "a row is listed as a positive of itself", POSITIVE_ROWS,
         "counts = (pairs.own[row] != column) & pairs.keep_x[pairs.order_x[row]]",
         "counts = pairs.keep_x[pairs.order_x[row]]",
-        (of_loss("triplet_loss-mining=semihard", "square"),),
+        (of_loss("lifted_structure_loss-form=original", "square"),),
     ),
     # Scales.
     Mutant(
@@ -134,7 +134,7 @@ MUTANTS = [
         "a scale without what its rounding left", SIMILARITY,
         "return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)",
         "return rows * high.unsqueeze(1)",
-        (OF_SHARP_LOSSES,),
+        (OF_INTERVALS, OF_SHARP_LOSSES),
     ),
     Mutant(
         "a differentiated norm vanishes below the root of its bound", SIMILARITY,
@@ -176,8 +176,9 @@ MUTANTS = [
     ),
     # What engines are told.
     Mutant(
-        "windows in the wrong order for the compiled engine", NATIVE,
-        "for z in (term.above, term.below)]", "for z in (term.below, term.above)]",
+        "the compiled engine takes gradients for statistics", NATIVE,
+        "given = call.numbers(statistic), call.numbers(cotangent), slopes",
+        "given = call.numbers(cotangent), call.numbers(statistic), slopes",
         (OF_CPU,),
     ),
     Mutant(

@@ -13,7 +13,8 @@ from mutants.tree import TREE, BrokenMutant, environment
 
 # As `make test` runs them.
 PYTEST = ("-m", "pytest", "-n", "2", "--dist", "loadgroup", "-x", "-q", "-rfE")
-PATIENCE = {"likely": 900, "whole": 3600}  # seconds, after which a run has failed
+CRASH = r"Fatal Python error.*?/(tests/.+?)\", line \d+ in (test_\w+)"
+PATIENCE = {"likely": 900.0, "whole": 3600.0}  # seconds, after which a run has failed
 
 
 def failure(tests: Sequence[str], log: Path, patience: float) -> str | None:
@@ -29,14 +30,14 @@ def failure(tests: Sequence[str], log: Path, patience: float) -> str | None:
             start_new_session=True,
         )
         try:
-            status = run.wait(patience)
-        except subprocess.TimeoutExpired:
-            return f"no result after {patience:.0f} s"
+            status = ended(run, patience)
         finally:
             with contextlib.suppress(ProcessLookupError):  # it, and whatever it started
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
     text = log.read_text(errors="replace")
+    if status is None:
+        return f"no result after {patience:.0f} s"
     if status == 0:
         return None
     # With xdist a group's name follows that of the test.
@@ -44,7 +45,18 @@ def failure(tests: Sequence[str], log: Path, patience: float) -> str | None:
     for _, test in sorted(found, key=lambda each: each[0] == "ERROR"):
         if "::" in test:
             return str(test)
+    # A worker that dies takes pytest with it. The innermost call of a test is told first.
+    if dead := re.search(CRASH, text, re.DOTALL):
+        return f"{dead[1]}::{dead[2]}"
     raise BrokenMutant(f"pytest ends with status {status}, and no test failed:\n{text[-3000:]}")
+
+
+def ended(run: subprocess.Popen[bytes], patience: float) -> int | None:
+    """The exit status. Seconds count in which this process runs, too: a machine may be halted."""
+    for _ in range(int(patience)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return run.wait(1)
+    return None
 
 
 def lasting_failure(log: Path) -> str | None:

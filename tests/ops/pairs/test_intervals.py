@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairops import Pairs
 from pairops.ops.bindings import extension
+from pairops.ops.pairs.similarity import inverse_norm, scaled
 from support.on_cpu import device as device
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
@@ -47,6 +48,20 @@ def test_positives_are_the_places_with_the_same_label(
     check(Pairs.of(rows, labels, ignore_index=ignored, **ref), x, y, ignored)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(both=st.lists(st.tuples(*[st.integers(0, 3)] * 2)), more=st.lists(st.integers(0, 3)))
+def test_counts_are_those_of_the_pairs(both: list[tuple[int, int]], more: list[int]) -> None:
+    """Reference i is anchor i and no pair of it, whatever their classes; class 3 is ignored."""
+    x, y = [a for a, _ in both], [b for _, b in both] + more
+    labels, ref_labels = (torch.tensor(z, dtype=torch.int64) for z in (x, y))
+    ref = {"ref_emb": torch.randn(len(y), 3), "ref_labels": ref_labels}
+    pairs = Pairs.of(torch.randn(len(x), 3), labels, exclude_self=True, ignore_index=3, **ref)
+    others = [[b for j, b in enumerate(y) if j != i and 3 not in (a, b)] for i, a in enumerate(x)]
+    positives = [near.count(a) for a, near in zip(x, others, strict=True)]
+    negatives = [len(near) - k for k, near in zip(positives, others, strict=True)]
+    assert [counts.tolist() for counts in pairs.counts()] == [positives, negatives]
+
+
 @pytest.mark.parametrize("n", [0, 1, 300])
 def test_pairs_by_index(n: int) -> None:
     pairs, places = Pairs.paired(torch.randn(n, 3), torch.randn(n, 3)), list(range(n))
@@ -73,3 +88,17 @@ def test_scales_are_inverse_norms(dtype: torch.dtype, d: int) -> None:
         scale = Pairs.of(rows, labels).scale_x
         torch.testing.assert_close(scale, truth, rtol=1e-14, atol=0, equal_nan=True)
     assert Pairs.of(x, labels, distance="dot").scale_x is None
+
+
+def test_a_scale_is_the_same_with_a_gradient() -> None:
+    x = torch.randn(40, 7) * torch.logspace(-15, 3, 40)[:, None]
+    torch.testing.assert_close(
+        inverse_norm(x.clone().requires_grad_()).detach(), inverse_norm(x), rtol=1e-14, atol=0
+    )
+
+
+def test_a_scale_counts_beyond_its_rounding() -> None:
+    """Roundings of elements average out; that of a scale, of 1/64 up to 2⁻²⁴, its row shares."""
+    x = torch.randn(500, 4096)
+    rows = scaled(x, inverse_norm(x), torch.float32)
+    assert float((rows.double().norm(dim=1) - 1).abs().max()) < 0.75 * 2**-24

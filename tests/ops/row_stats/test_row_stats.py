@@ -188,6 +188,25 @@ def test_a_window_may_keep_a_tile_in_one_direction_alone(side: str, first: bool)
     assert bool((ours[~keeps] != 0).any(1).all())
 
 
+@pytest.mark.usefixtures("small_tiles", "engine")
+def test_a_class_may_begin_at_the_end_of_a_tile_and_end_at_the_beginning_of_one() -> None:
+    """Two rows are a class around every place where a tile of any engine may end, 14 between."""
+    ends = torch.arange(16, 200, 16)
+    begins = torch.stack([ends - 1, ends + 1], 1).view(-1)
+    labels = torch.bucketize(torch.arange(200), begins, right=True)
+    x = torch.randn(200, 8, requires_grad=True)
+    terms = [total(POS, 1.0, 0.0), lse(POS, -2.0, 0.5)]
+
+    def found() -> list[Tensor]:
+        return results(lambda: row_stats(Pairs.of(x, labels), *terms), [x])
+
+    ours = found()
+    with pairops.use("dense"):
+        theirs = found()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.usefixtures("engine")
 def test_windows_drop_what_is_at_the_threshold_and_keep_nan() -> None:
     x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [torch.nan, 1.0]])
