@@ -7,6 +7,8 @@ from torch import Tensor
 from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.pairs import Comparing, Pairing, Relating
 
+__all__ = ["Asked"]
+
 # A Tensor; with return_aux=True a tuple (Tensor, Aux).
 Value: TypeAlias = Any
 

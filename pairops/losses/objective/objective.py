@@ -17,6 +17,8 @@ from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
 from .keywords import Asked, Paired, Reduction, Value
 from .scalars import readable
 
+__all__ = ["Aux"]
+
 _REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
 
