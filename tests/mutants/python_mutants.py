@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant(
         "a row that stands just after its positives is counted as one", RELATION,
         "((own >= lo) & (own < hi))", "((own >= lo) & (own <= hi))",
-        (of_loss("supcon_loss", "the_references_begin_with_the_anchors"),),
+        (OF_INTERVALS,),
     ),
     Mutant(
         "own places are left in the order of the rows' indices", PAIRS,
@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant(
         "a differentiated norm vanishes below the root of its bound", SIMILARITY,
         "vanishes = square < 1e-24", "vanishes = square < 1e-12",
-        (of_loss("ms_loss", "zero_vectors"),),
+        (OF_INTERVALS,),
     ),
     # Tiles in plain torch.
     Mutant(
@@ -191,7 +191,7 @@ MUTANTS = [
         "a block's band ends before its last row's positives do", BANDS,
         "first, last = pairs.lo[begin], pairs.hi[end - 1]",
         "first, last = pairs.lo[begin], pairs.hi[end - 1] - 1",
-        (OF_TRITON,),
+        (OF_STATISTICS,),
     ),
     # From losses to a number.
     Mutant(
