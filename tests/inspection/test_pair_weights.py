@@ -65,6 +65,17 @@ def test_a_block_is_a_part_of_the_whole(mining: str) -> None:
     assert torch.equal(part, whole[rows][:, cols])
 
 
+@pytest.mark.parametrize("name", ["info_nce_loss", "siglip_loss", "sms_loss"])
+def test_a_block_of_two_sets_is_a_part_of_the_whole(name: str) -> None:
+    """Terms of columns look up what belongs to a column, whatever rows stand beside it."""
+    x, y = smooth(30, 9, DOUBLE), smooth(30, 9, DOUBLE)
+    given = parameters(name)[0]
+    whole = pair_weights(getattr(pairops, name), x, y, **given)
+    rows, cols = torch.tensor([7, 3, 3, 29]), torch.tensor([4, 20, 3, 7])
+    part = pair_weights(getattr(pairops, name), x, y, **given, rows=rows, cols=cols)
+    torch.testing.assert_close(part, whole[rows][:, cols], rtol=1e-12, atol=1e-15)
+
+
 def test_rows_that_are_ignored_weigh_nothing() -> None:
     x, labels = smooth(20, 5, DOUBLE), torch.arange(20) % 4
     labels[[2, 9]] = -100
