@@ -162,9 +162,11 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("side", [POS, NEG])
+@pytest.mark.parametrize(("gather", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_window_may_keep_a_tile_in_one_direction_alone(side: str, first: bool) -> None:
+def test_a_window_may_keep_a_tile_in_one_direction_alone(
+    gather: str, side: str, first: bool
+) -> None:
     """Its rows are then partners, and get a gradient as such, where they own no pair."""
     n = 300
     labels = torch.zeros(n, dtype=torch.int64) if side == POS else torch.arange(n) % 100
@@ -174,7 +176,11 @@ def test_a_window_may_keep_a_tile_in_one_direction_alone(side: str, first: bool)
         term = lse(POS, -2.0, 0.5, below=torch.where(keeps, torch.inf, -torch.inf))
     else:
         labels = labels.sort().values
-        term = lse(NEG, 2.0, 0.5, above=torch.where(keeps, -torch.inf, torch.inf))
+        above = torch.where(keeps, -torch.inf, torch.inf)
+        term = lse(NEG, 2.0, 0.5, above=above)
+        if gather == "sum":
+            below = torch.full((n,), torch.inf)
+            term = total(NEG, 2.0, -2.0, function=hinge, above=above, below=below)
 
     def gradient() -> Tensor:
         leaf = x.clone().requires_grad_()
