@@ -15,6 +15,7 @@ import pairops
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import triton_engine
 from pairops.ops.engines.blockwise import grid
+from pairops.ops.engines.triton import tile_configs
 from support import gloo_ranks
 from support.engine_names import DEVICE, HERE, NARROW, WIDE
 
@@ -66,6 +67,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that a few dozen rows are many tiles, ragged ones among them."""
     monkeypatch.setattr(grid, "ROWS", 17)
     monkeypatch.setattr(grid, "COLS", 29)
+
+
+@pytest.fixture
+def small_triton_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for Triton's interpreter."""
+    row = tile_configs.Row(float("inf"), 32, 16, 16, 2, False, 4, 1)
+    monkeypatch.setattr(tile_configs, "INTERPRETED", row)
 
 
 @pytest.fixture(params=HERE)

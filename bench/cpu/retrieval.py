@@ -27,7 +27,7 @@ from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import take_turns
-from pairops.retrieval.metrics import Retrieval, evaluate
+from pairops.retrieval import Retrieval, evaluate
 
 _ROWS, _COLS = 2048, 4096  # of a block of torch.mm: of five shapes none was 3% faster at D = 128
 

@@ -111,16 +111,8 @@ def tests(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     if lease.with_hopper(options.device):
         runs.append(([*words, *once_more], lease.HOPPER))
     for done, (more, environment) in enumerate(runs):
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--maxfail=50",
-            "-m",
-            "not slow and not exhaustive",
-            "tests",
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=50"]
+        command += ["-m", "not slow and not exhaustive", "tests"]
         code, output = lease.finish(
             [*command, *more],
             clock.left() / (len(runs) - done),

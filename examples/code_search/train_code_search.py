@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from pairops.nn import InfoNCELoss, SigLIPLoss
-from pairops.retrieval.metrics import first_ranks
+from pairops.retrieval import first_ranks
 
 # With what each learns itself.
 LOSSES: dict[str, type[torch.nn.Module]] = {"info_nce": InfoNCELoss, "siglip": SigLIPLoss}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import pairops
-from pairops.retrieval.metrics import evaluate
+from pairops.retrieval import evaluate
 
 TRAINING_IMAGES = 900
 

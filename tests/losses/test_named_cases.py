@@ -19,6 +19,7 @@ from support.loss_parameters import (  # fmt: skip
     LABELLED,
     THOROUGH,
     TWO_SETS,
+    is_first,
     parameters,
     variants,
     with_rest,
@@ -28,7 +29,7 @@ from support.named_cases import CASES, Case, smaller, smooth
 
 def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     """All, for three losses; for the rest the engines in torch, and once the compiled one."""
-    if name in THOROUGH and params == parameters(name)[0]:
+    if name in THOROUGH and is_first(name, params):
         return HERE
     return [e for e in WIDE if e != "native" or case in ("", "square")]
 
@@ -38,7 +39,7 @@ def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
 @pytest.mark.parametrize(("name", "params"), variants(LABELLED))
 def test_named_cases(name: str, params: dict[str, Any], case: str) -> None:
     found = case_for(name, params, CASES[case], torch.float32)
-    if name not in THOROUGH or params != parameters(name)[0]:
+    if name not in THOROUGH or not is_first(name, params):
         found = smaller(found)
     if fits(name, params, found):
         wanted = engines_for(name, params, case)
@@ -50,11 +51,9 @@ def test_named_cases(name: str, params: dict[str, Any], case: str) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(
-    ("name", "params"), exhaustive_but(variants(LABELLED), lambda n, p: p == parameters(n)[0])
-)
+@pytest.mark.parametrize(("name", "params"), exhaustive_but(variants(LABELLED), is_first))
 def test_dtypes(name: str, params: dict[str, Any], dtype: torch.dtype) -> None:
-    shape = "ragged" if name in THOROUGH and params == parameters(name)[0] else "square"
+    shape = "ragged" if name in THOROUGH and is_first(name, params) else "square"
     compare(name, params, case_for(name, params, CASES[shape], dtype), engines_for(name, params))
 
 

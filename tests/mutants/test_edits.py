@@ -1,14 +1,13 @@
 """The mutants are still edits of what stands in the files, and the tests asked first are there."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
 from mutants import cpp_mutants, python_mutants
 from mutants.mutant import Mutant
+from support.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 MUTANTS = [*python_mutants.MUTANTS, *cpp_mutants.MUTANTS]
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mutants.mutant import Mutant
+from support.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
 TREE = FOLDER / "tree"  # the environment's path says so too
 OBJECTS, RIGHT = FOLDER / "objects", FOLDER / "right_objects"

@@ -15,8 +15,7 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from torch import Tensor
 
 import pairops
-from pairops.retrieval import metrics, ranking
-from pairops.retrieval.metrics import Retrieval, average_precisions, evaluate, first_ranks
+from pairops.retrieval import Retrieval, average_precisions, evaluate, first_ranks, metrics, ranking
 from support.engine_names import HERE
 from support.term_problems import any_problem
 

@@ -83,6 +83,10 @@ def parameters(name: str) -> list[dict[str, Any]]:
     return ([] if required else [{}]) + VARIANTS[name]
 
 
+def is_first(name: str, params: dict[str, Any]) -> bool:
+    return params == parameters(name)[0]
+
+
 def variants(names: list[str]) -> list[Any]:
     return [
         pytest.param(name, params, id="-".join([name, *(f"{k}={v}" for k, v in params.items())]))

@@ -119,7 +119,7 @@ def results(run: Callable[[], tuple[Tensor, ...]], leaves: list[Tensor]) -> list
 
 def sparse(
     n: int, m: int, dtype: torch.dtype = torch.float32
-) -> tuple[Pairs, list[Any], list[Any]]:
+) -> tuple[Pairs, list[Term], list[Term]]:
     """Windowed terms of rows and of columns, of which most tiles keep no pair."""
     labels = torch.arange(n) // 5
     centre = torch.randn(max(60, n), 16)
@@ -130,11 +130,15 @@ def sparse(
         y = (centre[ref_labels] + 0.3 * torch.randn(m, 16)).to(dtype)
         other = {"ref_emb": y, "ref_labels": ref_labels}
     pairs = Pairs.of(x, labels, **other)
+    return pairs, *windowed(pairs)
+
+
+def windowed(pairs: Pairs) -> tuple[list[Term], list[Term]]:
+    """Terms of rows and of columns whose windows keep pairs of close classes alone."""
     n, m = pairs.shape
     rows = [
         lse(NEG, 50.0, 0.5, above=torch.full((n,), 0.7)),
         total(POS, 1.0, 0.0, below=torch.full((n,), 0.8)),
     ]
     cols = [lse(NEG, 20.0, 0.5, above=torch.full((m,), 0.6))]
-    over = [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]
-    return pairs, *over
+    return [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 import pairops
 from pairops import losses
-from support import loss_parameters
 from support.engine_names import WIDE
 from support.error_rule import Dense, assert_within_rule
 from support.exhaustive import exhaustive_but
 from support.gloo_ranks import Ranks
+from support.loss_parameters import THOROUGH, is_first, parameters, variants
 from support.rank_problems import GATHERED, RING, SHARDS, Problem, check
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -20,28 +20,31 @@ pytestmark = pytest.mark.xdist_group("ranks")
 SHARP = ["mlcd_loss", "multi_positive_loss", "proxy_anchor_loss", "tal_loss"]  # scales of 32 to 67
 
 
-def first(name: str, params: dict[str, Any]) -> bool:
-    return params == loss_parameters.parameters(name)[0]
+ONCE = exhaustive_but(losses.__all__, lambda name: name in THOROUGH)
+LAYOUTS = [
+    pytest.param(name, params, layout, id=f"{variant.id}-{layout}")
+    for variant in variants(losses.__all__)
+    for name, params in [variant.values]
+    for layout in SHARDS
+    if is_first(name, params) or layout != "even"
+]
 
 
-ONCE = exhaustive_but(losses.__all__, lambda name: name in loss_parameters.THOROUGH)
-
-
-@pytest.mark.parametrize(
-    ("name", "params"), exhaustive_but(loss_parameters.variants(losses.__all__), first)
-)
-def test_value_and_gradient_are_those_of_one_process(
-    ranks: Ranks, name: str, params: dict[str, Any]
-) -> None:
+def is_one_of_a_kind(name: str, params: dict[str, Any], layout: str) -> bool:
     """Three losses on every layout, the others where ranks have unequal rows."""
-    layouts = ("uneven", "empty") if not first(name, params) else ("uneven",)
-    layouts = tuple(SHARDS) if name in loss_parameters.THOROUGH else layouts
-    check(ranks, Problem(name, params).learned(), 1e-12, layouts=layouts, gathered=RING)
+    return is_first(name, params) and (name in THOROUGH or layout == "uneven")
+
+
+@pytest.mark.parametrize(("name", "params", "layout"), exhaustive_but(LAYOUTS, is_one_of_a_kind))
+def test_value_and_gradient_are_those_of_one_process(
+    ranks: Ranks, name: str, params: dict[str, Any], layout: str
+) -> None:
+    check(ranks, Problem(name, params).learned(), 1e-12, layouts=[layout], gathered=RING)
 
 
 @pytest.mark.parametrize("name", ONCE)
 def test_all_rows_gathered_at_once(ranks: Ranks, name: str) -> None:
-    problem = Problem(name, loss_parameters.parameters(name)[0]).learned()
+    problem = Problem(name, parameters(name)[0]).learned()
     check(ranks, problem, 1e-12, layouts=["uneven", "empty"], gathered=GATHERED)
 
 
@@ -49,7 +52,7 @@ def test_all_rows_gathered_at_once(ranks: Ranks, name: str) -> None:
 def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
     """But where a statistic is 32 or more, which in float32 is a gradient that is right to 2e-6:
     there two roundings of it differ by as much, and both are held to the error rule."""
-    problem = Problem(name, loss_parameters.parameters(name)[0], torch.float32)
+    problem = Problem(name, parameters(name)[0], torch.float32)
     if name not in SHARP:
         check(ranks, problem, 1e-6, layouts=["uneven"])
         return
@@ -67,7 +70,7 @@ def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", [name for name in WIDE if name not in ("native", "dense")])
-@pytest.mark.parametrize("name", loss_parameters.THOROUGH)
+@pytest.mark.parametrize("name", THOROUGH)
 def test_on_other_engines(ranks: Ranks, name: str, engine: str) -> None:
-    problem = Problem(name, loss_parameters.parameters(name)[0])
+    problem = Problem(name, parameters(name)[0])
     check(ranks, problem, 1e-12, layouts=["uneven", "empty"], engine=engine)

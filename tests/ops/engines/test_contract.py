@@ -11,7 +11,6 @@ from torch import Tensor
 
 import pairops
 from pairops import Pairs, row_stats
-from pairops.ops.engines.triton import tile_configs
 from pairops.ops.terms.term import Term
 from support.engine_comparison import assert_as_dense
 from support.engine_names import DEVICE, HERE, TRITON, WIDE
@@ -26,10 +25,8 @@ OPEN = [name for name in ENGINES if name not in ("native", "cuda")]  # they take
 
 
 @pytest.fixture(autouse=True)
-def _small(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
-    """Many tiles of few rows, on Triton's interpreter too."""
-    row = tile_configs.Row(float("inf"), 32, 16, 16, 2, False, 4, 1)
-    monkeypatch.setattr(tile_configs, "INTERPRETED", row)
+def _small(small_tiles: None, small_triton_tiles: None) -> None:
+    """Many tiles of few rows, on every engine whose tiles can be chosen."""
 
 
 def terms_of(engine: str, u: Tensor, v: Tensor, t: Tensor, turn: int = 0) -> list[Term]:

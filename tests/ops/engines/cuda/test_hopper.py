@@ -11,7 +11,7 @@ from torch import Tensor
 
 import oracle
 import pairops
-from pairops import NEG, POS, Pairs, lse, row_stats, total
+from pairops import Pairs, row_stats
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.cuda import engine
@@ -21,7 +21,7 @@ from support.exhaustive import exhaustive
 from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
 from support.named_cases import Case, embeddings, smooth
-from support.term_problems import of_gpus, results, served_terms
+from support.term_problems import of_gpus, results, served_terms, windowed
 
 if DEVICE != "cpu" and not (cuda_kernels.KERNELS and torch.cuda.get_device_capability() == (9, 0)):
     pytest.skip("the GPU is no Hopper", allow_module_level=True)
@@ -118,13 +118,7 @@ def test_tile_bits(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change no bit of a result, and are the other sweep's where tiles are the same."""
     sets, labels, other = two_sets(d, m)
     pairs = Pairs.of(sets[0], labels, **({**other, "ref_emb": sets[1]} if m else {}))
-    n, m = pairs.shape
-    rows = [
-        lse(NEG, 50.0, 0.5, above=torch.full((n,), 0.7)),
-        total(POS, 1.0, 0.0, below=torch.full((n,), 0.8)),
-    ]
-    cols = [lse(NEG, 20.0, 0.5, above=torch.full((m,), 0.6))]
-    terms = [t.over(n, m, torch.float32) for t in rows], [t.over(m, n, torch.float32) for t in cols]
+    terms = windowed(pairs)
     found, _, bits = engine.gather(pairs, *terms)
     assert 0 < float(bits.float().mean()) < 0.6
     cotangents = [torch.randn(len(z)) for z in found]

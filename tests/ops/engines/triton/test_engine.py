@@ -11,11 +11,13 @@ from torch import Tensor
 
 import oracle
 import pairops
-from pairops import NEG, Pairs, row_stats, total
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
 from pairops.ops.engines.triton import engine, tile_configs
 from pairops.ops.engines.triton.tile_configs import Row
+from pairops.ops.terms import functions
+from pairops.ops.terms.functions import softplus
 from support.engine_comparison import assert_as_dense
-from support.engine_names import NARROW
+from support.engine_names import NARROW, TRITON
 from support.exhaustive import exhaustive_but
 from support.loss_comparison import check, compare
 from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, parameters
@@ -26,13 +28,6 @@ pytest.importorskip("triton")
 
 from pairops.ops.engines.triton import launch
 
-SMALL = Row(float("inf"), 32, 16, 16, 2, False, 4, 1)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_configs, "INTERPRETED", SMALL)
-
 
 def statistics(x: Tensor, labels: Tensor, other: dict[str, Any]) -> tuple[Tensor, ...]:
     pairs = Pairs.of(x, labels, **other)
@@ -40,6 +35,30 @@ def statistics(x: Tensor, labels: Tensor, other: dict[str, Any]) -> tuple[Tensor
     n, m = pairs.shape
     u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
     return row_stats(pairs, *every_kind_of_term(u, v), cols=every_kind_of_term(v, u))
+
+
+@pytest.mark.usefixtures("small_triton_tiles")
+@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize("m", [0, 30])
+def test_gradients_by_every_tensor_argument(name: str, m: int) -> None:
+    x, labels, other = problem(n=40, m=m, d=5)
+    labels[3] = -100
+    n, m = 40, m or 40
+    leaves = [x, torch.rand(n) + 0.5, torch.rand(m) + 0.5, torch.tensor(1.3)]
+
+    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        given = {k: z.to(x.dtype) if k == "ref_emb" else z for k, z in other.items()}
+        rows = [
+            lse(NEG, t, u, above=torch.zeros(())),
+            total(ALL, u, partner(v), function=softplus),
+            total(POS, t, 0.1),
+            highest(NEG, t, partner(v), function=functions.affine),
+        ]
+        return row_stats(
+            Pairs.of(x, labels, **given), *rows, cols=[lse(ALL, v, partner(u)), lowest(ALL)]
+        )
+
+    assert_as_dense(name, run, *leaves)
 
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
