@@ -31,8 +31,17 @@ if DEVICE == "cpu":
     cuda_kernels.install(build.module(), "cpu")
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded stays; Python need not look through it for garbage again and again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is loaded stays; Python need not look through it for garbage again and again.
+
+    And pytest-xdist must have marked the groups: with a pytest that it does not know it marks none,
+    and every process then starts ranks and compiles kernels of its own.
+    """
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        apart = [item.nodeid for item in grouped if "@" not in item.nodeid]
+        if apart:
+            raise pytest.UsageError(f"pytest-xdist keeps no groups with this pytest: {apart[0]}")
     gc.collect()
     gc.freeze()
 
