@@ -24,7 +24,9 @@ struct Term {
     static constexpr bool has_window = has_above || has_below;
 
     // Does argument k vary with the partner of a pair?
-    static constexpr bool by_partner(int k) { return with & (k == 0 ? partner_0 : partner_1); }
+    static constexpr bool by_partner(int k) {
+        return k < 2 && (with & (k == 0 ? partner_0 : partner_1));
+    }
 };
 
 template <class... Terms>
@@ -39,9 +41,9 @@ using Recipes = std::tuple<
     Recipe<Term<LogSumExp, Side::pos, Affine, below>>,
     // thresholds of one's own
     Recipe<Term<LowestValue, Side::pos, Identity>, Term<HighestValue, Side::neg, Identity>>,
-    // multi-similarity, all pairs; lifted structure; proxy anchor
+    // multi-similarity, all pairs; lifted structure; proxy anchor; with the sum below, a softmax
     Recipe<Term<LogSumExp, Side::pos, Affine>, Term<LogSumExp, Side::neg, Affine>>,
-    // supervised contrastive, InfoNCE, NT-Xent; with a weight or offset per column
+    // a softmax over all pairs; with a weight or offset per column
     Recipe<Term<LogSumExp, Side::all, Affine>, Term<Sum, Side::pos, Affine>>,
     Recipe<Term<LogSumExp, Side::all, Affine, partner_1>, Term<Sum, Side::pos, Affine, partner_1>>,
     Recipe<Term<LogSumExp, Side::neg, Affine, partner_1>>,
@@ -64,6 +66,8 @@ using OfTheCpu = std::tuple<
            Term<Sum, Side::neg, One, below>>,
     // circle loss
     Recipe<Term<LogSumExp, Side::pos, CirclePull>, Term<LogSumExp, Side::neg, CirclePush>>,
+    // NT-Xent: every positive against the negatives
+    Recipe<Term<Sum, Side::pos, SoftplusFrom>>,
     // a softmax over positives, held constant
     Recipe<Term<Sum, Side::pos, Attended>>,
     // contrastive as cross-batch memory has it, label smoothing; triplet: the farthest negative

@@ -46,7 +46,7 @@ const Isa& isa_called(const std::string& name) {
 // What is known of a term by its name.
 struct Served {
     int kernel, arity;
-    bool positives, by_partner[2];
+    bool positives, by_partner[MOST_ARGUMENTS];
 };
 
 template <class T>
@@ -77,7 +77,7 @@ void add(Names& names, int& next, const Recipe<Ts...>*) {
                       {next++,
                        T::Function::arity,
                        T::side == Side::pos,
-                       {T::by_partner(0), T::by_partner(1)}}});
+                       {T::by_partner(0), T::by_partner(1), T::by_partner(2)}}});
     };
     (one(static_cast<const Ts*>(nullptr)), ...);
 }

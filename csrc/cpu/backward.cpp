@@ -65,7 +65,7 @@ class Weigh {
    private:
     // Gradients by arguments, in sorted order. A block of rows adds to its own rows alone.
     struct Slopes {
-        Buffer<T> rows[2], columns[2];
+        Buffer<T> rows[MOST_ARGUMENTS], columns[MOST_ARGUMENTS];
     };
     struct Workspace {
         Buffer<T> rows, columns, s, w, dx, by_col, x_slices, y_slices;
@@ -77,7 +77,7 @@ class Weigh {
               s(TILE * TILE, weigh.call_.poison),
               w(TILE * TILE, weigh.call_.poison),
               dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
-              by_col(2 * TILE * weigh.call_.terms.size(), weigh.call_.poison),
+              by_col(MOST_ARGUMENTS * TILE * weigh.call_.terms.size(), weigh.call_.poison),
               x_slices(weigh.adds_transposed() ? TILE * weigh.width_ : 0, weigh.call_.poison),
               y_slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
     };
@@ -168,14 +168,14 @@ class Weigh {
     // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
     void weigh(const Tile<T>& tile, int r, int c, Workspace& w) const {
         std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
-        std::fill_n(static_cast<T*>(w.by_col), 2 * TILE * call_.terms.size(), T(0));
+        std::fill_n(static_cast<T*>(w.by_col), MOST_ARGUMENTS * TILE * call_.terms.size(), T(0));
         for (std::size_t k = 0; k < call_.terms.size(); ++k) {
             if (!active(k, tile, r, c)) continue;
             const TermCall<T>& term = call_.terms[k];
             Operands<T> plain = sweep_.operands[k], given = plain;
-            for (int a = 0; a < 2; ++a) {
+            for (int a = 0; a < MOST_ARGUMENTS; ++a) {
                 if (slopes_[k].rows[a]) given.by_row[a] = slopes_[k].rows[a] + tile.row;
-                if (slopes_[k].columns[a]) given.by_col[a] = w.by_col + (2 * k + a) * TILE;
+                if (slopes_[k].columns[a]) given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
             }
             // Where the mirror image of a tile is the tile itself or is visited too, its arguments
             // have had their gradients already.
@@ -196,10 +196,10 @@ class Weigh {
                                 TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
         }
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
-            for (int a = 0; a < 2; ++a)
+            for (int a = 0; a < MOST_ARGUMENTS; ++a)
                 if (slopes_[k].columns[a])
                     for (int j = 0; j < tile.cols; ++j)
-                        slopes_[k].columns[a][tile.col + j] += w.by_col[(2 * k + a) * TILE + j];
+                        slopes_[k].columns[a][tile.col + j] += w.by_col[(MOST_ARGUMENTS * k + a) * TILE + j];
     }
 
     void through_scale_of_columns() const {

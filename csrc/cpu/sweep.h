@@ -30,8 +30,8 @@ struct TermCall {
     bool positives;  // its side is POS
     bool by_column;  // its owners are the columns
     int arity = 0;
-    Numbers<T> args[2];
-    bool by_partner[2] = {};
+    Numbers<T> args[MOST_ARGUMENTS];
+    bool by_partner[MOST_ARGUMENTS] = {};
     bool has_above = false, has_below = false;
     Numbers<T> above, below;
     std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: not kept
@@ -48,7 +48,7 @@ struct TermCall {
     Index* argument = nullptr;
     // weigh reads these, and adds the gradients by args; null where none is wanted:
     Numbers<T> statistic, cotangent;
-    T* slope[2] = {};
+    T* slope[MOST_ARGUMENTS] = {};
 };
 
 // For the same set `y` is `x`, the relation is symmetric, and no term is by_column.

@@ -106,6 +106,24 @@ struct Softplus {
     }
 };
 
+// log(1 + exp(z)) with z = scale * (s - base) + bias: where s and base are large and near, what is
+// left of them is exact.
+struct SoftplusFrom {
+    static constexpr const char* name = "softplus_from";
+    static constexpr const char* arguments = "scale, base, bias";
+    static constexpr int arity = 3;
+
+    template <class T>
+    HD static T value(T s, T scale, T base, T bias) {
+        return Softplus::value(s - base, scale, bias);
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T scale, T base, T bias) {
+        const Slopes<T, 2> of = Softplus::slopes(s - base, scale, bias);
+        return {{of.by[0], of.by[1], -of.by[0], of.by[2]}};
+    }
+};
+
 // max(0, x), and NaN of a NaN: the weight of a pair in circle loss, held constant in every slope.
 template <class T>
 HD inline T circle_weight(T x) {

@@ -15,7 +15,7 @@ namespace pairops {
 // Addresses are of the memory of the device that runs the probe.
 template <class T>
 struct FunctionProbe {
-    T args[2];
+    T args[3];
     std::int64_t n;
     const T* s;  // (n,)
     T* value;    // (n,)

@@ -8,10 +8,12 @@ from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.term import ALL, NEG, POS, lse, total
+from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Paired, Value
+from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, check_one_for_each, paired, split
+from .objective.reference import own_reference
 from .objective.scalars import number
 
 
@@ -38,13 +40,24 @@ def info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = paired(x, y, common)
-    pairs, everyone = objective.pairs, lse(ALL, scale, 0.0)
-    if not symmetric:
-        rows, pos = row_stats(pairs, everyone, total(POS, scale, 0.0))
-        return objective.value(rows - pos, rows=rows)
-    rows, pos, cols = row_stats(pairs, everyone, total(POS, scale, 0.0), cols=[everyone])
-    cols = cols[: len(rows)]
-    return objective.value((rows + cols) / 2 - pos, rows=rows, cols=cols)
+    pairs = objective.pairs
+    n, m = pairs.shape
+    near = own_reference(pairs)  # of row i, and of column i: their positive is the same pair
+    terms = lse(NEG, scale, near), total(POS, scale, near)
+    if symmetric:
+        of_cols = near if n == m else torch.cat([near, near.new_zeros(m - n)])
+        rows, pos, cols = row_stats(pairs, *terms, cols=[lse(NEG, scale, of_cols)])
+        cols = cols[:n]
+        losses = (log1p_exp(rows - pos) + log1p_exp(cols - pos)) / 2
+    else:
+        rows, pos = row_stats(pairs, *terms)
+        losses = log1p_exp(rows - pos)
+    seen = {}
+    if objective.return_aux:
+        seen["rows"] = torch.logaddexp(rows, pos) + scale * near
+        if symmetric:
+            seen["cols"] = torch.logaddexp(cols, pos) + scale * near
+    return objective.value(losses, **seen)
 
 
 @collective()
@@ -97,8 +110,10 @@ def quality_weighted_info_nce_loss(
     objective = paired(x, y, common)
     quality = quality.detach().to(x.device, objective.pairs.dtype)
     share = _shares(sharpness * quality, objective)
-    rows, pos = row_stats(objective.pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
-    return objective.value(share * (rows - pos), rows=rows)
+    near = own_reference(objective.pairs)
+    rows, pos = row_stats(objective.pairs, lse(NEG, scale, near), total(POS, scale, near))
+    seen = {"rows": torch.logaddexp(rows, pos) + scale * near} if objective.return_aux else {}
+    return objective.value(share * log1p_exp(rows - pos), **seen)
 
 
 @collective()
@@ -127,20 +142,24 @@ def decoupled_contrastive_loss(
     check_one_for_each(x, y)
     asked, comparing = split(common, x)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
-    others = lse(NEG, scale, 0.0)
-    s, *across = row_stats(
-        objective.pairs, total(POS, 1.0, 0.0), others, cols=[others] if symmetric else []
+    near = own_reference(objective.pairs)
+    others = lse(NEG, scale, near)
+    apart, *across = row_stats(
+        objective.pairs, total(POS, 1.0, near), others, cols=[others] if symmetric else []
     )
     if objective.pairs.batch[0] < 2:
-        return objective.value(0 * s)
+        return objective.value(0 * apart)
     names = objective.pairs.indices()
     within = [
         row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0]
         for z in ((x, y) if symmetric else (x,))
     ]
     ways = [torch.logaddexp(a, b) for a, b in zip(across, within, strict=True)]
-    weight = 1 if spread is None else 2 - _shares(s / spread, objective)
-    return objective.value(sum(ways) / len(ways) - weight * s * scale)
+    losses = sum(ways) / len(ways) - apart * scale
+    if spread is not None:
+        s = apart + near
+        losses = losses - (1 - _shares(s / spread, objective)) * s * scale
+    return objective.value(losses)
 
 
 def _shares(z: Tensor, objective: Objective) -> Tensor:
@@ -182,6 +201,8 @@ def multi_positive_loss(
     slots = positives.unbind(1)
     check_embeddings("positives[:, 0]", slots[0], like=("x", x))
     asked, comparing = split(common, x)
+    by_slot = [Pairs.paired(x, slot, **comparing) for slot in slots]
+    nearest = [own_reference(pairs) for pairs in by_slot]
     shared = None
     compared = slots[0]
     if negatives is not None:
@@ -192,12 +213,12 @@ def multi_positive_loss(
         apart = Pairs.of(
             x, zeros, ref_emb=negatives, ref_labels=ones, ignore_index=None, **comparing
         )
-        (shared,) = row_stats(apart, lse(NEG, scale, 0.0))
+        (shared,) = row_stats(apart, lse(NEG, scale, nearest[0]))
     objective = Objective.of(Pairs.paired(x, compared, **comparing), **asked)
     losses = []
-    for slot in slots:
-        everyone, pos = row_stats(
-            Pairs.paired(x, slot, **comparing), lse(ALL, scale, 0.0), total(POS, scale, 0.0)
-        )
-        losses.append((everyone if shared is None else torch.logaddexp(everyone, shared)) - pos)
+    for pairs, near in zip(by_slot, nearest, strict=True):
+        neg, pos = row_stats(pairs, lse(NEG, scale, near), total(POS, scale, near))
+        if shared is not None:
+            neg = torch.logaddexp(neg, shared + scale * (nearest[0] - near))
+        losses.append(log1p_exp(neg - pos))
     return objective.value(torch.stack(losses).mean(0))

@@ -17,6 +17,7 @@ from pairops.ops.terms.term import NEG, POS, lse, total
 from .objective.keywords import Asked, Value
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, similar_only, split
+from .objective.reference import reference
 from .objective.scalars import number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
@@ -115,16 +116,20 @@ def proxy_nca_loss(
     objective = Objective.of(pairs, **asked)
     if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
         objective.group.agree({})
-    terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
+    near = reference(pairs)
+    terms = [lse(POS, scale, near), lse(NEG, scale, near)]
     if smoothing:
-        terms.append(total(NEG, scale, 0.0))
+        terms.append(total(NEG, scale, near))
     pos, neg, *sums = row_stats(pairs, *terms)
     positives, negatives = pairs.counts()
     losses = log1p_exp(torch.where(positives > 0, neg - pos, -torch.inf))
     for z in sums:
         moved = smoothing * (pos - z / negatives.clamp(min=1))
         losses = losses + torch.where((positives > 0) & (negatives > 0), moved, 0)
-    return objective.value(losses, positive=pos, negative=neg)
+    seen = {}
+    if objective.return_aux:
+        seen = {"positive": pos + scale * near, "negative": neg + scale * near}
+    return objective.value(losses, **seen)
 
 
 def _checked(

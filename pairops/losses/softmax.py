@@ -9,12 +9,13 @@ from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.functions import softplus
-from pairops.ops.terms.term import ALL, NEG, POS, lse, total
+from pairops.ops.terms.functions import softplus_from
+from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled, split
+from .objective.reference import reference
 from .objective.scalars import number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
@@ -44,10 +45,17 @@ def supcon_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common)
     pairs = objective.pairs
-    positives = pairs.positives()
-    everyone, pos = row_stats(pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
-    losses = torch.where(positives > 0, everyone - pos / positives.clamp(min=1), 0)
-    return objective.value(losses, all=everyone)
+    near, positives = reference(pairs), pairs.positives()
+    neg, pos, sums = row_stats(
+        pairs, lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
+    )
+    # log Σ over all less the log Σ over positives, and of several of these less their mean.
+    worse = torch.where(positives > 0, neg - pos, -torch.inf)
+    apart = torch.where(positives > 1, pos - sums / positives.clamp(min=1), 0)
+    seen = {}
+    if objective.return_aux:
+        seen["all"] = torch.logaddexp(neg, pos) + scale * near
+    return objective.value(log1p_exp(worse) + apart, **seen)
 
 
 @collective()
@@ -73,13 +81,14 @@ def nt_xent_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
-    (neg,) = row_stats(pairs, lse(NEG, scale, 0.0))
+    near, positives = reference(pairs), pairs.positives()
+    (neg,) = row_stats(pairs, lse(NEG, scale, near))
     against = neg.clamp(min=_NOTHING)
-    (sums,) = row_stats(pairs, total(POS, -scale, against, function=softplus))
-    positives = pairs.positives()
+    (sums,) = row_stats(pairs, total(POS, -scale, near, against, function=softplus_from))
+    seen = {"negative": neg + scale * near} if objective.return_aux else {}
     if objective.averages_pairs:
-        return objective.mean_pairs((sums, positives), negative=neg)
-    return objective.value(sums / positives.clamp(min=1), negative=neg)
+        return objective.mean_pairs((sums, positives), **seen)
+    return objective.value(sums / positives.clamp(min=1), **seen)
 
 
 @collective()
@@ -124,10 +133,14 @@ def nca_loss(
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common, distance=distance)
     pairs = objective.pairs
-    pos, neg = row_stats(pairs, lse(POS, scale, 0.0), lse(NEG, scale, 0.0))
+    near = reference(pairs)
+    pos, neg = row_stats(pairs, lse(POS, scale, near), lse(NEG, scale, near))
     # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
     worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
-    return objective.value(log1p_exp(worse), positive=pos, negative=neg)
+    seen = {}
+    if objective.return_aux:
+        seen = {"positive": pos + scale * near, "negative": neg + scale * near}
+    return objective.value(log1p_exp(worse), **seen)
 
 
 @collective()
@@ -160,9 +173,14 @@ def n_pair_loss(
         **pairing,
     )
     objective = Objective.of(pairs, **asked)
-    everyone, pos = row_stats(pairs, lse(ALL, 1.0, 0.0), total(POS, 1.0, 0.0))
-    losses = torch.where(pairs.positives() > 0, everyone - pos, 0)
-    return objective.value(losses, all=everyone)
+    near = reference(pairs)
+    neg, pos = row_stats(pairs, lse(NEG, 1.0, near), total(POS, 1.0, near))
+    worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
+    seen = {}
+    if objective.return_aux:
+        some = torch.where(pairs.positives() > 0, pos, -torch.inf)
+        seen["all"] = torch.logaddexp(neg, some) + near
+    return objective.value(log1p_exp(worse), **seen)
 
 
 def _first_two(

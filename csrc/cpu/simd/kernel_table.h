@@ -13,6 +13,7 @@ using Index = std::int64_t;  // the same in the caller's order, as torch counts
 // Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the
 // band of positives is narrow, and rows and columns of every micro-kernel divide it.
 constexpr int TILE = 96;
+constexpr int MOST_ARGUMENTS = 3;  // of a pair function
 
 enum class Dtype { float16, bfloat16, float32, float64 };
 
@@ -42,10 +43,10 @@ struct Tile {
 // One term's vectors, in sorted order, padded to whole tiles, and what it adds up.
 template <class T>
 struct Operands {
-    const T* args[2];                                // by owner or, as the term says, by partner
+    const T* args[MOST_ARGUMENTS];                   // by owner or, as the term says, by partner
     const T *above, *below, *statistic, *cotangent;  // by owner
     // Gradients by args, or null: of the tile's rows and of its columns, (TILE,) each.
-    T *by_row[2], *by_col[2];
+    T *by_row[MOST_ARGUMENTS], *by_col[MOST_ARGUMENTS];
 };
 
 // States of gathers are opaque here: rows have one each of `state` bytes, `lanes` columns share

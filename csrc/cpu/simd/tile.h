@@ -67,8 +67,10 @@ struct Visit {
             return call();
         else if constexpr (F::arity == 1)
             return call(argument<0>(i));
-        else
+        else if constexpr (F::arity == 2)
             return call(argument<0>(i), argument<1>(i));
+        else
+            return call(argument<0>(i), argument<1>(i), argument<2>(i));
     }
 
     // The pairs of the term in row i.
@@ -154,7 +156,7 @@ struct Visit {
             const Range range = columns(i);
             const Kept<masked> kept(*this, i);
             const auto statistic = owner(given.statistic, i), cotangent = owner(given.cotangent, i);
-            L row_sums[2] = {L(T(0)), L(T(0))};
+            L row_sums[MOST_ARGUMENTS] = {L(T(0)), L(T(0)), L(T(0))};
             with_arguments(i, [&](auto... args) {
                 for (int j = range.begin; j < range.end; j += L::count) {
                     const L s = L::load(tile.s + i * TILE + j);
@@ -201,7 +203,8 @@ template <class Term, class L, bool by_row>
 void weigh_tile(const Tile<typename Traits<L>::Scalar>& tile,
                 const Operands<typename Traits<L>::Scalar>& given, typename Traits<L>::Scalar* w) {
     const Visit<Term, L, by_row> visit{tile, given};
-    const bool slopes = given.by_row[0] || given.by_row[1] || given.by_col[0] || given.by_col[1];
+    bool slopes = false;
+    for (int k = 0; k < MOST_ARGUMENTS; ++k) slopes = slopes || given.by_row[k] || given.by_col[k];
     if (tile.masked || Term::side == Side::pos)
         slopes ? visit.template weigh<true, true>(w) : visit.template weigh<true, false>(w);
     else if constexpr (Term::side != Side::pos)

@@ -26,6 +26,7 @@ __all__ = [
     "identity",
     "one",
     "softplus",
+    "softplus_from",
 ]
 
 FUNCTIONS: dict[str, "Function"] = {}  # by name: a recipe names its functions, never a callable
@@ -158,6 +159,16 @@ def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
     return share * scale, share * s, share
 
 
+def _softplus_from(s, scale, base, bias):  # type: ignore[no-untyped-def]
+    z = scale * (s - base) + bias
+    return 0.5 * (z + abs(z)) + log1p(exp(-abs(z)))
+
+
+def _softplus_from_slopes(s, scale, base, bias):  # type: ignore[no-untyped-def]
+    share = sigmoid(scale * (s - base) + bias)
+    return share * scale, share * (s - base), -share * scale, share
+
+
 def _circle_pull(s, gamma, margin):  # type: ignore[no-untyped-def]
     return -gamma * detach(relu(1 + margin - s)) * (s - (1 - margin))
 
@@ -193,6 +204,8 @@ affine = Function(_affine, _affine_slopes, "affine", finite=True)
 hinge = Function(_hinge, _hinge_slopes, "hinge", finite=True)
 # log(1 + exp(scale s + bias)); a bias, not a base, because a learned scale may pass through 0
 softplus = Function(_softplus, _softplus_slopes, "softplus", finite=True)
+# log(1 + exp(scale (s - base) + bias)): exact where s and base are large and near
+softplus_from = Function(_softplus_from, _softplus_from_slopes, "softplus_from", finite=True)
 # 1: Σ counts the pairs inside the window, of which a NaN is one
 one = Function(_one, _one_slopes, "one", finite=True)
 # −gamma [1 + margin − s]₊ (s − (1 − margin)), the weight [·]₊ held constant: circle's positives
