@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import unpack_dual
 
 
 def transforming() -> bool:
@@ -37,16 +39,23 @@ class Node(torch.autograd.Function):
         raise NotImplementedError
 
     @staticmethod
-    def tangent(ctx: Any, *tangents: Any) -> Any:
-        """The derivatives of the outputs along `tangents`, None for an input that stands still."""
+    def tangent(ctx: Any, saved: list[Any], *tangents: Any) -> Any:
+        """The derivatives of the outputs along `tangents`, None for an input that stands still.
+
+        saved: what `keep` saved, without the tangents.
+        """
         raise NotImplementedError
 
     @classmethod
     def of(cls, *inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return cls.apply(*inputs)  # type: ignore[no-untyped-call]
-        form = cls._transformed if transforming() else cls._eager
-        return form.apply(*inputs)  # type: ignore[no-untyped-call]
+        if transforming():
+            return cls._transformed.apply(*inputs)  # type: ignore[no-untyped-call]
+        level = _batched_gradients()
+        if level:
+            return _each_gradient(cls.of, level, inputs)
+        return cls._eager.apply(*inputs)  # type: ignore[no-untyped-call]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -58,15 +67,19 @@ class Node(torch.autograd.Function):
             cls.keep(ctx, inputs, outputs)
             return outputs
 
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # torch runs this with tangents switched off, and those of an outer jvp would be lost.
+            saved = [z if z is None else unpack_dual(z).primal for z in ctx.saved_tensors]
+            with forward_ad._set_fwd_grad_enabled(True):
+                return cls.tangent(ctx, saved, *tangents)
+
         def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
             return by_sample(cls.of, info.batch_size, dims, inputs)
 
         cls.forward = staticmethod(forward)  # type: ignore[method-assign]
-        cls._eager = type(cls.__name__, (cls,), {"jvp": staticmethod(cls.tangent)})
-        form: dict[str, Any] = {"forward": staticmethod(cls.run)}
-        form["setup_context"] = staticmethod(cls.keep)
-        if not cls.generate_vmap_rule:
-            form["vmap"] = staticmethod(vmap)
+        cls._eager = type(cls.__name__, (cls,), {"jvp": staticmethod(jvp)})
+        form = {"forward": cls.run, "setup_context": cls.keep, "vmap": vmap}
+        form = {name: staticmethod(function) for name, function in form.items()}
         cls._transformed = type(cls.__name__, (cls._eager,), form)
 
 
@@ -75,6 +88,35 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     if not torch.compiler.is_compiling():  # which knows no tangents
         ctx.save_for_forward(*tensors)
+
+
+def _batched_gradients() -> int:
+    """The level of torch's older vmap, 0 outside: `torch.autograd.grad(is_grads_batched=True)` and
+    `torch.autograd.functional` with vectorize=True run a backward pass in it."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
+    """`function` of inputs of which some are batches at `level`: no Node has a rule for it there."""
+    given, dims = list(inputs), [None] * len(inputs)
+    for k, z in enumerate(inputs):
+        if isinstance(z, Tensor) and torch._C._functorch.is_legacy_batchedtensor(z):
+            given[k], dims[k] = torch._remove_batch_dim(z, level, 1, 0), 0
+    sizes = [len(z) for z, dim in zip(given, dims, strict=True) if dim == 0]
+    # What is computed of plain tensors is no batch, though a batch is being traced around it.
+    if not sizes:
+        outer = [torch._C._vmapmode_decrement_nesting() for _ in range(level)]
+        try:
+            return function(*inputs)
+        finally:
+            for _ in outer:
+                torch._C._vmapmode_increment_nesting()
+    results, _ = by_sample(function, sizes[0], dims, given)
+    if isinstance(results, Tensor):
+        return torch._add_batch_dim(results, 0, level)
+    return tuple([torch._add_batch_dim(z, 0, level) for z in results])
 
 
 def by_sample(

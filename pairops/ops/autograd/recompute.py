@@ -43,8 +43,10 @@ class _Recomputed(Node):
         return None, *by_inputs(ctx.function, wanted, ctx.saved_tensors, cotangents)
 
     @staticmethod
-    def tangent(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        return along(ctx.function, ctx.saved_tensors, tangents)
+    def tangent(
+        ctx: Any, saved: list[Any], _: None, *tangents: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return along(ctx.function, saved, tangents)
 
 
 def by_inputs(

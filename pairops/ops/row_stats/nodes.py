@@ -82,8 +82,8 @@ class RowStats(Node):
         return (None, None, None, None, *wanted)
 
     @staticmethod
-    def tangent(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
-        saved, tangents = ctx.saved_tensors, given[4:]
+    def tangent(ctx: Any, saved: list[Any], *given: Any) -> tuple[Tensor | None, ...]:
+        tangents = given[4:]
         needs = tangents[0] is not None, tangents[1] is not None
         gradient = partial(
             _gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs)
@@ -120,8 +120,10 @@ class _Weigh(Node):
         return None, *by_inputs(gradient, wanted, ctx.saved_tensors, cotangents)
 
     @staticmethod
-    def tangent(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        return along(partial(_gradient, ctx.told), ctx.saved_tensors, tangents)
+    def tangent(
+        ctx: Any, saved: list[Any], _: None, *tangents: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return along(partial(_gradient, ctx.told), saved, tangents)
 
 
 def _gradient(told: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
