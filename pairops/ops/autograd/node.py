@@ -1,5 +1,6 @@
 """A node of torch's graph that autograd, torch.compile and torch.func all pass through."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -66,6 +67,13 @@ class Node(torch.autograd.Function):
             outputs = cls.run(*inputs)
             cls.keep(ctx, inputs, outputs)
             return outputs
+
+        # torch.compile counts parameters to see whether there is a ctx.
+        own = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [own, *inspect.signature(cls.run).parameters.values()]
+        forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=own.kind) if p.kind is not p.VAR_POSITIONAL else p for p in parameters]
+        )
 
         def jvp(ctx: Any, *tangents: Any) -> Any:
             # torch runs this with tangents switched off, and those of an outer jvp would be lost.
