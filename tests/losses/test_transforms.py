@@ -20,7 +20,7 @@ Loss = Callable[[Tensor], Tensor]
 
 FURTHER: list[tuple[str, dict[str, Any]]] = [
     ("supcon_loss", {"distance": "l2"}),
-    ("ms_loss", {"epsilon": None, "weight": torch.linspace(0.5, 2, 7, dtype=torch.float64)}),
+    ("ms_loss", {"epsilon": None, "weight": torch.linspace(0.5, 2, 6, dtype=torch.float64)}),
     ("contrastive_loss", {"distance": "snr", "reduction": "mean_pairs"}),
     ("triplet_loss", {"mining": "all", "soft": True}),
     ("triplet_loss", {"mining": "semihard", "distance": "sqeuclidean"}),
@@ -35,9 +35,9 @@ SOME = ["supcon_loss", "ms_loss", "info_nce_loss", "triplet_loss"]
 
 
 def loss_of(name: str, params: dict[str, Any]) -> Loss:
-    """The loss as a function of x (7, 3) alone: all else stands still."""
-    other = smooth(7, 3, torch.float64).roll(2, 0).flip(1) * 0.8
-    labels = torch.arange(7) % 3
+    """The loss as a function of x (6, 2) alone: all else stands still."""
+    other = smooth(6, 2, torch.float64).roll(2, 0).flip(1) * 0.8
+    labels = torch.arange(6) % 3
     function = getattr(pairops, name)
     params = {**parameters(name)[0], **params}
     if name in LABELLED:
@@ -54,15 +54,13 @@ def gradient(loss: Loss, x: Tensor) -> Tensor:
 
 
 def second(loss: Loss, x: Tensor) -> Tensor:
-    """(7, 3, 7, 3), row by row, each by autograd twice."""
+    """(6, 2, 6, 2), row by row, each by autograd twice."""
     x = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
     if not first.requires_grad:
         return torch.zeros(x.shape + x.shape, dtype=x.dtype)
     rows = [
-        torch.autograd.grad(
-            g, x, retain_graph=True, allow_unused=True, materialize_grads=True
-        )[0]
+        torch.autograd.grad(g, x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
         for g in first.flatten()
     ]
     return torch.stack(rows).view(x.shape + x.shape)
@@ -72,12 +70,11 @@ def second(loss: Loss, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("case", "engine"),
     exhaustive_but(
-        itertools.product(EVERY, ["auto", "dense"]),
-        lambda case, _: case[0] in SOME and (case in FURTHER or case[0] != "triplet_loss"),
+        itertools.product(EVERY, ["auto", "dense"]), lambda case, _: case[0] in SOME and not case[1]
     ),
 )
 def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
-    x, along = smooth(7, 3, torch.float64), smooth(7, 3, torch.float64).roll(1, 0)
+    x, along = smooth(6, 2, torch.float64), smooth(6, 2, torch.float64).roll(1, 0)
     batch = torch.stack([x, x + 0.3 * along])
     vectorized = torch.autograd.functional.hessian
     with pairops.use(engine):
@@ -85,7 +82,6 @@ def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
         value, first, twice = loss(x), gradient(loss, x), second(loss, x)
         losses = torch.stack([loss(z) for z in batch])
         gradients = torch.stack([gradient(loss, z) for z in batch])
-        seconds = torch.stack([second(loss, z) for z in batch])
         with forward_ad.dual_level():
             dual = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, along)))
         found = {
@@ -100,8 +96,6 @@ def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
             "hessian": (hessian(loss)(x), twice),
             "jacrev twice": (jacrev(jacrev(loss))(x), twice),
             "jacfwd twice": (jacfwd(jacfwd(loss))(x), twice),
-            "jacrev of jacfwd": (jacrev(jacfwd(loss))(x), twice),
-            "vmap(hessian)": (vmap(hessian(loss))(batch), seconds),
             "vectorize": (vectorized(loss, x, vectorize=True), twice),
             "vectorize, forward mode": (
                 vectorized(loss, x, vectorize=True, outer_jacobian_strategy="forward-mode"),

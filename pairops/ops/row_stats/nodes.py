@@ -83,18 +83,17 @@ class RowStats(Node):
 
     @staticmethod
     def tangent(ctx: Any, saved: list[Any], *given: Any) -> tuple[Tensor | None, ...]:
-        tangents = given[4:]
+        tangents, others = given[4:], len(saved) - ctx.given - ctx.terms
+        if len(ctx.constant) == ctx.terms:
+            return (None,) * (ctx.terms + others)
         needs = tangents[0] is not None, tangents[1] is not None
-        gradient = partial(
-            _gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs)
-        )
+        gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
         moved = tuple([t is not None for t in tangents])
         found = recomputed(
             partial(_by_tangents, gradient, moved, ctx.terms),
             *saved,
             *[t for t in tangents if t is not None],
         )
-        others = len(saved) - ctx.given - ctx.terms
         constant = [None if k in ctx.constant else t for k, t in enumerate(found)]
         return (*constant, *[None] * others)
 
