@@ -45,7 +45,7 @@ class _Recomputed(Node):
     @staticmethod
     def tangent(
         ctx: Any, saved: list[Any], _: None, *tangents: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         return along(ctx.function, saved, tangents)
 
 
@@ -63,12 +63,14 @@ def by_inputs(
 
 def along(
     function: Tile, inputs: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
-) -> tuple[Tensor, ...]:
-    """The derivatives of function(*inputs) along the tangents of those that have one."""
+) -> tuple[Tensor | None, ...]:
+    """The derivatives of function(*inputs) along the tangents of those that have one; None of
+    whole numbers."""
     moved = tuple([t is not None for t in tangents])
-    return recomputed(
+    found = recomputed(
         partial(_pushforward, function, moved), *inputs, *[t for t in tangents if t is not None]
     )
+    return tuple([t if t.is_floating_point() else None for t in found])
 
 
 def _leaves(inputs: Sequence[Tensor | None], wanted: Sequence[bool], create: bool) -> list[Any]:

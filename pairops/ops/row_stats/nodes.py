@@ -121,7 +121,7 @@ class _Weigh(Node):
     @staticmethod
     def tangent(
         ctx: Any, saved: list[Any], _: None, *tangents: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         return along(partial(_gradient, ctx.told), saved, tangents)
 
 

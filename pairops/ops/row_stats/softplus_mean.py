@@ -95,7 +95,7 @@ class _Slopes(Node):
     @staticmethod
     def tangent(
         ctx: Any, saved: list[Any], _divisors: None, *tangents: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         return along(ctx.formula, saved, tangents)
 
 
