@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import transforming
 from pairops.ops.pairs.pairs import Pairs
 
 
@@ -44,5 +45,8 @@ def threshold(value: float | Tensor, pairs: Pairs) -> Tensor:
 
 
 def readable(values: Tensor) -> bool:
-    """May values be looked at? Elsewhere than on the CPU that would synchronise."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+    """May values be looked at? Elsewhere than on the CPU that would synchronise, and under
+    torch.compile and vmap there is nothing to see."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not transforming()

@@ -46,7 +46,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return MISSING
     if pairs.x.device.type != "cpu":
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
-    if max(pairs.shape) > _MOST:
+    if pairs.longer_than(_MOST):
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
         if cpu_key(term) not in SERVED:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import inverse_norm, product, scaled
 from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
@@ -39,17 +40,10 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(N, M) is j positive for i; is (i, j) a pair at all."""
-    _, m = pairs.shape
-    place = torch.arange(m, device=pairs.x.device)
-    in_order = torch.stack(
-        [
-            (place >= pairs.lo[:, None]) & (place < pairs.hi[:, None]),
-            place != pairs.own[:, None],
-        ]
-    )
-    masks = torch.empty_like(in_order)
-    masks[:, pairs.order_x[:, None], pairs.order_y] = in_order
-    return masks[0], masks[1] & pairs.keep_x[:, None] & pairs.keep_y
+    row, place = places(pairs.order_x), places(pairs.order_y)
+    lo, hi, own = (z[row][:, None] for z in (pairs.lo, pairs.hi, pairs.own))
+    positive = (place >= lo) & (place < hi)
+    return positive, (place != own) & pairs.keep_x[:, None] & pairs.keep_y
 
 
 def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pairops.ops.terms.accumulators import GATHERS
 from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Argument, Partner, Term
 
@@ -120,7 +121,7 @@ class Measure:
         args = [*term.args, of_rows[0], of_cols, self.floor, *of_rows[1:]]
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z.detach() for z in term.windows()]
-        function = _measured(term.function.name, self.name, windows, term.monoid.fill)
+        function = getattr(_MADE, _measured(term.function.name, self.name, windows, term.gather))
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 
     def of_block(self, s: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -181,11 +182,22 @@ _CLOSENESS: dict[str, tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]]
 }
 
 
-def _measured(function: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
-    return _made(function, name, windows, fill)
+class _Made:
+    """Composed functions as attributes: torch.compile looks up one that it was just made, where of
+    a dictionary it remembers what it saw first."""
 
 
-# As `devices.capability` is marked; constants are called with names, not with functions.
+_MADE = _Made()
+
+
+def _measured(function: str, name: str, windows: tuple[int, ...], gather: str) -> str:
+    made = _made(function, name, windows, GATHERS[gather, False].fill if windows else 0.0)
+    setattr(_MADE, made.name, made)
+    return made.name
+
+
+# As `devices.capability` is marked; constants are called with names and return one: functions
+# cannot be guarded there, and torch.compile may take floats for inputs.
 _measured._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import Node, save
+
 
 def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
     """Rows summed by destination, as many as `like` has.
@@ -19,7 +21,7 @@ def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
 
 def pick_rows(x: Tensor, at: Tensor) -> Tensor:
     """x[at], whose gradient is summed by `add_rows`."""
-    result: Tensor = _Pick.apply(x, at)  # type: ignore[no-untyped-call]
+    result: Tensor = _Pick.of(x, at)
     return result
 
 
@@ -42,14 +44,21 @@ def first_named(names: Tensor, others: Tensor) -> Tensor:
     return torch.where(ordered[place] == names, index[place], -1)
 
 
-class _Pick(torch.autograd.Function):
+class _Pick(Node):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
-        ctx.save_for_backward(at)
-        ctx.shape = x.shape
+    def run(x: Tensor, at: Tensor) -> Tensor:
         return x.index_select(0, at)
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        save(ctx, inputs[1])
+        ctx.shape = inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (at,) = ctx.saved_tensors
         return add_rows(g.new_empty(ctx.shape), at, g), None
+
+    @staticmethod
+    def tangent(_ctx: Any, saved: list[Any], along_x: Tensor, _at: None) -> Tensor:
+        return pick_rows(along_x, saved[0])

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import float32_level
 
-from .similarity import inverse_norm
+from .similarity import constant_inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -159,7 +160,7 @@ def _by_torch(
     result = [torch.stack([order, lo, hi, own, positives]), keep_x, *others]
     if normalize:
         result += [
-            torch.where(keep, inverse_norm(z), 0.0)
+            torch.where(keep, constant_inverse_norm(z), 0.0)
             for z, keep in ((x, keep_x), (y, keep_y))
             if z is not None
         ]
@@ -190,3 +191,17 @@ def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
 
 _library.impl("relate", _relate, "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::relate", _outputs)
+
+
+def _relate_batches(info: Any, dims: tuple[Any, ...], *call: Any) -> tuple[list[Tensor], list[Any]]:
+    """Under vmap. Embeddings alone change scales, so samples with the same labels stay related
+    alike: what is made of the relation may depend on its values."""
+    _, _, labels, ref_labels, *_ = call
+    related = 2 if ref_labels is None else 4
+    alike = dims[2] is None and (ref_labels is None or dims[3] is None)
+    results, _ = by_sample(torch.ops.pairops.relate, info.batch_size, dims, call)
+    shared = [z[0] if alike and k < related else z for k, z in enumerate(results)]
+    return shared, [None if alike and k < related else 0 for k in range(len(shared))]
+
+
+torch.library.register_vmap("pairops::relate", _relate_batches)

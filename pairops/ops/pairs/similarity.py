@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import Node, save
+
 
 def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
     """A context in which autocast changes nothing; where it is off already, at no cost."""
@@ -16,13 +18,15 @@ def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
 
 def inverse_norm(x: Tensor) -> Tensor:
     """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
-    if x.requires_grad:
-        # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
-        rows = x.double()
-        square = (rows * rows).sum(1)
-        vanishes = square < 1e-24
-        return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
-    # A few rows at a time: vector_norm copies what it widens.
+    # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
+    rows = x.double()
+    square = (rows * rows).sum(1)
+    vanishes = square < 1e-24
+    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+
+
+def constant_inverse_norm(x: Tensor) -> Tensor:
+    """The same without derivatives, a few rows at a time: vector_norm copies what it widens."""
     pieces = [torch.linalg.vector_norm(z, dim=1, dtype=torch.float64) for z in x.split(1024)]
     norm = torch.cat(pieces)
     return torch.where(norm < 1e-12, 0.0, 1 / norm)
@@ -64,15 +68,18 @@ def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> T
     return torch.where(keep.unsqueeze(1), dx, 0.0)
 
 
-class Product(torch.autograd.Function):
+class _Product(Node):
     """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
     run or traced under autocast would otherwise round."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
+    def run(x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return x @ y.T
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -80,9 +87,18 @@ class Product(torch.autograd.Function):
         by_x = product(g, y.T) if ctx.needs_input_grad[0] else None
         return by_x, product(g.T, x.T) if ctx.needs_input_grad[1] else None
 
+    @staticmethod
+    def tangent(
+        _ctx: Any, saved: list[Any], along_x: Tensor | None, along_y: Tensor | None
+    ) -> Tensor:
+        x, y = saved
+        moved = [None if along_x is None else product(along_x, y)]
+        moved.append(None if along_y is None else product(x, along_y))
+        return sum(z for z in moved if z is not None)  # type: ignore[return-value]
+
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """x @ y.T, whatever autocast says."""
     # torch.compile refuses the same tensor twice among the inputs of a node.
-    result: Tensor = Product.apply(x, y.view_as(y))  # type: ignore[no-untyped-call]
+    result: Tensor = _Product.of(x, y.view_as(y))
     return result

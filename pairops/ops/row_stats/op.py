@@ -22,9 +22,9 @@ from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import Term
 
 from . import sharded
-from .backward import by_vector, weigh
+from .backward import by_vector
+from .nodes import RowStats, read, weighed
 
-_RELATION = 7  # tensors in Pairs.relation()
 _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
     "Tensor[] vectors, float[] numbers, str recipe, str engine"
@@ -111,79 +111,13 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     # torch.compile refuses the same tensor twice among the inputs of a node.
     if torch.compiler.is_compiling():
         inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
-    result: tuple[Tensor, ...] = _RowStats.apply(  # type: ignore[no-untyped-call]
-        recipe, numbers, engine, constant, len(prepared), *inputs
-    )
-    return result
-
-
-class _RowStats(torch.autograd.Function):
-    """The ops as one node of the graph.
-
-    Under create_graph the backward pass is differentiable torch, a function of the saved *outputs*,
-    whose own gradient leads through here again: hence differentiable any number of times. (A
-    `once_differentiable` backward would be silently wrong for gradient penalties.)
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        recipe: str,
-        numbers: list[float],
-        engine: str,
-        constant: tuple[int, ...],
-        prepared: int,
-        *inputs: Any,
-    ) -> tuple[Tensor, ...]:
-        ctx.prepared, ctx.constant = prepared, constant
-        ctx.set_materialize_grads(False)
-        statistics, arguments, bits = torch.ops.pairops.gather(
-            *_in_lists(inputs, prepared), numbers, recipe, engine
-        )
-        ctx.save_for_backward(*inputs, bits, *statistics, *arguments)
-        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
-        ctx.call = numbers, recipe, engine
-        ctx.ends = len(inputs), len(inputs) + 1 + len(statistics)
-        return tuple(statistics)
-
-    @staticmethod
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        ends = ctx.ends
-        inputs, bits = saved[: ends[0]], saved[ends[0]]
-        statistics, arguments = saved[ends[0] + 1 : ends[1]], saved[ends[1] :]
-        needs = ctx.needs_input_grad[5:]
-        # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
-        cotangents = [
-            g if g is not None else z if k in ctx.constant else torch.zeros_like(z)
-            for k, (g, z) in enumerate(zip(given, statistics, strict=True))
-        ]
-        run = _weigh if torch.is_grad_enabled() else torch.ops.pairops.weigh
-        dx, dy, dvectors = run(
-            *_in_lists(inputs, ctx.prepared), *ctx.call,
-            statistics, arguments, bits, cotangents, needs[0], needs[1],
-        )  # fmt: skip
-        gradients = [dx, dy, None, None, *[None] * (_RELATION + ctx.prepared), *dvectors]
-        wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-        return (None, None, None, None, None, *wanted)
-
-
-def _in_lists(inputs: Sequence[Any], prepared: int) -> tuple[Any, ...]:
-    """x, y, the scales; relation, what the engine prepared, vectors."""
-    begin, end = 4 + _RELATION, 4 + _RELATION + prepared
-    return *inputs[:4], inputs[4:begin], inputs[begin:end], inputs[end:]
-
-
-def _read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
-    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
-    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine = call[:10]
-    pairs = Pairs(x, y, scale_x, scale_y, *relation)
-    pairs.prepared[engine] = prepared
-    return pairs, vectors, numbers, recipe, engine
+    count = len(rows) + len(cols)
+    outputs = RowStats.of((numbers, recipe, engine), constant, count, len(prepared), *inputs)
+    return tuple(outputs[:count])
 
 
 def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs, vectors, numbers, recipe, engine = _read(call)
+    pairs, vectors, numbers, recipe, engine = read(call)
     with torch.no_grad(), exactly(pairs.x.device.type):
         terms = unpack(recipe, numbers, vectors)
         result: tuple[list[Tensor], list[Tensor], Tensor]
@@ -191,19 +125,13 @@ def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
         return result
 
 
-def _weigh(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    statistics, arguments, bits, cotangents, *needs = call[10:]
-    with exactly(call[0].device.type):
-        return weigh(*_read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1]))
-
-
 def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     with torch.no_grad():
-        return _weigh(*call)
+        return weighed(*call)
 
 
 def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs, vectors, numbers, recipe, engine = _read(call)
+    pairs, vectors, numbers, recipe, engine = read(call)
     n, m = pairs.shape
     rows, cols = unpack(recipe, numbers, vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]
@@ -215,7 +143,7 @@ def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    pairs, vectors, numbers, recipe, _ = _read(call)
+    pairs, vectors, numbers, recipe, _ = read(call)
     need_x, need_y = call[-2:]
     rows, cols = unpack(recipe, numbers, vectors)
     dx, dy = (

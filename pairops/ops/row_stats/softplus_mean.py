@@ -5,11 +5,14 @@ hundred rows a step costs what its launches cost, and in torch these are a dozen
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import Node, save
+from pairops.ops.autograd.recompute import along, by_inputs
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.pairs.pairs import Pairs
@@ -36,36 +39,74 @@ def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
 def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
     """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
     keep = None if pairs.complete else pairs.keep_x
-    mean: Tensor = _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-untyped-call]
-    return mean
+    return _SoftMean.of(divisors, keep, *statistics)[0]
 
 
-class _SoftMean(torch.autograd.Function):
-    """The ops as one node. Under create_graph its backward pass is differentiable torch."""
+class _SoftMean(Node):
+    """The first op: the mean, and how many rows count."""
 
     @staticmethod
-    def forward(
-        ctx: Any, divisors: list[float], keep: Tensor | None, *statistics: Tensor
-    ) -> Tensor:
+    def run(
+        divisors: Sequence[float], keep: Tensor | None, *statistics: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss, count = torch.ops.pairops.soft_mean(statistics, divisors, keep)
-        ctx.save_for_backward(count, keep, *statistics)
-        ctx.divisors = divisors
-        return loss  # type: ignore[no-any-return]
+        return loss, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        count, keep, *statistics = ctx.saved_tensors
-        run = _slopes if torch.is_grad_enabled() else torch.ops.pairops.soft_mean_slopes
-        return None, None, *run(gradient, count, statistics, ctx.divisors, keep)
+    def keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        ctx.divisors, *tensors = inputs
+        ctx.mark_non_differentiable(outputs[1])
+        save(ctx, outputs[1], *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _count: Tensor) -> tuple[Tensor | None, ...]:
+        run = _Slopes.run if torch.compiler.is_compiling() else _Slopes.of
+        return None, None, *run(ctx.divisors, gradient, *ctx.saved_tensors)
+
+    @staticmethod
+    def tangent(
+        ctx: Any, saved: list[Any], _divisors: None, _keep: None, *tangents: Tensor | None
+    ) -> tuple[Tensor, None]:
+        count, keep, *statistics = saved
+        by_each = _slopes(ctx.divisors, torch.ones_like(count), count, keep, *statistics)
+        moved = zip(by_each, tangents, strict=True)
+        return torch.stack([(g * t).sum() for g, t in moved if t is not None]).sum(), None
+
+
+class _Slopes(Node):
+    """The second one: the gradient by each statistic."""
+
+    @staticmethod
+    def run(divisors: Sequence[float], *tensors: Any) -> tuple[Tensor, ...]:
+        gradient, count, keep, *statistics = tensors
+        given = gradient, count, statistics, divisors, keep
+        return tuple(torch.ops.pairops.soft_mean_slopes(*given))
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], _outputs: Any) -> None:
+        ctx.formula = partial(_slopes, inputs[0])
+        save(ctx, *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        return None, *by_inputs(ctx.formula, wanted, ctx.saved_tensors, cotangents)
+
+    @staticmethod
+    def tangent(
+        ctx: Any, saved: list[Any], _divisors: None, *tangents: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return along(ctx.formula, saved, tangents)
 
 
 def _slopes(
+    divisors: Sequence[float],
     gradient: Tensor,
     count: Tensor,
-    statistics: Sequence[Tensor],
-    divisors: Sequence[float],
     keep: Tensor | None,
+    *statistics: Tensor,
 ) -> list[Tensor]:
+    """`_Slopes.run` as differentiable torch."""
     share = gradient / count
     result = []
     for statistic, divisor in zip(statistics, divisors, strict=True):

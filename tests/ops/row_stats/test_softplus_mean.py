@@ -19,7 +19,8 @@ DIVISORS = [2.0, 50.0]
 
 
 def mean(divisors: list[float], keep: Tensor | None, *statistics: Tensor) -> Tensor:
-    return _SoftMean.apply(divisors, keep, *statistics)  # type: ignore[no-any-return, no-untyped-call]
+    loss: Tensor = _SoftMean.of(divisors, keep, *statistics)[0]
+    return loss
 
 
 def formula(divisors: list[float], keep: Tensor | None, *statistics: Tensor) -> Tensor:

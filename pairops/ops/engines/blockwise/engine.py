@@ -30,7 +30,7 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import grid as tiles
 from .grid import Grid, Placed, Tile, counts
-from .recompute import recomputed
+from pairops.ops.autograd.recompute import recomputed
 
 
 def declines(*_call: object) -> str | None:

@@ -30,8 +30,10 @@ def extents(pairs: Pairs) -> tuple[int, int]:
     """
 
     def even(n: int, most: int) -> int:
-        pieces = max(1, (n + most - 1) // most)
-        return max(16, ((n + pieces - 1) // pieces + 15) // 16 * 16)
+        # Not max(): torch.compile may not know n when it traces.
+        pieces: int = torch.sym_max(1, (n + most - 1) // most)
+        extent: int = torch.sym_max(16, ((n + pieces - 1) // pieces + 15) // 16 * 16)
+        return extent
 
     n, m = pairs.shape
     return even(n, ROWS), even(m, COLS)

@@ -39,7 +39,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
             return reason
     if x.shape[1] > _MOST_DIMENSIONS:
         return f"x has {x.shape[1]} dimensions; the CUDA kernels take {_MOST_DIMENSIONS}"
-    if max(pairs.shape) > _MOST_ROWS:
+    if pairs.longer_than(_MOST_ROWS):
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
         if cuda_key(term) not in cuda_kernels.KINDS:

@@ -1,0 +1,170 @@
+"""The ops as nodes of torch's graph: statistics, their gradient, and the derivatives of both.
+
+`RowStats` runs the op `gather`, and its backward pass is `_Weigh`, which runs the op `weigh`: an
+engine's sweeps, whatever is to be differentiated later. Only where that comes to pass is the
+gradient recomputed as differentiable torch, a function of the embeddings and of the *statistics*,
+whose own derivatives lead through `RowStats` again: hence differentiable any number of times. (A
+`once_differentiable` backward would be silently wrong for gradient penalties.)
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.autograd.node import Node, save
+from pairops.ops.autograd.recompute import along, by_inputs, recomputed, transposed
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import exactly
+
+from .backward import weigh
+
+RELATION = 7  # tensors in Pairs.relation()
+
+
+def read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
+    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
+    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine = call[:10]
+    pairs = Pairs(x, y, scale_x, scale_y, *relation)
+    pairs.prepared[engine] = prepared
+    return pairs, vectors, numbers, recipe, engine
+
+
+def weighed(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The op `weigh`; in grad mode differentiable."""
+    statistics, arguments, bits, cotangents, *needs = call[10:]
+    with exactly(call[0].device.type):
+        return weigh(*read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1]))
+
+
+class RowStats(Node):
+    """(numbers, recipe, engine), terms without gradient, how many terms there are and how many
+    tensors are prepared; x, y, scales, relation, prepared, vectors → statistics, and what
+    `weigh` wants besides: arguments of extremes, tile bits."""
+
+    @staticmethod
+    def run(
+        call: tuple[list[float], str, str],
+        _constant: tuple[int, ...],
+        _terms: int,
+        prepared: int,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        statistics, arguments, bits = torch.ops.pairops.gather(*_in_lists(tensors, prepared), *call)
+        return (*statistics, *arguments, bits)
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        ctx.call, ctx.constant, ctx.terms, ctx.prepared, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[outputs[k] for k in ctx.constant], *outputs[ctx.terms :])
+        ctx.given = len(tensors)
+        save(ctx, *tensors, *outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        statistics = saved[ctx.given : ctx.given + ctx.terms]
+        needs = ctx.needs_input_grad[4:]
+        # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
+        cotangents = [
+            g if g is not None else z if k in ctx.constant else torch.zeros_like(z)
+            for k, (g, z) in enumerate(zip(given, statistics, strict=False))
+        ]
+        run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
+        dx, dy, *dvectors = run(
+            (ctx.call, ctx.given, ctx.terms, ctx.prepared, needs[0], needs[1]), *saved, *cotangents
+        )
+        gradients = [dx, dy, None, None, *[None] * (RELATION + ctx.prepared), *dvectors]
+        wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return (None, None, None, None, *wanted)
+
+    @staticmethod
+    def tangent(ctx: Any, saved: list[Any], *given: Any) -> tuple[Tensor | None, ...]:
+        tangents, others = given[4:], len(saved) - ctx.given - ctx.terms
+        if len(ctx.constant) == ctx.terms:
+            return (None,) * (ctx.terms + others)
+        needs = tangents[0] is not None, tangents[1] is not None
+        gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
+        moved = tuple([t is not None for t in tangents])
+        found = recomputed(
+            partial(_by_tangents, gradient, moved, ctx.terms),
+            *saved,
+            *[t for t in tangents if t is not None],
+        )
+        constant = [None if k in ctx.constant else t for k, t in enumerate(found)]
+        return (*constant, *[None] * others)
+
+
+class _Weigh(Node):
+    """What `RowStats` was called with; its tensors and outputs, the gradients by its statistics →
+    the gradients by x, by y and by every vector."""
+
+    @staticmethod
+    def run(told: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        dx, dy, dvectors = torch.ops.pairops.weigh(*_of_weigh(told, tensors))
+        return (dx, dy, *dvectors)
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], _outputs: Any) -> None:
+        ctx.told, *tensors = inputs
+        save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        gradient = partial(_gradient, ctx.told)
+        return None, *by_inputs(gradient, wanted, ctx.saved_tensors, cotangents)
+
+    @staticmethod
+    def tangent(
+        ctx: Any, saved: list[Any], _: None, *tangents: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return along(partial(_gradient, ctx.told), saved, tangents)
+
+
+def _gradient(told: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """`_Weigh.run` as differentiable torch."""
+    dx, dy, dvectors = weighed(*_of_weigh(told, tensors))
+    return (dx, dy, *dvectors)
+
+
+def _by_tangents(
+    gradient: Any, moved: tuple[bool, ...], terms: int, *given: Tensor
+) -> list[Tensor]:
+    """The derivatives of the statistics along tangents of what is moved; given: what `RowStats`
+    got and returned, then the tangents.
+
+    `gradient` is linear in the cotangents, with these derivatives as its transpose.
+    """
+    create = torch.is_grad_enabled()
+    count = len(given) - sum(moved)
+    saved, tangents = given[:count], given[count:]
+    with torch.enable_grad():
+        cotangents = [
+            torch.zeros_like(z, requires_grad=True) for z in saved[len(moved) : len(moved) + terms]
+        ]
+        dx, dy, *dvectors = gradient(*saved, *cotangents)
+        first = len(moved) - len(dvectors)
+        gradients = {0: dx, 1: dy, **dict(enumerate(dvectors, first))}
+        along_moved = [gradients[k] for k, move in enumerate(moved) if move]
+        return transposed(along_moved, tangents, cotangents, create)
+
+
+def _in_lists(tensors: Sequence[Any], prepared: int) -> tuple[Any, ...]:
+    """x, y, the scales; relation, what the engine prepared, vectors."""
+    begin, end = 4 + RELATION, 4 + RELATION + prepared
+    return *tensors[:4], tensors[4:begin], tensors[begin:end], tensors[end:]
+
+
+def _of_weigh(told: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments of the op."""
+    call, given, terms, prepared, need_x, need_y = told
+    bits = len(tensors) - terms - 1
+    inputs = _in_lists(tensors[:given], prepared)
+    statistics, arguments = tensors[given : given + terms], tensors[given + terms : bits]
+    return (
+        *inputs, *call, statistics, arguments, tensors[bits], tensors[bits + 1 :], need_x, need_y
+    )  # fmt: skip
