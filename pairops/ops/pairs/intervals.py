@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
-from pairops.ops.bindings.devices import float32_level
+from pairops.ops.bindings.devices import float32_level, widest_float
 
 from .similarity import inverse_norm
 
@@ -27,7 +27,7 @@ Prepared = dict[str, list[Tensor]]  # by engine, as in `Pairs`
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
     "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
-    "bool exclude_self, bool normalize, str level) -> Tensor[]"
+    "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
 
@@ -49,6 +49,7 @@ def relate(
     places, keep_x, *rest = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
+        widest_float(x.device),
     )  # fmt: skip
     order_x, lo, hi, own, positives = places.unbind()
     order_y, keep_y = order_x, keep_x
@@ -65,8 +66,10 @@ def relate(
 
 
 def _relate(*call: Any) -> list[Tensor]:
-    x, y, labels, ref_labels, ignore_index, exclude_self, *_ = call
+    x, y, labels, ref_labels, ignore_index, exclude_self, *_, scales = call
     result = _outputs(*call)
+    if scales != torch.float64:  # compiled code writes scales in float64
+        return _by_torch(*call)
     if cuda_kernels.relates(x, y):
         _by_kernels(result, *call)
         return result
@@ -84,14 +87,14 @@ def _relate(*call: Any) -> list[Tensor]:
 
 
 def _outputs(*call: Any) -> list[Tensor]:
-    x, y, _, ref_labels, _, _, normalize, level = call
+    x, y, _, ref_labels, _, _, normalize, level, scales = call
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
         result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
     if normalize:
-        result += [z.new_empty(z.shape[0], dtype=torch.float64) for z in (x, y) if z is not None]
-    if cuda_kernels.relates(x, y):
+        result += [z.new_empty(z.shape[0], dtype=scales) for z in (x, y) if z is not None]
+    if scales == torch.float64 and cuda_kernels.relates(x, y):
         kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
         result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
@@ -107,6 +110,7 @@ def _by_kernels(
     exclude_self: bool,
     normalize: bool,
     level: str,
+    _scales: torch.dtype,
 ) -> None:
     """One launch for x, one for y, which has an order of its own if it has labels."""
     places, keep, *rest = result
@@ -136,6 +140,7 @@ def _by_torch(
     exclude_self: bool,
     normalize: bool,
     _level: str,
+    scales: torch.dtype,
 ) -> list[Tensor]:
     order = torch.arange(x.shape[0], device=x.device)
     own = order if exclude_self else torch.full_like(order, -1)
@@ -159,7 +164,7 @@ def _by_torch(
     result = [torch.stack([order, lo, hi, own, positives]), keep_x, *others]
     if normalize:
         result += [
-            torch.where(keep, inverse_norm(z), 0.0)
+            torch.where(keep, inverse_norm(z), 0.0).to(scales)
             for z, keep in ((x, keep_x), (y, keep_y))
             if z is not None
         ]
