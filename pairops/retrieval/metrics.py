@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
@@ -95,14 +96,15 @@ def evaluate(
         raise TypeError(f"map_at_r is {type(map_at_r).__name__}; it must be a bool")
     pairs = _pairs(x, labels, ties, pairing)
     ranks, precisions = _found(pairs, ties, progress, map_at_r)
+    dtype = widest_float(x.device)
     counted = pairs.keep_x if lone == "zero" else pairs.positives() > 0
 
     def mean(values: Tensor) -> float:
-        return values[counted].double().mean().item()
+        return values[counted].to(dtype).mean().item()
 
     return Retrieval(
         {k: mean((ranks > 0) & (ranks <= k)) for k in cutoffs},
-        mean(torch.where(ranks > 0, 1 / ranks.double(), 0.0)),
+        mean(torch.where(ranks > 0, 1 / ranks.to(dtype), 0.0)),
         None if precisions is None else mean(precisions[0]),
         None if precisions is None else mean(precisions[1]),
         int(counted.sum()),
@@ -131,7 +133,7 @@ def average_precisions(
     **pairing: Unpack[Pairing],
 ) -> tuple[Tensor, Tensor]:
     """(N,) float64 each: average precision at R and R-precision of every query; 0 for a query
-    without positives.
+    without positives. float32 on a device without float64.
 
     Arguments: as in `evaluate`.
     """
@@ -196,13 +198,16 @@ def _found(
         return ranks[:, 0], _by_strips(pairs, ties, progress)
     hit = (ranks > 0) & (ranks <= size.unsqueeze(1))
     k = torch.arange(1, ranks.shape[1] + 1, device=size.device)
-    precision = torch.where(hit, k.double() / ranks, 0.0)
-    among = size.clamp(min=1).double()
+    dtype = widest_float(size.device)
+    precision = torch.where(hit, k.to(dtype) / ranks, 0.0)
+    among = size.clamp(min=1).to(dtype)
     return ranks[:, 0], (precision.sum(1) / among, hit.sum(1) / among)
 
 
 def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, Tensor]:
-    result = torch.zeros(2, pairs.shape[0], dtype=torch.float64, device=pairs.x.device)
+    result = torch.zeros(
+        2, pairs.shape[0], dtype=widest_float(pairs.x.device), device=pairs.x.device
+    )
     shown = bar(progress, pairs.shape[0], "MAP@R", "query")
     with exactly(pairs.x.device.type), shown as advance:
         sets = Sorted(pairs)

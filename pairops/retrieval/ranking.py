@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import product, scaled
 
@@ -25,7 +26,7 @@ class Sorted:
     """
 
     def __init__(self, pairs: Pairs) -> None:
-        self._pairs = pairs
+        self._pairs, self._dtype = pairs, widest_float(pairs.x.device)
         self._n, self._m = int(pairs.keep_x.sum()), int(pairs.keep_y.sum())
         self._x = self._rows(pairs.x, pairs.scale_x, pairs.order_x[: self._n])
         self._y = self._x
@@ -50,7 +51,7 @@ class Sorted:
         """(2, end − begin): average precision at R and R-precision of these queries."""
         positives, size = self._positives(begin, end)
         if positives.shape[1] == 0:
-            return torch.zeros(2, end - begin, dtype=torch.float64, device=size.device)
+            return torch.zeros(2, end - begin, dtype=self._dtype, device=size.device)
         ascending, width = positives.sort(1).values, positives.shape[1]
         nan = ascending.isnan().any(1)
         k = torch.arange(1, width + 1, device=size.device)
@@ -64,7 +65,7 @@ class Sorted:
                 s = torch.where(self._belongs(begin, end, first, last), -torch.inf, s)
             floor = torch.where(hit, ascending.flip(1), torch.inf).amin(1, keepdim=True)
             near = ~(s.amax(1) < floor[:, 0])
-            share = near.double().mean()
+            share = int(near.sum()) / len(near)
             if share == 0:
                 continue
             reached = slice(None) if share > 0.5 else torch.where(near)[0]
@@ -77,8 +78,8 @@ class Sorted:
             )
             rank[reached] = k + between[reached, :width].cumsum(1)
             hit[reached] &= rank[reached] <= size[reached, None]
-        precision = torch.where(hit, k.double() / rank, 0.0)
-        size = size.clamp(min=1).double()
+        precision = torch.where(hit, k.to(self._dtype) / rank, 0.0)
+        size = size.clamp(min=1).to(self._dtype)
         return torch.stack([precision.sum(1) / size, hit.sum(1) / size])
 
     def _positives(self, begin: int, end: int) -> tuple[Tensor, Tensor]:

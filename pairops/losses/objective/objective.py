@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
@@ -222,7 +223,8 @@ def average(
 def _quotient(total: Tensor, count: Tensor, group: Group | None) -> Tensor:
     if group is None:
         return total / count.clamp(min=1)
-    sums = over_ranks(torch.stack([total.double(), count.double()]), group)
+    dtype = widest_float(total.device)
+    sums = over_ranks(torch.stack([total.to(dtype), count.to(dtype)]), group)
     return (sums[0] / sums[1].clamp(min=1)).to(total.dtype)
 
 

@@ -1,4 +1,4 @@
-"""What the GPU engines know of a GPU, and how they divide work among its processors."""
+"""What is known of a device: its numbers, and of a GPU how work is divided among its processors."""
 
 import contextlib
 import functools
@@ -9,6 +9,20 @@ from torch import Tensor
 
 def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Does this device know float64? Apple's MPS, say, does not."""
+    try:  # Asked of the device each time: an answer kept would cost as much to look up.
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Of scales, and of sums over ranks or queries: float64, float32 where a device has no more."""
+    return torch.float64 if has_float64(device) else torch.float32
 
 
 def float32_level() -> str:
@@ -23,6 +37,7 @@ def float32_level() -> str:
 # What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
 capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 float32_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
+widest_float._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -46,6 +46,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return MISSING
     if pairs.x.device.type != "cpu":
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
+    if pairs.scale_x is not None and pairs.scale_x.dtype != torch.float64:
+        return "norms are float32; the native kernels read them in float64"
     if pairs.longer_than(_MOST):
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
-from pairops.ops.bindings.devices import float32_level
+from pairops.ops.bindings.devices import float32_level, widest_float
 
 from .similarity import constant_inverse_norm
 
@@ -28,7 +28,7 @@ Prepared = dict[str, list[Tensor]]  # by engine, as in `Pairs`
 _library = torch.library.Library("pairops", "FRAGMENT")
 _library.define(
     "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
-    "bool exclude_self, bool normalize, str level) -> Tensor[]"
+    "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
 
@@ -50,6 +50,7 @@ def relate(
     places, keep_x, *rest = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
+        widest_float(x.device),
     )  # fmt: skip
     order_x, lo, hi, own, positives = places.unbind()
     order_y, keep_y = order_x, keep_x
@@ -66,8 +67,10 @@ def relate(
 
 
 def _relate(*call: Any) -> list[Tensor]:
-    x, y, labels, ref_labels, ignore_index, exclude_self, *_ = call
+    x, y, labels, ref_labels, ignore_index, exclude_self, *_, scales = call
     result = _outputs(*call)
+    if scales != torch.float64:  # compiled code writes scales in float64
+        return _by_torch(*call)
     if cuda_kernels.relates(x, y):
         _by_kernels(result, *call)
         return result
@@ -85,14 +88,14 @@ def _relate(*call: Any) -> list[Tensor]:
 
 
 def _outputs(*call: Any) -> list[Tensor]:
-    x, y, _, ref_labels, _, _, normalize, level = call
+    x, y, _, ref_labels, _, _, normalize, level, scales = call
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
         result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
     if normalize:
-        result += [z.new_empty(z.shape[0], dtype=torch.float64) for z in (x, y) if z is not None]
-    if cuda_kernels.relates(x, y):
+        result += [z.new_empty(z.shape[0], dtype=scales) for z in (x, y) if z is not None]
+    if scales == torch.float64 and cuda_kernels.relates(x, y):
         kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
         result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
@@ -108,6 +111,7 @@ def _by_kernels(
     exclude_self: bool,
     normalize: bool,
     level: str,
+    _scales: torch.dtype,
 ) -> None:
     """One launch for x, one for y, which has an order of its own if it has labels."""
     places, keep, *rest = result
@@ -137,6 +141,7 @@ def _by_torch(
     exclude_self: bool,
     normalize: bool,
     _level: str,
+    scales: torch.dtype,
 ) -> list[Tensor]:
     order = torch.arange(x.shape[0], device=x.device)
     own = order if exclude_self else torch.full_like(order, -1)
@@ -160,7 +165,7 @@ def _by_torch(
     result = [torch.stack([order, lo, hi, own, positives]), keep_x, *others]
     if normalize:
         result += [
-            torch.where(keep, constant_inverse_norm(z), 0.0)
+            torch.where(keep, constant_inverse_norm(z), 0.0).to(scales)
             for z, keep in ((x, keep_x), (y, keep_y))
             if z is not None
         ]

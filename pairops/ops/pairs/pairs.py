@@ -59,7 +59,8 @@ class Pairs:
 
     x: Tensor  # (N, D)
     y: Tensor | None  # (M, D); None: the same set
-    scale_x: Tensor | None  # (N,) float64, r_i: s_ij = r_i r_j <x_i, y_j>; None: dot products
+    # s_ij = r_i r_j <x_i, y_j>; None: dot products. In the widest dtype of the device.
+    scale_x: Tensor | None  # (N,) r_i
     scale_y: Tensor | None  # (M,)
     order_x: Tensor  # (N,) int64
     order_y: Tensor  # (M,) int64

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.autograd.node import Node, save
+from pairops.ops.bindings.devices import widest_float
 
 
 def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
@@ -17,9 +18,9 @@ def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """(N,) 1/‖x_i‖ in float64; 0, with zero gradient, for a norm below 1e-12."""
+    """(N,) 1/‖x_i‖ in the widest dtype; 0, with zero gradient, for a norm below 1e-12."""
     # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
-    rows = x.double()
+    rows = x.to(widest_float(x.device))
     square = (rows * rows).sum(1)
     vanishes = square < 1e-24
     return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
@@ -27,7 +28,8 @@ def inverse_norm(x: Tensor) -> Tensor:
 
 def constant_inverse_norm(x: Tensor) -> Tensor:
     """The same without derivatives, a few rows at a time: vector_norm copies what it widens."""
-    pieces = [torch.linalg.vector_norm(z, dim=1, dtype=torch.float64) for z in x.split(1024)]
+    dtype = widest_float(x.device)
+    pieces = [torch.linalg.vector_norm(z, dim=1, dtype=dtype) for z in x.split(1024)]
     norm = torch.cat(pieces)
     return torch.where(norm < 1e-12, 0.0, 1 / norm)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import untraced
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.pairs import Pairs
@@ -126,7 +127,8 @@ def _gather(
     """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
     if not terms:
         return [], []
-    blank = pairs.x.new_empty(pairs.shape[axis], dtype=torch.float64)
+    wide = widest_float(pairs.x.device)
+    blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
     states = [term.monoid.identity(blank) for term in terms]
     travelling = [z for term in terms for z in term.met()]
     for first, block, came in passing(pairs, axis, travelling, "ring 1 (gather)"):
@@ -141,7 +143,7 @@ def _gather(
             if term.keeps_argument:
                 argument = next(found)
                 argument = torch.where(argument < 0, -1, argument + first)
-            state = term.monoid.again(value.double(), argument)
+            state = term.monoid.again(value.to(wide), argument)
             states[k] = term.monoid.merge(states[k], state)
     merged = zip(terms, states, strict=True)
     arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]

@@ -33,6 +33,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
+    if pairs.scale_x is not None and pairs.scale_x.dtype != torch.float64:
+        return "norms are float32; the CUDA kernels read them in float64"
     if x.is_cuda:
         reason = cuda_kernels.reason_against(x.device)
         if reason is not None:
