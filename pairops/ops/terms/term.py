@@ -205,7 +205,7 @@ class Term:
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
-        name = f"{self.gather}:{self.side}:{self.function.name}"
+        name = f"{self.gather}:{self.side}:{self.function.source}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         numbers = [a for a in self.args if isinstance(a, (int, float))]
         tensors = [of_tensor(z) for z in (*self.vectors(), *self.constants())]
