@@ -106,12 +106,6 @@ class Function:
         rest = self.name, self.is_derivative, self.finite
         return _from_pickle, (origin, self.value, self._given, *rest)
 
-    @functools.cached_property
-    def source(self) -> str:
-        """What tells it from other functions in every process that runs the same program."""
-        digest = hashlib.sha256(_content(self.value, ()).encode()).hexdigest()
-        return f"{getattr(self.value, '__qualname__', type(self.value).__qualname__)}#{digest[:8]}"
-
 
 _ORIGINS: dict[str, Function] = {}  # by what pickles call them, of this process or another
 
@@ -131,6 +125,14 @@ def _from_pickle(
                 return known
         _ORIGINS[origin] = Function(value, slopes, name, is_derivative, finite)
     return _ORIGINS[origin]
+
+
+@functools.cache
+def source_of(function: Function) -> str:
+    """What tells it from other functions in every process that runs the same program."""
+    value = function.value
+    digest = hashlib.sha256(_content(value, ()).encode()).hexdigest()
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)}#{digest[:8]}"
 
 
 def _content(held: Any, within: tuple[Any, ...]) -> str:
