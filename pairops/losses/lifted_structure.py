@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
@@ -12,7 +11,7 @@ from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
-from pairops.ops.terms.accumulators import finite
+from pairops.ops.terms.accumulators import finite, log_add_exp
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import LabelledApart, Value
@@ -68,9 +67,7 @@ def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) 
     of_anchor, of_partner = _negatives(pairs, push)
     first = pick_rows(of_anchor, rows.anchor)
     second = pick_rows(pairs.of_all(1, of_partner), rows.partner)
-    alone = (first == -torch.inf) & (second == -torch.inf)
-    both = torch.logaddexp(torch.where(alone, 0, first), torch.where(alone, 0, second))
-    hinged = relu(pull - rows.score + torch.where(alone, -torch.inf, both))
+    hinged = relu(pull - rows.score + log_add_exp(first, second))
     losses = rows.per_anchor(hinged * hinged / 2)
     if objective.averages_pairs:
         return objective.mean_pairs((losses, pairs.positives()), negative=of_anchor)

@@ -55,7 +55,10 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
         kept = kept & ~(s <= term.above[:, None])
     if term.below is not None:
         kept = kept & ~(s >= term.below[:, None])
-    args = [_spread(argument) for argument in term.args]
+    # On the way in as well as on the way out: a dropped pair's slope may be infinite, as its
+    # owner's argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
+    s = torch.where(kept, s, 0)
+    args = [_selected(kept, _spread(argument)) for argument in term.args]
     if term.function.is_derivative:
         f = term.value(s, *args)
     else:
@@ -73,6 +76,11 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
     extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
     first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
     return f.gather(1, first).squeeze(1)
+
+
+def _selected(kept: Tensor, argument: Any) -> Any:
+    """The argument of each pair; 1 for one that is dropped, since functions may divide by it."""
+    return torch.where(kept, argument, 1) if isinstance(argument, Tensor) else argument
 
 
 def _spread(argument: Any) -> Any:

@@ -130,6 +130,16 @@ def finite(statistic: Tensor) -> Tensor:
     return torch.where(statistic == -torch.inf, 0.0, statistic)
 
 
+def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp a + exp b); −inf, the log of nothing, gets no gradient beside a number, of any order.
+
+    torch.logaddexp's second derivatives are NaN where one of the two is infinite.
+    """
+    alone = (a == -torch.inf) | (b == -torch.inf)
+    both = torch.logaddexp(torch.where(alone, 0.0, a), torch.where(alone, 0.0, b))
+    return torch.where(alone, torch.maximum(a, b), both)
+
+
 GATHERS: dict[tuple[str, bool], Gather] = {
     ("sum", False): Sum(),
     ("lse", False): LogSumExp(),

@@ -6,10 +6,14 @@ them to its own. `csrc/math/functions.h` holds the twins for C++ and CUDA; a tes
 together.
 """
 
+import functools
+import hashlib
 import inspect
 import re
+import types
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,7 +47,10 @@ class Function:
     finite value and slope for every finite s, which spares a selection.
 
     A second function of the same name gets a name of its own, so a recipe always means one
-    function; functions are kept for good, so make them once, at module level.
+    function; functions are kept for good, so make them once, at module level. A name is made of
+    ASCII letters, digits and underscores: others become underscores, and none begins with a digit.
+    A copy of a function is the function itself, and so is a pickle of it that is read in the same
+    process; in another it is the function of the same `value`, or else one of its own.
     """
 
     value: Callable[..., Any]
@@ -52,8 +59,11 @@ class Function:
     is_derivative: bool = True
     finite: bool = False
     arity: int = 0  # arguments besides s; read off `value`
+    _given: Callable[..., Any] | None = field(init=False, repr=False, default=None)  # slopes, if so
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name is {type(self.name).__name__}; it must be a str")
         try:
             parameters = inspect.signature(self.value).parameters.values()
         except ValueError as error:
@@ -75,15 +85,80 @@ class Function:
                         "none; it must be an argument of value, and be given to the term"
                     )
         object.__setattr__(self, "arity", len(parameters) - 1)
-        stem = re.sub(r"\W", "_", self.name or self.value.__name__)
+        stem = self.name or getattr(self.value, "__name__", type(self.value).__name__)
+        # Engines write sources of it, in which Python would read "ﬁ" as "fi".
+        stem = re.sub(r"^(?=\d)|[^a-zA-Z0-9_]", "_", stem)
         name, copies = stem, 1
         while name in FUNCTIONS:
             copies += 1
             name = f"{stem}_{copies}"
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "_given", self.slopes)
         if self.slopes is None:
             object.__setattr__(self, "slopes", _derive(self.value, self.arity))
         FUNCTIONS[name] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its name may be another function's where this is read.
+        origin = next((key for key, known in _ORIGINS.items() if known is self), None)
+        if origin is None:
+            origin = uuid.uuid4().hex
+            _ORIGINS[origin] = self
+        rest = self.name, self.is_derivative, self.finite
+        return _from_pickle, (origin, self.value, self._given, *rest)
+
+
+_ORIGINS: dict[str, Function] = {}  # by what pickles call them, of this process or another
+
+
+def _from_pickle(
+    origin: str,
+    value: Callable[..., Any],
+    slopes: Callable[..., Any] | None,
+    name: str,
+    is_derivative: bool,
+    finite: bool,
+) -> Function:
+    if origin not in _ORIGINS:
+        wanted = value, slopes, is_derivative, finite
+        for known in FUNCTIONS.values():
+            if (known.value, known._given, known.is_derivative, known.finite) == wanted:
+                return known
+        _ORIGINS[origin] = Function(value, slopes, name, is_derivative, finite)
+    return _ORIGINS[origin]
+
+
+@functools.cache
+def source_of(function: Function) -> str:
+    """What tells it from other functions in every process that runs the same program."""
+    value = function.value
+    digest = hashlib.sha256(_content(value, ()).encode()).hexdigest()
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)}#{digest[:8]}"
+
+
+def _content(held: Any, within: tuple[Any, ...]) -> str:
+    """Code and what it holds, without what differs between processes: addresses, paths, names of
+    modules. within: the functions that it is part of."""
+    if any(held is outer for outer in within):
+        return "itself"
+    within = (*within, held)
+    if isinstance(held, Function):
+        return _content(held.value, within)
+    if isinstance(held, types.CodeType):
+        constants = [_content(constant, within) for constant in held.co_consts]
+        return f"{held.co_code.hex()} {held.co_names} {constants}"
+    if isinstance(held, types.FunctionType):
+        cells = [cell.cell_contents for cell in held.__closure__ or ()]
+        parts = held.__code__, *(held.__defaults__ or ()), *cells
+        return str([_content(part, within) for part in parts])
+    if isinstance(held, (tuple, list)):
+        return str([_content(part, within) for part in held])
+    if isinstance(held, functools.partial):
+        keywords = sorted(held.keywords.items())
+        return str([_content(part, within) for part in (held.func, held.args, keywords)])
+    if isinstance(held, (bool, int, float, str, type(None))):
+        return repr(held)
+    return str(getattr(held, "__qualname__", type(held).__qualname__))
 
 
 def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .accumulators import GATHERS, Gather
-from .functions import Function, affine, identity
+from .functions import Function, affine, identity, source_of
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
 
@@ -205,7 +205,7 @@ class Term:
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
-        name = f"{self.gather}:{self.side}:{self.function.name}"
+        name = f"{self.gather}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         numbers = [a for a in self.args if isinstance(a, (int, float))]
         tensors = [of_tensor(z) for z in (*self.vectors(), *self.constants())]

@@ -19,6 +19,7 @@ may flip.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,10 +172,13 @@ def _weigh_tile(
         args = t.args(tile, [next(operands) for _ in t.vector_axes()])
         drop = t.dropped(s, tile)
         share = t.spread(cotangent).expand_as(s)
+        seen = s
+        if torch.is_grad_enabled():
+            seen, args = _of_pairs(t, s, args, drop, tile)
         if t.term.gather == "lse":
-            f = t.term.value(s, *args) - t.spread(statistic)
+            f = t.term.value(seen, *args) - t.spread(statistic)
             share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
-        slope, *slopes = t.term.slopes(s, *args)
+        slope, *slopes = t.term.slopes(seen, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
         unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
         weights = weights + _kept(t, share * slope, unused, tile, 0.0)
@@ -186,6 +190,23 @@ def _weigh_tile(
     if needs[1]:
         by_embeddings.append(product(weights.T, x.T))
     return by_embeddings + by_vector
+
+
+def _of_pairs(
+    t: Placed, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
+) -> tuple[Tensor, list[Any]]:
+    """Similarities and arguments of the pairs that count; 0 and 1 in place of the others.
+
+    There a slope's own slope may be infinite, and 0·inf is NaN: no gradient may lead there.
+    """
+    kept = t.side(tile)
+    if drop is not None:
+        inside = ~(drop < 0)
+        kept = inside if kept is None else kept & inside
+    if kept is None:
+        return s, args
+    chosen = [torch.where(kept, a, 1) if isinstance(a, Tensor) else a for a in args]
+    return torch.where(kept, s, 0), chosen
 
 
 def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
