@@ -18,11 +18,13 @@ def ring(
     The next block is under way while one is worked on. It overwrites the one before, so there are
     two besides the home block however many ranks there are, and none is to be kept. Where torch
     runs transfers on a stream of their own they wait for the work that was queued before them, so
-    what is overwritten has been read.
+    what is overwritten has been read. A generator that is closed early hands the rest on: the other
+    ranks wait for it.
     """
     here = [z.contiguous() for z in home]
     most = max(sizes)
     spare = [[z.new_empty((most, *z.shape[1:])) for z in here] for _ in range(2)]
+    wanted = True
     for hop in range(group.size):
         owner = (group.rank + hop) % group.size
         coming = [z[: sizes[(owner + 1) % group.size]] for z in spare[hop % 2]]
@@ -31,7 +33,11 @@ def ring(
         if hop + 1 < group.size:
             with group.step(block):
                 under_way = _exchange(group, here, coming)
-        yield owner, here
+        if wanted:
+            try:
+                yield owner, here
+            except GeneratorExit:
+                wanted = False
         with group.step(block):
             for transfer in under_way:
                 transfer.wait()
