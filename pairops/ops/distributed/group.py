@@ -198,8 +198,8 @@ class _Rows(torch.autograd.Function):
         with group.step("gathering the rows of all ranks"):
             # As bytes: not every backend gathers every dtype.
             every = header.gathered(group.process_group, padded.view(torch.uint8))
-        every = every.view(values.dtype)
-        return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
+        found = [rows.view(values.dtype)[:size] for rows, size in zip(every, sizes, strict=True)]
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
