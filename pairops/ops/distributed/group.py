@@ -193,6 +193,8 @@ class _Rows(torch.autograd.Function):
         ctx.piece = group.another()
         if not met:
             group.meet(f"a gathering of rows of {row_of(values)}, piece {ctx.piece}")
+        if not any(sizes):
+            return torch.empty_like(values)
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
         padded[: len(values)] = values
         with group.step("gathering the rows of all ranks"):
