@@ -83,7 +83,7 @@ class Group:
             raise header.known(type(error)(message)) from error
 
     @untraced
-    def agree(self, told: Mapping[str, str], *counts: int) -> list[list[int]]:
+    def agree(self, told: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
         """Each count, of every rank; an error on all of them if not all were told the same."""
         ambient = {name: found() for name, found in header.AMBIENT.items()}
         number = header.calls(self.process_group) + 1 if self.call is None else self.call
@@ -95,7 +95,7 @@ class Group:
             )
         if self.call is None:
             self.call = header.another_call(self.process_group)
-        return every[:, : len(counts)].T.tolist()
+        return tuple(map(tuple, every[:, : len(counts)].T.tolist()))
 
     def another(self) -> int:
         """The number of one more piece of this call, the same on all ranks."""

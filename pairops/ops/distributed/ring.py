@@ -1,6 +1,6 @@
 """Blocks of rows that come past every rank, one after the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
@@ -10,7 +10,7 @@ from .group import Group
 
 def ring(
     group: Group, sizes: Sequence[int], home: Sequence[Tensor], name: str
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Generator[tuple[int, list[Tensor]], None, None]:
     """(rank, its rows) of all ranks: of this one first, then of those after it, round.
 
     home: tensors with one row for each of `sizes[rank]`.  name: what errors call this ring.

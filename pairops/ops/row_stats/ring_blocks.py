@@ -1,7 +1,7 @@
 """The other set block by block, as pairs with the local rows: all ranks, one after the other."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ GATHER, WEIGH = "ring 1 (gather)", "ring 2 (weigh)"
 
 def passing(
     pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str, piece: int
-) -> Iterator[tuple[int, Pairs, list[Tensor]]]:
+) -> Generator[tuple[int, Pairs, list[Tensor]], None, None]:
     """The other set block by block: its first row among those of all ranks, the pairs that the
     local rows (axis 0) or columns (1) make with it, and its rows of `travelling`.
 
