@@ -20,7 +20,7 @@ class StateOfRank(nn.Module):
     state: ClassVar[tuple[str, ...]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self.state:
             setattr(self, name, fn(getattr(self, name)))
         return self

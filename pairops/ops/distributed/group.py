@@ -87,7 +87,7 @@ class Group:
         """Each count, of every rank; an error on all of them if not all were told the same."""
         ambient = {name: found() for name, found in header.AMBIENT.items()}
         number = header.calls(self.process_group) + 1 if self.call is None else self.call
-        place = "the beginning of" if self.call is None else "the forward pass of"
+        place = "at the beginning of" if self.call is None else "in the forward pass of"
         given = {"place": f"{place} call {number}", **self.told, **told, **ambient}
         with self.step("the exchange of what the ranks were given"):
             every = header.exchange(
@@ -107,13 +107,13 @@ class Group:
         """Before anything is exchanged: are all ranks here, in the same exchange of the same call?
         (ranks, ROOM) the numbers of every rank; an error on all of them if they are not."""
         told = {"place": self._place(backward), "loss": self.told.get("loss", ""), "exchange": what}
-        with self.step(f"the header of {what} in {told['place']}"):
+        with self.step(f"the header of {what} {told['place']}"):
             return header.exchange(self.process_group, told, numbers, failed=False)
 
     def _place(self, backward: bool) -> str:
         if self.call is None:
-            return f"no call, after call {header.calls(self.process_group)}"
-        return f"the {'backward' if backward else 'forward'} pass of call {self.call}"
+            return f"in no call, after call {header.calls(self.process_group)}"
+        return f"in the {'backward' if backward else 'forward'} pass of call {self.call}"
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:

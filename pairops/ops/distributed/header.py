@@ -103,7 +103,7 @@ def _difference(heard: Sequence[Mapping[str, str]]) -> Exception:
         name for told in heard for name in told if len({other.get(name) for other in heard}) > 1
     )
     if name in ("place", "exchange"):
-        where = _by_rank([_where(told) for told in heard], "is in", "are in")
+        where = _by_rank([_where(told) for told in heard], "is", "are")
         return RuntimeError(
             f"the ranks of the group are at different places: {where}; losses with a group must be "
             "called and differentiated in the same order on all ranks, and as often"
