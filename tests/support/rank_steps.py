@@ -24,10 +24,8 @@ def take(group: Any, given: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     values: dict[int, Any] = {}
     names = {
-        "torch": torch, "dist": dist, "pairops": pairops, "rank": dist.get_rank(group),
-        "x": x, "labels": given["labels"], "group": group, "v": values, "ms": pairops.ms_loss,
-        "info": pairops.info_nce_loss, "supcon": pairops.supcon_loss, "back": back, "slope": slope,
-        "under": under, "seen": seen, "fail": fail, "half": half, "failing_blocks": failing_blocks,
+        **globals(), "x": x, "labels": given["labels"], "group": group, "v": values,
+        "ms": pairops.ms_loss, "supcon": pairops.supcon_loss,
     }  # fmt: skip
     with (
         mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given.get("gathered", 0)),
@@ -76,8 +74,17 @@ def half() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def fail(text: str) -> Any:
-    raise ArithmeticError(text)
+def second_fails(values: Tensor) -> Tensor:
+    """A formula of which one rank alone has an error."""
+    if dist.get_rank() == 1:
+        raise ArithmeticError("of one")
+    return values
+
+
+def second_lost(x: Tensor, labels: Tensor, **further: Any) -> Tensor:
+    """The same of a loss."""
+    value: Tensor = pairops.ms_loss(second_fails(x), labels, **further)
+    return value
 
 
 @contextlib.contextmanager

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 BOTH = pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
 
 MS, SUPCON = "ms(x, labels, group=group)", "supcon(x, labels, group=group)"
-OWN = "pairops.pair_loss(x, labels, pairops.total('neg', 1.0, 0.0), combine={}, group=group, {})"
-TWO_SETS = ["x.detach().clone().requires_grad_()", "info(x, v[0], group=group)"]
-GOOD, BAD = "torch.abs", "lambda r: fail('of one')"
+OWN = "pairops.pair_loss(x, labels, pairops.total('neg', 1.0, 0.0), combine={}, group=group)"
 BY_HAND = "pairops.row_stats(pairops.Pairs.of(x, labels, group=group), pairops.lse('neg', 1.0, {}))"
 
 
@@ -66,7 +64,11 @@ def only(found: list[list[Any]], kind: str) -> str:
             ("backward pass of call", "at the beginning of call"),
         ),
         # One that can be differentiated again, on one rank alone.
-        ([SUPCON, "slope(v[0], x)"], [SUPCON, "back(v[0])"], ("differentiably", "the gradient")),
+        (
+            [SUPCON, "slope(v[0], x)"],
+            [SUPCON, "back(v[0])"],
+            ("all rows, differentiably", "ring 2 (weigh)"),
+        ),
         # Of the losses of every row, of sums, of averages over pairs.
         (
             [MS[:-1] + ", reduction='none')", SUPCON, "back(v[0])"],
@@ -77,12 +79,6 @@ def only(found: list[list[Any]], kind: str) -> str:
             [SUPCON[:-1] + ", reduction='sum')", SUPCON, "back(v[0])"],
             [SUPCON[:-1] + ", reduction='sum')", SUPCON, "back(v[1])"],
             ("backward pass of call", "backward pass of call"),
-        ),
-        # Gradients by one of two sets, which take a ring each.
-        (
-            [*TWO_SETS, "torch.autograd.grad(v[1], x)"],
-            [*TWO_SETS, "torch.autograd.grad(v[1], v[0])"],
-            ("ring 2 (weigh) of rows", "ring 2 (weigh) of columns"),
         ),
         # Calls by hand in another order.
         (
@@ -168,8 +164,8 @@ def test_the_size_below_which_rows_are_gathered_is_agreed_on(ranks: Ranks) -> No
     [
         # After the ranks agreed, in a formula of one's own.
         *[
-            (OWN.format(GOOD, more), OWN.format(BAD, more), "ArithmeticError: of one")
-            for more in ("reduction='mean'", "reduction='none'")
+            (OWN.format(f"second_fails, reduction={how!r}"), None, "ArithmeticError: of one")
+            for how in ("mean", "none")
         ],
         # By hand, before they agree and after.
         (
@@ -179,8 +175,8 @@ def test_the_size_below_which_rows_are_gathered_is_agreed_on(ranks: Ranks) -> No
         ),
         (
             f"back({BY_HAND.format(0.0)}[0])",
-            BY_HAND.format("labels"),
-            "argument 1 of affine",
+            BY_HAND.format("x[:2, 0]"),
+            "argument 1 of affine has shape (2,)",
         ),
         # In a block of a ring: the rest of it must be handed on.
         (
@@ -188,22 +184,22 @@ def test_the_size_below_which_rows_are_gathered_is_agreed_on(ranks: Ranks) -> No
             "under(failing_blocks('gather'), ms, x, labels, group=group)",
             "MemoryError: no room to gather a block",
         ),
-        # In what a memory is given.
+        # In the loss of a memory, which has exchanged ids before.
         (
-            "pairops.CrossBatchMemory(pairops.ms_loss, 6, 8, group=group)(x, labels)",
-            "pairops.CrossBatchMemory(lambda x, labels, **more: fail('mine'), 6, 8, group=group)"
-            "(x, labels)",
+            "pairops.CrossBatchMemory(second_lost, 6, 8, group=group)(x, labels, ids=labels)",
             None,
+            "ArithmeticError: of one",
         ),
     ],
 )
 def test_a_rank_that_fails_tells_the_others(
-    ranks: Ranks, step: str, failing: str, error: str | None, gathered: int
+    ranks: Ranks, step: str, failing: str | None, error: str, gathered: int
 ) -> None:
-    first, second, third = (got[0] for got in taken(ranks, [[step], [failing], [step]], gathered))
+    steps = [[step], [failing or step], [step]]
+    first, second, third = (got[0] for got in taken(ranks, steps, gathered))
     assert isinstance(second, tuple), second
     said = f"{second[0]}: {second[1]}"
-    assert error is None or error in said
+    assert error in said
     for other in (first, third):
         assert other == ("RuntimeError", f"not every rank could take part: rank 1 has {said}")
 
