@@ -50,7 +50,7 @@ class CrossBatchMemory(StateOfRank):
     pytorch-metric-learning save where its queue stands, or admit a batch larger than it.
     """
 
-    state = ("embeddings", "labels", "ids", "seen", "calls")
+    _kept = ("embeddings", "labels", "ids", "seen", "calls")
     embeddings: Tensor
     labels: Tensor
     ids: Tensor

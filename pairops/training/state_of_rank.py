@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 
 class StateOfRank(nn.Module):
-    """A Module whose attributes of these names are tensors without gradient that `.to()` moves,
+    """A Module whose attributes named in `_kept` are tensors without gradient that `.to()` moves,
     `state_dict` has, and `load_state_dict` fills.
 
     DistributedDataParallel overwrites buffers with those of the first rank before every forward
@@ -17,11 +17,11 @@ class StateOfRank(nn.Module):
     those of any attribute.
     """
 
-    state: ClassVar[tuple[str, ...]]
+    _kept: ClassVar[tuple[str, ...]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self.state:
+        for name in self._kept:
             setattr(self, name, fn(getattr(self, name)))
         return self
 
@@ -34,13 +34,13 @@ class StateOfRank(nn.Module):
         if recurse:
             return buffers
         begin = prefix + "." * bool(prefix)
-        return chain(buffers, [(begin + name, getattr(self, name)) for name in self.state])
+        return chain(buffers, [(begin + name, getattr(self, name)) for name in self._kept])
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: getattr(self, name).detach() for name in self.state})
+        destination.update({prefix + name: getattr(self, name).detach() for name in self._kept})
 
     def _load_from_state_dict(
         self,
@@ -55,7 +55,7 @@ class StateOfRank(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in self.state:
+        for name in self._kept:
             key, held = prefix + name, getattr(self, name)
             if key not in state_dict:
                 missing_keys.extend([key] * strict)
