@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pairops
 from pairops.ops.engines import blockwise_engine
+from pairops.ops.row_stats import ring_blocks
 
 
 def take(group: Any, given: dict[str, Any]) -> list[Any]:
@@ -89,10 +90,11 @@ def second_lost(x: Tensor, labels: Tensor, **further: Any) -> Tensor:
 
 @contextlib.contextmanager
 def failing_blocks(what: str) -> Iterator[None]:
-    """`what`, gather or weigh, has no memory for the first block it is given."""
+    """There is no memory to gather or weigh the first block, or to pack it before it is sent."""
+    where, name = (ring_blocks, "_packed") if what == "pack" else (blockwise_engine, what)
 
     def without_memory(*_: Any, **__: Any) -> Any:
         raise MemoryError(f"no room to {what} a block")
 
-    with mock.patch.object(blockwise_engine, what, without_memory):
+    with mock.patch.object(where, name, without_memory):
         yield

@@ -151,12 +151,20 @@ class Group:
         return result
 
     @untraced
-    def rows(self, values: Tensor, sizes: Sequence[int], *, met: bool = False) -> Tensor:
+    def rows(
+        self,
+        values: Tensor,
+        sizes: Sequence[int],
+        *,
+        meet: Callable[[], object] | None = None,
+        met: bool = False,
+    ) -> Tensor:
         """The rows of all ranks, one after the other. sizes: how many each has. Differentiable.
 
-        met: have the ranks just met, for this exchange too?
+        meet: meets in place of what this would say.  met: the ranks have just met, for this too.
         """
-        result: Tensor = _Rows.apply(self, values, tuple(sizes), met)  # type: ignore[no-untyped-call]
+        meet = (lambda: None) if met else meet
+        result: Tensor = _Rows.apply(self, values, tuple(sizes), meet)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -172,8 +180,8 @@ class _Total(torch.autograd.Function):
             every = group.meet(what, backward, wide.reshape(-1).view(torch.int64))
             sums = every[:, : values.numel()].view(wide.dtype).sum(0)
             return sums.to(values.dtype).reshape(values.shape)
-        group.meet(what, backward)
         result = values.clone(memory_format=torch.contiguous_format)
+        group.meet(what, backward)
         with group.step("a sum over the ranks"):
             dist.all_reduce(result, group=group.process_group)
         return result
@@ -186,17 +194,24 @@ class _Total(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, group: Group, values: Tensor, sizes: tuple[int, ...], met: bool
+        ctx: Any,
+        group: Group,
+        values: Tensor,
+        sizes: tuple[int, ...],
+        meet: Callable[[], object] | None,
     ) -> Tensor:
         first = sum(sizes[: group.rank])
         ctx.group, ctx.own = group, slice(first, first + len(values))
         ctx.piece = group.another()
-        if not met:
-            group.meet(f"a gathering of rows of {row_of(values)}, piece {ctx.piece}")
-        if not any(sizes):
-            return torch.empty_like(values)
+        # Before the ranks meet: where there is no room for it, the others can be told still.
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
         padded[: len(values)] = values
+        if meet is None:
+            group.meet(f"a gathering of rows of {row_of(values)}, piece {ctx.piece}")
+        else:
+            meet()
+        if not any(sizes):
+            return torch.empty_like(values)
         with group.step("gathering the rows of all ranks"):
             # As bytes: not every backend gathers every dtype.
             every = header.gathered(group.process_group, padded.view(torch.uint8))

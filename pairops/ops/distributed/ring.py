@@ -19,11 +19,21 @@ def ring(
     two besides the home block however many ranks there are, and none is to be kept. Where torch
     runs transfers on a stream of their own they wait for the work that was queued before them, so
     what is overwritten has been read. A generator that is closed early hands the rest on: the other
-    ranks wait for it.
+    ranks wait for it. What it needs room for is made before it is asked for the first block.
     """
     here = [z.contiguous() for z in home]
     most = max(sizes)
     spare = [[z.new_empty((most, *z.shape[1:])) for z in here] for _ in range(2)]
+    return _blocks(group, sizes, here, spare, name)
+
+
+def _blocks(
+    group: Group,
+    sizes: Sequence[int],
+    here: list[Tensor],
+    spare: Sequence[Sequence[Tensor]],
+    name: str,
+) -> Generator[tuple[int, list[Tensor]], None, None]:
     wanted = True
     for hop in range(group.size):
         owner = (group.rank + hop) % group.size

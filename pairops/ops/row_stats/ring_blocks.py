@@ -1,6 +1,7 @@
 """The other set block by block, as pairs with the local rows: all ranks, one after the other."""
 
 import contextlib
+import functools
 from collections.abc import Generator, Sequence
 
 import torch
@@ -63,16 +64,16 @@ def passing(
         sent = [*([embeddings.detach(), *known] if first_time else []), *travelling]
         came = []
         if sent:
-            meet("all rows of", *sent)
-            came = _unpacked(group.rows(_packed(sent), sizes, met=True), sent)
+            ready = functools.partial(meet, "all rows of", *sent)
+            came = _unpacked(group.rows(_packed(sent), sizes, meet=ready), sent)
         if first_time:
             pairs.gathered[axis], came = came[: 1 + len(known)], came[1 + len(known) :]
         yield 0, meeting(0, *pairs.gathered[axis]), came
         return
     beside = [*known, *travelling]
-    meet("blocks of", embeddings, *beside)
     # Closed with this one, so that the rest is handed on where a block could not be worked on.
     with contextlib.closing(ring(group, sizes, [embeddings, _packed(beside)], name)) as blocks:
+        meet("blocks of", embeddings, *beside)
         for owner, (rows, packed) in blocks:
             came = _unpacked(packed, beside)
             first = sum(sizes[:owner])

@@ -178,12 +178,15 @@ def test_the_size_below_which_rows_are_gathered_is_agreed_on(ranks: Ranks) -> No
             BY_HAND.format("x[:2, 0]"),
             "argument 1 of affine has shape (2,)",
         ),
-        # In a block of a ring: the rest of it must be handed on.
-        (
-            MS,
-            "under(failing_blocks('gather'), ms, x, labels, group=group)",
-            "MemoryError: no room to gather a block",
-        ),
+        # Before a ring, and in a block of it: the rest of it must be handed on.
+        *[
+            (
+                MS,
+                f"under(failing_blocks('{what}'), ms, x, labels, group=group)",
+                f"MemoryError: no room to {what} a block",
+            )
+            for what in ("pack", "gather")
+        ],
         # In the loss of a memory, which has exchanged ids before.
         (
             "pairops.CrossBatchMemory(second_lost, 6, 8, group=group)(x, labels, ids=labels)",
