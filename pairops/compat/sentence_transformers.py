@@ -95,7 +95,7 @@ class _OfColumns(Arguments):
 
     def _averaged(self, gradient: Tensor) -> Tensor:
         """That of a parameter of the loss: the trainer lets DDP average those of `model` alone."""
-        group = Group.of(self._here())
+        group = Group.of(self._here(), {"loss": type(self).__name__})
         return gradient if group is None else group.total(gradient) / group.size
 
     def get_config_dict(self) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from pairops.ops.distributed.agreement import shown
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
 
+from .state_of_rank import StateOfRank
+
 _NO_ID, _LAST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 _KEYWORDS = ("ref_emb", "ref_labels", "exclude_self", "ignore_index")
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(StateOfRank):
     """loss(x, labels, ref_emb=[x; memory], ref_labels=[labels; labels of the memory]).
 
     The anchors are the rows of the batch. Their references are the same rows, with gradient, and
@@ -34,11 +36,12 @@ class CrossBatchMemory(nn.Module):
     references are then the batches and memories of all ranks, of which each holds its own.  Raises
     ValueError or TypeError that names a bad argument.
 
-    State is in buffers, so in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring;
-    seen and calls, how many rows and calls there were. A run that resumes from them goes on with
-    the same bits. Shapes do not depend on how full the memory is, and no value is read, so nothing
-    waits for the device. In `eval` mode the memory is used and left as it is. It has no place under
-    activation checkpointing, which would call it twice. What overflows `dtype` becomes Inf.
+    State is in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring; seen and calls,
+    how many rows and calls there were. A run that resumes from them goes on with the same bits.
+    They are no buffers, so that every rank remembers what it was given itself. Shapes do not depend
+    on how full the memory is, and no value is read, so nothing waits for the device. In `eval` mode
+    the memory is used and left as it is. It has no place under activation checkpointing, which
+    would call it twice. What overflows `dtype` becomes Inf.
 
     Source: Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020. There, and in
     pytorch-metric-learning, a batch is enqueued before the loss, so that it is compared with
@@ -47,6 +50,7 @@ class CrossBatchMemory(nn.Module):
     pytorch-metric-learning save where its queue stands, or admit a batch larger than it.
     """
 
+    _kept = ("embeddings", "labels", "ids", "seen", "calls")
     embeddings: Tensor
     labels: Tensor
     ids: Tensor
@@ -85,11 +89,11 @@ class CrossBatchMemory(nn.Module):
         self.ignore_index = ignore_index
         self.group = group
         shape = (memory_size,)
-        self.register_buffer("embeddings", torch.zeros(memory_size, embedding_size, dtype=dtype))
-        self.register_buffer("labels", torch.full(shape, ignore_index, dtype=torch.int64))
-        self.register_buffer("ids", torch.full(shape, _NO_ID, dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.embeddings = torch.zeros(memory_size, embedding_size, dtype=dtype)
+        self.labels = torch.full(shape, ignore_index, dtype=torch.int64)
+        self.ids = torch.full(shape, _NO_ID, dtype=torch.int64)
+        self.seen = torch.zeros((), dtype=torch.int64)
+        self.calls = torch.zeros((), dtype=torch.int64)
 
     def forward(
         self,
@@ -109,16 +113,16 @@ class CrossBatchMemory(nn.Module):
         group = Group.of(self.group, {"loss": f"CrossBatchMemory of {shown(self.loss)}"})
         with contextlib.nullcontext() if group is None else group.reporting():
             labels, ids, others = self._checked(x, labels, ids, enqueue, group)
-        further: dict[str, Any] = {} if weight is None else {"weight": weight}
-        result = self.loss(
-            x,
-            labels,
-            ref_emb=torch.cat([x, self.embeddings.to(x.dtype)]),
-            ref_labels=torch.cat([labels, others]),
-            exclude_self=True,
-            ignore_index=self.ignore_index,
-            **(further if self.group is None else further | {"group": self.group}),
-        )
+            further: dict[str, Any] = {} if weight is None else {"weight": weight}
+            result = self.loss(
+                x,
+                labels,
+                ref_emb=torch.cat([x, self.embeddings.to(x.dtype)]),
+                ref_labels=torch.cat([labels, others]),
+                exclude_self=True,
+                ignore_index=self.ignore_index,
+                **(further if self.group is None else further | {"group": self.group}),
+            )
         if self.training:
             self._remember(x.detach(), labels, ids, enqueue)
         return result

@@ -238,3 +238,36 @@ def call(group: Any, given: dict[str, Any]) -> Any:
     """`given["what"]` of torch, dist, pairops, group, and what else is given: an expression."""
     names = {"torch": torch, "dist": dist, "pairops": pairops, "group": group, **given}
     return eval(given["what"], names)
+
+
+class Remembering(torch.nn.Module):
+    """A network with a memory inside of it."""
+
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(6, 4).double()
+        self.memory = pairops.CrossBatchMemory(pairops.supcon_loss, 4, 64, group=group)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = self.memory(self.encoder(x), labels)
+        return value
+
+
+def wrapped(group: Any, given: dict[str, Any]) -> list[Any]:
+    """What a memory holds, and the losses, where a model is wrapped that has remembered already."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(1)
+    model = Remembering(group)
+    first, *batches = given["batches"]
+    found = [float(model(*first).detach())]
+    whole: Any = model
+    if given["wrapper"] == "ddp":
+        whole = torch.nn.parallel.DistributedDataParallel(model, process_group=group)
+    elif given["wrapper"] == "fully_shard":
+        fully_shard(model, mesh=dist.DeviceMesh.from_group(group, "cpu"))
+    for batch in batches:
+        value = whole(*batch)
+        value.backward()
+        found.append(float(value.detach()))
+    return [model.memory.labels, found]

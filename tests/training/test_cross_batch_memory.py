@@ -171,6 +171,36 @@ def test_a_run_that_resumes_has_the_same_bits(size: int, way: str) -> None:
         assert torch.equal(ours_again, first)
 
 
+def test_state_is_no_buffer_and_is_moved_saved_and_loaded_as_one() -> None:
+    """Whoever makes the buffers of all ranks alike leaves it as it is."""
+    model = nn.Sequential(nn.BatchNorm1d(9), memory(4))
+    names = ["embeddings", "labels", "ids", "seen", "calls"]
+    assert [name for name, _ in model.named_buffers() if name.startswith("1.")] == []
+    assert [name for name, _ in model[1].named_buffers()] == []
+    assert [name for name, _ in model[1].named_buffers("a", recurse=False)] == [
+        f"a.{name}" for name in names
+    ]
+    (x, labels, _), *_ = batches([3])
+    model[1](x, labels)
+    saved = model.state_dict()
+    assert [name for name in saved if name.startswith("1.")] == [f"1.{name}" for name in names]
+    assert model.to("meta")[1].embeddings.device.type == "meta"
+    for assign in (False, True):
+        other = nn.Sequential(nn.BatchNorm1d(9), memory(4))
+        other.load_state_dict(saved, assign=assign)
+        assert torch.equal(other[1].labels, saved["1.labels"])
+        assert (other[1].labels.data_ptr() == saved["1.labels"].data_ptr()) == assign
+    del saved["1.seen"]
+    saved["1.ids"] = saved["1.ids"][:2]
+    saved["1.id"] = saved["1.calls"]
+    found = other.load_state_dict({k: v for k, v in saved.items() if k != "1.ids"}, strict=False)
+    assert found == (["1.ids", "1.seen"], ["1.id"])
+    with pytest.raises(RuntimeError) as raised:
+        other.load_state_dict(saved)
+    for said in ("1.ids is (2,); it must be a tensor (4,)", '"1.seen"', '"1.id"'):
+        assert said in str(raised.value)
+
+
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32])
 def test_embeddings_are_kept_in_one_dtype_and_compared_in_another(kept: torch.dtype) -> None:
     ours = CrossBatchMemory(SUPCON, 9, 20, dtype=kept)

@@ -198,6 +198,8 @@ def reduce(
         weight = weight.to(losses.dtype)
         losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
     if reduction == "none":
+        if group is not None:  # whoever failed tells the others before they go on
+            group.meet("the end")
         return losses
     if reduction == "sum":
         return over_ranks(losses.sum(), group)

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
 from .group import Group
@@ -47,8 +46,7 @@ def _told(
     given = dict(signature.bind(*args, **keywords).arguments)
     given |= given.pop("common", {})
     del given["group"]
-    told = {name: shown(value, name in whole) for name, value in given.items()}
-    return {**told, "grad mode": str(torch.is_grad_enabled())}
+    return {name: shown(value, name in whole) for name, value in given.items()}
 
 
 def kind_of(values: Tensor, whole: bool = False) -> str:

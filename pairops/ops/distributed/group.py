@@ -5,8 +5,6 @@
 
 import contextlib
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,11 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import header
+
 Given = Any  # None, True, a torch.distributed.ProcessGroup, or a Group
-
-# Entries of a header: digest, bytes of text, did this rank fail? And after them the counts.
-_FIXED, _COUNTS = 3, 2
-
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -46,7 +42,8 @@ class Group:
         self.rank: int = dist.get_rank(process_group)
         self.size: int = dist.get_world_size(process_group)
         self.told = dict(told)  # name → what every rank must have given
-        self.agreed = False  # has an exchange taken place? Of later errors nobody is told
+        self.call: int | None = None  # which one this is of all that the ranks agreed on
+        self.pieces = 0  # of the call, numbered, so that its backward pass can name them
 
     @staticmethod
     def of(given: Given, told: Mapping[str, str] | None = None) -> "Group | None":
@@ -79,64 +76,63 @@ class Group:
         try:
             yield
         except RuntimeError as error:
+            if header.is_known(error):
+                raise
             what = f"{self.told['loss']}, " if "loss" in self.told else ""
             message = f"rank {self.rank} of {self.size} was in {what}{name}: {error}"
-            raise type(error)(message) from error
+            raise header.known(type(error)(message)) from error
 
     @untraced
     def agree(self, told: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
-        """Each count, of every rank; ValueError on all of them if not all were told the same."""
-        self.agreed = True
-        return self._exchange({**self.told, **told}, counts, failed=False)
+        """Each count, of every rank; an error on all of them if not all were told the same."""
+        ambient = {name: found() for name, found in header.AMBIENT.items()}
+        number = header.calls(self.process_group) + 1 if self.call is None else self.call
+        place = "at the beginning of" if self.call is None else "in the forward pass of"
+        given = {"place": f"{place} call {number}", **self.told, **told, **ambient}
+        with self.step("the exchange of what the ranks were given"):
+            every = header.exchange(
+                self.process_group, given, torch.tensor(counts, dtype=torch.int64), failed=False
+            )
+        if self.call is None:
+            self.call = header.another_call(self.process_group)
+        return tuple(map(tuple, every[:, : len(counts)].T.tolist()))
+
+    def another(self) -> int:
+        """The number of one more piece of this call, the same on all ranks."""
+        self.pieces += 1
+        return self.pieces
+
+    @untraced
+    def meet(self, what: str, backward: bool = False, numbers: Tensor | None = None) -> Tensor:
+        """Before anything is exchanged: are all ranks here, in the same exchange of the same call?
+        (ranks, ROOM) the numbers of every rank; an error on all of them if they are not."""
+        told = {"place": self._place(backward), "loss": self.told.get("loss", ""), "exchange": what}
+        with self.step(f"the header of {what} {told['place']}"):
+            return header.exchange(self.process_group, told, numbers, failed=False)
+
+    def _place(self, backward: bool) -> str:
+        if self.call is None:
+            return f"in no call, after call {header.calls(self.process_group)}"
+        return f"in the {'backward' if backward else 'forward'} pass of call {self.call}"
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """What this rank raises within this context before it agrees, the others are told of."""
+        """What this rank raises within this context the others are told of."""
         try:
             yield
         except Exception as error:
-            if not self.agreed:
-                with contextlib.suppress(ValueError, RuntimeError):
-                    self._exchange({"error": f"{type(error).__name__}: {error}"}, (), failed=True)
+            self.report(error)
             raise
 
-    def _exchange(
-        self, told: Mapping[str, str], counts: Sequence[int], *, failed: bool
-    ) -> tuple[tuple[int, ...], ...]:
-        text = json.dumps(told).encode()
-        digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
-        room = (0,) * (_COUNTS - len(counts))
-        header = torch.tensor([digest, len(text), failed, *counts, *room], device=self._device())
-        with self.step("the exchange of what the ranks were given"):
-            table = [row.tolist() for row in self._every(header)]
-            if len({row[0] for row in table}) == 1 and not any(row[2] for row in table):
-                columns = tuple(zip(*table, strict=True))
-                return columns[_FIXED : _FIXED + len(counts)]
-            padded = torch.zeros(max(row[1] for row in table), dtype=torch.uint8)
-            padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-            texts = self._every(padded.to(header.device))
-        heard = [
-            json.loads(bytes(given[: row[1]].tolist()))
-            for given, row in zip(texts, table, strict=True)
-        ]
-        errors = [f"rank {k} has {heard[k]['error']}" for k, row in enumerate(table) if row[2]]
-        if errors:
-            raise RuntimeError(f"not every rank could take part: {'; '.join(errors)}")
-        raise ValueError(_difference(heard))
-
-    def _device(self) -> torch.device:
-        """Where numbers for the host are exchanged: on the CPU if the group can, which waits for no
-        kernel."""
-        backends = str(dist.get_backend_config(self.process_group))
-        if "cpu:" in backends:
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
-
-    def _every(self, values: Tensor) -> list[Tensor]:
-        """`values` of all ranks, of one shape."""
-        found = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(found, values, group=self.process_group)
-        return found
+    @untraced
+    def report(self, error: Exception) -> None:
+        """Tell the other ranks, in the next header that they come to, of what they do not know."""
+        if header.is_known(error):
+            return
+        header.known(error)
+        told = {"error": f"{type(error).__name__}: {error}"}
+        with contextlib.suppress(ValueError, RuntimeError):
+            header.exchange(self.process_group, told, None, failed=True)
 
     def peer(self, rank: int) -> int:
         """The rank among all processes of a rank of this group, counted round."""
@@ -148,61 +144,85 @@ class Group:
         return part
 
     @untraced
-    def total(self, values: Tensor) -> Tensor:
+    def total(self, values: Tensor, gradient_of: int | None = None) -> Tensor:
         """Σ over the ranks, the same bits on all. Differentiable: each rank's gradient is that of
-        the sum of what all ranks differentiate."""
-        result: Tensor = _Total.apply(self, values)  # type: ignore[no-untyped-call]
+        the sum of what all ranks differentiate. gradient_of: a piece whose backward pass it is."""
+        result: Tensor = _Total.apply(self, values, gradient_of)  # type: ignore[no-untyped-call]
         return result
 
     @untraced
-    def rows(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The rows of all ranks, one after the other. sizes: how many each has. Differentiable."""
-        result: Tensor = _Rows.apply(self, values, tuple(sizes))  # type: ignore[no-untyped-call]
+    def rows(
+        self,
+        values: Tensor,
+        sizes: Sequence[int],
+        *,
+        meet: Callable[[], object] | None = None,
+        met: bool = False,
+    ) -> Tensor:
+        """The rows of all ranks, one after the other. sizes: how many each has. Differentiable.
+
+        meet: meets in place of what this would say.  met: the ranks have just met, for this too.
+        """
+        meet = (lambda: None) if met else meet
+        result: Tensor = _Rows.apply(self, values, tuple(sizes), meet)  # type: ignore[no-untyped-call]
         return result
-
-
-def _difference(heard: Sequence[Mapping[str, str]]) -> str:
-    """Who was told what, of the first thing that differs."""
-    name = next(
-        name for told in heard for name in told if len({other.get(name) for other in heard}) > 1
-    )
-    who: dict[str, list[int]] = {}
-    for rank, told in enumerate(heard):
-        who.setdefault(told.get(name, "nothing"), []).append(rank)
-    shown = [
-        f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))} "
-        f"{'has' if len(ranks) == 1 else 'have'} {value}"
-        for value, ranks in who.items()
-    ]
-    return f"the ranks of the group disagree about {name}: {'; '.join(shown)}; all must have one"
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, group: Group, values: Tensor) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, group: Group, values: Tensor, gradient_of: int | None) -> Tensor:
+        ctx.group, ctx.piece = group, group.another()
+        backward = gradient_of is not None
+        which = f"the gradient of piece {gradient_of}" if backward else f"piece {ctx.piece}"
+        what = f"a sum of {values.dtype} {tuple(values.shape)}, {which}"
+        if values.numel() <= header.ROOM and values.device == header.device(group.process_group):
+            wide = values.double() if values.is_floating_point() else values.long()
+            every = group.meet(what, backward, wide.reshape(-1).view(torch.int64))
+            sums = every[:, : values.numel()].view(wide.dtype).sum(0)
+            return sums.to(values.dtype).reshape(values.shape)
         result = values.clone(memory_format=torch.contiguous_format)
+        group.meet(what, backward)
         with group.step("a sum over the ranks"):
             dist.all_reduce(result, group=group.process_group)
         return result
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.group.total(g)
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.group.total(g, ctx.piece), None
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, group: Group, values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        group: Group,
+        values: Tensor,
+        sizes: tuple[int, ...],
+        meet: Callable[[], object] | None,
+    ) -> Tensor:
         first = sum(sizes[: group.rank])
         ctx.group, ctx.own = group, slice(first, first + len(values))
+        ctx.piece = group.another()
+        # Before the ranks meet: where there is no room for it, the others can be told still.
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
         padded[: len(values)] = values
+        if meet is None:
+            group.meet(f"a gathering of rows of {row_of(values)}, piece {ctx.piece}")
+        else:
+            meet()
+        if not any(sizes):
+            return torch.empty_like(values)
         with group.step("gathering the rows of all ranks"):
             # As bytes: not every backend gathers every dtype.
-            found = [rows.view(values.dtype) for rows in group._every(padded.view(torch.uint8))]
-        return torch.cat([rows[:size] for rows, size in zip(found, sizes, strict=True)])
+            every = header.gathered(group.process_group, padded.view(torch.uint8))
+        found = [rows.view(values.dtype)[:size] for rows, size in zip(every, sizes, strict=True)]
+        return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
-        return None, ctx.group.total(g)[ctx.own], None
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
+        return None, ctx.group.total(g, ctx.piece)[ctx.own], None, None
+
+
+def row_of(values: Tensor) -> str:
+    """What a row of `values` is: the same on all ranks, where one has as many of them."""
+    return f"{values.dtype} {tuple(values.shape[1:])}"

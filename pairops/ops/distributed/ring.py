@@ -1,6 +1,6 @@
 """Blocks of rows that come past every rank, one after the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
@@ -10,7 +10,7 @@ from .group import Group
 
 def ring(
     group: Group, sizes: Sequence[int], home: Sequence[Tensor], name: str
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Generator[tuple[int, list[Tensor]], None, None]:
     """(rank, its rows) of all ranks: of this one first, then of those after it, round.
 
     home: tensors with one row for each of `sizes[rank]`.  name: what errors call this ring.
@@ -18,11 +18,23 @@ def ring(
     The next block is under way while one is worked on. It overwrites the one before, so there are
     two besides the home block however many ranks there are, and none is to be kept. Where torch
     runs transfers on a stream of their own they wait for the work that was queued before them, so
-    what is overwritten has been read.
+    what is overwritten has been read. A generator that is closed early hands the rest on: the other
+    ranks wait for it. What it needs room for is made before it is asked for the first block.
     """
     here = [z.contiguous() for z in home]
     most = max(sizes)
     spare = [[z.new_empty((most, *z.shape[1:])) for z in here] for _ in range(2)]
+    return _blocks(group, sizes, here, spare, name)
+
+
+def _blocks(
+    group: Group,
+    sizes: Sequence[int],
+    here: list[Tensor],
+    spare: Sequence[Sequence[Tensor]],
+    name: str,
+) -> Generator[tuple[int, list[Tensor]], None, None]:
+    wanted = True
     for hop in range(group.size):
         owner = (group.rank + hop) % group.size
         coming = [z[: sizes[(owner + 1) % group.size]] for z in spare[hop % 2]]
@@ -31,7 +43,11 @@ def ring(
         if hop + 1 < group.size:
             with group.step(block):
                 under_way = _exchange(group, here, coming)
-        yield owner, here
+        if wanted:
+            try:
+                yield owner, here
+            except GeneratorExit:
+                wanted = False
         with group.step(block):
             for transfer in under_way:
                 transfer.wait()

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Term
 
@@ -38,6 +39,14 @@ ENGINES: dict[str, ModuleType] = {
 
 _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
 _default = os.environ.get("PAIROPS_ENGINE", "auto")
+
+
+def _named() -> str:
+    """The engine that this thread asks for."""
+    return getattr(_ambient, "engine", None) or _default
+
+
+AMBIENT["engine"] = _named
 
 
 def _known(name: str, source: str) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from pairops.ops.distributed.agreement import kind_of
+from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.term import Term
 
@@ -186,6 +186,7 @@ class Pairs:
         return replace(self, scale_x=scale_x, scale_y=scale_y)
 
     @staticmethod
+    @collective()
     def of(
         x: Tensor,
         labels: Tensor,
@@ -290,6 +291,7 @@ class Pairs:
         return replace(pairs, own=own, counted=None)
 
     @staticmethod
+    @collective()
     def paired(
         x: Tensor,
         y: Tensor,

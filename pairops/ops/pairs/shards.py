@@ -41,12 +41,12 @@ class Shards:
         mine, theirs = keys[0], keys[0] if keys[1] is None else keys[1]
         rows, columns = group.agree(told, len(mine), len(theirs))
         if names is not None:
-            own = first_named(names[0], group.rows(names[1], columns))
+            own = first_named(names[0], group.rows(names[1], columns, met=True))
         elif own is None:
             own = torch.full_like(mine, -1)
         else:
             own = torch.where(own < 0, -1, own + sum(columns[: group.rank]))
-        every = group.rows(theirs, columns)
+        every = group.rows(theirs, columns, met=names is None)
         positives, others = _counts(mine, every, own, ignore_index)
         return Shards(group, (rows, columns), (mine, theirs), own, ignore_index, positives, others)
 

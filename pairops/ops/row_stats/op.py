@@ -73,16 +73,21 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")
-    with exactly(pairs.x.device.type):
-        n, m = pairs.shape
-        rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
-        cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
-        for term in (*rows, *cols):
-            _check_device(term, pairs.x.device)
-        result = _taken(pairs, rows, cols)
-        if getattr(_watching, "calls", None) is not None:
-            _watching.calls.append(Taken(pairs, rows, cols, result))
-        return result
+    try:
+        with exactly(pairs.x.device.type):
+            n, m = pairs.shape
+            rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
+            cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
+            for term in (*rows, *cols):
+                _check_device(term, pairs.x.device)
+            result = _taken(pairs, rows, cols)
+    except Exception as error:
+        if pairs.shards is not None:  # the other ranks wait for this one
+            pairs.shards.group.report(error)
+        raise
+    if getattr(_watching, "calls", None) is not None:
+        _watching.calls.append(Taken(pairs, rows, cols, result))
+    return result
 
 
 def _check_device(term: Term, device: torch.device) -> None:

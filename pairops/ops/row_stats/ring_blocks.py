@@ -1,10 +1,14 @@
 """The other set block by block, as pairs with the local rows: all ranks, one after the other."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
+from pairops.ops.distributed.group import row_of
+from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.distributed.ring import ring
 from pairops.ops.pairs.pairs import Pairs
 
@@ -12,19 +16,23 @@ from pairops.ops.pairs.pairs import Pairs
 # besides its transfer is then more than what the ring hides. Measured, see docs/distributed.md.
 GATHERED = 1 << 20
 
+AMBIENT["bytes of embeddings below which all rows are gathered"] = lambda: str(GATHERED)
+
+GATHER, WEIGH = "ring 1 (gather)", "ring 2 (weigh)"
+
 
 def passing(
-    pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str
-) -> Iterator[tuple[int, Pairs, list[Tensor]]]:
+    pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str, piece: int
+) -> Generator[tuple[int, Pairs, list[Tensor]], None, None]:
     """The other set block by block: its first row among those of all ranks, the pairs that the
     local rows (axis 0) or columns (1) make with it, and its rows of `travelling`.
 
     Each block is this rank's own first and then those after it, round. In grad mode, and where the
-    embeddings are few, there is one block of all.
+    embeddings are few, there is one block of all.  name: GATHER or WEIGH.  piece: of the call.
     """
     shards = pairs.shards
     assert shards is not None, "these pairs have a group"
-    there = 1 - axis
+    group, there = shards.group, 1 - axis
     sizes = shards.sizes[there]
     embeddings = pairs.x if there == 0 else pairs.other
     known = [shards.keys[there]] + [shards.own] * (there == 0)
@@ -39,37 +47,53 @@ def passing(
             own = within(own_of_rows[0], columns, columns + pairs.shape[1])
         return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scale_x is not None)
 
+    def meet(way: str, *sent: Tensor) -> None:
+        kinds = ", ".join(map(row_of, sent))
+        what = f"{name} of {'columns' if axis else 'rows'}, piece {piece}, {way} {kinds}"
+        group.meet(what, backward=name == WEIGH)
+
     if torch.is_grad_enabled():
-        every = [shards.group.rows(z, sizes) for z in (embeddings, *known, *travelling)]
+        sent = [embeddings, *known, *travelling]
+        meet("all rows, differentiably, of", *sent)
+        every = [group.rows(z, sizes, met=True) for z in sent]
         yield 0, meeting(0, *every[: 1 + len(known)]), every[1 + len(known) :]
         return
     row = embeddings.shape[1] * embeddings.element_size()
     if max(max(side) for side in shards.sizes) * row < GATHERED:
-        if axis not in pairs.gathered:
-            every = [embeddings.detach(), *known]
-            pairs.gathered[axis] = [shards.group.rows(z, sizes) for z in every]
-        came = _unpacked(shards.group.rows(_packed(travelling, embeddings), sizes), travelling)
+        first_time = axis not in pairs.gathered
+        sent = [*([embeddings.detach(), *known] if first_time else []), *travelling]
+        came = []
+        if sent:
+            ready = functools.partial(meet, "all rows of", *sent)
+            came = _unpacked(group.rows(_packed(sent), sizes, meet=ready), sent)
+        if first_time:
+            pairs.gathered[axis], came = came[: 1 + len(known)], came[1 + len(known) :]
         yield 0, meeting(0, *pairs.gathered[axis]), came
         return
-    home = [embeddings, _packed([*known, *travelling], embeddings)]
-    for owner, (rows, packed) in ring(shards.group, sizes, home, name):
-        came = _unpacked(packed, [*known, *travelling])
-        first = sum(sizes[:owner])
-        yield first, meeting(first, rows, *came[: len(known)]), came[len(known) :]
+    beside = [*known, *travelling]
+    # Closed with this one, so that the rest is handed on where a block could not be worked on.
+    with contextlib.closing(ring(group, sizes, [embeddings, _packed(beside)], name)) as blocks:
+        meet("blocks of", embeddings, *beside)
+        for owner, (rows, packed) in blocks:
+            came = _unpacked(packed, beside)
+            first = sum(sizes[:owner])
+            yield first, meeting(first, rows, *came[: len(known)]), came[len(known) :]
 
 
-def _packed(vectors: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """(N, bytes) vectors (N,) side by side, so that they travel as one."""
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """(N, bytes) rows of tensors (N,) or (N, D) side by side, so that they travel as one."""
     # Not .contiguous(): one row is that with any stride, and its bytes cannot be looked at.
-    pieces = [z.clone(memory_format=torch.contiguous_format) for z in vectors]
-    pieces = [z.unsqueeze(1).view(torch.uint8) for z in pieces]
-    return torch.cat(pieces, 1) if pieces else rows.new_empty((len(rows), 0), dtype=torch.uint8)
+    pieces = [z.clone(memory_format=torch.contiguous_format) for z in tensors]
+    return torch.cat([(z if z.dim() == 2 else z.unsqueeze(1)).view(torch.uint8) for z in pieces], 1)
 
 
 def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = packed.split([z.element_size() for z in like], 1)
+    """What was packed of tensors like these."""
+    pieces = packed.split([z.element_size() * z.shape[1:].numel() for z in like], 1)
     return [
-        piece.clone(memory_format=torch.contiguous_format).view(z.dtype).squeeze(1)
+        piece.clone(memory_format=torch.contiguous_format)
+        .view(z.dtype)
+        .reshape(len(piece), *z.shape[1:])
         for piece, z in zip(pieces, like, strict=True)
     ]
 

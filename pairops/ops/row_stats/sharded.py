@@ -8,6 +8,7 @@ a ring for each that has statistics, or a gradient.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import Term, Wanted
 
 from .backward import by_vector, of_terms
-from .ring_blocks import passing, within
+from .ring_blocks import GATHER, WEIGH, passing, within
 
 
 @untraced
@@ -61,8 +62,10 @@ class _Taken(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         x, y, *vectors = inputs
         statistics, arguments = [], []
+        assert pairs.shards is not None, "these pairs have a group"
+        ctx.piece = pairs.shards.group.another()
         for axis, terms in enumerate(unpack(recipe, numbers, vectors)):
-            values, found = _gather(pairs, axis, terms, engine)
+            values, found = _gather(pairs, axis, terms, engine, ctx.piece)
             statistics += values
             arguments += found
         gathered = [z for every in pairs.gathered.values() for z in every]
@@ -100,6 +103,7 @@ class _Taken(torch.autograd.Function):
                 len(rows),
                 engine,
                 ctx.needs_input_grad[5:],
+                ctx.piece,
             )
         found = [*gradients, *by_vector([*rows, *cols], by_term)]
         needs = ctx.needs_input_grad[5:]
@@ -122,7 +126,7 @@ class _Owned(NamedTuple):
 
 
 def _gather(
-    pairs: Pairs, axis: int, terms: Sequence[Term], engine: str
+    pairs: Pairs, axis: int, terms: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
     if not terms:
@@ -131,20 +135,21 @@ def _gather(
     blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
     states = [term.monoid.identity(blank) for term in terms]
     travelling = [z for term in terms for z in term.met()]
-    for first, block, came in passing(pairs, axis, travelling, "ring 1 (gather)"):
-        met = iter(came)
-        placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
-        values, arguments, _ = ENGINES[engine].gather(
-            block, *((placed, []) if axis == 0 else ([], placed))
-        )
-        found = iter(arguments)
-        for k, (term, value) in enumerate(zip(terms, values, strict=True)):
-            argument = None
-            if term.keeps_argument:
-                argument = next(found)
-                argument = torch.where(argument < 0, -1, argument + first)
-            state = term.monoid.again(value.to(wide), argument)
-            states[k] = term.monoid.merge(states[k], state)
+    with closing(passing(pairs, axis, travelling, GATHER, piece)) as blocks:
+        for first, block, came in blocks:
+            met = iter(came)
+            placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
+            values, arguments, _ = ENGINES[engine].gather(
+                block, *((placed, []) if axis == 0 else ([], placed))
+            )
+            found = iter(arguments)
+            for k, (term, value) in enumerate(zip(terms, values, strict=True)):
+                argument = None
+                if term.keeps_argument:
+                    argument = next(found)
+                    argument = torch.where(argument < 0, -1, argument + first)
+                state = term.monoid.again(value.to(wide), argument)
+                states[k] = term.monoid.merge(states[k], state)
     merged = zip(terms, states, strict=True)
     arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
     return [
@@ -153,7 +158,12 @@ def _gather(
 
 
 def _weigh(
-    pairs: Pairs, owned: Sequence[_Owned], rows: int, engine: str, needs: Sequence[bool]
+    pairs: Pairs,
+    owned: Sequence[_Owned],
+    rows: int,
+    engine: str,
+    needs: Sequence[bool],
+    piece: int,
 ) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
     """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
     active = [k for k, known in enumerate(owned) if known.term.grad]
@@ -168,7 +178,7 @@ def _weigh(
         if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
             theirs = mine
         gradients[axis] = _weigh_local(
-            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term
+            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term, piece
         )
     return gradients, by_term
 
@@ -181,6 +191,7 @@ def _weigh_local(
     engine: str,
     need: bool,
     by_term: dict[int, list[Tensor]],
+    piece: int,
 ) -> Tensor | None:
     """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
     of every vector which has one value for each of them.
@@ -194,50 +205,53 @@ def _weigh_local(
     total: Tensor | None = None
     travelling = [z for k in mine for z in owned[k].term.met()]
     travelling += [z for k in theirs for z in owned[k].tensors()]
-    for first, block, came in passing(pairs, axis, travelling, "ring 2 (weigh)"):
-        rest = iter(came)
-        here = [
-            _Owned(
-                known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
-                known.statistic,
-                known.cotangent,
-                within(known.argument, first, first + block.shape[1 - axis]),
+    with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
+        for first, block, came in blocks:
+            rest = iter(came)
+            here = [
+                _Owned(
+                    known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
+                    known.statistic,
+                    known.cotangent,
+                    within(known.argument, first, first + block.shape[1 - axis]),
+                )
+                for known in (owned[k] for k in mine)
+            ]
+            there = []
+            for known in (owned[k] for k in theirs):
+                term = known.term.between(
+                    [next(rest) for _ in known.term.owned()], known.term.met()
+                )
+                statistic, cotangent = next(rest), next(rest)
+                argument = next(rest) if known.argument is not None else None
+                argument = within(argument, last - len(local), last)
+                there.append(_Owned(term, statistic, cotangent, argument))
+            both = (here, there) if axis == 0 else (there, here)
+            every = [*both[0], *both[1]]
+            *by_set, vectors = of_terms(
+                block,
+                [known.term for known in both[0]],
+                [known.term for known in both[1]],
+                engine,
+                [known.statistic for known in every],
+                [known.argument for known in every if known.argument is not None],
+                None,
+                [known.cotangent for known in every],
+                Wanted(need and axis == 0, need and axis == 1),
             )
-            for known in (owned[k] for k in mine)
-        ]
-        there = []
-        for known in (owned[k] for k in theirs):
-            term = known.term.between([next(rest) for _ in known.term.owned()], known.term.met())
-            statistic, cotangent = next(rest), next(rest)
-            argument = next(rest) if known.argument is not None else None
-            argument = within(argument, last - len(local), last)
-            there.append(_Owned(term, statistic, cotangent, argument))
-        both = (here, there) if axis == 0 else (there, here)
-        every = [*both[0], *both[1]]
-        *by_set, vectors = of_terms(
-            block,
-            [known.term for known in both[0]],
-            [known.term for known in both[1]],
-            engine,
-            [known.statistic for known in every],
-            [known.argument for known in every if known.argument is not None],
-            None,
-            [known.cotangent for known in every],
-            Wanted(need and axis == 0, need and axis == 1),
-        )
-        of_others = [block.other if axis == 0 else block.x, *came]
-        found = by_set[axis]
-        if found is not None:  # in grad mode there is one block
-            total = _joined(found, of_others) if total is None else total.add_(found)
-        of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
-        order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
-        for place, (k, is_mine) in enumerate(order):
-            for v, (gradient, is_owners) in enumerate(
-                zip(vectors[place], owned[k].term.by_owner(), strict=True)
-            ):
-                if is_owners == is_mine:
-                    by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
-        del by_set, found  # or it would still be there when that of the next block is made
+            of_others = [block.other if axis == 0 else block.x, *came]
+            found = by_set[axis]
+            if found is not None:  # in grad mode there is one block
+                total = _joined(found, of_others) if total is None else total.add_(found)
+            of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
+            order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+            for place, (k, is_mine) in enumerate(order):
+                for v, (gradient, is_owners) in enumerate(
+                    zip(vectors[place], owned[k].term.by_owner(), strict=True)
+                ):
+                    if is_owners == is_mine:
+                        by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+            del by_set, found  # or it would still be there when that of the next block is made
     return None if total is None else total.to(local.dtype)
 
 

@@ -217,6 +217,20 @@ def test_a_memory_is_that_of_one_process(ranks: gloo_ranks.Ranks, gathered: int)
         assert_equal(f"batch {k}", together, gradient, 1e-12)
 
 
+def test_each_rank_keeps_its_memory_within_a_wrapper(ranks: gloo_ranks.Ranks) -> None:
+    """Wrappers make buffers of all ranks alike."""
+    batches = [[rows(n) for n in sizes] for sizes in ([8, 5, 6], [7, 9, 4])]
+    found = {}
+    for wrapper in ("none", "ddp", "fully_shard"):
+        given = [{"wrapper": wrapper, "batches": mine} for mine in batches]
+        found[wrapper] = ranks.run(2, "support.rank_functions:wrapped", given)
+        for (held, _), mine in zip(found[wrapper], batches, strict=True):
+            labels = torch.cat([labels for _, labels in mine])
+            assert torch.equal(held[: len(labels)], labels), wrapper
+            assert (held[len(labels) :] == -100).all()
+        assert [got[1] for got in found[wrapper]] == [got[1] for got in found["none"]]
+
+
 @pytest.mark.parametrize("way", ["plain", "cached"])
 @pytest.mark.parametrize("sizes", [[12, 12], [19, 5], [24, 0]])
 def test_a_step_of_a_network_under_ddp(ranks: gloo_ranks.Ranks, sizes: list[int], way: str) -> None:

@@ -1,0 +1,129 @@
+"""What every exchange between ranks begins with: where each of them is, and whether one has failed.
+
+A header has the same shape wherever a rank is, so ranks that are at different places meet in it
+before anything else is sent, and an error on each says who is where.
+"""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Entries: a digest of what the rank says, the bytes of that, has it failed? After them numbers.
+_FIXED = 3
+ROOM = 2  # numbers of 8 bytes that travel in a header
+
+# What decides how ranks exchange and is no argument: name → what this rank has. Modules that know
+# of such a thing add it.
+AMBIENT: dict[str, Callable[[], str]] = {
+    "grad mode": lambda: str(torch.is_grad_enabled()),
+    "float32 matmul precision": torch.get_float32_matmul_precision,
+}
+
+# By process group, how many calls its ranks have agreed on: the same on all of them.
+_calls: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+_E = TypeVar("_E", bound=Exception)
+
+
+def calls(process_group: Any) -> int:
+    return _calls.get(process_group, 0)
+
+
+def another_call(process_group: Any) -> int:
+    """The number of the call that the ranks of the group have just agreed on."""
+    _calls[process_group] = calls(process_group) + 1
+    return _calls[process_group]
+
+
+def known(error: _E) -> _E:
+    """`error`, of which the other ranks know or cannot be told."""
+    error.ranks_know = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_known(error: Exception) -> bool:
+    return getattr(error, "ranks_know", False)
+
+
+def exchange(
+    process_group: Any, told: Mapping[str, str], numbers: Tensor | None, *, failed: bool
+) -> Tensor:
+    """(ranks, ROOM) int64: the numbers of every rank, if all are told the same and none has failed;
+    else an error on all of them.
+
+    told: where this rank is, and what all must have there.  numbers: int64, as many as there is
+    room for.  failed: has this rank an error? Then told["error"] says which.
+    """
+    text = json.dumps(told).encode()
+    digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
+    header = torch.tensor([digest, len(text), failed, *[0] * ROOM], device=device(process_group))
+    if numbers is not None:
+        header[_FIXED : _FIXED + len(numbers)] = numbers
+    every = gathered(process_group, header)
+    table = every[:, :_FIXED].tolist()
+    if all(row == [digest, len(text), 0] for row in table):
+        return every[:, _FIXED:]
+    padded = torch.zeros(max(row[1] for row in table), dtype=torch.uint8)
+    padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    texts = gathered(process_group, padded.to(header.device))
+    heard = [
+        json.loads(bytes(given[: row[1]].tolist())) for given, row in zip(texts, table, strict=True)
+    ]
+    errors = [f"rank {k} has {heard[k]['error']}" for k, row in enumerate(table) if row[2]]
+    if errors:
+        raise known(RuntimeError(f"not every rank could take part: {'; '.join(errors)}"))
+    raise known(_difference(heard))
+
+
+def device(process_group: Any) -> torch.device:
+    """Where numbers for the host are exchanged: on the CPU if the group can, which waits for no
+    kernel."""
+    backends = str(dist.get_backend_config(process_group))
+    if "cpu:" in backends:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def gathered(process_group: Any, values: Tensor) -> Tensor:
+    """(ranks, …): `values` of all ranks, of one shape."""
+    found = values.new_empty((dist.get_world_size(process_group), *values.shape))
+    dist.all_gather(list(found.unbind()), values, group=process_group)
+    return found
+
+
+def _difference(heard: Sequence[Mapping[str, str]]) -> Exception:
+    """Who is where, if that differs; else who was told what, of the first thing that differs."""
+    name = next(
+        name for told in heard for name in told if len({other.get(name) for other in heard}) > 1
+    )
+    if name in ("place", "exchange"):
+        where = _by_rank([_where(told) for told in heard], "is", "are")
+        return RuntimeError(
+            f"the ranks of the group are at different places: {where}; losses with a group must be "
+            "called and differentiated in the same order on all ranks, and as often"
+        )
+    what = _by_rank([told.get(name, "nothing") for told in heard], "has", "have")
+    return ValueError(f"the ranks of the group disagree about {name}: {what}; all must have one")
+
+
+def _where(told: Mapping[str, str]) -> str:
+    parts = [told["place"], told.get("loss"), told.get("exchange")]
+    return ", ".join(filter(None, parts))
+
+
+def _by_rank(said: Sequence[str], one: str, several: str) -> str:
+    who: dict[str, list[int]] = {}
+    for rank, value in enumerate(said):
+        who.setdefault(value, []).append(rank)
+    return "; ".join(
+        f"rank {ranks[0]} {one} {value}"
+        if len(ranks) == 1
+        else f"ranks {', '.join(map(str, ranks))} {several} {value}"
+        for value, ranks in who.items()
+    )
