@@ -22,5 +22,5 @@ def reference(pairs: Pairs) -> Tensor:
 
 
 def own_reference(pairs: Pairs) -> Tensor:
-    """The same for pairs by index, of which no rank asks another: a positive is a row of its own."""
+    """The same for pairs by index: the positive is a row of this rank, which asks no other."""
     return reference(replace(pairs, shards=None))

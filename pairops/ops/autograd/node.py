@@ -107,7 +107,7 @@ def _batched_gradients() -> int:
 
 
 def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
-    """`function` of inputs of which some are batches at `level`: no Node has a rule for it there."""
+    """`function` of inputs, some of them batches at `level`: no Node has a rule for it there."""
     given, dims = list(inputs), [None] * len(inputs)
     for k, z in enumerate(inputs):
         if isinstance(z, Tensor) and torch._C._functorch.is_legacy_batchedtensor(z):

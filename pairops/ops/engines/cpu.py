@@ -96,7 +96,8 @@ def weigh(
     """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
 
     Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
-    not needed is empty; for the same set the first is the whole one.
+    not needed is empty; for the same set the first is the whole one. Without a slope by arguments
+    a tile is weighed faster.
     """
     same = pairs.y is None
     call = _Call(pairs)
@@ -104,23 +105,27 @@ def weigh(
     gradients: list[Tensor] = []
     terms = []
     placed = [(0, term) for term in rows] + [(1, term) for term in cols]
-    for (axis, term), statistic, cotangent in zip(placed, statistics, cotangents, strict=True):
+    for k, (axis, term) in enumerate(placed):
         bit = next(plane, None) if term.keeps_bits else None
+        wanted = iter(needs.args[k] if needs.args is not None else [True] * len(term.args))
         slopes: list[int | None] = []
         for a in term.args:
             slopes.append(None)
-            if not isinstance(a, float):
-                along = 1 - axis if isinstance(a, Partner) else axis
-                gradients.append(torch.zeros(pairs.shape[along], dtype=pairs.dtype))
+            if isinstance(a, float):
+                continue
+            along = 1 - axis if isinstance(a, Partner) else axis
+            need = next(wanted)
+            gradients.append(torch.zeros(pairs.shape[along] if need else 0, dtype=pairs.dtype))
+            if need:
                 slopes[-1] = gradients[-1].data_ptr()
-        given = call.numbers(statistic), call.numbers(cotangent), slopes
+        given = call.numbers(statistics[k]), call.numbers(cotangents[k]), slopes
         terms.append((*call.term(axis, term, bit), *given))
     dx, dy = (
         torch.zeros(z.shape, dtype=pairs.dtype) if needed else z.new_empty(0)
         for z, needed in ((pairs.x, needs[0]), (pairs.other, needs[1] and not same))
     )
     addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
-    if addresses != [None, None] or gradients:
+    if addresses != [None, None] or any(len(z) for z in gradients):
         _native.weigh(*call.shared, terms, *call.settings, *addresses)
     return dx, dy, gradients
 

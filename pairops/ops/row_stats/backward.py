@@ -26,23 +26,32 @@ def weigh(
     arguments: list[Tensor],
     bits: Tensor,
     cotangents: list[Tensor],
-    needs: tuple[bool, bool],
+    need_x: bool,
+    need_y: bool,
+    need_vectors: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x and y (empty if not needed) and by every vector.
+    """Gradients of Σ cotangent·statistic by x, by y and by every vector, empty if not needed.
 
-    A vector without a gradient, a window's, gets an empty tensor. In grad mode all of it is a
+    A vector without a gradient, a window's, gets an empty tensor too. In grad mode all of it is a
     differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
     blockwise's whatever the engine was, and its tile bits are of use only to itself.
     """
     rows, cols = unpack(recipe, numbers, vectors)
     terms = (*rows, *cols)
-    wanted = Wanted(*needs, rounded=not any(term.keeps_argument for term in terms))
+    flags = iter(need_vectors)
+    by_args = []
+    for term in terms:
+        by_args.append([next(flags) for _ in term.vectors()])
+        for _ in term.constants():
+            next(flags)
+    rounded = not any(term.keeps_argument for term in terms)
+    wanted = Wanted(need_x, need_y, rounded, by_args)
     *gradients, by_term = of_terms(
         pairs, rows, cols, engine, statistics, arguments, bits, cotangents, wanted
     )
     # Rounded once, when all is added up.
     dx, dy = (pairs.x.new_empty(0) if g is None else g.to(pairs.x.dtype) for g in gradients)
-    return dx, dy, by_vector(terms, by_term)
+    return dx, dy, by_vector(terms, by_term, need_vectors)
 
 
 def of_terms(
@@ -76,7 +85,7 @@ def of_terms(
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
             bits,
-            wanted,
+            wanted.of(swept),
         )
         gradients.append((dx, dy))
         remaining = iter(flat)
@@ -108,19 +117,25 @@ def of_terms(
 
 
 def by_vector(
-    terms: Sequence[Term], by_term: Mapping[int, Sequence[Tensor]], *, unknown: bool = False
+    terms: Sequence[Term],
+    by_term: Mapping[int, Sequence[Tensor]],
+    needs: Sequence[bool] | None = None,
+    *,
+    unknown: bool = False,
 ) -> list[Tensor]:
-    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes."""
+    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes.
+
+    needs: one for each vector; None: all that have a gradient.
+    """
     result: list[Tensor] = []
     for k, term in enumerate(terms):
-        if term.grad and unknown:
-            result += [
-                torch.empty_like(v, memory_format=torch.contiguous_format) for v in term.vectors()
-            ]
-        elif term.grad:
-            result += by_term[k]
-        else:
-            result += [v.new_empty(0) for v in term.vectors()]
+        for place, v in enumerate(term.vectors()):
+            if not term.grad or not (needs is None or needs[len(result)]):
+                result.append(v.new_empty(0))
+            elif unknown:
+                result.append(torch.empty_like(v, memory_format=torch.contiguous_format))
+            else:
+                result.append(by_term[k][place])
         result += [z.new_empty(0) for z in term.constants()]
     return result
 

@@ -36,7 +36,7 @@ def weighed(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The op `weigh`; in grad mode differentiable."""
     statistics, arguments, bits, cotangents, *needs = call[10:]
     with exactly(call[0].device.type):
-        return weigh(*read(call), statistics, arguments, bits, cotangents, (needs[0], needs[1]))
+        return weigh(*read(call), statistics, arguments, bits, cotangents, *needs)
 
 
 class RowStats(Node):
@@ -74,8 +74,9 @@ class RowStats(Node):
             for k, (g, z) in enumerate(zip(given, statistics, strict=False))
         ]
         run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
+        wanted = needs[0], needs[1], needs[4 + RELATION + ctx.prepared :]
         dx, dy, *dvectors = run(
-            (ctx.call, ctx.given, ctx.terms, ctx.prepared, needs[0], needs[1]), *saved, *cotangents
+            (ctx.call, ctx.given, ctx.terms, ctx.prepared, *wanted), *saved, *cotangents
         )
         gradients = [dx, dy, None, None, *[None] * (RELATION + ctx.prepared), *dvectors]
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
@@ -86,9 +87,9 @@ class RowStats(Node):
         tangents, others = given[4:], len(saved) - ctx.given - ctx.terms
         if len(ctx.constant) == ctx.terms:
             return (None,) * (ctx.terms + others)
-        needs = tangents[0] is not None, tangents[1] is not None
-        gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
         moved = tuple([t is not None for t in tangents])
+        needs = moved[0], moved[1], moved[4 + RELATION + ctx.prepared :]
+        gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
         found = recomputed(
             partial(_by_tangents, gradient, moved, ctx.terms),
             *saved,
@@ -161,10 +162,10 @@ def _in_lists(tensors: Sequence[Any], prepared: int) -> tuple[Any, ...]:
 
 def _of_weigh(told: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments of the op."""
-    call, given, terms, prepared, need_x, need_y = told
+    call, given, terms, prepared, *needs = told
     bits = len(tensors) - terms - 1
     inputs = _in_lists(tensors[:given], prepared)
     statistics, arguments = tensors[given : given + terms], tensors[given + terms : bits]
     return (
-        *inputs, *call, statistics, arguments, tensors[bits], tensors[bits + 1 :], need_x, need_y
+        *inputs, *call, statistics, arguments, tensors[bits], tensors[bits + 1 :], *needs
     )  # fmt: skip

@@ -34,7 +34,7 @@ _library = torch.library.Library("pairops", "DEF")
 _library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 _library.define(
     f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
-    "bool need_x, bool need_y) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
+    "bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
 )
 
 
@@ -149,13 +149,13 @@ def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     pairs, vectors, numbers, recipe, _ = read(call)
-    need_x, need_y = call[-2:]
+    need_x, need_y, need_vectors = call[-3:]
     rows, cols = unpack(recipe, numbers, vectors)
     dx, dy = (
         torch.empty_like(z, memory_format=torch.contiguous_format) if needed else z.new_empty(0)
         for z, needed in ((pairs.x, need_x), (pairs.other, need_y))
     )
-    return dx, dy, by_vector([*rows, *cols], {}, unknown=True)
+    return dx, dy, by_vector([*rows, *cols], {}, need_vectors, unknown=True)
 
 
 _library.impl("gather", _gather, "CompositeExplicitAutograd")

@@ -236,6 +236,11 @@ class Wanted(NamedTuple):
     x: bool
     y: bool
     rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
+    args: Sequence[Sequence[bool]] | None = None  # by each term's `vectors`; None: by all of them
+
+    def of(self, terms: Sequence[int]) -> "Wanted":
+        """The same of some of the terms."""
+        return self if self.args is None else self._replace(args=[self.args[k] for k in terms])
 
 
 def total(

@@ -125,7 +125,7 @@ def test_a_number_that_changes_between_compiled_calls() -> None:
 def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice is guarded: leaving `use` recompiles."""
     torch._dynamo.reset()
-    compiled = torch.compile(pairops.supcon_loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(pairops.contrastive_loss, fullgraph=True, backend="aot_eager")
     x, labels, _ = inputs()
     seen = []
 

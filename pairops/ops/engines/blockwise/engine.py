@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.recompute import recomputed
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import product, through_scale
 from pairops.ops.terms.accumulators import Extreme, finite
@@ -31,7 +32,6 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import grid as tiles
 from .grid import Grid, Placed, Tile, counts
-from pairops.ops.autograd.recompute import recomputed
 
 
 def declines(*_call: object) -> str | None:
@@ -103,14 +103,17 @@ def weigh(
     if bits is not None and grid.host:
         for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
             t.bits = kept
+    if needs.args is not None:
+        for t, flags in zip(terms, needs.args, strict=True):
+            t.wanted = flags
     same = pairs.y is None
     embeddings = needs[0], needs[0] if same else needs[1]
 
     # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
     axes, vectors = [0, 1], {}
     for t in terms:
-        vectors[t] = range(len(axes), len(axes) + len(t.vector_axes()))
-        axes += [axis for _, axis in t.vector_axes()]
+        vectors[t] = range(len(axes), len(axes) + len(t.slope_axes()))
+        axes += [axis for _, axis in t.slope_axes()]
     sums: list[dict[int, Tensor]] = [{} for _ in axes]
     run = recomputed if torch.is_grad_enabled() else _call
     for tile in grid.tiles():
@@ -136,7 +139,12 @@ def weigh(
         dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
     if needs[1] and not same:
         dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
-    return dx, dy, [whole(k) for k in range(2, len(axes))]
+    by_vector: list[Tensor] = []
+    for t in terms:
+        places = iter(vectors[t])
+        for wanted in [True] * len(vectors[t]) if t.wanted is None else t.wanted:
+            by_vector.append(whole(next(places)) if wanted else pairs.x.new_empty(0))
+    return dx, dy, by_vector
 
 
 def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
@@ -184,7 +192,7 @@ def _weigh_tile(
         weights = weights + _kept(t, share * slope, unused, tile, 0.0)
         by_vector += [
             _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
-            for k, axis in t.vector_axes()
+            for k, axis in t.slope_axes()
         ]
     by_embeddings = [product(weights, y.T)] if needs[0] else []
     if needs[1]:

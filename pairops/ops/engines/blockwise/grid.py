@@ -1,5 +1,6 @@
 """How `blockwise` cuts the matrix: sorted, scaled embeddings, and what is known of each tile."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,6 +148,7 @@ class Placed:
 
     given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `weigh`
     bits: list[list[int]] | None = None
+    wanted: Sequence[bool] | None = None  # gradients by its tensor arguments; None: by all
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
         self.grid, self.term, self.axis = grid, term, axis
@@ -166,6 +168,11 @@ class Placed:
     def vector_axes(self) -> list[tuple[int, int]]:
         """(position among the arguments, axis it varies along) of every tensor argument."""
         return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
+
+    def slope_axes(self) -> list[tuple[int, int]]:
+        """Those by which a gradient is wanted."""
+        every = self.vector_axes()
+        return every if self.wanted is None else list(itertools.compress(every, self.wanted))
 
     def operands(self, tile: Tile) -> list[Tensor]:
         """What a tile is weighed with: cotangents, statistics, tensor arguments."""
