@@ -75,7 +75,7 @@ def served_terms(
     """
     terms = []
     for k, name in enumerate(sorted(names)):
-        (pattern,), _ = unpack(name, [0.0] * 2, [u] * 4)
+        (pattern,), _ = unpack(name, [0.0] * 3, [u] * 5)
         given: list[Argument] = [u, t, 0.7]
         args = [
             partner(v) if isinstance(a, Partner) else given[(turn + k + place) % 3]

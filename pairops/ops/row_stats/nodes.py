@@ -74,10 +74,9 @@ class RowStats(Node):
             for k, (g, z) in enumerate(zip(given, statistics, strict=False))
         ]
         run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
-        wanted = needs[0], needs[1], needs[4 + RELATION + ctx.prepared :]
-        dx, dy, *dvectors = run(
-            (ctx.call, ctx.given, ctx.terms, ctx.prepared, *wanted), *saved, *cotangents
-        )
+        told = ctx.call, ctx.given, ctx.terms, ctx.prepared
+        of_vectors = needs[4 + RELATION + ctx.prepared :]
+        dx, dy, *dvectors = run((*told, needs[0], needs[1], of_vectors), *saved, *cotangents)
         gradients = [dx, dy, None, None, *[None] * (RELATION + ctx.prepared), *dvectors]
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
         return (None, None, None, None, *wanted)

@@ -26,6 +26,8 @@ CASES = [
     ("softplus", (50.0, -25.0)),
     ("softplus", (-2.0, 1.0)),
     ("softplus", (0.0, 0.5)),
+    ("softplus_from", (50.0, 0.5, 1.0)),
+    ("softplus_from", (-2.0, 0.25, -1.0)),
     ("circle_pull", (80.0, 0.25)),
     ("circle_push", (80.0, 0.25)),
     ("attended", (3.0, 2.0)),
@@ -37,6 +39,9 @@ FORMULAS = {
     "affine": lambda s, scale, base: scale * (s - base),
     "hinge": lambda s, scale, base: torch.relu(scale * (s - base)),
     "softplus": lambda s, scale, bias: torch.logaddexp(scale * s + bias, torch.zeros_like(s)),
+    "softplus_from": lambda s, scale, base, bias: torch.logaddexp(
+        scale * (s - base) + bias, torch.zeros_like(s)
+    ),
     "circle_pull": lambda s, g, m: g * (1 + m - s).clamp(min=0).detach() * (1 - m - s),
     "circle_push": lambda s, g, m: g * (s + m).clamp(min=0).detach() * (s - m),
     "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * (s - shift / scale),
@@ -106,7 +111,7 @@ def assert_rounded(actual: Tensor, expected: Tensor, condition: Tensor) -> None:
 def condition_of(name: str, s: Tensor, *args: float) -> Tensor:
     """exp(z) magnifies the rounding of z by |z|, a difference that of its parts by how much smaller
     it is; the other functions only multiply."""
-    if name not in ("softplus", "attended"):
+    if name not in ("softplus", "softplus_from", "attended"):
         return torch.ones_like(s, dtype=torch.float64)
     scale, bias = args
     condition = 1 + (scale * s.double()).abs() * (scale != 1) + abs(bias)

@@ -27,7 +27,8 @@ def engine_that_counts(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 BUILT_IN = (
-    "identity", "one", "affine", "hinge", "softplus", "circle_pull", "circle_push", "attended"
+    "identity", "one", "affine", "hinge", "softplus", "softplus_from", "circle_pull",
+    "circle_push", "attended",
 )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def test_slopes_are_the_derivatives(function: str) -> None:
     for scale, base in itertools.product((-3.0, 0.0, 10.0), (-0.512, 0.0, 0.498)):
         if function == "attended" and scale == 0:  # the inverse of a temperature
             continue
-        args = [torch.full_like(s, a) for a in (scale, base)][: f.arity]
+        args = [torch.full_like(s, a) for a in (scale, base, 0.37)][: f.arity]
         inputs = [z.clone().requires_grad_() for z in (s, *args)]
         value = f.value(*inputs) + 0 * inputs[0]
         found = torch.autograd.grad(value.sum(), inputs, allow_unused=True)

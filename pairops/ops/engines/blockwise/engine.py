@@ -141,9 +141,9 @@ def weigh(
         dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
     by_vector: list[Tensor] = []
     for t in terms:
-        places = iter(vectors[t])
+        found = iter(vectors[t])
         for wanted in [True] * len(vectors[t]) if t.wanted is None else t.wanted:
-            by_vector.append(whole(next(places)) if wanted else pairs.x.new_empty(0))
+            by_vector.append(whole(next(found)) if wanted else pairs.x.new_empty(0))
     return dx, dy, by_vector
 
 
