@@ -107,8 +107,9 @@ def _batched_gradients() -> int:
 
 
 def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
-    """`function` of inputs of which some are batches at `level`: no Node has a rule for it there."""
-    given, dims = list(inputs), [None] * len(inputs)
+    """`function` of inputs of which some are batches at `level`, where a Node has no rule."""
+    given: list[Any] = list(inputs)
+    dims: list[int | None] = [None] * len(inputs)
     for k, z in enumerate(inputs):
         if isinstance(z, Tensor) and torch._C._functorch.is_legacy_batchedtensor(z):
             given[k], dims[k] = torch._remove_batch_dim(z, level, 1, 0), 0

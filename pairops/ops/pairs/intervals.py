@@ -196,7 +196,7 @@ torch.library.register_fake("pairops::relate", _outputs)
 def _relate_batches(info: Any, dims: tuple[Any, ...], *call: Any) -> tuple[list[Tensor], list[Any]]:
     """Under vmap. Embeddings alone change scales, so samples with the same labels stay related
     alike: what is made of the relation may depend on its values."""
-    _, _, labels, ref_labels, *_ = call
+    ref_labels = call[3]
     related = 2 if ref_labels is None else 4
     alike = dims[2] is None and (ref_labels is None or dims[3] is None)
     results, _ = by_sample(torch.ops.pairops.relate, info.batch_size, dims, call)

@@ -85,7 +85,7 @@ class RowStats(Node):
     def tangent(ctx: Any, saved: list[Any], *given: Any) -> tuple[Tensor | None, ...]:
         tangents, others = given[4:], len(saved) - ctx.given - ctx.terms
         if len(ctx.constant) == ctx.terms:
-            return (None,) * (ctx.terms + others)
+            return tuple([None] * (ctx.terms + others))
         needs = tangents[0] is not None, tangents[1] is not None
         gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
         moved = tuple([t is not None for t in tangents])

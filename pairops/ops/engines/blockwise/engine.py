@@ -23,6 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.recompute import recomputed
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import product, through_scale
 from pairops.ops.terms.accumulators import Extreme, finite
@@ -30,7 +31,6 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import grid as tiles
 from .grid import Grid, Placed, Tile, counts
-from pairops.ops.autograd.recompute import recomputed
 
 
 def declines(*_call: object) -> str | None:
