@@ -85,7 +85,7 @@ class RowStats(Node):
     def tangent(ctx: Any, saved: list[Any], *given: Any) -> tuple[Tensor | None, ...]:
         tangents, others = given[4:], len(saved) - ctx.given - ctx.terms
         if len(ctx.constant) == ctx.terms:
-            return (None,) * (ctx.terms + others)
+            return tuple([None] * (ctx.terms + others))
         moved = tuple([t is not None for t in tangents])
         needs = moved[0], moved[1], moved[4 + RELATION + ctx.prepared :]
         gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))

@@ -39,7 +39,8 @@ def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
 def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
     """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
     keep = None if pairs.complete else pairs.keep_x
-    return _SoftMean.of(divisors, keep, *statistics)[0]
+    mean: Tensor = _SoftMean.of(divisors, keep, *statistics)[0]
+    return mean
 
 
 class _SoftMean(Node):
