@@ -1,0 +1,145 @@
+"""A node of torch's graph that autograd, torch.compile and torch.func all pass through."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import unpack_dual
+
+
+def transforming() -> bool:
+    """Does torch.func follow this thread's tensors? Then they may have no values to be read."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+class Node(torch.autograd.Function):
+    """A function with derivatives of its own; a subclass writes `run`, `keep`, `backward` and
+    `tangent`, and is called by `of`.
+
+    torch asks for three forms of one function. torch.compile refuses one that has a `jvp`;
+    torch.func needs `setup_context`, which makes every call of it 60 µs slower.
+
+    A backward pass is itself a call of a Node wherever it can be differentiated again, so no pass
+    has to know whether it will be: torch.func always says that it may.
+    """
+
+    _eager: ClassVar[type["Node"]]
+    _transformed: ClassVar[type["Node"]]
+
+    @staticmethod
+    def run(*inputs: Any) -> Any:
+        """The outputs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        """Save in `ctx` what derivatives need: inputs and outputs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tangent(ctx: Any, saved: list[Any], *tangents: Any) -> Any:
+        """The derivatives of the outputs along `tangents`, None for an input that stands still.
+
+        saved: what `keep` saved, without the tangents.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, *inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return cls.apply(*inputs)  # type: ignore[no-untyped-call]
+        if transforming():
+            return cls._transformed.apply(*inputs)  # type: ignore[no-untyped-call]
+        level = _batched_gradients()
+        if level:
+            return _each_gradient(cls.of, level, inputs)
+        return cls._eager.apply(*inputs)  # type: ignore[no-untyped-call]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "run" not in vars(cls):  # one of the forms below
+            return
+
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            outputs = cls.run(*inputs)
+            cls.keep(ctx, inputs, outputs)
+            return outputs
+
+        # torch.compile counts parameters to see whether there is a ctx.
+        own = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [own, *inspect.signature(cls.run).parameters.values()]
+        forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=own.kind) if p.kind is not p.VAR_POSITIONAL else p for p in parameters]
+        )
+
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # torch runs this with tangents switched off, and those of an outer jvp would be lost.
+            saved = [z if z is None else unpack_dual(z).primal for z in ctx.saved_tensors]
+            with forward_ad._set_fwd_grad_enabled(True):
+                return cls.tangent(ctx, saved, *tangents)
+
+        def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+            return by_sample(cls.of, info.batch_size, dims, inputs)
+
+        cls.forward = staticmethod(forward)  # type: ignore[method-assign]
+        cls._eager = type(cls.__name__, (cls,), {"jvp": staticmethod(jvp)})
+        form = {"forward": cls.run, "setup_context": cls.keep, "vmap": vmap}
+        form = {name: staticmethod(function) for name, function in form.items()}
+        cls._transformed = type(cls.__name__, (cls._eager,), form)
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for `backward` and for `tangent`."""
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():  # which knows no tangents
+        ctx.save_for_forward(*tensors)
+
+
+def _batched_gradients() -> int:
+    """The level of torch's older vmap, 0 outside: `torch.autograd.grad(is_grads_batched=True)` and
+    `torch.autograd.functional` with vectorize=True run a backward pass in it."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
+    """`function` of inputs of which some are batches at `level`, where a Node has no rule."""
+    given: list[Any] = list(inputs)
+    dims: list[int | None] = [None] * len(inputs)
+    for k, z in enumerate(inputs):
+        if isinstance(z, Tensor) and torch._C._functorch.is_legacy_batchedtensor(z):
+            given[k], dims[k] = torch._remove_batch_dim(z, level, 1, 0), 0
+    sizes = [len(z) for z, dim in zip(given, dims, strict=True) if dim == 0]
+    # What is computed of plain tensors is no batch, though a batch is being traced around it.
+    if not sizes:
+        outer = [torch._C._vmapmode_decrement_nesting() for _ in range(level)]
+        try:
+            return function(*inputs)
+        finally:
+            for _ in outer:
+                torch._C._vmapmode_increment_nesting()
+    results, _ = by_sample(function, sizes[0], dims, given)
+    if isinstance(results, Tensor):
+        return torch._add_batch_dim(results, 0, level)
+    return tuple([torch._add_batch_dim(z, 0, level) for z in results])
+
+
+def by_sample(
+    function: Any, size: int, dims: Sequence[Any], inputs: Sequence[Any]
+) -> tuple[Any, Any]:
+    """A vmap rule: `function` of one sample after the other, and where the samples lie then."""
+    results = []
+    for k in range(size):
+        sample = [
+            z.select(dim, k) if isinstance(z, Tensor) and dim is not None else z
+            for z, dim in zip(inputs, dims, strict=True)
+        ]
+        results.append(function(*sample))
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple([torch.stack(every) for every in zip(*results, strict=True)])
+    return stacked, (0,) * len(stacked)
