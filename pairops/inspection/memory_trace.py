@@ -86,7 +86,7 @@ class Alive(TorchDispatchMode):
     def _weigh(self, given: Sequence[Any]) -> int:
         """What there still is of the gradients besides those that are returned."""
         pairs, call, working = self._read(given)
-        statistics, arguments, _, cotangents, *needs = given[10:]
+        statistics, arguments, _, cotangents, *needs = given[11:]
         call = replace(call, wanted=(needs[0], needs[1]))
         kept = iter(arguments)
         beside_term: dict[int, list[Tensor]] = {}

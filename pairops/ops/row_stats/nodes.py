@@ -21,12 +21,19 @@ from pairops.ops.pairs.similarity import exactly
 
 from .backward import weigh
 
-RELATION = 7  # tensors in Pairs.relation()
+FIXED = 12  # tensors before those that are prepared: sets, scales, numbers, Pairs.relation()
 
 
-def read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, str]:
-    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine."""
-    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine = call[:10]
+def read(
+    call: Sequence[Any], *, fake: bool = False
+) -> tuple[Pairs, list[Tensor], list[float], str, str]:
+    """The arguments that both ops share: pairs, vectors, numbers, recipe, engine.
+
+    fake: there are no values, so numbers that a graph computes are taken for 0.
+    """
+    x, y, scale_x, scale_y, relation, prepared, vectors, numbers, recipe, engine, traced = call[:11]
+    if traced is not None:
+        numbers = [0.0] * traced.shape[0] if fake else traced.tolist()
     pairs = Pairs(x, y, scale_x, scale_y, *relation)
     pairs.prepared[engine] = prepared
     return pairs, vectors, numbers, recipe, engine
@@ -34,15 +41,15 @@ def read(call: Sequence[Any]) -> tuple[Pairs, list[Tensor], list[float], str, st
 
 def weighed(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The op `weigh`; in grad mode differentiable."""
-    statistics, arguments, bits, cotangents, *needs = call[10:]
+    statistics, arguments, bits, cotangents, *needs = call[11:]
     with exactly(call[0].device.type):
         return weigh(*read(call), statistics, arguments, bits, cotangents, *needs)
 
 
 class RowStats(Node):
     """(numbers, recipe, engine), terms without gradient, how many terms there are and how many
-    tensors are prepared; x, y, scales, relation, prepared, vectors → statistics, and what
-    `weigh` wants besides: arguments of extremes, tile bits."""
+    tensors are prepared; x, y, scales, traced numbers, relation, prepared, vectors → statistics,
+    and what `weigh` wants besides: arguments of extremes, tile bits."""
 
     @staticmethod
     def run(
@@ -52,7 +59,7 @@ class RowStats(Node):
         prepared: int,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        statistics, arguments, bits = torch.ops.pairops.gather(*_in_lists(tensors, prepared), *call)
+        statistics, arguments, bits = torch.ops.pairops.gather(*_shared(call, tensors, prepared))
         return (*statistics, *arguments, bits)
 
     @staticmethod
@@ -75,9 +82,9 @@ class RowStats(Node):
         ]
         run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
         told = ctx.call, ctx.given, ctx.terms, ctx.prepared
-        of_vectors = needs[4 + RELATION + ctx.prepared :]
+        of_vectors = needs[FIXED + ctx.prepared :]
         dx, dy, *dvectors = run((*told, needs[0], needs[1], of_vectors), *saved, *cotangents)
-        gradients = [dx, dy, None, None, *[None] * (RELATION + ctx.prepared), *dvectors]
+        gradients = [dx, dy, *[None] * (FIXED - 2 + ctx.prepared), *dvectors]
         wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
         return (None, None, None, None, *wanted)
 
@@ -87,7 +94,7 @@ class RowStats(Node):
         if len(ctx.constant) == ctx.terms:
             return tuple([None] * (ctx.terms + others))
         moved = tuple([t is not None for t in tangents])
-        needs = moved[0], moved[1], moved[4 + RELATION + ctx.prepared :]
+        needs = moved[0], moved[1], moved[FIXED + ctx.prepared :]
         gradient = partial(_gradient, (ctx.call, ctx.given, ctx.terms, ctx.prepared, *needs))
         found = recomputed(
             partial(_by_tangents, gradient, moved, ctx.terms),
@@ -153,18 +160,21 @@ def _by_tangents(
         return transposed(along_moved, tangents, cotangents, create)
 
 
-def _in_lists(tensors: Sequence[Any], prepared: int) -> tuple[Any, ...]:
-    """x, y, the scales; relation, what the engine prepared, vectors."""
-    begin, end = 4 + RELATION, 4 + RELATION + prepared
-    return *tensors[:4], tensors[4:begin], tensors[begin:end], tensors[end:]
+def _shared(
+    call: tuple[list[float], str, str], tensors: Sequence[Any], prepared: int
+) -> tuple[Any, ...]:
+    """The arguments of either op, in their order."""
+    end = FIXED + prepared
+    lists = tensors[5:FIXED], tensors[FIXED:end], tensors[end:]
+    return (*tensors[:4], *lists, *call, tensors[4])
 
 
 def _of_weigh(told: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments of the op."""
     call, given, terms, prepared, *needs = told
     bits = len(tensors) - terms - 1
-    inputs = _in_lists(tensors[:given], prepared)
+    shared = _shared(call, tensors[:given], prepared)
     statistics, arguments = tensors[given : given + terms], tensors[given + terms : bits]
     return (
-        *inputs, *call, statistics, arguments, tensors[bits], tensors[bits + 1 :], *needs
+        *shared, statistics, arguments, tensors[bits], tensors[bits + 1 :], *needs
     )  # fmt: skip

@@ -27,7 +27,7 @@ from .nodes import RowStats, read, weighed
 
 _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
-    "Tensor[] vectors, float[] numbers, str recipe, str engine"
+    "Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
 )
 
 _library = torch.library.Library("pairops", "DEF")
@@ -111,7 +111,10 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     recipe, numbers, vectors = pack(rows, cols)
     constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
     prepared = engines.prepared(engine, pairs)
-    inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, *pairs.relation())
+    traced = None
+    if torch.compiler.is_compiling() and pairs.x.device.type == "cpu":
+        numbers, traced = _traced(numbers)
+    inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, traced, *pairs.relation())
     inputs += (*prepared, *vectors)
     # torch.compile refuses the same tensor twice among the inputs of a node.
     if torch.compiler.is_compiling():
@@ -119,6 +122,15 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     count = len(rows) + len(cols)
     outputs = RowStats.of((numbers, recipe, engine), constant, count, len(prepared), *inputs)
     return tuple(outputs[:count])
+
+
+def _traced(numbers: list[float]) -> tuple[list[float], Tensor | None]:
+    """Numbers as torch.compile takes them: for each value of a float among the arguments of an op
+    it would compile once more. An op's body reads them, which waits where embeddings are not on the
+    CPU."""
+    if not numbers:
+        return numbers, None
+    return [], torch.stack([torch.full((), value, dtype=torch.float64) for value in numbers])
 
 
 def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -136,7 +148,7 @@ def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs, vectors, numbers, recipe, engine = read(call)
+    pairs, vectors, numbers, recipe, engine = read(call, fake=True)
     n, m = pairs.shape
     rows, cols = unpack(recipe, numbers, vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]
@@ -148,7 +160,7 @@ def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    pairs, vectors, numbers, recipe, _ = read(call)
+    pairs, vectors, numbers, recipe, _ = read(call, fake=True)
     need_x, need_y, need_vectors = call[-3:]
     rows, cols = unpack(recipe, numbers, vectors)
     dx, dy = (

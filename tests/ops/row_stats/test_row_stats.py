@@ -13,7 +13,7 @@ from pairops.ops.engines.blockwise import grid
 from pairops.ops.terms import functions
 from pairops.ops.terms.accumulators import GATHERS
 from pairops.ops.terms.functions import hinge, softplus
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Term, Wanted
 from support.term_problems import DOUBLE, all_statistics, problem, results, served_terms
 
 HELD = ("circle_pull", "circle_push", "attended")  # a gradient takes their weights as constants
@@ -154,7 +154,9 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
     cotangents = [torch.randn(300)]
     with torch.no_grad():
         skipped, whole = (
-            blockwise_engine.weigh(pairs, terms, [], statistics, cotangents, b, (True, False))[0]
+            blockwise_engine.weigh(
+                pairs, terms, [], statistics, cotangents, b, Wanted(True, False)
+            )[0]
             for b in (bits, torch.ones_like(bits))
         )
     assert torch.equal(skipped, whole)

@@ -19,6 +19,7 @@ SETUP = """
 import os, resource, signal, sys, torch, pairops
 from pairops import NEG, Pairs, lse
 from pairops.ops.engines import cpu as native
+from pairops.ops.terms.term import Wanted
 torch.set_num_threads(2)
 torch.manual_seed(0)
 
@@ -148,7 +149,7 @@ cotangents = [torch.rand(700)]
 
 def sweeps():
     statistics, _, bits = native.gather(pairs, terms, [])
-    dx, _, slopes = native.weigh(pairs, terms, [], statistics, cotangents, bits, (True, False))
+    dx, _, slopes = native.weigh(pairs, terms, [], statistics, cotangents, bits, Wanted(True, False))
     return *statistics, dx, *slopes
 
 before = sweeps()

@@ -16,7 +16,7 @@ from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.recipe import cpu_key
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Term, Wanted
 from support.error_rule import Dense, assert_within_rule, gradients
 from support.exhaustive import exhaustive, exhaustive_but
 from support.term_problems import DOUBLE, problem, served_terms
@@ -327,7 +327,7 @@ def test_tile_bits_change_no_bit(m: int) -> None:
     assert 0 < share < 0.05, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(n), torch.randn(n)]
     skipped, whole = (
-        cpu_engine.weigh(pairs, terms, [], statistics, cotangents, b, (True, y is not None))
+        cpu_engine.weigh(pairs, terms, [], statistics, cotangents, b, Wanted(True, y is not None))
         for b in (bits, None)
     )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
@@ -360,7 +360,7 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
     pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), distance="dot")
     terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
     slopes = cpu_engine.weigh(
-        pairs, terms, [], [origin[0]], [-origin[0] - 1], None, (False, False)
+        pairs, terms, [], [origin[0]], [-origin[0] - 1], None, Wanted(False, False)
     )[2]
     with mpmath.workdps(40):
         assert units(slopes[1][: len(grid)], [mpmath.exp(a) for a in grid.tolist()]) <= 2

@@ -16,6 +16,7 @@ from pairops.ops.engines.triton import engine, tile_configs
 from pairops.ops.engines.triton.tile_configs import Row
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import softplus
+from pairops.ops.terms.term import Wanted
 from support.engine_comparison import assert_as_dense
 from support.engine_names import NARROW, TRITON
 from support.exhaustive import exhaustive_but
@@ -169,11 +170,11 @@ def test_tile_bits_change_no_result_by_one_bit(
     cotangents = [torch.randn(len(z)) for z in found]
     with torch.no_grad():
         skipped, whole = (
-            engine.weigh(pairs, rows, columns, found, cotangents, b, (True, True))
+            engine.weigh(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
             for b in (bits, torch.ones_like(bits))
         )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
         assert torch.equal(a, b)
     assert bool((skipped[0] != 0).any())
-    without = engine.weigh(pairs, rows, columns, found, cotangents, None, (True, True))
+    without = engine.weigh(pairs, rows, columns, found, cotangents, None, Wanted(True, True))
     torch.testing.assert_close(without[0], whole[0])
