@@ -91,7 +91,7 @@ def margin_loss(
     pytorch-metric-learning's MarginLoss.
     """
     margin = number("margin", margin)
-    if isinstance(beta, Tensor) and beta.dim() == 1:
+    if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
         labels = whole_numbers("labels", labels, "x", x)
         beta = _of_class(beta, labels, common.get("ignore_index", -100))
