@@ -1,4 +1,4 @@
-"""Numbers among a loss's arguments: Python's, numpy's, and tensors with one element of any shape."""
+"""Numbers among a loss's arguments: Python's, numpy's, and tensors with one element."""
 
 import inspect
 from typing import Any

@@ -228,7 +228,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "temperature of rows": (
         two_sets(temperature=X[:, 0]),
         ValueError,
-        r"temperature is a torch.float32 tensor of shape \(6,\); it must be a number or a floating-point",
+        r"temperature is a torch.float32 tensor of shape \(6,\); it must be a number or a ",
     ),
     "supcon's temperature": (
         lambda: pairops.supcon_loss(X, LABELS, temperature=-1),
