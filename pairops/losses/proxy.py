@@ -16,6 +16,7 @@ from pairops.ops.terms.plain_numbers import plain_float
 from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Asked, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, similar_only, split
 from .objective.scalars import number, readable
@@ -118,6 +119,8 @@ def proxy_nca_loss(
     objective = Objective.of(pairs, **asked)
     if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
         objective.group.agree({})
+    else:
+        warn_without_positives(pairs)
     terms = [lse(POS, scale, 0.0), lse(NEG, scale, 0.0)]
     if smoothing:
         terms.append(total(NEG, scale, 0.0))

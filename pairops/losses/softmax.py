@@ -13,6 +13,7 @@ from pairops.ops.terms.functions import softplus
 from pairops.ops.terms.term import ALL, NEG, POS, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled, split
 from .objective.scalars import number
@@ -44,6 +45,7 @@ def supcon_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     positives = pairs.positives()
     everyone, pos = row_stats(pairs, lse(ALL, scale, 0.0), total(POS, scale, 0.0))
     losses = torch.where(positives > 0, everyone - pos / positives.clamp(min=1), 0)
@@ -73,6 +75,7 @@ def nt_xent_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     (neg,) = row_stats(pairs, lse(NEG, scale, 0.0))
     against = neg.clamp(min=_NOTHING)
     (sums,) = row_stats(pairs, total(POS, -scale, against, function=softplus))
@@ -124,6 +127,7 @@ def nca_loss(
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common, distance=distance)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     pos, neg = row_stats(pairs, lse(POS, scale, 0.0), lse(NEG, scale, 0.0))
     # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
     worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
@@ -160,6 +164,7 @@ def n_pair_loss(
         **pairing,
     )
     objective = Objective.of(pairs, **asked)
+    warn_without_positives(pairs)
     everyone, pos = row_stats(pairs, lse(ALL, 1.0, 0.0), total(POS, 1.0, 0.0))
     losses = torch.where(pairs.positives() > 0, everyone - pos, 0)
     return objective.value(losses, all=everyone)
