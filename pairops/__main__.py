@@ -14,6 +14,7 @@ import torch
 
 from . import __version__, losses
 from .ops import engines
+from .ops.bindings import extension
 from .ops.pairs.pairs import Pairs
 from .ops.terms.term import POS, lse
 
@@ -45,12 +46,11 @@ def _versions() -> dict[str, str | None]:
 
 
 def _extension() -> dict[str, Any]:
-    try:
-        from . import _native
-    except ImportError as error:
-        return {"available": False, "reason": str(error)}
-    isas = ", ".join(_native.isas())
-    return {"available": True, **_native.features(), "instruction sets here": isas}
+    native = extension.native
+    if native is None:
+        return {"available": False, "reason": extension.MISSING}
+    isas = ", ".join(native.isas())
+    return {"available": True, **native.features(), "instruction sets here": isas}
 
 
 def _engine_of(device: str) -> str:

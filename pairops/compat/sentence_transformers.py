@@ -37,6 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from pairops.losses.objective.keywords import Value
 from pairops.nn.module import Arguments
 from pairops.ops.distributed.group import Given, Group
+from pairops.ops.terms.plain_numbers import plain_int
 
 __all__ = ["LabelledLoss", "PairedLoss"]
 
@@ -56,8 +57,8 @@ class _OfColumns(Arguments):
         mini_batch_size: int | None = None,
         **arguments: Any,
     ) -> None:
-        whole = isinstance(mini_batch_size, int) and not isinstance(mini_batch_size, bool)
-        if mini_batch_size is not None and (not whole or mini_batch_size < 1):
+        whole = plain_int(mini_batch_size)
+        if mini_batch_size is not None and (whole is None or whole < 1):
             raise ValueError(
                 f"mini_batch_size is {mini_batch_size!r}; it must be an int of at least 1, or None"
             )
@@ -67,7 +68,7 @@ class _OfColumns(Arguments):
                 own.register_hook(self._averaged)
         self.model = model  # the trainer puts its wrapped model here, under this name
         self.group = group
-        self.mini_batch_size = mini_batch_size
+        self.mini_batch_size = whole
 
     def embed(self, features: Features) -> Tensor:
         """(N, D) embeddings of a column."""

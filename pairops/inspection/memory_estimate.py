@@ -14,6 +14,7 @@ from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import use
 from pairops.ops.engines.triton import engine as triton_engine
 from pairops.ops.pairs.checks import FLOATS
+from pairops.ops.terms.plain_numbers import plain_int
 
 from .memory_trace import Alive
 
@@ -103,10 +104,11 @@ def estimate_memory(
 
 
 def _check(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    whole = plain_int(value)
+    if whole is None:
         raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if whole < least:
+        raise ValueError(f"{name} is {whole}; it must be at least {least}")
 
 
 def _function(loss: str | Callable[..., Any]) -> Callable[..., Any]:

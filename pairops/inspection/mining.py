@@ -12,6 +12,7 @@ from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.functions import affine
+from pairops.ops.terms.plain_numbers import plain_float
 from pairops.ops.terms.term import NEG, POS, highest, lowest
 
 from .pair_weights import Block, extreme_indices
@@ -44,12 +45,13 @@ def mine(
         raise ValueError(
             f'mining is {mining!r}; it must be "multi_similarity", "hard" or "semihard"'
         )
-    if not isinstance(epsilon, (int, float)) or not math.isfinite(epsilon):
+    plain = plain_float(epsilon)
+    if plain is None or not math.isfinite(plain):
         raise ValueError(f"epsilon is {epsilon!r}; it must be a finite number")
     pairs = Pairs.of(x, labels, **pairing).of_one_rank("mine")
     with torch.no_grad(), exactly(x.device.type):
         if mining == "multi_similarity":
-            return _multi_similarity(pairs, epsilon)
+            return _multi_similarity(pairs, plain)
         if mining == "hard":
             return _hard(pairs)
         return _semihard(pairs)

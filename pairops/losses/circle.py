@@ -10,6 +10,7 @@ from pairops.ops.terms.functions import circle_pull, circle_push
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import Labelled, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import labelled, similar_only
 from .objective.scalars import number
@@ -40,6 +41,7 @@ def circle_loss(
     margin, gamma = number("margin", margin), number("gamma", gamma, positive=True)
     objective = labelled(x, labels, common)
     similar_only("circle_loss", objective.pairs)
+    warn_without_positives(objective.pairs)
     pos, neg = row_stats(
         objective.pairs,
         lse(POS, gamma, margin, function=circle_pull),

@@ -17,6 +17,7 @@ from pairops.ops.terms.functions import affine, hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, total
 
 from .objective.keywords import Labelled, LabelledApart, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
 from .objective.scalars import number, readable, threshold
 
@@ -91,7 +92,7 @@ def margin_loss(
     pytorch-metric-learning's MarginLoss.
     """
     margin = number("margin", margin)
-    if isinstance(beta, Tensor) and beta.dim() == 1:
+    if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
         labels = whole_numbers("labels", labels, "x", x)
         beta = _of_class(beta, labels, common.get("ignore_index", -100))
@@ -99,6 +100,8 @@ def margin_loss(
         beta = number("beta", beta)
     objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
     pairs = objective.pairs
+    if triplets:
+        warn_without_positives(pairs)
     place = pairs.at(beta)
     pull, push = place + margin, place - margin
     pos, neg = row_stats(

@@ -15,6 +15,7 @@ from pairops.ops.terms.accumulators import finite, log_add_exp
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import LabelledApart, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
 from .objective.scalars import number
 
@@ -56,6 +57,7 @@ def lifted_structure_loss(
     pull = pairs.at(number("pos_margin", pos_margin, default=1.0 if similar else 0.0))
     push = pairs.at(number("neg_margin", neg_margin, default=0.0 if similar else 1.0))
     if original:
+        warn_without_positives(pairs)
         return _original(objective, pull, push)
     pos, neg = row_stats(pairs, lse(POS, -1.0, pull), lse(NEG, 1.0, push))
     return objective.value(relu(finite(pos) + finite(neg)), positive=pos, negative=neg)

@@ -9,6 +9,7 @@ from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
 
 from .objective.keywords import Labelled, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import reduce_log1p_exp
 from .objective.objective import labelled
 from .objective.scalars import number
@@ -52,6 +53,7 @@ def ms_loss(
         far = near = None
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
     else:
+        warn_without_positives(pairs)
         # What a threshold is less ε is the threshold of what is less ε, to the last bit.
         (far,) = row_stats(pairs, lowest(POS, 1.0, slack, function=affine, grad=False))
         nearest = highest(NEG, 1.0, -slack, function=affine, grad=False)

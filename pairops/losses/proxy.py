@@ -12,9 +12,11 @@ from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.plain_numbers import plain_float
 from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Asked, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, similar_only, split
 from .objective.reference import reference
@@ -103,8 +105,10 @@ def proxy_nca_loss(
     pytorch-metric-learning's ProxyNCALoss.
     """
     scale = number("scale", scale, positive=True)
-    if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
+    plain = plain_float(smoothing)
+    if plain is None:
         raise TypeError(f"smoothing is {type(smoothing).__name__}; it must be a number")
+    smoothing = plain
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
     asked, pairing = split(common, x)
@@ -116,6 +120,8 @@ def proxy_nca_loss(
     objective = Objective.of(pairs, **asked)
     if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
         objective.group.agree({})
+    else:
+        warn_without_positives(pairs)
     near = reference(pairs)
     terms = [lse(POS, scale, near), lse(NEG, scale, near)]
     if smoothing:

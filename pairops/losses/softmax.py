@@ -13,6 +13,7 @@ from pairops.ops.terms.functions import softplus_from
 from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled, split
 from .objective.reference import reference
@@ -45,6 +46,7 @@ def supcon_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     near, positives = reference(pairs), pairs.positives()
     neg, pos, sums = row_stats(
         pairs, lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
@@ -81,6 +83,7 @@ def nt_xent_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     near, positives = reference(pairs), pairs.positives()
     (neg,) = row_stats(pairs, lse(NEG, scale, near))
     against = neg.clamp(min=_NOTHING)
@@ -133,6 +136,7 @@ def nca_loss(
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common, distance=distance)
     pairs = objective.pairs
+    warn_without_positives(pairs)
     near = reference(pairs)
     pos, neg = row_stats(pairs, lse(POS, scale, near), lse(NEG, scale, near))
     # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
@@ -173,6 +177,7 @@ def n_pair_loss(
         **pairing,
     )
     objective = Objective.of(pairs, **asked)
+    warn_without_positives(pairs)
     near = reference(pairs)
     neg, pos = row_stats(pairs, lse(NEG, 1.0, near), total(POS, 1.0, near))
     worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)

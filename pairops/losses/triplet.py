@@ -14,6 +14,7 @@ from pairops.ops.terms.functions import hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 
 from .objective.keywords import Labelled, Value
+from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled
 from .objective.scalars import number
@@ -52,6 +53,7 @@ def triplet_loss(
     if mining not in ("hard", "semihard", "all"):
         raise ValueError(f'mining is {mining!r}; it must be "hard", "semihard" or "all"')
     objective = labelled(x, labels, common, averages_pairs=mining != "hard")
+    warn_without_positives(objective.pairs)
     if mining == "hard":
         far, near = row_stats(objective.pairs, lowest(POS), highest(NEG))
         return objective.value(_penalty(near - far + margin, soft))

@@ -36,6 +36,7 @@ class Arguments(nn.Module):
 
     def __init__(self, function: Callable[..., Value], **arguments: Any) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(_with_dimensions)  # type: ignore[no-untyped-call]
         self.function = function
         self.names = tuple(arguments)
         for name, value in arguments.items():
@@ -56,6 +57,14 @@ class Arguments(nn.Module):
             known = f"{type(value).__name__}{tuple(value.shape)}" if tensor else repr(value)
             shown.append(f"{name}={known}")
         return ", ".join(shown)
+
+
+def _with_dimensions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A number that was saved without dimensions is loaded into a parameter of shape (1,)."""
+    for name, own in module.named_parameters(recurse=False):
+        saved = state.get(prefix + name)
+        if own.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
+            state[prefix + name] = saved.reshape(1)
 
 
 def no_tuples(indices_tuple: object) -> None:

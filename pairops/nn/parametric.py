@@ -1,4 +1,7 @@
-"""Losses with parameters of their own: margins per class, proxies, temperatures."""
+"""Losses with parameters of their own: margins per class, proxies, temperatures.
+
+A number that is learned is a parameter of shape (1,): `fully_shard` takes none without dimensions.
+"""
 
 import math
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from pairops.losses import (
 )
 from pairops.losses.objective.keywords import Asked, Reduction, Value
 from pairops.ops.pairs.distances import Distance
+from pairops.ops.terms.plain_numbers import plain_float, plain_int
 
 from .labelled import LabelledLoss, Number
 from .module import Arguments, Common, no_tuples
@@ -45,11 +49,14 @@ class MarginLoss(LabelledLoss):
         if num_classes is not None:
             _at_least_one("num_classes", num_classes)
             if not isinstance(beta, Tensor):
-                beta = torch.full((num_classes,), float(beta))
+                beta = torch.full((num_classes,), _number("beta", beta))
             elif beta.shape != (num_classes,):
                 raise ValueError(f"beta has shape {tuple(beta.shape)}; it must be ({num_classes},)")
         if learn_beta:
-            beta = nn.Parameter(torch.as_tensor(beta, dtype=torch.get_default_dtype()).clone())
+            if not isinstance(beta, Tensor):
+                beta = torch.tensor([_number("beta", beta)])
+            beta = beta.detach().to(torch.get_default_dtype(), copy=True)
+            beta = nn.Parameter(beta.reshape(1) if beta.dim() == 0 else beta)
         super().__init__(
             margin_loss,
             margin=margin,
@@ -170,7 +177,7 @@ class InfoNCELoss(Arguments):
         super().__init__(
             info_nce_loss, symmetric=symmetric, distance=distance, reduction=reduction, **common
         )
-        self.logit_scale = nn.Parameter(torch.tensor(-_logarithm("temperature", temperature)))
+        self.logit_scale = nn.Parameter(torch.tensor([-_logarithm("temperature", temperature)]))
 
     def forward(
         self,
@@ -195,8 +202,8 @@ class SigLIPLoss(Arguments):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(siglip_loss, distance=distance, reduction=reduction, **common)
-        self.logit_scale = nn.Parameter(torch.tensor(_logarithm("scale", scale)))
-        self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
+        self.logit_scale = nn.Parameter(torch.tensor([_logarithm("scale", scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([_number("bias", bias)]))
 
     def forward(
         self,
@@ -210,11 +217,20 @@ class SigLIPLoss(Arguments):
 
 
 def _at_least_one(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    whole = plain_int(value)
+    if whole is None or whole < 1:
         raise ValueError(f"{name} is {value!r}; it must be an int of at least 1")
 
 
 def _logarithm(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    plain = plain_float(value)
+    if plain is None or not 0 < plain < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
-    return math.log(value)
+    return math.log(plain)
+
+
+def _number(name: str, value: object) -> float:
+    plain = plain_float(value)
+    if plain is None or not math.isfinite(plain):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    return plain

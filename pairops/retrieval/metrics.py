@@ -18,6 +18,7 @@ from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.functions import one
+from pairops.ops.terms.plain_numbers import plain_int
 from pairops.ops.terms.term import NEG, POS, highest, total
 from pairops.progress import bar, check_progress
 
@@ -226,11 +227,11 @@ def _cutoffs(recall_at: Sequence[int]) -> list[int]:
     if not recall_at:
         raise ValueError("recall_at is empty; it must hold at least one number")
     for k in recall_at:
-        if not isinstance(k, int) or isinstance(k, bool):
+        if plain_int(k) is None:
             raise TypeError(f"recall_at holds {k!r}; it must hold whole numbers")
         if k < 1:
             raise ValueError(f"recall_at holds {k}; it must hold numbers from 1 on")
-    return sorted(set(recall_at))
+    return sorted({int(k) for k in recall_at})
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.plain_numbers import plain_int
 from pairops.progress import bar, check_progress
 
 __all__ = ["cached_step"]
@@ -61,10 +62,11 @@ def cached_step(
     """
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; it must be a function of embeddings")
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+    rows = plain_int(chunk_size)
+    if rows is None:
         raise TypeError(f"chunk_size is {type(chunk_size).__name__}; it must be an int")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    if rows < 1:
+        raise ValueError(f"chunk_size is {rows}; it must be at least 1")
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(
             f"scaler is {type(scaler).__name__}; it must be a torch.amp.GradScaler or None"
@@ -72,7 +74,7 @@ def cached_step(
     check_progress(progress)
     if not encoded:
         raise ValueError("encoded is empty; it must hold at least one pair (encoder, inputs)")
-    sets = [_Set.of(f"encoded[{k}]", pair, chunk_size) for k, pair in enumerate(encoded)]
+    sets = [_Set.of(f"encoded[{k}]", pair, rows) for k, pair in enumerate(encoded)]
     rows = sum(one.rows for one in sets)
     with bar(progress, 2 * rows, "cached_step", "row") as advance:
         notes = [_Random(len(one.chunks)) for one in sets]

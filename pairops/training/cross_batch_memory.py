@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pairops.ops.distributed.agreement import shown
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
+from pairops.ops.terms.plain_numbers import plain_int
 
 from .state_of_rank import StateOfRank
 
@@ -70,16 +71,10 @@ class CrossBatchMemory(StateOfRank):
     ) -> None:
         super().__init__()
         _check_loss(loss, _KEYWORDS if group is None else (*_KEYWORDS, "group"))
-        for name, value, least in (
-            ("embedding_size", embedding_size, 1),
-            ("memory_size", memory_size, 1),
-            ("warmup", warmup, 0),
-            ("ignore_index", ignore_index, _NO_ID),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-            if not least <= value <= _LAST:
-                raise ValueError(f"{name} is {value}; it must be from {least} to {_LAST}")
+        embedding_size = _whole("embedding_size", embedding_size, 1)
+        memory_size = _whole("memory_size", memory_size, 1)
+        warmup = _whole("warmup", warmup, 0)
+        ignore_index = _whole("ignore_index", ignore_index, _NO_ID)
         if dtype not in FLOATS:
             raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
         self.loss = loss
@@ -251,3 +246,12 @@ def _name(loss: object) -> str:
     if isinstance(loss, functools.partial):
         return f"{_name(loss.func)}({', '.join(f'{k}={v}' for k, v in loss.keywords.items())})"
     return getattr(loss, "__name__", type(loss).__name__)
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    whole = plain_int(value)
+    if whole is None:
+        raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
+    if not least <= whole <= _LAST:
+        raise ValueError(f"{name} is {whole}; it must be from {least} to {_LAST}")
+    return whole

@@ -271,3 +271,22 @@ def wrapped(group: Any, given: dict[str, Any]) -> list[Any]:
         value.backward()
         found.append(float(value.detach()))
     return [model.memory.labels, found]
+
+
+def fully_sharded(group: Any, given: dict[str, Any]) -> list[Tensor]:
+    """One step of SGD of a loss with parameters of its own, sharded over the ranks: those
+    parameters, whole, after it.
+
+    given: module, its name in pairops.nn; keywords; args, what it is called with.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    loss = getattr(pairops.nn, given["module"])(**given["keywords"])
+    ranks = list(range(dist.get_world_size(group)))
+    mesh = DeviceMesh.from_group(group, "cpu", mesh=torch.tensor(ranks))
+    sharded = fully_shard(loss, mesh=mesh)
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
+    sharded(*given["args"]).backward()
+    optimizer.step()
+    return [own.full_tensor().detach() for own in sharded.parameters()]

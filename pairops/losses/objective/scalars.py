@@ -1,4 +1,4 @@
-"""Numbers among a loss's arguments: checked, whether Python's own or tensors without dimensions."""
+"""Numbers among a loss's arguments: checked, whether plain ones or tensors with one element."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.node import transforming
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.plain_numbers import plain_float
 
 
 def number(
@@ -18,23 +19,29 @@ def number(
 ) -> float | Tensor:
     """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait.
 
+    A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
+
     default: what None stands for, where it may stand.
     """
     if value is None and default is not None:
         return default
     if isinstance(value, Tensor):
-        if value.dim() != 0 or not value.is_floating_point():
+        if value.numel() != 1 or not value.is_floating_point():
             raise ValueError(
                 f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; "
-                "it must be a number or a 0-d floating-point tensor"
+                "it must be a number or a floating-point tensor with one element"
             )
+        if value.dim():
+            value = value.reshape(())
         # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
         return value if value.dtype in (torch.float32, torch.float64) else value.float()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a number or a 0-d tensor")
-    if not (0 if positive else -math.inf) < value < math.inf:
+    plain = value if type(value) is float else plain_float(value)
+    if plain is None:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {kind}; it must be a number or a tensor with one element")
+    if not (0 if positive else -math.inf) < plain < math.inf:
         raise ValueError(f"{name} is {value}; it must be a finite number{' above 0' * positive}")
-    return float(value)
+    return plain
 
 
 def threshold(value: float | Tensor, pairs: Pairs) -> Tensor:

@@ -1,21 +1,79 @@
 """The compiled part, if there is one: loaded once, and told what every call of it must be told."""
 
 import functools
+import importlib.util
 import os
+import sys
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    # By name: the contract on imports takes a compiled module for the whole package.
-    native: Any = import_module("pairops._native")
-except ImportError as error:  # a source tree that was never built
-    native = None
-    MISSING: str | None = f"the extension cannot be imported ({error})"
-else:
-    MISSING = None
+_NAME = "pairops._native"
+_ROOT = Path(__file__).parents[2]  # the package
+
+
+def _load() -> tuple[Any, str | None]:
+    """The extension, or why there is none.
+
+    A source folder that Python finds before the installed package has none beside it: then it is
+    that of the installed package, if that has the same interface.
+    """
+    try:
+        # By name: the contract on imports takes a compiled module for the whole package.
+        return import_module(_NAME), None
+    except ImportError as error:
+        reason = f"the extension cannot be imported ({error})"
+    installed = _installed()
+    if installed is None:
+        return None, f"{reason}; in a source folder type: pip install ."
+    try:
+        same = (installed.parent / "_native.pyi").read_bytes() == (
+            _ROOT / "_native.pyi"
+        ).read_bytes()
+    except OSError:
+        same = False
+    if not same:
+        return None, (
+            f"{_ROOT} is a source folder without its extension, and {installed} is that of another "
+            "version; type: pip install ."
+        )
+    try:
+        return _from_file(installed), None
+    except ImportError as error:
+        return None, f"the extension cannot be imported ({error})"
+
+
+def _installed() -> Path | None:
+    """The installed package's extension, where this is another folder than its own."""
+    try:
+        known = files("pairops") or []
+    except PackageNotFoundError:
+        return None
+    for path in known:
+        if path.parent.name == "pairops" and path.name in _FILES:
+            return Path(str(path.locate()))
+    return None
+
+
+_FILES = {f"_native{suffix}" for suffix in EXTENSION_SUFFIXES}
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(_NAME, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[_NAME] = module
+    return module
+
+
+native, MISSING = _load()
 
 DTYPES = {
     torch.float16: "float16",

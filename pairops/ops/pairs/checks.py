@@ -29,8 +29,14 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
         ("D", x.shape[1], other.shape[1]),
     ):
         if mine != theirs:
-            kind = TypeError if what == "dtype" else ValueError
-            raise kind(f"{name} has {what} {mine}; it must be {theirs} as in {other_name}")
+            refused = f"{name} has {what} {mine}; it must be {theirs} as in {other_name}"
+            if what != "dtype":
+                raise ValueError(refused)
+            wide = torch.promote_types(x.dtype, other.dtype)
+            casts = [
+                f"{n}.to({wide})" for n, z in ((other_name, other), (name, x)) if z.dtype != wide
+            ]
+            raise TypeError(f"{refused}; write {' and '.join(casts)}, say")
 
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
+from pairops.ops.terms.plain_numbers import plain_int
 from pairops.ops.terms.term import Term
 
 from .checks import check_embeddings, named, own_of, whole_numbers
@@ -234,9 +235,11 @@ class Pairs:
         check_embeddings("x", x)
         if exclude_self != "auto" and not isinstance(exclude_self, bool):
             raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
-        if ignore_index is not None and not isinstance(ignore_index, int):
-            kind = type(ignore_index).__name__
-            raise TypeError(f"ignore_index is {kind}; it must be an int or None")
+        if ignore_index is not None and type(ignore_index) is not int:
+            kind, whole = type(ignore_index).__name__, plain_int(ignore_index)
+            if whole is None:
+                raise TypeError(f"ignore_index is {kind}; it must be an int or None")
+            ignore_index = whole
         if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
         unit = compares_units(distance, normalize)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .accumulators import GATHERS, Gather
 from .functions import Function, affine, identity, source_of
+from .plain_numbers import plain_float
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
 
@@ -54,8 +55,9 @@ def checked(
         return _table(name, argument, owners, partners, dtype)
     if isinstance(argument, Tensor):
         return vector(name, argument, owners, dtype, grad)
-    if isinstance(argument, (int, float)):
-        return float(argument)
+    number = argument if type(argument) is float else plain_float(argument)
+    if number is not None:
+        return number
     raise TypeError(
         f"{name} is {type(argument).__name__}; it must be a number, a tensor, partner(tensor) or "
         "table(tensor, classes, classes)"
@@ -66,8 +68,13 @@ def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: boo
     if not isinstance(values, Tensor) or values.is_complex():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} is {kind}; it must be a real tensor")
-    if values.dim() > 1 or (values.dim() == 1 and values.shape[0] != length):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be 0-d or ({length},)")
+    if values.dim() and values.shape != (length,):
+        if values.numel() != 1:
+            shape = tuple(values.shape)
+            raise ValueError(
+                f"{name} has shape {shape}; it must be ({length},) or have one element"
+            )
+        values = values.reshape(())
     return (values if grad else values.detach()).to(dtype).expand(length)
 
 
@@ -90,8 +97,8 @@ def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dty
 class Term:
     """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
 
-    args: numbers; tensors (N,) with one value per owner, or 0-d for all; or `partner(v)`, one value
-    per partner. Gradients reach all tensors among them.
+    args: numbers; tensors (N,) with one value per owner, or with one for all; or `partner(v)`, one
+    value per partner. Gradients reach all tensors among them.
 
     above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
     dropped; a NaN is neither, and stays.
@@ -119,7 +126,7 @@ class Term:
         for name, bound in (("above", self.above), ("below", self.below)):
             if bound is not None and not isinstance(bound, Tensor):
                 kind = type(bound).__name__
-                raise TypeError(f"{name} is {kind}; it must be a tensor (N,) or 0-d")
+                raise TypeError(f"{name} is {kind}; it must be a tensor (N,) or with one element")
         if self.side not in (POS, NEG, ALL):
             raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
         if len(self.args) != self.function.arity:
@@ -207,7 +214,7 @@ class Term:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
         name = f"{self.gather}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
-        numbers = [a for a in self.args if isinstance(a, (int, float))]
+        numbers = [plain_float(a) for a in self.args if not isinstance(a, (Tensor, Partner, Table))]
         tensors = [of_tensor(z) for z in (*self.vectors(), *self.constants())]
         return f"{name}{marks}{'@' * self.keeps_argument} {numbers} {tensors}"
 

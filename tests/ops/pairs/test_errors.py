@@ -228,7 +228,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "temperature of rows": (
         two_sets(temperature=X[:, 0]),
         ValueError,
-        r"temperature is a torch.float32 tensor of shape \(6,\); it must be a number or a 0-d",
+        r"temperature is a torch.float32 tensor of shape \(6,\); it must be a number or a ",
     ),
     "supcon's temperature": (
         lambda: pairops.supcon_loss(X, LABELS, temperature=-1),
@@ -248,7 +248,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "epsilon": (
         lambda: pairops.ms_loss(X, LABELS, epsilon="0.1"),  # type: ignore[arg-type]
         TypeError,
-        r"epsilon is str; it must be a number or a 0-d tensor",
+        r"epsilon is str; it must be a number or a tensor with one",
     ),
     "scale is left out": (
         lambda: pairops.siglip_loss(X, X, bias=0.0),  # type: ignore[call-arg]
@@ -274,7 +274,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a window that is a number": (
         lambda: lse(NEG, 1.0, 0.0, above=0.5),  # type: ignore[arg-type]
         TypeError,
-        r"above is float; it must be a tensor \(N,\) or 0-d",
+        r"above is float; it must be a tensor \(N,\) or with one element",
     ),
     "a function by its name": (
         lambda: total(NEG, function="affine"),  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an argument of rows": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, X[:3, 0], 0.0)),
         ValueError,
-        r"argument 0 of affine has shape \(3,\); it must be 0-d or \(6,\)",
+        r"argument 0 of affine has shape \(3,\); it must be \(6,\) or have one element",
     ),
     "an argument of partners": (
         lambda: row_stats(
@@ -322,12 +322,12 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
             total(NEG, 1.0, partner(X[:, 0])),
         ),
         ValueError,
-        r"argument 1 of affine has shape \(6,\); it must be 0-d or \(2,\)",
+        r"argument 1 of affine has shape \(6,\); it must be \(2,\) or have one element",
     ),
     "a window": (
         lambda: row_stats(Pairs.of(X, LABELS), lse(NEG, 1.0, 0.0, above=X)),
         ValueError,
-        r"above has shape \(6, 4\); it must be 0-d or \(6,\)",
+        r"above has shape \(6, 4\); it must be \(6,\) or have one element",
     ),
     "a function that learns on the side": (
         lambda: pairops.Function(lambda s: LEARNED * s, name="learns"),

@@ -5,8 +5,11 @@ another is swept twice, once as rows and once as columns, so that every sum has 
 order. Under TRITON_INTERPRET=1 the same kernels run on the CPU, number by number: for tests.
 """
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +23,25 @@ from pairops.ops.terms.term import Table, Term, Wanted
 from . import tile_configs
 from .tile_configs import Configuration
 
-MISSING = None if importlib.util.find_spec("triton") else "triton is not installed"
+_OLDEST = 3, 6  # that takes tuples of functions and tensors as arguments of a kernel
+_NAMES = "triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows"  # it is installed as
+
+
+def _missing() -> str | None:
+    """Why there is no Triton that the kernels can be compiled with. Nothing of it is imported."""
+    if not importlib.util.find_spec("triton"):
+        return "triton is not installed"
+    for name in _NAMES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            found = re.match(r"(\d+)\.(\d+)", version)
+            if found and (int(found[1]), int(found[2])) < _OLDEST:
+                oldest = ".".join(map(str, _OLDEST))
+                return f"triton is {version}; the kernels need {oldest} or newer"
+    return None
+
+
+MISSING = _missing()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits

@@ -149,7 +149,8 @@ cotangents = [torch.rand(700)]
 
 def sweeps():
     statistics, _, bits = native.gather(pairs, terms, [])
-    dx, _, slopes = native.weigh(pairs, terms, [], statistics, cotangents, bits, Wanted(True, False))
+    wanted = Wanted(True, False)
+    dx, _, slopes = native.weigh(pairs, terms, [], statistics, cotangents, bits, wanted)
     return *statistics, dx, *slopes
 
 before = sweeps()

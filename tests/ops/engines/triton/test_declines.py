@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,35 @@ def test_a_compiled_call_may_ask_the_planner() -> None:
 def test_importing_pairops_imports_no_triton() -> None:
     code = "import sys, pairops; assert not [m for m in sys.modules if m.split('.')[0] == 'triton']"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "old"),
+    [
+        ("triton", "3.2.0", True),
+        ("triton", "2.10.1", True),
+        ("pytorch-triton", "3.5.1+git0a", True),
+        ("triton", "3.6.0", False),
+        ("triton", "3.10.0", False),
+        ("triton", "4.0.0", False),
+        ("built-from-source", "1.0", False),  # nobody knows
+    ],
+)
+def test_a_triton_older_than_the_kernels_need_declines(
+    name: str, version: str, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(asked: str) -> str:
+        if asked != name:
+            raise PackageNotFoundError(asked)
+        return version
+
+    monkeypatch.setattr("importlib.metadata.version", installed)
+    reason = engine._missing()
+    assert reason == (f"triton is {version}; the kernels need 3.6 or newer" if old else None)
+    monkeypatch.setattr(engine, "MISSING", reason)
+    for asked in TRITON if old else []:
+        with pairops.use(asked), pytest.raises(ValueError, match=rf"triton is {version[:3]}"):
+            pairops.supcon_loss(smooth(6, 3), torch.arange(6) // 2)
 
 
 UNKNOWN = Function(lambda s: torch.special.i0(s), name="unknown_to_triton")

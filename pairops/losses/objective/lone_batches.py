@@ -1,0 +1,91 @@
+"""A warning, once per process, of a batch that trains nothing: no row of it has a positive.
+
+Whether one has is read at once on a CPU. A GPU is never waited for: the answer is copied to the
+host, and looked at by a later call that finds it there. At first every call asks, then fewer do.
+"""
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings.devices import on_device
+from pairops.ops.pairs.pairs import Pairs
+
+_SELDOM = 1024  # calls on a GPU from one question to the next, at most
+
+
+class _Watch:
+    """What has been asked, and told."""
+
+    def __init__(self) -> None:
+        self.told = False
+        self.calls, self.next = 0, 1  # on a GPU, and at which of them one asks
+        self.asked: tuple[Tensor, Any] | None = None  # the answer on the host; when it is there
+
+
+_watch = _Watch()
+
+
+def warn_without_positives(pairs: Pairs) -> None:
+    """For a loss of which nothing is left where no row has a positive.
+
+    Of several ranks each knows the positives of its rows alone, so nothing is said.
+    """
+    if _watch.told or torch.compiler.is_compiling() or pairs.shards is not None:
+        return
+    device = pairs.x.device.type
+    if device == "cpu" and pairs.x.shape[0]:
+        try:
+            lone = not pairs.positives().any()
+        except RuntimeError:  # within torch.vmap or a trace values cannot be read
+            return
+        if lone:
+            _warn("this batch")
+    elif device == "cuda" and not torch.cuda.is_current_stream_capturing():
+        _without_waiting(pairs)
+
+
+def _without_waiting(pairs: Pairs) -> None:
+    if _watch.asked is not None:
+        some, ready = _watch.asked
+        if not ready.query():
+            return
+        _watch.asked = None
+        if not some:
+            _warn("an earlier batch")
+            return
+    _watch.calls += 1
+    if _watch.calls < _watch.next or not pairs.x.shape[0]:
+        return
+    _watch.next = _watch.calls + min(_watch.calls, _SELDOM)
+    _watch.asked = _asked(pairs)
+
+
+def _asked(pairs: Pairs) -> tuple[Tensor, Any]:
+    """Has any row a positive, on its way to the host; and the event of its arrival."""
+    with on_device(pairs.x):
+        some = torch.empty((), dtype=torch.bool, pin_memory=True)
+        some.copy_(pairs.positives().any(), non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+    return some, ready
+
+
+def _warn(batch: str) -> None:
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"no row of {batch} has a positive: the loss is 0 and trains nothing. Are two rows of a "
+        "batch ever of one class? This is said once",
+        stacklevel=level,
+    )
+    _watch.told = True
+
+
+def _is_ours(module: str) -> bool:
+    """Does a line of this module stand between a user's call and here?"""
+    return module.partition(".")[0] in ("pairops", "torch")

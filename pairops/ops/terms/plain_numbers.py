@@ -1,0 +1,30 @@
+"""Numbers among arguments as Python's own, numpy's too; numpy itself is not needed for that."""
+
+import numbers
+import operator
+from typing import Any
+
+from torch import Tensor
+
+
+def plain_float(value: object) -> float | None:
+    """A real number, or an array that holds one; None for a bool, a tensor, and what is none."""
+    if not isinstance(value, (int, float)) and not isinstance(value, Tensor):
+        array: Any = value
+        if getattr(array, "size", None) == 1 and hasattr(array, "item"):
+            value = array.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    return float(value)
+
+
+def plain_int(value: object) -> int | None:
+    """A whole number; None for a bool, a tensor, and what is none."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
