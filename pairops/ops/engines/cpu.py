@@ -14,6 +14,7 @@ from torch import Tensor
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.extension import DTYPES, MISSING
 from pairops.ops.bindings.extension import native as _native
+from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Partner, Table, Term, Wanted
@@ -48,7 +49,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
     if pairs.scale_x is not None and pairs.scale_x.dtype != torch.float64:
         return "norms are float32; the native kernels read them in float64"
-    if pairs.longer_than(_MOST):
+    if any_above(pairs.shape, _MOST):
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
         if cpu_key(term) not in SERVED:

@@ -25,6 +25,16 @@ def pick_rows(x: Tensor, at: Tensor) -> Tensor:
     return result
 
 
+def any_above(lengths: tuple[int, int], most: int) -> bool:
+    """Is one of the two above `most`? torch.compile may know a number of positive pairs only when
+    the graph runs, which then raises if it is."""
+    if torch.compiler.is_compiling():
+        for length in lengths:
+            torch._check(length <= most)
+        return False
+    return max(lengths) > most
+
+
 def arange(x: Tensor) -> Tensor:
     """(N,) the indices of the rows."""
     return torch.arange(x.shape[0], device=x.device)

@@ -104,15 +104,6 @@ class Pairs:
         rows, cols = self.shards.sizes
         return sum(rows), sum(cols)
 
-    def longer_than(self, most: int) -> bool:
-        """Are there more rows or columns? torch.compile may know a number of positive pairs only
-        when the graph runs, which then raises if there are more."""
-        if torch.compiler.is_compiling():
-            for length in self.shape:
-                torch._check(length <= most)
-            return False
-        return max(self.shape) > most
-
     @property
     def dtype(self) -> torch.dtype:
         """Of statistics and accumulators."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
@@ -41,7 +42,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
             return reason
     if x.shape[1] > _MOST_DIMENSIONS:
         return f"x has {x.shape[1]} dimensions; the CUDA kernels take {_MOST_DIMENSIONS}"
-    if pairs.longer_than(_MOST_ROWS):
+    if any_above(pairs.shape, _MOST_ROWS):
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
         if cuda_key(term) not in cuda_kernels.KINDS:

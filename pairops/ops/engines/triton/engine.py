@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import capability, float32_level
+from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.term import Table, Term, Wanted
@@ -61,7 +62,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return "the GPU is older than compute capability 8.0"
     if pairs.x.shape[1] > _MOST_DIMENSIONS:
         return f"x has {pairs.x.shape[1]} dimensions; the Triton kernels take {_MOST_DIMENSIONS}"
-    if pairs.longer_than(_MOST_ROWS):
+    if any_above(pairs.shape, _MOST_ROWS):
         return f"there are {max(pairs.shape)} rows; the Triton kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
         if any(isinstance(a, Table) for a in term.args):
