@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
-from pairops.ops.pairs.checks import check_embeddings, whole_numbers
+from pairops.ops.pairs.checks import as_index, check_embeddings, is_number, whole_numbers
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.pairs import Pairs
@@ -94,8 +94,8 @@ def margin_loss(
     margin = number("margin", margin)
     if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
-        labels = whole_numbers("labels", labels, "x", x)
-        beta = _of_class(beta, labels, common.get("ignore_index", -100))
+        whole_numbers("labels", labels, "x", x)
+        beta = _of_class(beta, labels.to(x.device), common.get("ignore_index", -100))
     else:
         beta = number("beta", beta)
     objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
@@ -166,13 +166,14 @@ def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     """(N,) the entry of beta (C,) at each label; of an ignored row any."""
     if not beta.is_floating_point():
         raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
+    index = as_index(labels)
     if ignored is not None:
-        labels = torch.where(labels == ignored, 0, labels)
-    if readable(labels) and labels.numel():
-        low, high = int(labels.min()), int(labels.max())
+        index = torch.where(is_number(labels, ignored), 0, index)
+    if readable(index) and index.numel():
+        low, high = int(index.min()), int(index.max())
         if low < 0 or high >= len(beta):
             raise IndexError(
                 f"labels go from {low} to {high} and beta has {len(beta)} classes; labels must be "
                 f"from 0 to {len(beta) - 1}"
             )
-    return pick_rows(wide(beta), labels)
+    return pick_rows(wide(beta), index)

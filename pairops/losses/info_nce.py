@@ -8,6 +8,7 @@ from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.accumulators import log_add_exp
 from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import Paired, Value
@@ -154,7 +155,7 @@ def decoupled_contrastive_loss(
         row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0]
         for z in ((x, y) if symmetric else (x,))
     ]
-    ways = [torch.logaddexp(a, b) for a, b in zip(across, within, strict=True)]
+    ways = [log_add_exp(a, b) for a, b in zip(across, within, strict=True)]
     losses = sum(ways) / len(ways) - apart * scale
     if spread is not None:
         s = apart + near
@@ -219,6 +220,6 @@ def multi_positive_loss(
     for pairs, near in zip(by_slot, nearest, strict=True):
         neg, pos = row_stats(pairs, lse(NEG, scale, near), total(POS, scale, near))
         if shared is not None:
-            neg = torch.logaddexp(neg, shared + scale * (nearest[0] - near))
+            neg = log_add_exp(neg, shared + scale * (nearest[0] - near))
         losses.append(log1p_exp(neg - pos))
     return objective.value(torch.stack(losses).mean(0))

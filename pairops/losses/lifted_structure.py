@@ -1,5 +1,6 @@
 """Lifted structure loss: an anchor's positives against all of its negatives at once."""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, relu
@@ -77,10 +78,14 @@ def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) 
 
 
 def _negatives(pairs: Pairs, push: float | Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ e^{t − m_n} over the negatives of every row (N,), and of every partner (M,)."""
+    """log Σ e^{t − m_n} over the negatives of every row (N,), and of every partner (M,), which is
+    then the anchor: snr divides by its variance."""
     term = lse(NEG, 1.0, push)
     if pairs.y is None:
         (rows,) = row_stats(pairs, term)
         return rows, rows
-    rows, cols = row_stats(pairs, term, cols=[term])
-    return rows, cols
+    if pairs.measure is None or pairs.measure.share is None:
+        rows, cols = row_stats(pairs, term, cols=[term])
+        return rows, cols
+    turned = replace(pairs, measure=pairs.measure.of_columns(pairs.x.shape[1]))
+    return row_stats(pairs, term)[0], row_stats(turned, cols=[term])[0]

@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.group import Group
-from pairops.ops.pairs.checks import check_embeddings
+from pairops.ops.pairs.checks import as_index, check_embeddings, is_number
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
@@ -162,8 +162,9 @@ def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
     """Where it can be seen without waiting: a label beyond the proxies has none."""
     if not isinstance(labels, Tensor) or not readable(labels) or labels.is_floating_point():
         return
-    labels = labels.long()
-    kept = labels if ignored is None else labels[labels != ignored]
+    if ignored is not None:
+        labels = labels[~is_number(labels, ignored)]
+    kept = as_index(labels)
     if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < classes:
         raise ValueError(
             f"labels go from {int(kept.min())} to {int(kept.max())}, and without proxy_labels they "

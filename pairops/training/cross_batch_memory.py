@@ -141,9 +141,8 @@ class CrossBatchMemory(StateOfRank):
                 f"x is on {x.device} and the memory on {self.embeddings.device}; "
                 "the memory must be moved there, with .to()"
             )
-        labels = whole_numbers("labels", labels, "x", x)
-        if ids is not None:
-            ids = whole_numbers("ids", ids, "x", x)
+        labels = _signed("labels", labels, x)
+        ids = None if ids is None else _signed("ids", ids, x)
         if enqueue is not None and (
             not isinstance(enqueue, Tensor)
             or enqueue.dtype != torch.bool
@@ -196,6 +195,17 @@ class CrossBatchMemory(StateOfRank):
             f"{loss}embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
             f"warmup={self.warmup}"
         )
+
+
+def _signed(name: str, values: Tensor, x: Tensor) -> Tensor:
+    """`values` as the memory's int64, checked. On a GPU uint64 is waited for."""
+    result = whole_numbers(name, values, "x", x)
+    if values.dtype == torch.uint64 and bool((result < 0).any()):
+        raise ValueError(
+            f"{name} is uint64 and holds a number of 2**63 or more; the memory keeps int64, so it "
+            f"must be {name}.view(torch.int64), which tells the same samples apart"
+        )
+    return result
 
 
 def _among(values: Tensor, names: Tensor) -> Tensor:

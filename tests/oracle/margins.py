@@ -86,7 +86,7 @@ def lifted_structure_loss(
     """Lifted structure, generalised: [log sum_P e^{m_p - t} + log sum_N e^{t - m_n}]+.
 
     (Hermans et al. 2017.) A side without pairs adds 0. The original (Song et al. 2016):
-    sum_p 1/2 [m_p - t_ip + log(sum_{n: N_i} e^{t_in - m_n} + sum_{j: N_p} e^{t_jp - m_n})]+^2,
+    sum_p 1/2 [m_p - t_ip + log(sum_{n: N_i} e^{t_in - m_n} + sum_{j: N_p} e^{t_pj - m_n})]+^2,
     where N_p are the anchors with another label than p; 0 for a p without any n or j. "mean_pairs",
     of the original, counts the positive pairs.
     """
@@ -103,7 +103,7 @@ def lifted_structure_loss(
         return rows.spread([hinge(total(m_p - pos) + total(neg - m_n)) for pos, neg in rows])
 
     assert form == "original", form
-    masked = zip(rows.t.T, rows.negative.T, strict=True)
+    masked = zip(rows.of_columns, rows.negative.T, strict=True)
     columns = [(column[negative] - m_n).logsumexp(0) for column, negative in masked]  # -inf: no j
     sides = []
     for (pos, neg), positive in zip(rows, rows.positive, strict=True):

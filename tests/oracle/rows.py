@@ -97,6 +97,9 @@ class Rows:
         self.labels = labels[anchors]  # (n,)
         # ignored rows leave before any arithmetic: 0 * NaN would take theirs into all gradients
         self.t = closeness(x[anchors], y[columns], distance, normalize, dtype)  # (n, m)
+        self.of_columns = self.t.T  # (m, n) the closeness of y_j to x_i: snr divides by y_j's
+        if distance == "snr":
+            self.of_columns = closeness(y[columns], x[anchors], distance, normalize, dtype)
         other = columns != own[anchors, None]
         same = ref_labels[columns] == self.labels[:, None]
         self.positive, self.negative = same & other, ~same & other  # (n, m)

@@ -39,6 +39,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"form": "original"},
         {"distance": "cosine"},
         {"form": "original", "distance": "cosine", "pos_margin": 0.5, "neg_margin": 0.2},
+        {"form": "original", "distance": "snr"},
     ],
     "binomial_deviance_loss": [{"alpha": 3.0, "base": 0.2}, {"distance": "l2", "base": 1.1}],
     "margin_loss": [{"triplets": True}, {"distance": "cosine", "beta": 0.3, "margin": 0.1}],

@@ -10,6 +10,8 @@ from pytorch_metric_learning.reducers.per_anchor_reducer import aggregation_func
 from pytorch_metric_learning.utils import common_functions
 from torch import Tensor
 
+from pairops.ops.pairs.checks import one_key
+
 AVERAGE, DIVISOR = reducers.AvgNonZeroReducer, reducers.DivisorReducer
 MEAN, SUM, PER_ANCHOR = reducers.MeanReducer, reducers.SumReducer, reducers.PerAnchorReducer
 
@@ -37,9 +39,10 @@ class Batch:
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives."""
-        names = self.ref_labels.sort().values
-        after = torch.searchsorted(names, self.labels, right=True)
-        positives = after - torch.searchsorted(names, self.labels) - int(self.own)
+        labels, names, _ = one_key(self.labels, self.ref_labels, None)
+        names = names.sort().values
+        after = torch.searchsorted(names, labels, right=True)
+        positives = after - torch.searchsorted(names, labels) - int(self.own)
         return positives, len(names) - int(self.own) - positives
 
     def reduced(self, value: Tensor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .indexing import arange
 
+_LAST = torch.iinfo(torch.int64).max
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -40,7 +41,7 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
 
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
-    """`values` as int64 on the device of x, checked."""
+    """`values` as int64 on the device of x, checked; of uint64 the same bits, see `one_key`."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
     if values.is_floating_point() or values.is_complex():
@@ -59,6 +60,49 @@ def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
     return values.to(x.device, torch.int64).contiguous()
 
 
+def is_number(values: Tensor, number: int) -> Tensor:
+    """(N,) which of these integers, of any type, are `number`."""
+    unsigned = values.dtype == torch.uint64
+    bits = values.view(torch.int64) if unsigned else values.long()
+    if not (0 <= number < 2**64 if unsigned else -_LAST - 1 <= number <= _LAST):
+        return torch.zeros_like(bits, dtype=torch.bool)
+    return bits == (number - 2**64 if number > _LAST else number)
+
+
+def as_index(values: Tensor) -> Tensor:
+    """Integers of any type as int64; what that does not hold as the greatest that it does."""
+    if values.dtype != torch.uint64:
+        return values.long()
+    bits = values.view(torch.int64)
+    return torch.where(bits < 0, _LAST, bits)
+
+
+def one_key(
+    first: Tensor, second: Tensor | None, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None, int | None]:
+    """Integers (N,) and (M,) of any type as int64 keys: one of the first set equals one of the
+    second exactly if the numbers are equal. And which key is to be ignored.
+
+    Bits will do, unless one set alone is uint64: then only 0 to 2⁶³ − 1 can be in both.
+    """
+    sets = [z for z in (first, second) if z is not None]
+    unsigned = [z.dtype == torch.uint64 for z in sets]
+    keys = [z.view(torch.int64) if z.dtype == torch.uint64 else z.long() for z in sets]
+    if all(unsigned) and ignore_index is not None:
+        # A negative number is none of them, whatever its bits.
+        ignore_index = None if ignore_index < 0 else ignore_index - 2**64 * (ignore_index > _LAST)
+    elif any(unsigned) and not all(unsigned):
+        keys = [torch.where(key < 0, -1 - k, key) for k, key in enumerate(keys)]
+        if ignore_index is not None:
+            keys = [
+                torch.where(is_number(z, ignore_index), -3, key)
+                for z, key in zip(sets, keys, strict=True)
+            ]
+            ignore_index = -3
+    keys = [key.contiguous() for key in keys]
+    return keys[0], keys[1] if second is not None else None, ignore_index
+
+
 def named(
     x: Tensor,
     ref_emb: Tensor,
@@ -72,14 +116,16 @@ def named(
         raise ValueError(f"{missing} is None; it must be given with {given}")
     if ids is None or ref_ids is None:
         return None
-    ids = whole_numbers("ids", ids, "x", x)
-    ref_ids = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+    mine = whole_numbers("ids", ids, "x", x)
+    theirs = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
+    if torch.uint64 in (ids.dtype, ref_ids.dtype):
+        mine, theirs, _ = one_key(ids.to(x.device), ref_ids.to(x.device), None)
     if exclude_self is True:
         raise ValueError(
             "exclude_self is True, which says that reference i is anchor i, but ids are given; "
             'it must be "auto" or False with them'
         )
-    return None if exclude_self is False else (ids, ref_ids)
+    return None if exclude_self is False else (mine, theirs)
 
 
 def own_of(x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]) -> Tensor | None:

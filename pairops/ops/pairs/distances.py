@@ -82,6 +82,7 @@ class Measure:
     b: Tensor  # (M,) of the columns
     share: Tensor | None  # (N,) 1/a_i, 0 where a_i vanishes: snr divides by the anchor's variance
     floor: float  # q below floor·(a + b) is rounding error, and the distance 0
+    anchors: int = 0  # the axis of `share`: 1, (M,), if the columns are the anchors
 
     @staticmethod
     def of(
@@ -106,19 +107,16 @@ class Measure:
         b = a if y is None else squares(y, keep[1], scales[1])
         share = None
         if name == "snr":
-            vanishes = a < 1e-24 * (x.shape[1] - 1)
-            share = torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, a))
+            share = _reciprocal(a, x.shape[1])
         return Measure(name, a, b, share, 16 * torch.finfo(dtype).eps)
 
     def of_term(self, term: Term, axis: int) -> Term:
         """The same term of closeness instead of similarity, its windows too. axis: 1 in `cols=`."""
-        of_rows: list[Argument] = [z for z in (self.a, self.share) if z is not None]
-        of_cols: Argument = self.b
-        if axis == 0:
-            of_cols = Partner(self.b)
-        else:
-            of_rows = [Partner(z) for z in of_rows if isinstance(z, Tensor)]
-        args = [*term.args, of_rows[0], of_cols, self.floor, *of_rows[1:]]
+        of_rows: Argument = self.a if axis == 0 else Partner(self.a)
+        of_cols: Argument = self.b if axis == 1 else Partner(self.b)
+        args = [*term.args, of_rows, of_cols, self.floor]
+        if self.share is not None:
+            args.append(self.share if axis == self.anchors else Partner(self.share))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z.detach() for z in term.windows()]
         function = getattr(_MADE, _measured(term.function.name, self.name, windows, term.gather))
@@ -128,14 +126,29 @@ class Measure:
         """Closeness of similarities (R, C) of these rows and columns."""
         args = [self.a[rows].unsqueeze(1), self.b[cols], self.floor]
         if self.share is not None:
-            args.append(self.share[rows].unsqueeze(1))
+            mine = self.share[rows].unsqueeze(1) if self.anchors == 0 else self.share[cols]
+            args.append(mine)
         closeness: Tensor = _CLOSENESS[self.name][0](s, *args)
         return closeness
 
     def of_rows(self, index: Tensor) -> "Measure":
         """The measure of pairs that have these rows."""
-        share = None if self.share is None else pick_rows(self.share, index)
+        share = self.share
+        if share is not None and self.anchors == 0:
+            share = pick_rows(share, index)
         return replace(self, a=pick_rows(self.a, index), share=share)
+
+    def of_columns(self, features: int) -> "Measure":
+        """How near the rows are to the columns, which are the anchors now."""
+        if self.share is None:
+            return self
+        return replace(self, share=_reciprocal(self.b, features), anchors=1)
+
+
+def _reciprocal(squares: Tensor, features: int) -> Tensor:
+    """1 over the squared norms of centred rows; 0 for a row without variance."""
+    vanishes = squares < 1e-24 * (features - 1)
+    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, squares))
 
 
 def _squared(s: Any, a: Any, b: Any, floor: float) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.plain_numbers import plain_int
 from pairops.ops.terms.term import Term
 
-from .checks import check_embeddings, named, own_of, whole_numbers
+from .checks import check_embeddings, named, one_key, own_of, whole_numbers
 from .distances import Distance, Measure, centred, compares_units
 from .indexing import arange, first_named, places
 from .intervals import count_positives, relate, to_caller
@@ -231,9 +231,11 @@ class Pairs:
             if whole is None:
                 raise TypeError(f"ignore_index is {kind}; it must be an int or None")
             ignore_index = whole
-        if ignore_index is not None and not -_LAST - 1 <= ignore_index <= _LAST:
+        if ignore_index is not None and not -_LAST - 1 <= ignore_index <= 2 * _LAST + 1:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
         unit = compares_units(distance, normalize)
+        own_type, ref_type = getattr(labels, "dtype", None), getattr(ref_labels, "dtype", None)
+        as_given = labels, ref_labels
         labels = whole_numbers("labels", labels, "x", x)
         if ref_emb is None:
             for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
@@ -247,6 +249,16 @@ class Pairs:
             ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
             names = named(x, ref_emb, ids, ref_ids, exclude_self)
             own = own_of(x, ref_emb, exclude_self) if names is None else None
+        if torch.uint64 in (own_type, ref_type):
+            theirs = None if as_given[1] is None else as_given[1].to(x.device)
+            labels, ref_labels, ignore_index = one_key(
+                as_given[0].to(x.device), theirs, ignore_index
+            )
+        elif ignore_index is not None and ignore_index > _LAST:
+            raise ValueError(
+                f"ignore_index is {ignore_index}; it must be below 2**63, since labels are "
+                f"{own_type}"
+            )
         if distance == "snr":
             x = centred("x", x, labels, ignore_index, unit)
             if ref_emb is not None:
