@@ -40,6 +40,7 @@ class Batch:
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives."""
         labels, names, _ = one_key(self.labels, self.ref_labels, None)
+        assert names is not None, "there are two sets"
         names = names.sort().values
         after = torch.searchsorted(names, labels, right=True)
         positives = after - torch.searchsorted(names, labels) - int(self.own)

@@ -119,7 +119,8 @@ def named(
     mine = whole_numbers("ids", ids, "x", x)
     theirs = whole_numbers("ref_ids", ref_ids, "ref_emb", ref_emb)
     if torch.uint64 in (ids.dtype, ref_ids.dtype):
-        mine, theirs, _ = one_key(ids.to(x.device), ref_ids.to(x.device), None)
+        mine, known, _ = one_key(ids.to(x.device), ref_ids.to(x.device), None)
+        theirs = mine[:0] if known is None else known
     if exclude_self is True:
         raise ValueError(
             "exclude_self is True, which says that reference i is anchor i, but ids are given; "

@@ -226,7 +226,8 @@ def _hinge_slopes(s, scale, base):  # type: ignore[no-untyped-def]
 
 def _softplus(s, scale, bias):  # type: ignore[no-untyped-def]
     z = scale * s + bias
-    return 0.5 * (z + abs(z)) + log1p(exp(-abs(z)))
+    above = relu(z)
+    return above + log1p(exp(z - 2 * above))
 
 
 def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
@@ -236,7 +237,8 @@ def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
 
 def _softplus_from(s, scale, base, bias):  # type: ignore[no-untyped-def]
     z = scale * (s - base) + bias
-    return 0.5 * (z + abs(z)) + log1p(exp(-abs(z)))
+    above = relu(z)
+    return above + log1p(exp(z - 2 * above))
 
 
 def _softplus_from_slopes(s, scale, base, bias):  # type: ignore[no-untyped-def]
