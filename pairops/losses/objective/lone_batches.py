@@ -39,7 +39,7 @@ def warn_without_positives(pairs: Pairs) -> None:
     device = pairs.x.device.type
     if device == "cpu" and pairs.x.shape[0]:
         try:
-            lone = not pairs.positives().any()
+            lone = not pairs.positives().max()
         except RuntimeError:  # within torch.vmap or a trace values cannot be read
             return
         if lone:
