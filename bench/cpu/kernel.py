@@ -30,7 +30,7 @@ from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import ALL, POS, lse, total
+from pairops.ops.terms.term import NEG, POS, Wanted, highest, lse, total
 
 ROUNDS = 5_000_000  # of multiply-adds: tens of milliseconds
 
@@ -58,17 +58,18 @@ class Job:
 
 
 def sweeps(loss: str, n: int, d: int) -> Iterator[tuple[str, Step]]:
-    """The two calls of the engine that the loss makes."""
+    """The two calls of the engine that the loss makes, once it knows its references."""
     given = problem(Setting(loss, n, d))
     x, other = given.x.detach(), given.other.detach()
     labelled = takes_labels(loss)
     pairs = Pairs.of(x, other) if labelled else Pairs.paired(x, other)
     scale = 1 / 0.1 if labelled else 1 / 0.07
-    rows = [lse(ALL, scale, 0.0), total(POS, scale, 0.0)]
-    cols = [] if labelled else [lse(ALL, scale, 0.0)]
+    near = cpu_engine.gather(pairs, [highest(POS, grad=False)], [])[0][0]
+    neg, pos, sums = lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
+    rows, cols = ([neg, pos, sums], []) if labelled else ([neg, sums], [neg])
     statistics, _, bits = cpu_engine.gather(pairs, rows, cols)
-    cotangents = [torch.full((n,), sign / n) for sign in (1, -1, 1)][: len(statistics)]
-    needs = (True, not labelled)
+    cotangents = [torch.full((n,), sign / n) for sign in (1, -1, 1)]
+    needs = Wanted(True, not labelled, args=[[False]] * 3)  # by no reference
     yield "forward", lambda: cpu_engine.gather(pairs, rows, cols)
     yield (
         "backward",

@@ -26,7 +26,7 @@ from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
+from pairops.ops.terms.term import NEG, POS, Wanted, highest, lowest, lse
 
 BETA, BASE, EPSILON = 50.0, 0.5, 0.1  # ms_loss's own
 
@@ -60,7 +60,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
     tiles = bits.shape[1]
 
     def sweep(bits: Tensor | None) -> Tensor:
-        return weigh(pairs, [mined], [], [statistic], [cotangent], bits, (True, False))[0]
+        return weigh(pairs, [mined], [], [statistic], [cotangent], bits, Wanted(True, False))[0]
 
     leaf = x.clone().requires_grad_()
     with pairops.use("native"):

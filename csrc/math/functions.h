@@ -182,7 +182,8 @@ struct Attended {
 };
 
 using Functions =
-    std::tuple<Identity, One, Affine, Hinge, Softplus, CirclePull, CirclePush, Attended>;
+    std::tuple<Identity, One, Affine, Hinge, Softplus, SoftplusFrom, CirclePull, CirclePush,
+               Attended>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor, float, str], Tensor]
 TWINS = torch.arange(N).repeat(2)  # one positive for every row of both sets
 
 
-def both(x: Tensor, y: Tensor) -> dict[str, Any]:
+def against(y: Tensor) -> dict[str, Any]:
     return {"ref_emb": y, "ref_labels": torch.arange(len(y)), "exclude_self": False}
 
 
@@ -35,13 +35,13 @@ OURS: dict[str, Loss] = {
         x, y, torch.zeros(len(x)), temperature=t, distance=d
     ),
     "supcon": lambda x, y, t, d: pairops.supcon_loss(
-        x, torch.arange(len(x)), temperature=t, distance=d, **both(x, y)
+        x, torch.arange(len(x)), temperature=t, distance=d, **against(y)
     ),
     "nt_xent": lambda x, y, t, d: pairops.nt_xent_loss(
-        x, torch.arange(len(x)), temperature=t, distance=d, **both(x, y)
+        x, torch.arange(len(x)), temperature=t, distance=d, **against(y)
     ),
     "nca": lambda x, y, t, d: pairops.nca_loss(
-        x, torch.arange(len(x)), scale=1 / t, distance=d, **both(x, y)
+        x, torch.arange(len(x)), scale=1 / t, distance=d, **against(y)
     ),
     "proxy_nca": lambda x, y, t, d: pairops.proxy_nca_loss(
         x, torch.arange(len(x)), y, scale=1 / t, distance=d

@@ -177,8 +177,8 @@ MUTANTS = [
     # What engines are told.
     Mutant(
         "the compiled engine takes gradients for statistics", NATIVE,
-        "given = call.numbers(statistic), call.numbers(cotangent), slopes",
-        "given = call.numbers(cotangent), call.numbers(statistic), slopes",
+        "given = call.numbers(statistics[k]), call.numbers(cotangents[k]), slopes",
+        "given = call.numbers(cotangents[k]), call.numbers(statistics[k]), slopes",
         (OF_CPU,),
     ),
     Mutant(

@@ -56,6 +56,7 @@ class _SoftMean(Node):
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
         ctx.divisors, *tensors = inputs
+        ctx.set_materialize_grads(False)  # zeros for the count would be a launch
         ctx.mark_non_differentiable(outputs[1])
         save(ctx, outputs[1], *tensors)
 

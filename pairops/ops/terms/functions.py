@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import abs, detach, exp, log1p, relu, sigmoid  # the six words
+from torch import detach, exp, log1p, relu, sigmoid  # the six words
 
 __all__ = [
     "FUNCTIONS",

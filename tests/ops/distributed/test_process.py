@@ -44,10 +44,11 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
         assert got["all_gather"] == others * (1 + 3 + 2 + 2) * HEADER + keys
         assert got["all_reduce"] == 0
 
-    # y past x: gather, and weigh with R and dR of y's one term. x past y: with those of x's two.
-    clip = passed(others, rows, known=1, travelling=0) + passed(others, rows, known=1, travelling=2)
+    # y past x: gather, and weigh with the reference, R and dR of y's one term. x past y: with those
+    # of x's two.
+    clip = passed(others, rows, known=1, travelling=0) + passed(others, rows, known=1, travelling=3)
     clip += passed(others, rows, known=2, travelling=0)
-    clip += passed(others, rows, known=2, travelling=4)
+    clip += passed(others, rows, known=2, travelling=6)
     problem = Problem("info_nce_loss", {})
     for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes)):
         assert got["p2p"] == clip

@@ -113,8 +113,9 @@ def condition_of(name: str, s: Tensor, *args: float) -> Tensor:
     it is; the other functions only multiply."""
     if name not in ("softplus", "softplus_from", "attended"):
         return torch.ones_like(s, dtype=torch.float64)
-    scale, bias = args
-    condition = 1 + (scale * s.double()).abs() * (scale != 1) + abs(bias)
+    scale, *base, bias = args
+    apart = s.double() - (base[0] if base else 0)
+    condition = 1 + (scale * apart).abs() * (scale != 1 or bool(base)) + abs(bias)
     if name == "attended":
         parts = s.double().abs() + abs(bias / scale)
         condition = condition * parts / (s.double() - bias / scale).abs()

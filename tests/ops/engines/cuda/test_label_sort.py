@@ -74,7 +74,7 @@ def check(
     x: Tensor, y: Tensor | None, labels: Tensor | None, others: Tensor | None, *rest: Any
 ) -> None:
     ignored, exclude_self, normalize = rest
-    expected = intervals._by_torch(x, y, labels, others, *rest, "highest")
+    expected = intervals._by_torch(x, y, labels, others, *rest, "highest", torch.float64)
     places, keep, scale, arranged = by_kernel(x, labels, others, *rest)
     assert torch.equal(places, expected[0])
     assert torch.equal(keep, expected[1])
@@ -154,5 +154,6 @@ def test_only_the_relation() -> None:
         cuda_kernels.stream_of(x),
     )  # fmt: skip
     assert torch.equal(
-        places, intervals._by_torch(x, None, labels, None, None, True, False, "highest")[0]
+        places,
+        intervals._by_torch(x, None, labels, None, None, True, False, "highest", torch.float64)[0],
     )
