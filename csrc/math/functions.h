@@ -181,9 +181,8 @@ struct Attended {
     }
 };
 
-using Functions =
-    std::tuple<Identity, One, Affine, Hinge, Softplus, SoftplusFrom, CirclePull, CirclePush,
-               Attended>;
+using Functions = std::tuple<Identity, One, Affine, Hinge, Softplus, SoftplusFrom, CirclePull,
+                             CirclePush, Attended>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops
