@@ -175,7 +175,8 @@ class Weigh {
             Operands<T> plain = sweep_.operands[k], given = plain;
             for (int a = 0; a < MOST_ARGUMENTS; ++a) {
                 if (slopes_[k].rows[a]) given.by_row[a] = slopes_[k].rows[a] + tile.row;
-                if (slopes_[k].columns[a]) given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
+                if (slopes_[k].columns[a])
+                    given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
             }
             // Where the mirror image of a tile is the tile itself or is visited too, its arguments
             // have had their gradients already.
@@ -199,7 +200,8 @@ class Weigh {
             for (int a = 0; a < MOST_ARGUMENTS; ++a)
                 if (slopes_[k].columns[a])
                     for (int j = 0; j < tile.cols; ++j)
-                        slopes_[k].columns[a][tile.col + j] += w.by_col[(MOST_ARGUMENTS * k + a) * TILE + j];
+                        slopes_[k].columns[a][tile.col + j] +=
+                            w.by_col[(MOST_ARGUMENTS * k + a) * TILE + j];
     }
 
     void through_scale_of_columns() const {
