@@ -42,7 +42,9 @@ def _copy(to: Path) -> Path:
 
 def _shown(source: Path, *site: Path) -> str:
     """What a process in the source folder says, whose other packages are those of `site`."""
-    code = f"import sys; sys.path[1:1] = {[str(s) for s in site]}; {SHOW}"
+    # An editable install finds its own package before any folder.
+    apart = "sys.meta_path[:] = [f for f in sys.meta_path if 'pairops' not in type(f).__module__]"
+    code = f"import sys; {apart}; sys.path[1:1] = {[str(s) for s in site]}; {SHOW}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True
     )
