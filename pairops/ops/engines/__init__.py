@@ -73,7 +73,7 @@ def use(engine: str) -> Iterator[None]:
 
 def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
     """The name of the engine that serves this call; ValueError if the named one cannot."""
-    named = getattr(_ambient, "engine", None) or _known(_default, "PAIROPS_ENGINE")
+    named = _known(_named(), "PAIROPS_ENGINE")
     if named != "auto":
         reason = ENGINES[named].declines(pairs, rows, cols)
         if reason is not None:

@@ -1,6 +1,6 @@
 """What one pair contributes: each function as a value and its slopes, one scalar at a time.
 
-A built-in function is written in the six words imported below and in arithmetic, so that one
+A built-in function is written in the five words imported below and in arithmetic, so that one
 source serves every engine written in Python: torch binds the words here, a kernel language binds
 them to its own. `csrc/math/functions.h` holds the twins for C++ and CUDA; a test holds the two
 together.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import detach, exp, log1p, relu, sigmoid  # the six words
+from torch import detach, exp, log1p, relu, sigmoid  # the five words
 
 __all__ = [
     "FUNCTIONS",

@@ -63,7 +63,7 @@ class Call:
             for axis in (0,) if self.same else (0, 1):
                 for group in groups:
                     gradient, sums = self._weigh(
-                        axis, group, given, planes, needs[:2][axis], needs.rounded
+                        axis, group, given, planes, (needs.x, needs.y)[axis], needs.rounded
                     )
                     gradients[axis].append(gradient)
                     found |= sums

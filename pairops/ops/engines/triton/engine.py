@@ -141,7 +141,7 @@ def weigh(
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
     for axis in (0,) if call.same else (0, 1):
-        gradients[axis], by_vector = call.weigh(axis, placed, planes, needs[:2][axis])
+        gradients[axis], by_vector = call.weigh(axis, placed, planes, (needs.x, needs.y)[axis])
         found |= by_vector
     return gradients[0], gradients[1], call.in_order(placed, found)
 
