@@ -34,13 +34,11 @@ code-search: $(VENV)/.demo
 # The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE
-test: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
+# With the rest of the products of losses, terms, engines, cases and dtypes, in the same run.
+test-all: ALL := -m ""
+test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/support/cuda_on_host/build.py
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
-
-# And the rest of the products of losses, terms, engines, cases and dtypes.
-test-all: test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m exhaustive $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALL) $(ARGS)
 
 # The test of the tests: mistakes in a copy of this tree, each of which they must catch. docs/testing.md.
 mutants: export OMP_WAIT_POLICY := PASSIVE

@@ -71,6 +71,7 @@ def peaks(request: pytest.FixtureRequest) -> dict[tuple[str, Setting], float]:
     return dict(zip(told, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.xdist_group("measured")  # all in one process, which measures once
 @pytest.mark.skipif(sys.platform != "linux", reason="other allocators keep what is freed")
 @pytest.mark.parametrize(("engine", "setting", "within"), MEASURED)
 def test_what_is_estimated_is_what_is_measured(

@@ -11,11 +11,18 @@ from torch._dynamo.testing import CompileCounter
 
 import pairops
 from pairops import losses, nn
+from pairops.ops.row_stats import op
 from support.exhaustive import exhaustive_but
 from support.loss_parameters import AGAINST_PROXIES, LABELLED, parameters, with_rest
 from support.named_cases import smooth
 
-FURTHER_DISTANCES = ["snr", "cosine", "sqeuclidean", "snr", "dot"]
+FURTHER_DISTANCES = {
+    "ms_loss": "snr",
+    "contrastive_loss": "sqeuclidean",
+    "triplet_loss": "snr",
+    "margin_loss": "cosine",
+    "supcon_loss": "dot",
+}
 REDUCTIONS = ["mean", "mean_nonzero", "sum", "none"]
 SIMILAR_ONLY = ["circle_loss", "proxy_anchor_loss"]
 FORMS: dict[str, list[dict[str, Any]]] = {
@@ -34,14 +41,17 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
-    """Every loss and form on l2, most of them on one more distance; those and reductions, which
-    are the same for all losses, take turns."""
-    reductions, distances = itertools.cycle(REDUCTIONS), itertools.cycle(FURTHER_DISTANCES)
+    """Every loss and form on l2, which goes furthest from a product, and some on the others; what
+    reductions do is the same for all losses, so they take turns."""
+    reductions = itertools.cycle(REDUCTIONS)
     found = []
     for name in losses.__all__:
         for form in FORMS.get(name, parameters(name)[:1]):
-            for distance in ["dot"] if name in SIMILAR_ONLY else ["l2", next(distances)]:
-                found.append((name, {"reduction": next(reductions), "distance": distance, **form}))
+            distance = "dot" if name in SIMILAR_ONLY else "l2"
+            found.append((name, {"reduction": next(reductions), "distance": distance, **form}))
+    for name, distance in FURTHER_DISTANCES.items():
+        form = FORMS.get(name, parameters(name)[:1])[-1]
+        found.append((name, {"reduction": next(reductions), "distance": distance, **form}))
     return found
 
 
@@ -146,12 +156,32 @@ ANNEALED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("name", "engine"),
     exhaustive_but(
-        itertools.product(ANNEALED, ["auto", "blockwise", "dense"]),
-        lambda name, engine: name == "supcon_loss" or (name, engine) == ("ms_loss", "auto"),
+        [*((name, "auto") for name in ANNEALED), ("ms_loss", "blockwise"), ("ms_loss", "dense")],
+        lambda name, engine: name == "supcon_loss" or engine == "blockwise",
     ),
 )
 def test_a_number_that_changes_at_every_step_is_an_input(name: str, engine: str) -> None:
     """The first value may be a constant of the graph, the next is not; results are eager's."""
+    anneal(name, engine)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    exhaustive_but(
+        [("supcon_loss", "blockwise"), *itertools.product(ANNEALED, ["chunked", "triton"])],
+        lambda name, engine: (name, engine) == ("supcon_loss", "blockwise"),
+    ),
+)
+def test_such_a_number_stays_on_the_device(
+    name: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its value would have to be waited for, as on a GPU."""
+    monkeypatch.setattr(op, "_reads_at_once", lambda _device: False)
+    monkeypatch.setattr(op, "_traced", None)
+    anneal(name, engine)
+
+
+def anneal(name: str, engine: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(ANNEALED[name], fullgraph=True, backend=counter)

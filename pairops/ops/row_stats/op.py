@@ -10,6 +10,7 @@ tile.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from pairops.ops import engines
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.terms.recipe import pack, unpack
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Partner, Table, Term
 
 from . import sharded
 from .backward import by_vector
@@ -103,6 +104,11 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     if pairs.measure is not None:
         rows = tuple([pairs.measured(term, 0) for term in rows])
         cols = tuple([pairs.measured(term, 1) for term in cols])
+    compiling = torch.compiler.is_compiling()
+    if compiling and not _reads_at_once(pairs.x.device):
+        n, m = pairs.shape
+        rows = tuple([_of_tensors(term, n, pairs) for term in rows])
+        cols = tuple([_of_tensors(term, m, pairs) for term in cols])
     engine = engines.choose(pairs, rows, cols)
     if pairs.shards is not None:
         return tuple(sharded.taken(pairs, rows, cols, engine))
@@ -112,25 +118,43 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
     prepared = engines.prepared(engine, pairs)
     traced = None
-    if torch.compiler.is_compiling() and pairs.x.device.type == "cpu":
+    if compiling and _reads_at_once(pairs.x.device):
         numbers, traced = _traced(numbers)
     inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, traced, *pairs.relation())
     inputs += (*prepared, *vectors)
     # torch.compile refuses the same tensor twice among the inputs of a node.
-    if torch.compiler.is_compiling():
+    if compiling:
         inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
     count = len(rows) + len(cols)
     outputs = RowStats.of((numbers, recipe, engine), constant, count, len(prepared), *inputs)
     return tuple(outputs[:count])
 
 
+# For each value of a float among the arguments of an op, torch.compile would compile once more. So
+# under it numbers travel as tensors.
+
+
+def _reads_at_once(device: torch.device) -> bool:
+    """Does the value of a tensor cost no waiting there?"""
+    return device.type == "cpu"
+
+
 def _traced(numbers: list[float]) -> tuple[list[float], Tensor | None]:
-    """Numbers as torch.compile takes them: for each value of a float among the arguments of an op
-    it would compile once more. An op's body reads them, which waits where embeddings are not on the
-    CPU."""
+    """Numbers in one tensor, of which an op's body makes the same numbers again."""
     if not numbers:
         return numbers, None
     return [], torch.stack([torch.full((), value, dtype=torch.float64) for value in numbers])
+
+
+def _of_tensors(term: Term, owners: int, pairs: Pairs) -> Term:
+    """The term with numbers that stay on the device: one value per owner, the same for all."""
+    args = [
+        a
+        if isinstance(a, (Tensor, Partner, Table))
+        else pairs.x.new_full((), a, dtype=pairs.dtype).expand(owners)
+        for a in term.args
+    ]
+    return replace(term, args=tuple(args))
 
 
 def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -42,13 +42,7 @@ LOSSES: dict[str, Loss] = {
     "siglip_loss": lambda x, _, t: pairops.siglip_loss(x, x.roll(1, 1), scale=t, bias=-t),
 }
 # Of these the compiler sees, in the dense engine, every gather, function, window and kind of pairs.
-EVERY_TRACE = [
-    "ms_loss, two sets",
-    "contrastive_loss",
-    "triplet_loss",
-    "info_nce_loss, with itself",
-    "siglip_loss",
-]
+TRACED_WHOLE = ["contrastive_loss", "triplet_loss", "siglip_loss"]
 SOME = ["ms_loss", "info_nce_loss", "siglip_loss"]
 
 
@@ -85,9 +79,9 @@ def test_opcheck(name: str, engine_name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "engine_name"),
     [
-        # Of "auto" the ops are all that the compiler sees.
+        # Of "auto" the ops are all that the compiler sees, of "dense" every operation.
         *exhaustive_but(itertools.product(LOSSES, ["auto"]), lambda name, _: name in SOME),
-        *exhaustive_but(itertools.product(EVERY_TRACE, ["dense"]), lambda *_: False),
+        *exhaustive_but(itertools.product(TRACED_WHOLE, ["dense"]), lambda *_: False),
         pytest.param("ms_loss, two sets", "blockwise", marks=exhaustive),
         pytest.param("ms_loss, two sets", "triton", marks=exhaustive),
         pytest.param("ms_loss", "chunked", marks=exhaustive),
@@ -105,21 +99,6 @@ def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
                 torch.autograd.grad(ours, (x, t)), torch.autograd.grad(eager, (x, t)), strict=True
             ):
                 torch.testing.assert_close(a, b)
-
-
-@exhaustive
-def test_a_number_that_changes_between_compiled_calls() -> None:
-    torch._dynamo.reset()
-
-    def loss(x: Tensor, labels: Tensor, margin: float) -> Tensor:
-        return pairops.triplet_loss(x, labels, margin=margin) + pairops.ms_loss(
-            x, labels, base=margin
-        )
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    x, labels, _ = inputs()
-    for margin in (0.1, 0.2, 0.35, 1.0):
-        torch.testing.assert_close(compiled(x, labels, margin), loss(x, labels, margin))
 
 
 def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]  # of the project: nothing else in this folder knows where it stands
 PROGRAMS = ("module.cpp", "self_test.cpp", "sweeps_test.cpp")
 MODULE = ROOT / "build" / "cuda_on_host" / "cuda_on_host.so"
+OBJECTS = MODULE.parent / "objects"
 COMPILER = os.environ.get("CXX", "g++")
 
 # -ffp-contract=off: the same bits whatever the optimiser does.
@@ -65,7 +66,7 @@ def module() -> Any:
     newest = max(path.stat().st_mtime for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     if not MODULE.exists() or MODULE.stat().st_mtime < newest:
         others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings" / "cuda.cpp"]
-        made = compile_each([*kernels(), *others], MODULE.parent / "objects")
+        made = compile_each([*kernels(), *others], OBJECTS)
         link(MODULE, made, ("-shared",))
     spec = importlib.util.spec_from_file_location("cuda_on_host", MODULE)
     assert spec is not None

@@ -14,13 +14,14 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from support.cuda_on_host import build, mutants
 
 BUILD = build.ROOT / "build" / "cuda_on_host_check"
+TEST = build.HERE / "sweeps_test.cpp"
 SCHEDULES = ("lockstep", "reversed", "first_warp", "last_warp", "random_thread", "random_warp")
 WHOLE = ("lockstep", "random_thread")  # the others run fewer cases
 
@@ -49,6 +50,11 @@ class Flavour(NamedTuple):
     def folder(self) -> Path:
         return BUILD / self.name
 
+    @property
+    def objects(self) -> Path:
+        """Of the kernels and the machine; the Python module is built as the plain ones are."""
+        return self.folder / "objects" if self.flags else build.OBJECTS
+
 
 # The machine tells ThreadSanitizer itself what it does on behalf of a kernel.
 PLAIN = Flavour("plain", (), "plain")
@@ -56,8 +62,14 @@ FLAVOURS = {f.name: f for f in (PLAIN, Flavour("address", ADDRESS, "address"),
                                 Flavour("thread", THREAD, "plain"))}  # fmt: skip
 
 
+def objects(flavour: Flavour, sources: list[Path]) -> list[str]:
+    return [str(flavour.objects / f"{path.name}.o") for path in sources]
+
+
 def machine_objects(flavour: Flavour) -> list[str]:
-    return [str(path) for path in sorted((BUILD / flavour.machine / "machine").glob("*.o"))]
+    """The machine and the test, as this flavour of the kernels wants them."""
+    built = FLAVOURS[flavour.machine]
+    return [*objects(built, build.machine()), str(built.folder / f"{TEST.name}.o")]
 
 
 def run(program: Path, *arguments: str) -> tuple[int, str]:
@@ -75,32 +87,33 @@ def run(program: Path, *arguments: str) -> tuple[int, str]:
 
 
 def build_all() -> None:
-    sources = [*build.machine(), build.HERE / "sweeps_test.cpp"]
+    build.module()
     for flavour in FLAVOURS.values():
-        folder = flavour.folder
-        if flavour.machine == flavour.name:
-            build.compile_each(sources, folder / "machine", flavour.flags)
+        own = flavour.machine == flavour.name
         kernels = build.kernels()
         if flavour.flags:  # `small` has no case of it, so that less needs be compiled
             kernels = [path for path in kernels if "fine" not in path.name]
-        made = build.compile_each(kernels, folder / "kernels", flavour.flags)
+            sources = [*kernels, *(build.machine() if own else [])]
+            build.compile_each(sources, flavour.objects, flavour.flags)
+        if own:
+            build.compile_each([TEST], flavour.folder, flavour.flags)
         flags = (*flavour.flags, *mutants.LENIENT)
-        build.link(folder / "sweeps_test", made + machine_objects(flavour), flags)
-    machine = [name for name in machine_objects(PLAIN) if "sweeps_test" not in name]
+        made = objects(flavour, kernels) + machine_objects(flavour)
+        flavour.folder.mkdir(exist_ok=True)
+        build.link(flavour.folder / "sweeps_test", made, flags)
     test = build.compile_each([build.HERE / "self_test.cpp"], PLAIN.folder)
-    build.link(PLAIN.folder / "self_test", test + machine, ())
+    build.link(PLAIN.folder / "self_test", test + objects(PLAIN, build.machine()), ())
 
 
-def right_ones() -> bool:
-    """The longest first, two at a time."""
+def right_ones(pool: Executor) -> list[Future[bool]]:
+    """The longest first."""
     jobs: list[tuple[str, str, tuple[str, ...]]] = [("thread", "sweeps_test", ("few", ""))]
     jobs += [("plain", "sweeps_test", ("whole", "", schedule)) for schedule in WHOLE]
     jobs += [("plain", "sweeps_test", ("small", "", *[s for s in SCHEDULES if s not in WHOLE]))]
     jobs += [("address", "sweeps_test", ("small", "", "lockstep", "random_thread"))]
     jobs += [("plain", "self_test", ())]
 
-    def right(job: tuple[str, str, tuple[str, ...]]) -> bool:
-        flavour, program, arguments = job
+    def right(flavour: str, program: str, arguments: tuple[str, ...]) -> bool:
         begin = time.monotonic()
         status, said = run(BUILD / flavour / program, *arguments)
         took = time.monotonic() - begin
@@ -110,8 +123,7 @@ def right_ones() -> bool:
             print(said, flush=True)
         return status == 0
 
-    with ThreadPoolExecutor(2) as pool:
-        return all(list(pool.map(right, jobs)))
+    return [pool.submit(right, *job) for job in jobs]
 
 
 def processor_time() -> float:
@@ -131,17 +143,15 @@ def main() -> int:
         shutil.rmtree(BUILD, ignore_errors=True)
         build_all()
     print(f"built: {time.monotonic() - begin:.0f} s, {processor_time():.0f} of a core", flush=True)
-    if given.only is None:
-        if not right_ones():
-            return 1
-        print(f"{processor_time():.0f} s of a core so far", flush=True)
-    half = time.monotonic()
-    survivors = mutants.survivors(FLAVOURS, machine_objects, run, given.only or "", given.all)
-    took, all_took = time.monotonic() - half, time.monotonic() - begin
-    print(f"mutants: {took:.0f} s; everything: {all_took:.0f} s, {processor_time():.0f} of a core")
+    with ThreadPoolExecutor(2) as pool:
+        right = right_ones(pool) if given.only is None else []
+        asked = given.only or ""
+        survivors = mutants.survivors(FLAVOURS, machine_objects, run, pool, asked, given.all)
+    took = time.monotonic() - begin
+    print(f"everything: {took:.0f} s, {processor_time():.0f} of a core")
     for name in survivors:
         print(f"SURVIVED: {name}")
-    return 1 if survivors else 0
+    return 1 if survivors or not all(job.result() for job in right) else 0
 
 
 if __name__ == "__main__":

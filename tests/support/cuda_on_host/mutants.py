@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +182,7 @@ class Bench:
         if "api" in affected(mutant.file):
             new += build.compile_each([csrc / "cuda" / "api.cu"], folder, flags, csrc)
         else:
-            old.append(str(flavour.folder / "kernels" / "api.cu.o"))
+            old.append(str(flavour.objects / "api.cu.o"))
         # Of a function in several objects the first is taken: the mutant's.
         objects = new + old + self.machine(flavour)
         build.link(folder / "sweeps_test", objects, (*flavour.flags, *LENIENT))
@@ -223,17 +223,16 @@ def mutated(mutant: Mutant) -> Path:
 
 
 def survivors(
-    flavours: Mapping[str, Any], machine: Any, run: Any, only: str, every: bool
+    flavours: Mapping[str, Any], machine: Any, run: Any, pool: Executor, only: str, every: bool
 ) -> list[str]:
     """Names of those that nobody caught. Prints who caught the others, `every` one or the first."""
     shutil.rmtree(COPIES, ignore_errors=True)
     bench = Bench(flavours, machine, run)
     chosen = [mutant for mutant in MUTANTS if only in mutant.name]
     copies = [mutated(mutant) for mutant in chosen]
-    # Without an edit the same programs must be right: who is caught is caught for the edit.
-    bare = {m._replace(name="", file="", old="", new="", by="") for m in chosen}
-    for n, mutant in enumerate(sorted(bare)):
-        right = mutant._replace(name=f"right {n}")
+
+    def must_be_right(number: int, bare: Mutant) -> None:
+        right = bare._replace(name=f"right {number}")
         said = bench.caught(right, "result", mutated(right))
         if said:
             raise RuntimeError(f"{right.case}, not mutated: {said}")
@@ -249,6 +248,8 @@ def survivors(
         print(f"{mutant.name}: {' | '.join(found) or 'SURVIVES'}", flush=True)
         return bool(found)
 
-    with ThreadPoolExecutor(2) as pool:
-        caught = list(pool.map(verdict, chosen, copies))
+    # Without an edit the same programs must be right: who is caught is caught for the edit.
+    bare = sorted({m._replace(name="", file="", old="", new="", by="") for m in chosen})
+    list(pool.map(must_be_right, range(len(bare)), bare))
+    caught = list(pool.map(verdict, chosen, copies))
     return [mutant.name for mutant, was in zip(chosen, caught, strict=True) if not was]
