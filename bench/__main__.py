@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench.cpu import call_path, comparison, kernel, large, mined, retrieval
+from bench.cpu import call_path, comparison, kernel, large, mined, retrieval, small
 from bench.distributed import ring
 from bench.gpu import entry as gpu
 from bench.memory import cached
@@ -20,6 +20,7 @@ Command = tuple[
 # `python -m bench NAME ...`: its options, what it runs, its line of help.
 COMMANDS: dict[str, Command] = {
     "compare": (comparison.options, comparison.run, "the comparison (what runs without a name)"),
+    "small": (small.options, small.run, "32 to 512 rows: time and Python calls of a step"),
     "kernel": (kernel.options, kernel.run, "the native sweeps' share of the peak of the core"),
     "mined": (mined.options, mined.run, "what skipping tiles that mining emptied saves"),
     "gpu": (gpu.options, gpu.run, "all that only a GPU can show: tests, time, memory, error, bits"),

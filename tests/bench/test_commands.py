@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
+import pairops
 from bench.__main__ import main
 from bench.contestants import GIVEN, YARDSTICK, contestants
+from bench.cpu import small
 from bench.cpu.kernel import KERNEL, Job, measure, sweeps
 from bench.cpu.large import bound
 from bench.cpu.mined import learned, steps_of
@@ -73,6 +75,30 @@ def test_smoke(bench, tmp_path, capsys):
     assert ours["value"] == pytest.approx(ours["truth"], rel=1e-4)
     assert (tmp_path / "ms-cpu-d16.png").read_bytes().startswith(b"\x89PNG")
     assert "pairops blockwise" in capsys.readouterr().out
+
+
+@exhaustive
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
+def test_small(tmp_path, capsys, monkeypatch):
+    """Everybody returns the gradient of the loss; who does not is named with the reason."""
+    sizes = ["--n", "16", "24", "--d", "8", "--repeats", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr("bench.cpu.small.CALLED_AT", 20)
+    with torch.device("cpu"):
+        main(["small", "--no-compile", *sizes])
+        record = json.loads((tmp_path / "small-cpu.json").read_text())
+        assert [row for row in record["rows"] if row["failure"] is not None] == []
+        assert {row["who"] for row in record["rows"] if row["loss"] == "siglip"} == {
+            small.HAND, small.PAIROPS, small.NN
+        }  # fmt: skip
+        assert all(row["process_ms"] > 0 and row["calls"] > 10 for row in record["rows"])
+        assert "margin, l2" in capsys.readouterr().out
+        wrong = small.LOSSES["supcon"]._replace(ours=pairops.ms_loss)
+        monkeypatch.setitem(small.LOSSES, "supcon", wrong)
+        main(["small", "--loss", "supcon", *sizes])
+    assert "supcon, N=16, pairops: its gradient is not that of the loss" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "small-cpu.json").read_text())["rows"]
+    assert [row["who"] for row in rows if row["failure"] is not None] == [small.PAIROPS] * 2
+    assert any(row["who"] == small.COMPILED and row["process_ms"] > 0 for row in rows)
 
 
 @needs_native
