@@ -74,7 +74,7 @@ def test_memory_does_not_grow_with_the_ranks(monkeypatch: pytest.MonkeyPatch) ->
     rows, d = 256, 12288
     given = {"loss": "ms_loss", "rows": rows, "d": d, "gathered": RING}
     grown, held = {}, {}
-    fresh = gloo_ranks.Ranks()
+    fresh = gloo_ranks.Ranks(method="spawn")
     for size in (2, 4):
         found = fresh.run(size, "support.rank_functions:peak", [given] * size, wait=300)
         of_both = zip(*found, strict=True)
