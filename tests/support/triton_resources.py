@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import pairops
+from pairops.ops.engines import weight_parts
 from pairops.ops.engines.triton import engine
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -98,7 +99,9 @@ if __name__ == "__main__":
         dtype, d, loss, level = job.split("-")
         torch.set_float32_matmul_precision(level)
         kernels.clear()
-        with pairops.use("triton"):
-            step(loss, getattr(torch, dtype), int(d))
+        # The rows of a step as few and as many: weights in two parts, and in as many as they have.
+        for weight_parts.FEW in (1024, 0):
+            with pairops.use("triton"):
+                step(loss, getattr(torch, dtype), int(d))
         for kernel in kernels.values():
             print(json.dumps({"job": job, **kernel}), flush=True)

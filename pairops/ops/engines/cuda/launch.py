@@ -10,6 +10,7 @@ from pairops.ops.bindings import devices
 from pairops.ops.bindings.cuda import Kernels, stream_of
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.bindings.extension import DTYPES
+from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Partner, Term, Wanted
 
@@ -167,7 +168,7 @@ class Call:
         sweep = self._told.sweep(axis, roles, dict(enumerate(given)), along, planes)
         kernels.module.weigh(
             sweep, gradient.data_ptr() if embeddings else None, sums.data_ptr(), len(along),
-            bool(planes), kernels.precision, d, kernels.hopper, splits, self._stream,
+            bool(planes), self._weight_precision(), d, kernels.hopper, splits, self._stream,
         )  # fmt: skip
         if embeddings:
             gradient = self._through_scale(axis, gradient, rounded)
@@ -176,6 +177,10 @@ class Call:
             for (which, _, k), at in along.items()
         }
         return gradient, by_vector
+
+    def _weight_precision(self) -> str:
+        """Rows are arranged alike, and tiles have one shape, for "plain" and "fine"."""
+        return "fine" if two_parts(self.pairs) else self.kernels.precision
 
     def _in_order(
         self, roles: Sequence[Role], found: dict[tuple[int, int], Tensor]

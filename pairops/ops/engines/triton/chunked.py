@@ -59,7 +59,7 @@ def weigh(
     """As `triton.weigh`."""
     from .chunked_launch import Chunked
 
-    call = Chunked(pairs, triton_engine.configuration(pairs))
+    call = Chunked(pairs, triton_engine.weighing(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
     gradients, found = call.weigh(placed, needs)
     return *gradients, call.in_order(placed, found)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import capability, float32_level
+from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
@@ -84,10 +85,17 @@ _reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def configuration(pairs: Pairs) -> Configuration:
-    """The tiles of a call, in `gather` and in `weigh`: s has the same bits in both."""
+    """The tiles of a call. s has the same bits in `gather` and in `weigh`, whose weights alone may
+    have more parts: see `weighing`."""
     known = None if INTERPRETED else capability(pairs.x.device)
     level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
     return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
+
+
+def weighing(pairs: Pairs) -> Configuration:
+    """What `weigh` is compiled with."""
+    config = configuration(pairs)
+    return config.with_fine_weights if two_parts(pairs) else config
 
 
 def prefers_chunks(pairs: Pairs) -> bool:
@@ -135,7 +143,7 @@ def weigh(
     """
     from . import launch
 
-    call = launch.Swept(pairs, configuration(pairs))
+    call = launch.Swept(pairs, weighing(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
     planes = call.planes(placed, bits)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]

@@ -8,7 +8,7 @@ and GPU.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -69,6 +69,10 @@ class Configuration:
     @property
     def split(self) -> bool:
         return self.precision.split
+
+    @property
+    def with_fine_weights(self) -> "Configuration":
+        return replace(self, precision=replace(self.precision, fine=True))
 
     @property
     def parts(self) -> int:
