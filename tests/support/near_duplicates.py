@@ -64,7 +64,7 @@ def texts(spread: float, rows: int = 33, d: int = 16) -> Problem:
     )
 
 
-PROBLEMS = {
+PROBLEMS: dict[str, Callable[..., Problem]] = {
     "proxy_nca_loss, two proxies": proxies,
     "nca_loss, all rows": collapsed,
     "info_nce_loss one way, all of y": texts,
@@ -76,36 +76,37 @@ def in_one_part() -> "mock._patch[int]":
     return mock.patch.object(weight_parts, "FEW", 0)
 
 
-def gradients(problem: Problem, dtype: torch.dtype) -> list[Tensor]:
+def gradients(problem: Problem) -> list[Tensor]:
     """Of the sum over anchors: it is equal weights that cancel."""
-    return _by(problem.ours, problem, dtype)
+    return _gradients(problem.ours, problem.tensors)
 
 
-def gradients_of_oracle(problem: Problem, wide: torch.dtype, dtype: torch.dtype) -> list[Tensor]:
-    """By the formula in the dtype `wide`, of leaves in `dtype`."""
-    return _by(functools.partial(problem.formula, dtype=wide), problem, dtype)
+def gradients_of_oracle(problem: Problem, wide: torch.dtype) -> list[Tensor]:
+    """By the formula in `wide`; unless that is float64, rounded to the dtype of the tensors."""
+    wider = [z.double() if wide == torch.float64 else z for z in problem.tensors]
+    return _gradients(functools.partial(problem.formula, dtype=wide), wider)
 
 
-def _by(function: Callable[..., Tensor], problem: Problem, dtype: torch.dtype) -> list[Tensor]:
-    leaves = [z.to(dtype).requires_grad_() for z in problem.tensors]
+def _gradients(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [z.detach().requires_grad_() for z in tensors]
     return list(torch.autograd.grad(function(*leaves).sum(), leaves))
 
 
 def errors(problem: Problem) -> dict[str, float]:
     """The largest error of a gradient's entry, of the largest entry of the truth."""
-    truth = gradients_of_oracle(problem, torch.float64, torch.float64)
-    found = {"dense torch": gradients_of_oracle(problem, torch.float32, torch.bfloat16)}
+    truth = gradients_of_oracle(problem, torch.float64)
+    found = {"dense torch": gradients_of_oracle(problem, torch.float32)}
     with pairops.use("triton"):
         if len(problem.tensors[0]) <= weight_parts.FEW:
-            found["two parts"] = gradients(problem, torch.bfloat16)
+            found["two parts"] = gradients(problem)
         with in_one_part():
-            found["one part"] = gradients(problem, torch.bfloat16)
+            found["one part"] = gradients(problem)
     return {
-        name: max(
+        how: max(
             float((g.double() - right).abs().max() / right.abs().max())
             for g, right in zip(some, truth, strict=True)
         )
-        for name, some in found.items()
+        for how, some in found.items()
     }
 
 

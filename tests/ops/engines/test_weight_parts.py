@@ -30,10 +30,10 @@ def many_rows() -> Iterator[None]:
 
 def check(problem: Problem, engine: str) -> None:
     """The gradients, by the error rule."""
-    truth = gradients_of_oracle(problem, torch.float64, torch.float64)
-    dense = Dense(lambda: gradients_of_oracle(problem, torch.float32, torch.bfloat16))
+    truth = gradients_of_oracle(problem, torch.float64)
+    dense = Dense(lambda: gradients_of_oracle(problem, torch.float32))
     with pairops.use(engine):
-        found = gradients(problem, torch.bfloat16)
+        found = gradients(problem)
     for k, (ours, right) in enumerate(zip(found, truth, strict=True)):
         assert_within_rule(f"{engine}: {('dx', 'dy')[k]}", ours, dense.result(k), right)
 
@@ -50,6 +50,13 @@ def test_one_part_is_not_enough_for_them(problem: str, gpu_engine: str) -> None:
     """Else a second part of few rows' weights would be for nothing."""
     with pytest.raises(AssertionError, match="dense torch has"):
         check(PROBLEMS[problem](min(SPREADS)), gpu_engine)
+
+
+@pytest.mark.usefixtures("many_rows")
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_weights_of_float16_rows_have_two_parts_anyway(problem: str, gpu_engine: str) -> None:
+    tensors, *losses = PROBLEMS[problem](min(SPREADS))
+    check(Problem([z.half() for z in tensors], *losses), gpu_engine)
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(20, 3), (3, 20)])
