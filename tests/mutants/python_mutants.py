@@ -16,6 +16,7 @@ PAIRS = "pairops/ops/pairs/pairs.py"
 SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
 BANDS = "pairops/ops/engines/bands.py"
+WEIGHT_PARTS = "pairops/ops/engines/weight_parts.py"
 BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
 GRID = "pairops/ops/engines/blockwise/grid.py"
 NATIVE = "pairops/ops/engines/cpu.py"
@@ -49,6 +50,7 @@ OF_REDUCTIONS = "tests/losses/test_reductions.py::test_reductions"
 OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
 OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
+OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
 OF_RANKS = (
     "tests/ops/distributed/test_losses.py"
     "::test_value_and_gradient_are_those_of_one_process[ms_loss]"
@@ -265,6 +267,10 @@ MUTANTS = [
         "tl.where(visit < first, visit, visit + width)",
         "tl.where(visit <= first, visit, visit + width)",
         (OF_TRITON,),
+    ),
+    Mutant(
+        "both sets must have few rows for weights of two parts", WEIGHT_PARTS,
+        "min(pairs.shape) <= FEW", "max(pairs.shape) <= FEW", (OF_WEIGHT_PARTS,),
     ),
     Mutant(
         "Triton lists the tiles that every role kept a pair of", TRITON_OPERANDS,

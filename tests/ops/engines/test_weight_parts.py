@@ -8,8 +8,6 @@ import torch
 import pairops
 from pairops.ops.engines import weight_parts
 from support.error_rule import Dense, assert_within_rule
-from support.loss_comparison import compare
-from support.named_cases import Case, smooth
 from support.near_duplicates import (
     PROBLEMS,
     SPREADS,
@@ -68,13 +66,3 @@ def test_few_rows_of_one_set_are_enough(
     monkeypatch.setattr(weight_parts, "FEW", 2)
     with pytest.raises(AssertionError, match="dense torch has"):
         check(proxies(0.001, rows, classes), gpu_engine)
-
-
-@pytest.mark.usefixtures("many_rows")
-@pytest.mark.parametrize("d", [20, 100, 200, 300])
-def test_one_part_is_enough_for_others(d: int, gpu_engine: str) -> None:
-    """Each shape of tiles has a kernel for weights of one part, which few rows never meet."""
-    x, labels = smooth(70, d, torch.bfloat16), torch.arange(70) // 4
-    y = {"ref_emb": smooth(90, d, torch.bfloat16), "ref_labels": torch.arange(90) // 5}
-    for other in ({}, y):
-        compare("supcon_loss", {}, Case(x, labels, other), [gpu_engine])

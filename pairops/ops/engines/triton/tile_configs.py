@@ -20,7 +20,8 @@ class Precision:
     There is no bfloat16: brought to [−1, 1) by a power of two per row, a bfloat16 is a float16 (but
     for what is below 2^−24 of its row), which the same instructions multiply at the same speed; and
     a weight then has 11 bits and not 8, where 8 would add half to the error of a bfloat16 gradient,
-    and 11 as much to that of a float16 gradient: hence `fine`.
+    and 11 as much to that of a float16 gradient: hence `fine`. Where weights cancel 11 are too few
+    for bfloat16 as well: see `weight_parts`.
     """
 
     stored: torch.dtype  # of sorted copies

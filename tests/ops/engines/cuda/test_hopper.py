@@ -14,6 +14,7 @@ import pairops
 from pairops import Pairs, row_stats
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.engines import weight_parts
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms.term import Wanted
 from support.engine_names import DEVICE
@@ -34,6 +35,8 @@ SCHEDULES = [("reversed", 0), ("last_warp", 0), ("random_thread", 1), ("random_w
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cuda_kernels, "HOPPER", True)
+    # So that weights have one part for bfloat16 rows, as for many, and two for float16 ones.
+    monkeypatch.setattr(weight_parts, "FEW", 0)
     yield
     if DEVICE == "cpu":
         cuda_kernels.KERNELS.set_schedule("lockstep")
