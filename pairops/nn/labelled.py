@@ -28,6 +28,8 @@ Number: TypeAlias = float | Tensor
 class LabelledLoss(Arguments):
     """Any loss over labels: LabelledLoss(pairops.mlcd_loss, scale=32.0)."""
 
+    _own_by_labels = True  # does exclude_self="auto" look at the labels?
+
     def forward(
         self,
         embeddings: Tensor,  # (N, D)
@@ -40,9 +42,20 @@ class LabelledLoss(Arguments):
         """The function of embeddings and labels.
 
         indices_tuple: None; it is here for callers that pass it.  ref_emb, ref_labels and further
-        keywords: as in `Pairs.of` and `ms_loss`.
+        keywords: as in `Pairs.of` and `ms_loss`, but for exclude_self="auto". Of references without
+        ids it is pytorch-metric-learning's rule here: reference i is anchor i, and no pair of it,
+        if `ref_labels` is the very tensor `labels`, as two views of one batch are passed.
+
+        Differs from the function, which looks at embeddings: there "auto" leaves the pairs (i, i)
+        out if `ref_emb` is the very tensor x, and keeps those of two views. Differs from
+        pytorch-metric-learning where the labels lie on another device than the embeddings: it
+        compares the copies that it makes, and keeps all pairs.
         """
         no_tuples(indices_tuple)
+        named = call.get("ids") is not None or call.get("ref_ids") is not None
+        asked = named or call.get("exclude_self", "auto") != "auto"
+        if self._own_by_labels and ref_emb is not None and not asked:
+            call["exclude_self"] = ref_labels is labels
         return self.of(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, **call)
 
 
@@ -238,7 +251,10 @@ class SupConLoss(LabelledLoss):
 
 
 class NCALoss(LabelledLoss):
-    """`pairops.nca_loss`."""
+    """`pairops.nca_loss`. Of references both libraries leave out the pairs (i, i) if `ref_emb` is
+    the very tensor `embeddings`."""
+
+    _own_by_labels = False
 
     def __init__(
         self,

@@ -100,6 +100,54 @@ def test_takes_references(name: str) -> None:
     same(value, other(x, labels, None, y, ref_labels), x, y)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("name", sorted({*LABELLED} - {"LiftedStructureLoss", "NCALoss"}))
+def test_self_pairs_of_two_views_are_left_out_if_the_labels_are_the_same_tensor(
+    name: str, copied: bool
+) -> None:
+    ours, other = make(name)
+    (x, labels), (y, _) = batch(), batch()
+    ref_labels = labels.clone() if copied else labels
+    value = ours(x, labels, ref_emb=y, ref_labels=ref_labels)
+    same(value, other(x, labels, ref_emb=y, ref_labels=ref_labels), x, y)
+    kept = ours(x, labels, ref_emb=y, ref_labels=ref_labels, exclude_self=not copied)
+    assert torch.equal(kept, value)
+    # What is asked for goes before the rule.
+    turned = ours(x, labels, ref_emb=y, ref_labels=ref_labels, exclude_self=copied)
+    assert abs((turned - value).item()) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss", "CircleLoss", "MultiSimilarityLoss"])
+def test_self_pairs_of_the_same_embeddings_stay_with_other_labels(name: str) -> None:
+    ours, other = make(name)
+    x, labels = batch()
+    for ref_labels in (labels, labels.clone()):
+        value = ours(x, labels, ref_emb=x, ref_labels=ref_labels)
+        same(value, other(x, labels, ref_emb=x, ref_labels=ref_labels), x)
+    assert abs((value - ours(x, labels)).item()) > 1e-6
+
+
+def test_nca_of_two_views_keeps_self_pairs_as_its_namesake_does() -> None:
+    ours, other = make("NCALoss")
+    (x, labels), (y, _) = batch(), batch()
+    for references in (y, x):
+        value = ours(x, labels, ref_emb=references, ref_labels=labels)
+        same(value, other(x, labels, ref_emb=references, ref_labels=labels), x)
+
+
+def test_ids_say_who_is_who_whatever_the_labels_are() -> None:
+    (x, labels), (y, _) = batch(), batch()
+    ids = torch.arange(30)
+    value = nn.SupConLoss()(x, labels, ref_emb=y, ref_labels=labels, ids=ids, ref_ids=ids.roll(7))
+    apart = nn.SupConLoss()(x, labels, ref_emb=y, ref_labels=labels, exclude_self=True)
+    rolled = y.roll(-7, 0), labels.roll(-7)
+    expected = nn.SupConLoss()(
+        x, labels, ref_emb=rolled[0], ref_labels=rolled[1], exclude_self=True
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    assert abs((value - apart).item()) > 1e-6
+
+
 @pytest.mark.parametrize("name", LABELLED)
 def test_runs_under_the_memory(name: str) -> None:
     ours, _ = make(name)
