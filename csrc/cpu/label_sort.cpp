@@ -2,7 +2,10 @@
 #include "cpu/label_sort.h"
 
 #include <array>
+#include <new>
 #include <vector>
+
+#include "cpu/sweep.h"
 
 namespace pairops::cpu {
 
@@ -33,7 +36,7 @@ void sort_by_key(std::vector<Entry>& entries) {
 }
 
 // The kept labels in order, as keys that sort as they do.
-std::vector<Entry> sorted(const Labels& labels, const std::int64_t* ignored) {
+std::vector<Entry> sorted(const Labels& labels, const std::int64_t* ignored) try {
     std::vector<Entry> kept;
     kept.reserve(labels.n);
     for (Index row = 0; row < labels.n; ++row) {
@@ -48,6 +51,8 @@ std::vector<Entry> sorted(const Labels& labels, const std::int64_t* ignored) {
     for (Index row = 0; row < labels.n; ++row)
         if (!labels.keep[row]) labels.order[place++] = row;
     return kept;
+} catch (const std::bad_alloc&) {
+    throw OutOfMemory(2 * sizeof(Entry) * std::size_t(labels.n));
 }
 
 }  // namespace

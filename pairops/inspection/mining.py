@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
@@ -22,6 +23,7 @@ Mined = Literal["multi_similarity", "hard", "semihard"]
 _STRIP = 1 << 24  # similarities that are looked at together
 
 
+@refusing
 def mine(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

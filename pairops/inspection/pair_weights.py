@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
@@ -19,6 +20,7 @@ from pairops.ops.row_stats.op import Taken, watched
 from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
 
 
+@refusing
 def pair_weights(
     loss: Callable[..., Any],
     x: Tensor,  # (N, D)

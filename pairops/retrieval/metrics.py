@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.bindings.devices import widest_float
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
@@ -44,6 +45,7 @@ class Retrieval:
     queries: int  # over how many the means are taken
 
 
+@refusing
 @torch.no_grad()
 def evaluate(
     x: Tensor,
@@ -112,6 +114,7 @@ def evaluate(
     )
 
 
+@refusing
 @torch.no_grad()
 def first_ranks(
     x: Tensor, labels: Tensor, *, ties: Ties = "pessimistic", **pairing: Unpack[Pairing]
@@ -124,6 +127,7 @@ def first_ranks(
     return _ranks(_pairs(x, labels, ties, pairing), ties, 1)[:, 0]
 
 
+@refusing
 @torch.no_grad()
 def average_precisions(
     x: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pairops.ops.distributed.agreement import shown
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
 from pairops.ops.terms.plain_numbers import plain_int
@@ -58,6 +59,7 @@ class CrossBatchMemory(StateOfRank):
     seen: Tensor
     calls: Tensor
 
+    @refusing
     def __init__(
         self,
         loss: Callable[..., Any],
@@ -90,6 +92,7 @@ class CrossBatchMemory(StateOfRank):
         self.seen = torch.zeros((), dtype=torch.int64)
         self.calls = torch.zeros((), dtype=torch.int64)
 
+    @refusing
     def forward(
         self,
         x: Tensor,  # (N, D)

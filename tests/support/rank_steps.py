@@ -88,13 +88,17 @@ def second_lost(x: Tensor, labels: Tensor, **further: Any) -> Tensor:
     return value
 
 
+# Bytes that there is no room for.
+SIZE = {"pack": 3 << 20, "gather": 4 << 20, "weigh": 5 << 20}
+
+
 @contextlib.contextmanager
 def failing_blocks(what: str) -> Iterator[None]:
     """There is no memory to gather or weigh the first block, or to pack it before it is sent."""
     where, name = (ring_blocks, "_packed") if what == "pack" else (blockwise_engine, what)
 
     def without_memory(*_: Any, **__: Any) -> Any:
-        raise MemoryError(f"no room to {what} a block")
+        raise RuntimeError(f"can't allocate memory: you tried to allocate {SIZE[what]} bytes.")
 
     with mock.patch.object(where, name, without_memory):
         yield

@@ -26,6 +26,8 @@ class Node(torch.autograd.Function):
     has to know whether it will be: torch.func always says that it may.
     """
 
+    # A decorator of `backward`, but where torch.compile traces it; as a staticmethod.
+    around_backward: ClassVar[Any] = None
     _eager: ClassVar[type["Node"]]
     _transformed: ClassVar[type["Node"]]
 
@@ -87,7 +89,10 @@ class Node(torch.autograd.Function):
             return by_sample(cls.of, info.batch_size, dims, inputs)
 
         cls.forward = staticmethod(forward)  # type: ignore[method-assign]
-        cls._eager = type(cls.__name__, (cls,), {"jvp": staticmethod(jvp)})
+        eager: dict[str, Any] = {"jvp": staticmethod(jvp)}
+        if cls.around_backward is not None:
+            eager["backward"] = staticmethod(cls.around_backward(cls.backward))
+        cls._eager = type(cls.__name__, (cls,), eager)
         form = {"forward": cls.run, "setup_context": cls.keep, "vmap": vmap}
         form = {name: staticmethod(function) for name, function in form.items()}
         cls._transformed = type(cls.__name__, (cls._eager,), form)

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from .allocation import if_refused
 from .group import Group
 
 _P = ParamSpec("_P")
@@ -26,14 +27,18 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         @functools.wraps(loss)
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
             given = keywords.get("group")
-            if given is None or isinstance(given, Group):  # a loss within a loss has been told of
-                return loss(*args, **keywords)
-            group = keywords["group"] = Group.of(given, {"loss": shown(loss)})
-            if group is None:
-                return loss(*args, **keywords)
-            with group.reporting():
-                group.told |= _told(signature, whole, *args, **keywords)
-                return loss(*args, **keywords)
+            try:
+                if given is None or isinstance(given, Group):  # a loss within a loss has been told
+                    return loss(*args, **keywords)
+                group = keywords["group"] = Group.of(given, {"loss": shown(loss)})
+                if group is None:
+                    return loss(*args, **keywords)
+                with group.reporting():
+                    group.told |= _told(signature, whole, *args, **keywords)
+                    return loss(*args, **keywords)
+            except RuntimeError as error:
+                if_refused(error)
+                raise
 
         return called
 

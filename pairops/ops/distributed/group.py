@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import header
+from .allocation import refused
 
 Given = Any  # None, True, a torch.distributed.ProcessGroup, or a Group
 
@@ -121,8 +122,11 @@ class Group:
         try:
             yield
         except Exception as error:
-            self.report(error)
-            raise
+            found = refused(error)
+            self.report(found)
+            if found is error:
+                raise
+            raise found from error
 
     @untraced
     def report(self, error: Exception) -> None:

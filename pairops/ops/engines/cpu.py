@@ -4,9 +4,8 @@
 them, with as many threads as torch has. The results do not depend on the number of threads.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,25 +20,7 @@ from pairops.ops.terms.term import Partner, Table, Term, Wanted
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
-
-
-def _out_of_memory(sweep: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`sweep` with a MemoryError where torch or the extension says that it cannot allocate."""
-
-    @functools.wraps(sweep)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return sweep(*args, **kwargs)
-        except RuntimeError as error:
-            if "allocate memory" not in str(error) and "not enough memory" not in str(error):
-                raise
-            raise MemoryError(str(error)) from error
-
-    return checked
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
@@ -57,7 +38,6 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     return None
 
 
-@_out_of_memory
 def gather(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -84,7 +64,6 @@ def gather(
     return statistics, arguments, bits
 
 
-@_out_of_memory
 def weigh(
     pairs: Pairs,
     rows: Sequence[Term],

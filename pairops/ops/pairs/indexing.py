@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.autograd.node import Node, save
+from pairops.ops.distributed.allocation import refusing
 
 
 def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
@@ -55,6 +56,8 @@ def first_named(names: Tensor, others: Tensor) -> Tensor:
 
 
 class _Pick(Node):
+    around_backward = staticmethod(refusing)
+
     @staticmethod
     def run(x: Tensor, at: Tensor) -> Tensor:
         return x.index_select(0, at)

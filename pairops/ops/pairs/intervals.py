@@ -14,6 +14,7 @@ from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import float32_level, widest_float
+from pairops.ops.distributed.allocation import refusing
 
 from .similarity import constant_inverse_norm
 
@@ -194,7 +195,7 @@ def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     return torch.where(ignored, _LAST, key), ~ignored
 
 
-_library.impl("relate", _relate, "CompositeExplicitAutograd")
+_library.impl("relate", refusing(_relate), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::relate", _outputs)
 
 

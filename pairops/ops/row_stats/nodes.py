@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.node import Node, save
 from pairops.ops.autograd.recompute import along, by_inputs, recomputed, transposed
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
 
@@ -108,6 +109,8 @@ class RowStats(Node):
 class _Weigh(Node):
     """What `RowStats` was called with; its tensors and outputs, the gradients by its statistics →
     the gradients by x, by y and by every vector."""
+
+    around_backward = staticmethod(refusing)
 
     @staticmethod
     def run(told: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:

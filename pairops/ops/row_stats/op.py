@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops import engines
+from pairops.ops.distributed.allocation import refused, refusing
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.terms.recipe import pack, unpack
@@ -83,9 +84,12 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
                 _check_device(term, pairs.x.device)
             result = _taken(pairs, rows, cols)
     except Exception as error:
+        found = refused(error)
         if pairs.shards is not None:  # the other ranks wait for this one
-            pairs.shards.group.report(error)
-        raise
+            pairs.shards.group.report(found)
+        if found is error:
+            raise
+        raise found from error
     if getattr(_watching, "calls", None) is not None:
         _watching.calls.append(Taken(pairs, rows, cols, result))
     return result
@@ -194,7 +198,8 @@ def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return dx, dy, by_vector([*rows, *cols], {}, need_vectors, unknown=True)
 
 
-_library.impl("gather", _gather, "CompositeExplicitAutograd")
-_library.impl("weigh", _weigh_op, "CompositeExplicitAutograd")
+# Compiled code knows no other place where a refused allocation could be told from other errors.
+_library.impl("gather", refusing(_gather), "CompositeExplicitAutograd")
+_library.impl("weigh", refusing(_weigh_op), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::gather", _gather_fake)
 torch.library.register_fake("pairops::weigh", _weigh_fake)

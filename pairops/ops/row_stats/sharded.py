@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
+from pairops.ops.distributed.allocation import refusing
 from pairops.ops.distributed.group import untraced
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.pairs import Pairs
@@ -97,7 +98,7 @@ class _Taken(torch.autograd.Function):
             for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
         ]
         with exactly(x.device.type):
-            gradients, by_term = _weigh(
+            gradients, by_term = refusing(_weigh)(
                 replace(ctx.pairs, x=x, y=y, gathered=gathered),
                 owned,
                 len(rows),
