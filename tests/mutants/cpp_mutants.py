@@ -91,8 +91,8 @@ MUTANTS = [
     # Embeddings.
     Mutant(
         "compiled gradient through a scale without the scale", PACKING,
-        "out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));",
-        "out[k] = T(double(out[k]) - dot * double(widened(row[k])));",
+        "out[k] = T(r * (double(out[k]) - dot * unit(k)));",
+        "out[k] = T(double(out[k]) - dot * unit(k));",
         (OF_TERMS,),
     ),
     Mutant(

@@ -154,11 +154,18 @@ inline void inverse_norm(const Embeddings& set, Index first, int count, const bo
         out[row] = 0;
         if (!keep[row]) continue;
         visit_row(set, row, [&](const auto* z) {
-            const double norm = std::sqrt(sum_along(set.d, [&](Index k) {
-                const double value = double(widened(z[k]));
-                return value * value;
-            }));
-            if (!(norm < 1e-12)) out[row] = 1 / norm;
+            const auto norm_times = [&](double factor) {
+                return std::sqrt(sum_along(set.d, [&](Index k) {
+                    const double value = factor * double(widened(z[k]));
+                    return value * value;
+                }));
+            };
+            const double norm = norm_times(1);
+            // Squares of float64 overflow from 2^512 on. Of an infinite row 1/norm is still 0.
+            if (norm == HUGE_VAL)
+                out[row] = 0x1p-524 / norm_times(0x1p-524);
+            else if (!(norm < 1e-12))
+                out[row] = 1 / norm;
         });
     }
 }
@@ -173,12 +180,11 @@ void through_scale(const Embeddings& set, Place first, int count, T* g) {
                 for (Index k = 0; k < set.d; ++k) out[k] += T(0) * T(widened(row[k]));
                 return;
             }
+            // By entries of the unit row: a row's own, or r², need not be within range.
             const double r = scale_of(set, place);
-            double dot =
-                sum_along(set.d, [&](Index k) { return double(widened(row[k])) * double(out[k]); });
-            dot *= r * r;
-            for (Index k = 0; k < set.d; ++k)
-                out[k] = T(r * (double(out[k]) - dot * double(widened(row[k]))));
+            const auto unit = [&](Index k) { return r * double(widened(row[k])); };
+            const double dot = sum_along(set.d, [&](Index k) { return unit(k) * double(out[k]); });
+            for (Index k = 0; k < set.d; ++k) out[k] = T(r * (double(out[k]) - dot * unit(k)));
         });
     }
 }

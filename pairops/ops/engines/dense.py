@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import inverse_norm, product, scaled
+from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
 from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
 
 
@@ -35,6 +35,7 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
     if pairs.scale_x is None:
         return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
+    wide = wide * shrinking(wide).unsqueeze(1)  # a unit row is the same, however long it was
     return scaled(wide, inverse_norm(wide), pairs.dtype)
 
 

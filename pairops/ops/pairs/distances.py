@@ -101,7 +101,8 @@ class Measure:
             if scale is not None:
                 return (scale > 0).to(dtype)
             wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
-            return (wide * wide).sum(1)
+            # NaN of a row with an Inf, which so differs from one whose square overflows.
+            return (wide * wide).sum(1) + (0 * wide.detach()).sum(1)
 
         a = squares(x, keep[0], scales[0])
         b = a if y is None else squares(y, keep[1], scales[1])
@@ -152,9 +153,11 @@ def _reciprocal(squares: Tensor, features: int) -> Tensor:
 
 
 def _squared(s: Any, a: Any, b: Any, floor: float) -> tuple[Any, Any]:
-    """q, and where it counts as 0. Neither a NaN does nor what is near infinity."""
-    q, bound = a + b - 2 * s, floor * (a + b)
-    return q, (q <= bound) & (bound < torch.inf)
+    """q, and where it counts as 0: not at a NaN. Where squares overflow q is inf, whatever s is."""
+    squares = a + b
+    finite = squares < torch.inf
+    q = torch.where(finite, squares - 2 * s, squares)
+    return q, finite & (q <= floor * squares)
 
 
 def _l2(s: Any, a: Any, b: Any, floor: Any) -> Any:
@@ -175,7 +178,7 @@ def _sqeuclidean(s: Any, a: Any, b: Any, floor: Any) -> Any:
 
 def _sqeuclidean_slopes(s: Any, a: Any, b: Any, floor: Any) -> tuple[Any, ...]:
     q, vanishes = _squared(s, a, b, floor)
-    slope = torch.where(vanishes, 0.0, 1.0 + 0.0 * q)
+    slope = torch.where(vanishes, 0.0, torch.where(q != q, q, 1.0))
     return 2 * slope, -slope, -slope, 0.0 * slope
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.node import Node, save
 from pairops.ops.bindings.devices import widest_float
+from pairops.ops.distributed.allocation import refusing
 
 
 def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
@@ -17,21 +18,45 @@ def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+# By dtype: up to where squares can be summed, and a power of two that brings larger numbers below.
+_SUMMED = {torch.float32: (2.0**50, 2.0**-76), torch.float64: (2.0**498, 2.0**-524)}
+
+
+def shrinking(rows: Tensor) -> Tensor:
+    """(N,) 1, but for a row whose squares may overflow a power of two that keeps them finite."""
+    bound, power = _SUMMED[rows.dtype]
+    huge = (rows.detach().abs() > bound).any(1)
+    return torch.where(huge, rows.new_full((), power), 1.0)
+
+
 def inverse_norm(x: Tensor) -> Tensor:
     """(N,) 1/‖x_i‖ in the widest dtype; 0, with zero gradient, for a norm below 1e-12."""
     # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
-    rows = x.to(widest_float(x.device))
+    rows, factor = _summable(x)
     square = (rows * rows).sum(1)
     vanishes = square < 1e-24
-    return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+    inverse = torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, square).sqrt())
+    return inverse if factor is None else inverse * factor
 
 
 def constant_inverse_norm(x: Tensor) -> Tensor:
     """The same without derivatives, a few rows at a time: vector_norm copies what it widens."""
-    dtype = widest_float(x.device)
-    pieces = [torch.linalg.vector_norm(z, dim=1, dtype=dtype) for z in x.split(1024)]
-    norm = torch.cat(pieces)
-    return torch.where(norm < 1e-12, 0.0, 1 / norm)
+    pieces = []
+    for some in x.split(1024):
+        rows, factor = _summable(some)
+        norm = torch.linalg.vector_norm(rows, dim=1)
+        inverse = torch.where(norm < 1e-12, 0.0, 1 / norm)
+        pieces.append(inverse if factor is None else inverse * factor)
+    return torch.cat(pieces)
+
+
+def _summable(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows in the widest dtype, times `shrinking`; and that, None where nothing can overflow."""
+    rows = x.to(widest_float(x.device))
+    if torch.finfo(x.dtype).max <= _SUMMED[rows.dtype][0]:
+        return rows, None
+    factor = shrinking(rows)
+    return rows * factor.unsqueeze(1), factor
 
 
 def wide(x: Tensor) -> Tensor:
@@ -73,6 +98,8 @@ def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> T
 class _Product(Node):
     """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
     run or traced under autocast would otherwise round."""
+
+    around_backward = staticmethod(refusing)
 
     @staticmethod
     def run(x: Tensor, y: Tensor) -> Tensor:
