@@ -40,6 +40,7 @@ TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
 OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
+OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_DISTANCES = "tests/compat/test_pml.py"
@@ -137,6 +138,12 @@ MUTANTS = [
         "return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)",
         "return rows * high.unsqueeze(1)",
         (OF_INTERVALS, OF_SHARP_LOSSES),
+    ),
+    Mutant(
+        "the power of two that shrank a row is lost", SIMILARITY,
+        "        pieces.append(inverse if factor is None else inverse * factor)",
+        "        pieces.append(inverse)",
+        (OF_HUGE_ROWS,),
     ),
     Mutant(
         "a differentiated norm vanishes below the root of its bound", SIMILARITY,

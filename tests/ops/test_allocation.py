@@ -16,6 +16,7 @@ import pairops
 from pairops import nn, retrieval
 from pairops.losses.objective import lone_batches
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.engines.blockwise import engine as blockwise_engine
 from support.named_cases import smooth
 from support.on_cpu import device as device
 
@@ -118,6 +119,24 @@ def test_every_allocation_of_a_gradient(name: str, engine: str) -> None:
         value = LOSSES[name](x, labels)
         backward = lambda: torch.autograd.grad(value, x, retain_graph=True)  # noqa: E731
         assert refusals(backward, inside=True, step=1) >= 2
+
+
+@pytest.mark.parametrize("what", ["gather", "weigh"])
+def test_in_compiled_code(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: pairops.supcon_loss(x, labels), fullgraph=True, backend="aot_eager"
+    )
+
+    def without_room(*_: Any) -> Any:
+        raise RuntimeError(SAID)
+
+    with pairops.use("blockwise"):
+        compiled(x).backward()
+        monkeypatch.setattr(blockwise_engine, what, without_room)
+        with pytest.raises(MemoryError, match="3145728 bytes"):
+            compiled(x).backward()
 
 
 def test_what_is_no_lack_of_memory_stays_what_it_was() -> None:
