@@ -22,6 +22,9 @@ OF_FUNCTIONS = "tests/ops/terms/test_compiled_functions.py"
 OF_TERMS = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TERMS_ALONE = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_alone_equals_dense"
 OF_RANGES = "tests/ops/engines/cpu/test_sweeps.py::test_states_far_below_the_maximum_of_a_tile"
+OF_DIGITS = (
+    "tests/ops/engines/cpu/test_sweeps.py::test_a_maximum_that_a_window_drops_costs_no_digits"
+)
 OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
 OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
@@ -81,7 +84,7 @@ MUTANTS = [
     Mutant(
         "states of columns are merged before they are settled", BOTH_ROLES,
         "            Under::settle(one);\n", "",
-        (OF_RANGES,),
+        (OF_RANGES, OF_DIGITS),
     ),
     Mutant(
         "states of rows are finished before they are settled", TERMS,

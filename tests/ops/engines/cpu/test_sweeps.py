@@ -201,6 +201,32 @@ def test_states_far_below_the_maximum_of_a_tile() -> None:
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("two_sets", [False, True], ids=["one set", "two sets"])
+def test_a_maximum_that_a_window_drops_costs_no_digits(two_sets: bool) -> None:
+    """max + log Σ of a state 35 below its maximum would have five digits of its result."""
+    n = 3 * TILE
+    x = torch.cat([0.2 * torch.randn(n, 4), torch.zeros(n, 1)], 1)
+    x[:: TILE // 2, 4] = 40**0.5  # two rows of a tile are 40 apart from all pairs but their own
+    y = x.roll(TILE // 2, 0).flip(0) if two_sets else None
+    labels = torch.arange(n) % 2
+
+    def results(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        given = {} if y is None else {"ref_emb": y.to(dtype), "ref_labels": labels}
+        pairs = Pairs.of(x.to(dtype), labels, distance="dot", **given)
+        kept = torch.full((n,), 10.0, dtype=dtype)
+        term = lse(POS, 1.0, 4.5, below=kept)  # near 0, where a result has most digits
+        return row_stats(pairs, term, cols=[term] if two_sets else [])
+
+    with pairops.use("dense"):
+        truth = results(torch.float64)
+    for isa in ISAS:
+        with using(isa):
+            ours = results(torch.float32)
+        for a, b in zip(ours, truth, strict=True):
+            assert 0.01 < b.abs().max() < 1
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6)
+
+
 def between(s: Tensor, share: float) -> Tensor:
     """Per row the middle of two neighbouring similarities: rounding moves none past it."""
     k = int(share * (s.shape[1] - 1))
