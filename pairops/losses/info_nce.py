@@ -1,5 +1,7 @@
 """Contrast between two sets that belong together row by row: InfoNCE and what grew from it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -143,24 +145,43 @@ def decoupled_contrastive_loss(
     check_one_for_each(x, y)
     asked, comparing = split(common, x)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
-    near = own_reference(objective.pairs)
+    pairs = objective.pairs
+    # snr divides by the variance of the anchor, which is a row of y the other way.
+    directed = pairs.measure is not None and pairs.measure.share is not None
+    at_once = (x, y) if symmetric and not directed else (x,)
+    losses = _decoupled(objective, pairs, at_once, comparing, scale, spread)
+    if symmetric and directed:
+        turned = Pairs.paired(y, x, **comparing)
+        losses = (losses + _decoupled(objective, turned, (y,), comparing, scale, spread)) / 2
+    return objective.value(losses)
+
+
+def _decoupled(
+    objective: Objective,
+    pairs: Pairs,
+    sets: tuple[Tensor, ...],
+    comparing: Any,
+    scale: float | Tensor,
+    spread: float | Tensor | None,
+) -> Tensor:  # (N,)
+    """sets: the rows of `pairs`, whose way this is; then its columns, for the mean of both ways."""
+    near = own_reference(pairs)
     others = lse(NEG, scale, near)
     apart, *across = row_stats(
-        objective.pairs, total(POS, 1.0, near), others, cols=[others] if symmetric else []
+        pairs, total(POS, 1.0, near), others, cols=[others] if len(sets) > 1 else []
     )
-    if objective.pairs.batch[0] < 2:
-        return objective.value(0 * apart)
-    names = objective.pairs.indices()
+    if pairs.batch[0] < 2:
+        return 0 * apart
+    names = pairs.indices()
     within = [
-        row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0]
-        for z in ((x, y) if symmetric else (x,))
+        row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0] for z in sets
     ]
     ways = [log_add_exp(a, b) for a, b in zip(across, within, strict=True)]
     losses = sum(ways) / len(ways) - apart * scale
     if spread is not None:
         s = apart + near
         losses = losses - (1 - _shares(s / spread, objective)) * s * scale
-    return objective.value(losses)
+    return losses
 
 
 def _shares(z: Tensor, objective: Objective) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+import oracle
 import pairops
 from support.loss_parameters import call
 from support.named_cases import smooth
@@ -74,3 +75,18 @@ def test_a_row_without_variance_is_at_no_distance_from_anything(d: int, normaliz
     losses = pairops.contrastive_loss(x, labels, **given, reduction="none")
     assert losses[0] == 1.0  # its positive at 0, two negatives nearer than the margin
     assert bool((losses < 100).all())
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_row_without_variance_is_pulled_by_its_anchors(normalize: bool) -> None:
+    """It is no anchor, but near or far from others it can be."""
+    x = smooth(12, 5, torch.float64)
+    x[::3] = torch.tensor([0.5, 1.0, -2.0, 0.1])[:, None]
+    given: dict[str, Any] = {"distance": "snr", "normalize": normalize}
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    labels = torch.arange(12) // 4
+    ours = pairops.binomial_deviance_loss(leaves[0], labels, **given, reduction="sum")
+    truth = oracle.binomial_deviance_loss(leaves[1], labels, **given).sum()
+    found, expected = torch.autograd.grad(ours, leaves[0]), torch.autograd.grad(truth, leaves[1])
+    assert expected[0][::3].abs().amax(1).min() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)

@@ -53,7 +53,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
     "info_nce_loss": [{"temperature": 0.5}, {"symmetric": False}, {"distance": "sqeuclidean"}],
     "siglip_loss": [{"scale": 10.0, "bias": -10.0}, {"scale": 0.0, "bias": 0.0}],
-    "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}],
+    "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
     "anchor_info_nce_loss": [{"frozen": False}],

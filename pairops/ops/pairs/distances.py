@@ -70,7 +70,8 @@ def centred(
     apart = rows - rows.mean(1, keepdim=True)
     rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
     flat = ((apart * apart).sum(1, keepdim=True) <= rounding) & (rounding < torch.inf)
-    return torch.where(flat, 0, apart)
+    # As a partner such a row has a gradient: 0 for its value alone.
+    return apart - torch.where(flat, apart, 0).detach()
 
 
 @dataclass(frozen=True, eq=False)
