@@ -26,7 +26,7 @@ ANNEALED = {
 
 def draw(random: Random) -> list[str]:
     sizes = [random.randint(8, 20), random.randint(8, 20)]
-    way = random.choices(["loss", "module", "annealed"], [4, 3, 1])[0]
+    way = random.choices(["loss", "module", "annealed"], [4, 3, 2])[0]
     if way == "module":
         return [*IMPORTS, f"module({random.choice(MODULES)!r}, {sizes})"]
     if way == "annealed":

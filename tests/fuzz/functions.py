@@ -1,4 +1,4 @@
-"""Area "functions": pair functions of one's own, whatever they are called and wherever they went."""
+"""Area "functions": pair functions of one's own, whatever they are called, copied and pickled."""
 
 import copy
 import os
@@ -76,11 +76,12 @@ def draw(random: Random) -> list[str]:
     side, went = random.choice(["pos", "neg", "all"]), random.choice(WENT)
     engine = random.choice(["dense", "blockwise"] * 5 + ["triton", "chunked"])
     n, d = random.randint(2, 20), random.choice([3, 8])
+    told = ", ".join(map(repr, (which, name, given, went, gather, side)))
     return [
         *IMPORTS,
         f"x = torch.randn({n}, {d})",
         f"labels = torch.randint(0, 4, ({n},))",
-        f"by_hand({which!r}, {name!r}, {given}, {went!r}, {gather!r}, {side!r}, x, labels, {engine!r})",
+        f"by_hand({told}, x, labels, {engine!r})",
     ]
 
 
@@ -154,7 +155,8 @@ def value_of(function: Any, engine: str) -> float:
     args = [0.7 + k for k in range(function.arity)]
     with pairops.use(engine):
         pairs = pairops.Pairs.of(x, torch.arange(8) // 2)
-        return float(pairops.row_stats(pairs, pairops.total("neg", *args, function=function))[0].sum())
+        (found,) = pairops.row_stats(pairs, pairops.total("neg", *args, function=function))
+        return float(found.sum())
 
 
 READER = """

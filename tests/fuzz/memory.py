@@ -20,7 +20,7 @@ x, labels = torch.randn(n, d), torch.randint(0, n // 4 + 1, (n,))
 
 
 def step(x, labels):
-    leaf = x.detach().clone().requires_grad_()
+    leaf = x.detach().requires_grad_()
     loss(leaf, labels, **params).backward()
     return leaf.grad
 

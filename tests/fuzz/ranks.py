@@ -8,11 +8,13 @@ import torch
 
 import pairops
 from fuzz import losses
+from fuzz.finding import Skipped
+from fuzz.formulas import REFUSED
 from pairops import losses as every
 from support import gloo_ranks, loss_parameters
 from support.rank_problems import Problem, assert_equal, rows
 
-WORLD, TIMEOUT, WAIT = 3, 8, 40
+WORLD, TIMEOUT, WAIT = 3, 8, 15
 IMPORTS = ["from fuzz.ranks import as_one_process, places, remembered"]
 MS, SUPCON = "ms(x, labels, group=group)", "supcon(x, labels, group=group)"
 
@@ -30,17 +32,18 @@ def draw(random: Random) -> list[str]:
         return [*IMPORTS, f"remembered({wrapper!r}, {counts})"]
     same = [random.choice([MS, SUPCON, MS[:-1] + ", reduction='sum')"]) for _ in range(3)]
     if way == "order":
-        turns = [[f"back(v[{k}])" for k in range(3)] for _ in range(size)]
         alike = random.random() < 0.4
         turn = random.sample(range(3), 3)
         others = random.sample(range(3), 3)
-        steps = [[t[k] for k in (turn if alike or rank else others)] for rank, t in enumerate(turns)]
+        taken = [turn if alike or rank else others for rank in range(size)]
+        steps = [[f"back(v[{k}])" for k in each] for each in taken]
         differ = any(each != steps[0] for each in steps)
         every_rank = [[*same, *each] for each in steps]
     else:
         k, differ = random.randrange(size), True
+        loss = random.choice(["ms", "supcon"])
         wrong = (
-            f"under(pairops.use('dense'), {random.choice(['ms', 'supcon'])}, x, labels, group=group)"
+            f"under(pairops.use('dense'), {loss}, x, labels, group=group)"
             if way == "engine"
             else "ms(x, labels[:2], group=group)"
         )
@@ -62,7 +65,8 @@ def _value(random: Random, size: int) -> str:
     sizes = [b - a for a, b in zip([0, *cuts], [*cuts, 24], strict=True)]
     gathered = random.choice([0, 1 << 30])
     engine = random.choice(["auto", "blockwise"])
-    return f"as_one_process({name!r}, {params}, {sizes}, {gathered}, {engine!r}, {random.random() < 0.3})"
+    learn = random.random() < 0.3
+    return f"as_one_process({name!r}, {params}, {sizes}, {gathered}, {engine!r}, {learn})"
 
 
 def started() -> gloo_ranks.Ranks:
@@ -108,8 +112,6 @@ def as_one_process(
     try:
         one = problem.one()
     except ValueError as error:
-        from fuzz.formulas import REFUSED, Skipped
-
         if any(text in str(error) for text in REFUSED):
             raise Skipped(str(error)) from error
         raise

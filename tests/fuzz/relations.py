@@ -34,6 +34,8 @@ def draw(random: Random) -> list[str]:
     name = random.choice([name for name in LABELLED if name not in ONE_SET])
     params = losses.settings(random, name)
     way = random.choice(["equal_references", "order", "sizes", "tiles"])
+    if way == "equal_references" and name != "circle_loss" and "negatives" not in params:
+        params |= random.choice([{}, {"distance": "snr"}])  # whose two sides are not alike
     if way == "sizes":
         params.pop("distance", None)
         params.pop("normalize", None)

@@ -35,8 +35,8 @@ def draw(random: Random) -> list[str]:
         common, least = 2 ** random.choice([6, 10, 14, 20, 24]), random.choice([2, 3])
         return [
             *IMPORTS,
-            f"x, y = torch.randint(0, {least}, ({n}, 6)).float(), -torch.randint(0, {least}, ({n}, 6)).float()",
-            f"x, y = (torch.cat([z, torch.full(({n}, 1), {common}**0.5)], 1) for z in (x, y))",
+            f"x, y = torch.randint(0, {least}, (2, {n}, 6)).float()",
+            f"x, y = (torch.cat([z, torch.full(({n}, 1), {common}**0.5)], 1) for z in (x, -y))",
             f"as_cross_entropy({name!r}, x, y, 1.0, 'dot', {engine})",
         ]
     noise, near = random.choice([3.0, 0.3, 0.1, 0.03]), random.choice([0.2, 0.6, 2.0])

@@ -133,11 +133,13 @@ def finite(statistic: Tensor) -> Tensor:
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     """log(exp a + exp b); −inf, the log of nothing, gets no gradient beside a number, of any order.
 
-    torch.logaddexp's second derivatives are NaN where one of the two is infinite.
+    torch.logaddexp's second derivatives are NaN where one of the two is infinite, or so much
+    smaller than the other that their quotient is.
     """
-    alone = (a == -torch.inf) | (b == -torch.inf)
-    both = torch.logaddexp(torch.where(alone, 0.0, a), torch.where(alone, 0.0, b))
-    return torch.where(alone, torch.maximum(a, b), both)
+    first = a >= b
+    higher, lower = torch.where(first, a, b), torch.where(first, b, a)
+    apart = torch.where(higher == -torch.inf, -torch.inf, lower - higher)
+    return higher + torch.log1p(torch.exp(apart))
 
 
 GATHERS: dict[tuple[str, bool], Gather] = {
