@@ -74,7 +74,7 @@ def draw(random: Random) -> list[str]:
         return [*IMPORTS, f"elsewhere({which!r}, {other!r}, {name!r}, {given})"]
     gather = random.choice(["total", "lse", "lowest", "highest"])
     side, went = random.choice(["pos", "neg", "all"]), random.choice(WENT)
-    engine = random.choice(["dense", "blockwise"] * 5 + ["triton", "chunked"])
+    engine = random.choice(["dense", "blockwise"] * 9 + ["triton", "chunked"])
     n, d = random.randint(2, 20), random.choice([3, 8])
     told = ", ".join(map(repr, (which, name, given, went, gather, side)))
     return [

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fuzz.finding import Skipped
 
-COUNT = 6
+COUNT, LEAST = 12, 9
 
 
 def confirmed(check: Callable[[list[Tensor]], None], tensors: list[Tensor]) -> None:
-    """Raise what check(tensors) raises, if it does so for at least half of the neighbours too.
+    """Raise what check(tensors) raises, if it does so for most of the neighbours too.
 
     Of thousands of small problems some are ones that dense torch rounds luckily in every order.
     A neighbour is the same rows with their features in another order, and with errors of the size
@@ -21,7 +21,7 @@ def confirmed(check: Callable[[list[Tensor]], None], tensors: list[Tensor]) -> N
         check(tensors)
     except AssertionError:
         off = sum(_is_off(check, _moved(tensors)) for _ in range(COUNT))
-        if 2 * off >= COUNT:
+        if off >= LEAST:
             raise
 
 
