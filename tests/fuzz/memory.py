@@ -48,7 +48,7 @@ print("done")
 
 def draw(random: Random) -> list[str]:
     name = random.choice([name for name in LABELLED if name not in ONE_SET])
-    params, engine = random.choice(parameters(name)), random.choice(["native", "blockwise"])
+    params, engine = random.choice(parameters(name)), random.choice(["auto", "blockwise"])
     n, d = random.choice([2000, 6000, 20000]), random.choice([8, 64, 512])
     if name in ("nt_xent_loss", "decoupled_softmax_loss", "lifted_structure_loss", "triplet_loss"):
         n = 2000  # what looks at pairs or triplets one by one
