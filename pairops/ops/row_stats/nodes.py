@@ -79,7 +79,7 @@ class RowStats(Node):
         # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
         cotangents = [
             g if g is not None else z if k in ctx.constant else torch.zeros_like(z)
-            for k, (g, z) in enumerate(zip(given, statistics, strict=False))
+            for k, (g, z) in enumerate(zip(given[: ctx.terms], statistics, strict=True))
         ]
         run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
         told = ctx.call, ctx.given, ctx.terms, ctx.prepared
