@@ -98,15 +98,8 @@ class Measure:
         if name in ("cosine", "dot"):
             return None
 
-        def squares(z: Tensor, kept: Tensor, scale: Tensor | None) -> Tensor:
-            if scale is not None:
-                return (scale > 0).to(dtype)
-            wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
-            # NaN of a row with an Inf, which so differs from one whose square overflows.
-            return (wide * wide).sum(1) + (0 * wide.detach()).sum(1)
-
-        a = squares(x, keep[0], scales[0])
-        b = a if y is None else squares(y, keep[1], scales[1])
+        a = _squares(x, keep[0], scales[0], dtype)
+        b = a if y is None else _squares(y, keep[1], scales[1], dtype)
         share = None
         if name == "snr":
             share = _reciprocal(a, x.shape[1])
@@ -145,6 +138,15 @@ class Measure:
         if self.share is None:
             return self
         return replace(self, share=_reciprocal(self.b, features), anchors=1)
+
+
+def _squares(z: Tensor, kept: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Squared norms of the rows; 0 of one that is not kept."""
+    if scale is not None:
+        return (scale > 0).to(dtype)
+    wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
+    # NaN of a row with an Inf, which so differs from one whose square overflows.
+    return (wide * wide).sum(1) + (0 * wide.detach()).sum(1)
 
 
 def _reciprocal(squares: Tensor, features: int) -> Tensor:
