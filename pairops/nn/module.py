@@ -47,7 +47,8 @@ class Arguments(nn.Module):
 
     def of(self, *tensors: Tensor, **further: Any) -> Value:
         """The function of `tensors`. further: arguments that go before those of the Module."""
-        return self.function(*tensors, **{n: getattr(self, n) for n in self.names} | further)
+        own = {name: getattr(self, name) for name in self.names}
+        return self.function(*tensors, **{**own, **further})
 
     def extra_repr(self) -> str:
         shown = [getattr(self.function, "__name__", repr(self.function))]
