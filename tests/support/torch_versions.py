@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import oracle
-import pairops
+import pairops.nn
 from pairops.ops.bindings import extension
 from pairops.ops.engines import triton_engine
 from support.error_rule import Dense, assert_within_rule
@@ -32,14 +32,31 @@ from support.named_cases import embeddings
 Loss = Callable[..., Tensor]  # of x, y and labels
 Run = Callable[[Loss], Loss]  # what is done to a loss before it is called: it is compiled, say
 
+
+def _labelled(loss: Loss, x: Tensor, _: Tensor, labels: Tensor, **how: Any) -> Tensor:
+    return loss(x, labels, **how)
+
+
+def _of_two_sets(loss: Loss, x: Tensor, y: Tensor, _: Tensor, **how: Any) -> Tensor:
+    return loss(x, y, **how)
+
+
 # Of each the library's and the formula. One is mined, one has several positives, one has two sets.
-LOSSES: dict[str, tuple[Loss, Loss]] = {
-    name: (partial(written, getattr(pairops, name)), partial(written, getattr(oracle, name)))
-    for name, written in {
-        "ms_loss": lambda loss, x, _, labels, **how: loss(x, labels, **how),
-        "supcon_loss": lambda loss, x, _, labels, **how: loss(x, labels, **how),
-        "info_nce_loss": lambda loss, x, y, _, **how: loss(x, y, **how),
+SIMILAR: dict[str, tuple[Loss, Loss]] = {
+    name: (partial(form, getattr(pairops, name)), partial(form, getattr(oracle, name)))
+    for name, form in {
+        "ms_loss": _labelled,
+        "supcon_loss": _labelled,
+        "info_nce_loss": _of_two_sets,
     }.items()
+}
+# And a distance, which the compiled engine does not serve, in a Module.
+LOSSES = {
+    **SIMILAR,
+    "LabelledLoss": (
+        partial(_labelled, pairops.nn.LabelledLoss(pairops.supcon_loss, distance="l2")),
+        partial(_labelled, partial(oracle.supcon_loss, distance="l2")),
+    ),
 }
 SECONDS = 900  # that a check may take
 
@@ -67,10 +84,10 @@ def hold(name: str, n: int, run: Run = lambda loss: loss) -> None:
         assert_within_rule(f"{name}, result {k}", found[k], dense.result(k), right)
 
 
-def on(*engines: str) -> str:
+def on(*engines: str, losses: Iterable[str] = LOSSES) -> str:
     for engine in engines:
         with pairops.use(engine):
-            for name in LOSSES:
+            for name in losses:
                 hold(name, 24)
     return "right"
 
@@ -81,7 +98,7 @@ def eager() -> str:
 
 def compiled_engine() -> str:
     assert extension.native is not None, extension.MISSING
-    return on("native")
+    return on("native", losses=SIMILAR)
 
 
 def compiled_graph(sizes: list[int], dynamic: bool) -> str:
@@ -127,7 +144,7 @@ def two_ranks() -> str:
     x, y, labels = problem(11, torch.float64)
     ranks = Ranks(world=2)
     try:
-        for name, (_, formula) in LOSSES.items():
+        for name, (_, formula) in SIMILAR.items():
             two_sets = name == "info_nce_loss"
             given = [
                 {
