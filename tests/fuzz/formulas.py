@@ -19,6 +19,15 @@ from support.loss_parameters import ONE_SET, with_rest
 # What is said of a call that has no meaning.
 REFUSED = ("compares similarities", "cannot serve this call", "one feature has no variance")
 
+# Those that subtract a positive's similarity, and how far above it, in temperatures, another may be
+# until its rounding is more than the rule allows: docs/numerics.md.
+REFERRED = {
+    "supcon_loss", "nt_xent_loss", "decoupled_softmax_loss", "nca_loss", "n_pair_loss",
+    "proxy_nca_loss", "info_nce_loss", "anchor_info_nce_loss", "quality_weighted_info_nce_loss",
+    "decoupled_contrastive_loss", "multi_positive_loss",
+}  # fmt: skip
+FAR = 16.0
+
 
 @dataclass
 class Compared:
@@ -28,6 +37,7 @@ class Compared:
     ours: Callable[..., Tensor]
     formula: Callable[..., Tensor]  # also of dtype=
     kinks: bool  # is there a threshold among the similarities?
+    refers: bool  # is it among those of `REFERRED`?
 
 
 def labelled(
@@ -80,7 +90,7 @@ def labelled(
         value = oracle.reduce(values, weight=weight, reduction=reduction, ignored=ignored)
         return value.reshape(-1)
 
-    return Compared(tensors, ours, formula, has_kinks(name, params))
+    return Compared(tensors, ours, formula, has_kinks(name, params), name in REFERRED)
 
 
 def against_proxies(
@@ -92,7 +102,7 @@ def against_proxies(
     def formula(x: Tensor, proxies: Tensor, dtype: torch.dtype) -> Tensor:
         return getattr(oracle, name)(x, labels.long(), proxies, **params, dtype=dtype)
 
-    return Compared([x, proxies], ours, formula, has_kinks(name, params))
+    return Compared([x, proxies], ours, formula, has_kinks(name, params), name in REFERRED)
 
 
 def two_sets(name: str, params: dict[str, Any], x: Tensor, y: Tensor, **told: Any) -> Compared:
@@ -110,7 +120,7 @@ def two_sets(name: str, params: dict[str, Any], x: Tensor, y: Tensor, **told: An
     def formula(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
         return run(getattr(oracle, name), x, y, dtype=dtype)
 
-    return Compared([x, y], ours, formula, has_kinks(name, params))
+    return Compared([x, y], ours, formula, has_kinks(name, params), name in REFERRED)
 
 
 def has_kinks(name: str, params: dict[str, Any]) -> bool:
@@ -176,6 +186,8 @@ def _check(compared: Compared, engines: Sequence[str], weight: Tensor) -> None:
                     raise Skipped("the formula in float64 is no better") from error
                 if compared.kinks and _at_a_kink(compared, weight):
                     raise Skipped("a pair lies at a threshold") from error
+                if compared.refers and largest(truth[0]) > FAR:  # the loss is about as far
+                    raise Skipped("a positive is far below others") from error
                 raise
 
 

@@ -1,6 +1,7 @@
 """Area "softmax": losses that are log-sum-exps minus a positive, beside float32 cross_entropy."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from random import Random
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import pairops
 from fuzz.finding import Skipped
+from fuzz.formulas import FAR
 from fuzz.neighbours import confirmed
 from support.sharp_softmax import OURS, N, plain
 
@@ -66,7 +68,12 @@ def as_cross_entropy(
 
     if distance == "dot":  # whole numbers, all exact: no neighbour is
         _check(ours, by_hand, [x, y], engine)
-    else:
+        return
+    units = [F.normalize(z.double(), dim=1) for z in (x, y)]
+    logits = units[0] @ units[1].T / temperature
+    own = logits.diagonal()
+    above = max(float((logits - own).max()), float((logits - own[:, None]).max()))
+    with _said_of_far_positives(above):
         confirmed(lambda both: _check(ours, by_hand, both, engine), [x, y])
 
 
@@ -83,7 +90,23 @@ def several_positives(x: Tensor, labels: Tensor, temperature: float, engine: str
     def ours(a: Tensor) -> Tensor:
         return pairops.supcon_loss(a, labels, temperature=temperature)
 
-    confirmed(lambda rows: _check(ours, by_hand, rows, engine), [x])
+    unit = F.normalize(x.double(), dim=1)
+    logits = unit @ unit.T / temperature
+    nearest = logits.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+    above = (logits - nearest).fill_diagonal_(0).max()
+    with _said_of_far_positives(float(above)):
+        confirmed(lambda rows: _check(ours, by_hand, rows, engine), [x])
+
+
+@contextlib.contextmanager
+def _said_of_far_positives(above: float) -> Iterator[None]:
+    """above: how far others are above an anchor's positive, in temperatures."""
+    try:
+        yield
+    except AssertionError as error:
+        if above > FAR:
+            raise Skipped("a positive is far below others") from error
+        raise
 
 
 def _measured(run: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
