@@ -26,7 +26,7 @@ REFERRED = {
     "proxy_nca_loss", "info_nce_loss", "anchor_info_nce_loss", "quality_weighted_info_nce_loss",
     "decoupled_contrastive_loss", "multi_positive_loss",
 }  # fmt: skip
-FAR = 16.0
+FAR = 4.0
 
 
 @dataclass
