@@ -90,3 +90,17 @@ def test_a_row_without_variance_is_pulled_by_its_anchors(normalize: bool) -> Non
     found, expected = torch.autograd.grad(ours, leaves[0]), torch.autograd.grad(truth, leaves[1])
     assert expected[0][::3].abs().amax(1).min() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ["blockwise", "dense"])
+@pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
+def test_a_slope_by_a_number_is_no_less_exact_under_a_window(distance: str, engine: str) -> None:
+    """Also where it is a constant that float32 does not hold, such as minus β."""
+    x, labels = smooth(20, 9, torch.float64), torch.arange(20) // 4
+    given: dict[str, Any] = {"distance": distance, "alpha": 3.1, "beta": 1.7}
+    base = [torch.tensor(0.4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    with pairops.use(engine):
+        ours = pairops.ms_loss(x, labels, base=base[0], **given, reduction="sum")
+    truth = oracle.ms_loss(x, labels, base=base[1], **given).sum()
+    found, expected = torch.autograd.grad(ours, base[0]), torch.autograd.grad(truth, base[1])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)

@@ -249,7 +249,8 @@ def _made(function_name: str, name: str, windows: tuple[int, ...], fill: float) 
         every = [by_t * by_s, *by_args, *[by_t * slope for slope in by_distance]]
         if windows:
             out = dropped(t, args[ends[1] :])
-            every = [torch.where(out, 0.0, slope) for slope in every]
+            # A slope may be a number, of which `where` would make float32.
+            every = [torch.where(out, 0.0, slope + 0.0 * s) for slope in every]
         return *every, *[0.0 * t for _ in windows]
 
     names = ["s", *[f"argument_{k}" for k in range(ends[1] + len(windows))]]
