@@ -28,6 +28,7 @@ from pairops.ops.engines import triton_engine
 from support.error_rule import Dense, assert_within_rule
 from support.gloo_ranks import Ranks
 from support.named_cases import embeddings
+from support.project import SUPPORT
 
 Loss = Callable[..., Tensor]  # of x, y and labels
 Run = Callable[[Loss], Loss]  # what is done to a loss before it is called: it is compiled, say
@@ -201,7 +202,11 @@ CHECKS: dict[str, Callable[[], str]] = {
 def in_own_process(name: str) -> str:
     """What the check says, or FAILED; then its output goes to stderr."""
     command = [sys.executable, "-m", "support.torch_versions", "--check", name]
-    environment = {**os.environ, "TRITON_INTERPRET": str(int(CHECKS[name] is triton))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SUPPORT.parent),
+        "TRITON_INTERPRET": str(int(CHECKS[name] is triton)),
+    }
     try:
         ran = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=SECONDS
