@@ -5,6 +5,7 @@ from torch import Tensor, relu
 from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
+from pairops.ops.pairs.checks import as_index
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
@@ -151,11 +152,12 @@ def _looked_up(
         if classes.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
         most = relevance.shape[axis]
-        if readable(classes) and n and not 0 <= int(classes.min()) <= int(classes.max()) < most:
+        indices = as_index(classes)  # torch has neither min nor max of unsigned integers
+        if readable(indices) and n and not 0 <= int(indices.min()) <= int(indices.max()) < most:
             raise ValueError(
-                f"{name} goes from {int(classes.min())} to {int(classes.max())}; relevance has "
+                f"{name} goes from {int(indices.min())} to {int(indices.max())}; relevance has "
                 f"{most} classes on that side, so it must be from 0 to {most - 1}"
             )
-        found.append(classes.to(x.device, torch.int64))
+        found.append(indices.to(x.device))
     values = relevance.detach().to(x.device, wide(x[:0]).dtype)
     return values, found[0], found[1]

@@ -1,5 +1,6 @@
 """Losses under torch.func, forward mode and batched gradients, against autograd, one at a time."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -106,3 +107,27 @@ def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
         torch.testing.assert_close(
             ours, expected, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["supcon_loss", "ms_loss", "info_nce_loss", "lifted_structure_loss"]
+)
+def test_what_a_loss_saw_comes_out_of_transforms(name: str) -> None:
+    batch = torch.stack([smooth(6, 2, torch.float64), smooth(6, 2, torch.float64).roll(1, 0)])
+    loss = loss_of(name, {"return_aux": True})
+    each = [loss(x)[1] for x in batch]
+    _, one = grad(loss, has_aux=True)(batch[0])
+    _, all_of_them = vmap(loss)(batch)
+    _, by_gradient = vmap(grad(loss, has_aux=True))(batch)
+    for field in dataclasses.fields(pairops.Aux):
+        first, second = (getattr(aux, field.name) for aux in each)
+        found = [getattr(aux, field.name) for aux in (one, all_of_them, by_gradient)]
+        if first is None:
+            assert found == [None] * 3
+            continue
+        together = (
+            {key: torch.stack([first[key], second[key]]) for key in first}
+            if isinstance(first, dict)
+            else torch.stack([first, second])
+        )
+        torch.testing.assert_close(found, [first, together, together])

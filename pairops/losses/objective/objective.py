@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import Given, Group
@@ -38,6 +39,17 @@ class Aux:
     mined_positives: Tensor | None = None  # (N,) int64; None for a loss that mines nothing
     mined_negatives: Tensor | None = None
     log_sum_exps: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) by name, if it has any
+
+
+def _tensors(aux: Aux) -> tuple[list[Any], list[str]]:
+    """What torch.func carries through `vmap` and `has_aux`, and its names; it takes no None."""
+    seen = {name: value for name, value in vars(aux).items() if value is not None}
+    return list(seen.values()), list(seen)
+
+
+register_pytree_node(
+    Aux, _tensors, lambda values, names: Aux(**dict(zip(names, values, strict=True)))
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,6 +87,29 @@ def test_a_class_beyond_int64_is_none_of_the_first() -> None:
             torch.testing.assert_close(loss(x, labels, *rest, **more, **ignored), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_classes_of_a_table_may_have_no_sign(dtype: torch.dtype) -> None:
+    x, y, classes = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    relevance = torch.rand(3, 3)
+    expected, found = (
+        pairops.sms_loss(x, y, relevance=relevance, x_classes=a, y_classes=b)
+        for a, b in ((classes, classes.flip(0)), (classes.to(dtype), classes.flip(0).to(dtype)))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_class_beyond_int64_is_beyond_a_table() -> None:
+    beyond = torch.tensor([0, 2**64 - 1], dtype=torch.uint64)
+    with pytest.raises(ValueError, match="y_classes goes from 0 to 9223372036854775807; relevance"):
+        pairops.sms_loss(
+            torch.randn(2, 3),
+            torch.randn(2, 3),
+            relevance=torch.rand(3, 3),
+            x_classes=torch.arange(2),
+            y_classes=beyond,
+        )
+
+
 def test_a_memory_keeps_numbers_that_int64_holds() -> None:
     memory = pairops.CrossBatchMemory(pairops.supcon_loss, 3, 8)
     x, labels = torch.randn(2, 3), torch.tensor([2**63, 1], dtype=torch.uint64)
