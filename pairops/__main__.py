@@ -27,6 +27,7 @@ _VARIABLES = (
     "OMP_NUM_THREADS",
 )
 _TOLERANCE = 1e-5  # of float32 against float64, relative to the largest entry
+_MOVED = 1e-6  # more than float32 rounds a similarity by
 
 
 def _versions() -> dict[str, str | None]:
@@ -74,14 +75,17 @@ def _engines() -> dict[str, str]:
 def _self_test() -> dict[str, dict[str, float | str]]:
     """Per engine and loss: error of float32 value and gradient against dense in float64.
 
+    Entries are left out that jump in float64 when embeddings move a little: a pair lies at the
+    threshold of a margin there, or of the mining, and rounding decides on which side.
+
     Engines for GPUs are tested on one, if there is one. Where an engine declines a loss, why is
     said instead of an error.
     """
     torch.manual_seed(0)
-    x, y = torch.randn(2, 600, 24).unbind()
-    labels = torch.randint(0, 150, (600,))
+    x, y, along = torch.randn(3, 400, 24).unbind()
+    labels = torch.randint(0, 100, (400,))
     known = {
-        "labels": labels, "y": y, "anchor": y, "proxies": y[:150], "quality": y[:, 0],
+        "labels": labels, "y": y, "anchor": y, "proxies": y[:100], "quality": y[:, 0],
         "positives": y.unsqueeze(1), "scale": 10.0, "bias": -10.0,
     }  # fmt: skip
     device_of = dict.fromkeys(engines.ENGINES, "cpu")
@@ -95,9 +99,13 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         given = {name: known[name] for name in required}
 
         def run(
-            dtype: torch.dtype, device: str = "cpu", loss: Any = loss, given: Any = given
+            dtype: torch.dtype,
+            device: str = "cpu",
+            moved: float = 0.0,
+            loss: Any = loss,
+            given: Any = given,
         ) -> Any:
-            mine = x.to(device, dtype).requires_grad_()
+            mine = (x.to(device, dtype) + moved * along.to(device, dtype)).requires_grad_()
             others = {
                 k: v.to(device, dtype if v.is_floating_point() else None)
                 if isinstance(v, torch.Tensor)
@@ -110,6 +118,11 @@ def _self_test() -> dict[str, dict[str, float | str]]:
 
         with engines.use("dense"):
             truth = run(torch.float64)
+            beside = [run(torch.float64, moved=moved) for moved in (-_MOVED, _MOVED)]
+        jumps = [
+            (torch.stack(around) - z).abs().amax(0) > _TOLERANCE * z.abs().max()
+            for *around, z in zip(*beside, truth, strict=True)
+        ]
         for engine in engines.ENGINES:
             try:
                 with engines.use(engine):
@@ -119,7 +132,8 @@ def _self_test() -> dict[str, dict[str, float | str]]:
                 report.setdefault(engine, {})[name] = f"declined: {reason or error}"
                 continue
             errors = [
-                (a - b).abs().max() / b.abs().max() for a, b in zip(found, truth, strict=True)
+                torch.where(jump, 0, (a - b).abs()).max() / b.abs().max()
+                for a, b, jump in zip(found, truth, jumps, strict=True)
             ]
             worst = float(torch.stack(errors).max())
             report.setdefault(engine, {})[name] = (

@@ -82,14 +82,9 @@ MUTANTS = [
         (OF_RANGES,),
     ),
     Mutant(
-        "states of columns are merged before they are settled", BOTH_ROLES,
-        "            Under::settle(one);\n", "",
-        (OF_RANGES, OF_DIGITS),
-    ),
-    Mutant(
         "states of rows are finished before they are settled", TERMS,
         "                UnderTop<G>::settle(one);\n", "",
-        (OF_RANGES,),
+        (OF_RANGES, OF_DIGITS),
     ),
     # Embeddings.
     Mutant(
