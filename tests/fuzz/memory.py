@@ -61,7 +61,7 @@ def starved(*told: object) -> None:
     tests = str(Path(__file__).parents[1])
     found = subprocess.run(
         [sys.executable, "-c", STARVED.format(told)], capture_output=True, text=True, check=False,
-        timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+        timeout=600, env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
     )  # fmt: skip
     assert not found.returncode, f"exit {found.returncode}: {found.stderr[-500:]}"
     assert found.stdout.rstrip().endswith("done"), found.stdout[-500:]
