@@ -86,12 +86,23 @@ def labelled(
         if name in ONE_SET:
             ignored = ~torch.isin(torch.arange(len(x)), oracle.n_pairs(index)[0])
         values = getattr(oracle, name)(x, index, **told)
+        cancels = (values.detach().abs() < 1e-11) & ~ignored & _compares(index, ref_index, own)
+        if reduction == "mean_nonzero" and name in REFERRED and bool(cancels.any()):
+            raise Skipped("the formula cannot tell this loss from 0")
         if reduction == "none" and weight is None:
             return values
         value = oracle.reduce(values, weight=weight, reduction=reduction, ignored=ignored)
         return value.reshape(-1)
 
     return Compared(tensors, ours, formula, has_kinks(name, params), name in REFERRED)
+
+
+def _compares(index: Tensor, ref_index: Tensor | None, own: Tensor | None) -> Tensor:
+    """Which anchors have a positive and one more pair."""
+    others = index if ref_index is None else ref_index
+    itself = torch.arange(len(index)) if ref_index is None else torch.tensor([-1])
+    kept = (itself if own is None else own)[:, None] != torch.arange(len(others))
+    return (kept & (index[:, None] == others)).any(1) & (kept.sum(1) > 1)
 
 
 def against_proxies(
