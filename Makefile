@@ -34,7 +34,7 @@ code-search: $(VENV)/.demo
 # The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE
-# With the rest of the products of losses, terms, engines, cases and dtypes, in the same run.
+# test-all runs the rest of the products of losses, terms, engines, cases and dtypes in the same run.
 test-all: ALL := -m ""
 test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/support/cuda_on_host/build.py

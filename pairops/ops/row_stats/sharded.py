@@ -98,7 +98,7 @@ class _Taken(torch.autograd.Function):
             for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
         ]
         with exactly(x.device.type):
-            gradients, by_term = refusing(_weigh)(
+            gradients, by_term = _weigh(
                 replace(ctx.pairs, x=x, y=y, gathered=gathered),
                 owned,
                 len(rows),
@@ -158,6 +158,7 @@ def _gather(
     ], arguments
 
 
+@refusing
 def _weigh(
     pairs: Pairs,
     owned: Sequence[_Owned],
