@@ -2,7 +2,7 @@
 from their making to their end."""
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from pairops.ops.engines.memory import WORKING, Call, Working
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Relation, Scales
 from pairops.ops.row_stats.backward import of_terms
 from pairops.ops.row_stats.ring_blocks import GATHERED
 from pairops.ops.terms.recipe import unpack
@@ -44,9 +45,9 @@ class Alive(TorchDispatchMode):
         self._note()
         beside = 0
         if op is torch.ops.pairops.gather.default:
-            self._gather(args)
+            self._gather(_named(op, args))
         elif op is torch.ops.pairops.weigh.default:
-            beside = self._weigh(args)
+            beside = self._weigh(_named(op, args))
         elif op is torch.ops.aten.logsumexp.default:
             self._note(args[0].nbytes)  # its kernel makes a copy
         result = op(*args, **(kwargs or {}))
@@ -72,9 +73,10 @@ class Alive(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, ended)
         self.bytes += size
 
-    def _gather(self, given: Sequence[Any]) -> None:
+    def _gather(self, given: Mapping[str, Any]) -> None:
         pairs, call, working = self._read(given)
-        sets = tuple([id(z.untyped_storage()) for z in (pairs.x, pairs.other, pairs.order_x)])
+        order = pairs.relation.order_x
+        sets = tuple([id(z.untyped_storage()) for z in (pairs.x, pairs.other, order)])
         if self._ranks == 1 and sets not in self._prepared:
             self._prepared.add(sets)
             self.bytes += working.prepared(call)
@@ -83,12 +85,12 @@ class Alive(TorchDispatchMode):
         if working.bits is not None:
             self.bytes += working.bits(call) * sum(term.keeps_bits for term, _ in call.owned)
 
-    def _weigh(self, given: Sequence[Any]) -> int:
+    def _weigh(self, given: Mapping[str, Any]) -> int:
         """What there still is of the gradients besides those that are returned."""
         pairs, call, working = self._read(given)
-        statistics, arguments, _, cotangents, *needs = given[11:]
-        call = replace(call, wanted=(needs[0], needs[1]))
-        kept = iter(arguments)
+        call = replace(call, wanted=(given["need_x"], given["need_y"]))
+        statistics, cotangents = given["statistics"], given["cotangents"]
+        kept = iter(given["arguments"])
         beside_term: dict[int, list[Tensor]] = {}
         for (term, _), statistic, cotangent in zip(call.owned, statistics, cotangents, strict=True):
             found = [next(kept)] if term.keeps_argument else []
@@ -114,7 +116,7 @@ class Alive(TorchDispatchMode):
         if not (rows or cols):
             return
         if pairs.y is None and not call.same:  # a block of the others' rows is like one's own
-            pairs = replace(pairs, y=pairs.x, scale_y=pairs.scale_x)
+            pairs = replace(pairs, y=pairs.x, scales=Scales(pairs.scales.x, pairs.scales.x))
         statistics, cotangents, arguments = zip(
             *[beside_term[id(term)] for term in (*rows, *cols)], strict=True
         )
@@ -130,13 +132,18 @@ class Alive(TorchDispatchMode):
         """What an engine makes of the embeddings; alone it is made once, and held throughout."""
         return working.prepared(met) if self._ranks > 1 else 0
 
-    def _read(self, given: Sequence[Any]) -> tuple[Pairs, Call, Working]:
+    def _read(self, given: Mapping[str, Any]) -> tuple[Pairs, Call, Working]:
         """The arguments that both ops share."""
-        x, y, scale_x, scale_y, relation, _, vectors, numbers, recipe, engine = given[:10]
-        pairs = Pairs(x, y, scale_x, scale_y, *relation)
-        rows, cols = unpack(recipe, numbers, vectors)
+        x, y, scales = given["x"], given["y"], Scales(given["scale_x"], given["scale_y"])
+        pairs = Pairs(x, y, Relation(*given["relation"]), scales)
+        rows, cols = unpack(given["recipe"], given["numbers"], given["vectors"])
         call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols)
-        return pairs, call, WORKING[self._engine or engine]
+        return pairs, call, WORKING[self._engine or given["engine"]]
+
+
+def _named(op: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of an op by the names of its schema; those left out have their default."""
+    return {known.name: value for known, value in zip(op._schema.arguments, args, strict=False)}
 
 
 def _sums(terms: Sequence[Term]) -> list[Term]:

@@ -113,15 +113,19 @@ class Block:
         x, y = (
             scaled(z[k], None if scale is None else scale[k], pairs.dtype)
             for z, scale, k in (
-                (pairs.x, pairs.scale_x, rows), (pairs.other, pairs.scale_y, cols),
+                (pairs.x, pairs.scales.x, rows), (pairs.other, pairs.scales.y, cols),
             )
         )  # fmt: skip
         s = product(x, y)
         self.t = s if pairs.measure is None else pairs.measure.of_block(s, rows, cols)
-        row, place = places(pairs.order_x)[rows], places(pairs.order_y)[cols]
-        lo, hi, own = (z[row].unsqueeze(1) for z in (pairs.lo, pairs.hi, pairs.own))
-        self.positive = (place >= lo) & (place < hi)
-        self.present = (place != own) & pairs.keep_x[rows].unsqueeze(1) & pairs.keep_y[cols]
+        relation = pairs.relation
+        row, place = places(relation.order_x)[rows], places(relation.order_y)[cols]
+        begin, end, own = (
+            z[row].unsqueeze(1) for z in (relation.pos_begin, relation.pos_end, relation.self_index)
+        )
+        self.positive = (place >= begin) & (place < end)
+        valid = relation.valid_x[rows].unsqueeze(1) & relation.valid_y[cols]
+        self.present = (place != own) & valid
 
     def weights(self, term: Term, axis: int, statistic: Tensor, cotangent: Tensor) -> Tensor:
         """(R, C) cotangent · share · slope of every pair that the term counts."""

@@ -71,7 +71,7 @@ def proxy_anchor_loss(
     similar_only("proxy_anchor_loss", pairs)
     objective = Objective.of(pairs, **asked)
     pos, neg = row_stats(pairs, lse(POS, -alpha, margin), lse(NEG, alpha, -margin))
-    counts = torch.stack([pairs.keep_x.sum(), (pairs.positives() > 0).sum()])
+    counts = torch.stack([pairs.relation.valid_x.sum(), (pairs.positives() > 0).sum()])
     anchors, with_positives = objective.total(counts).to(pos.dtype)
     losses = log1p_exp(pos) * (anchors / with_positives.clamp(min=1)) + log1p_exp(neg)
     return objective.value(losses, positive=pos, negative=neg)

@@ -100,7 +100,7 @@ def evaluate(
     pairs = _pairs(x, labels, ties, pairing)
     ranks, precisions = _found(pairs, ties, progress, map_at_r)
     dtype = widest_float(x.device)
-    counted = pairs.keep_x if lone == "zero" else pairs.positives() > 0
+    counted = pairs.relation.valid_x if lone == "zero" else pairs.positives() > 0
 
     def mean(values: Tensor) -> float:
         return values[counted].to(dtype).mean().item()
@@ -218,7 +218,7 @@ def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, 
         sets = Sorted(pairs)
         for begin, end in sets.blocks():
             found = sets.within_r(begin, end, ties == "pessimistic")
-            result[:, pairs.order_x[begin:end]] = found
+            result[:, pairs.relation.order_x[begin:end]] = found
             advance(end - begin)
     return result[0], result[1]
 

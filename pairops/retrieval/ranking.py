@@ -27,12 +27,14 @@ class Sorted:
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs, self._dtype = pairs, widest_float(pairs.x.device)
-        self._n, self._m = int(pairs.keep_x.sum()), int(pairs.keep_y.sum())
-        self._x = self._rows(pairs.x, pairs.scale_x, pairs.order_x[: self._n])
+        self._n, self._m = int(pairs.relation.valid_x.sum()), int(pairs.relation.valid_y.sum())
+        self._x = self._rows(pairs.x, pairs.scales.x, pairs.relation.order_x[: self._n])
         self._y = self._x
         if pairs.y is not None:
-            self._y = self._rows(pairs.y, pairs.scale_y, pairs.order_y[: self._m])
-        self._host = [z[: self._n].cpu() for z in (pairs.lo, pairs.hi, pairs.own)]
+            self._y = self._rows(pairs.y, pairs.scales.y, pairs.relation.order_y[: self._m])
+        known = pairs.relation
+        intervals = known.pos_begin, known.pos_end, known.self_index
+        self._host = [z[: self._n].cpu() for z in intervals]
 
     def _rows(self, z: Tensor, scale: Tensor | None, order: Tensor) -> Tensor:
         scales = None if scale is None else scale[order]
@@ -115,11 +117,14 @@ class Sorted:
         return ((place >= lo) & (place < hi)) | (place == own)
 
     def _of(self, begin: int, end: int) -> Iterator[Tensor]:
-        return (z[begin:end, None] for z in (self._pairs.lo, self._pairs.hi, self._pairs.own))
+        known = self._pairs.relation
+        intervals = known.pos_begin, known.pos_end, known.self_index
+        return (z[begin:end, None] for z in intervals)
 
     def _closeness(self, begin: int, end: int, first: int, last: int) -> Tensor:
         s = product(self._x[begin:end], self._y[first:last])
         if self._pairs.measure is None:
             return s
-        rows, cols = self._pairs.order_x[begin:end], self._pairs.order_y[first:last]
+        known = self._pairs.relation
+        rows, cols = known.order_x[begin:end], known.order_y[first:last]
         return self._pairs.measure.of_block(s, rows, cols)

@@ -10,6 +10,7 @@ from mutants.mutant import Mutant
 FUNCTIONS = "pairops/ops/terms/functions.py"
 GATHERS = "pairops/ops/terms/accumulators.py"
 RELATION = "pairops/ops/pairs/intervals.py"
+COUNTS = "pairops/ops/pairs/relation.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 PAIRS = "pairops/ops/pairs/pairs.py"
@@ -105,25 +106,25 @@ MUTANTS = [
     # Who is positive.
     Mutant(
         "an interval without its last place", RELATION,
-        "hi = torch.searchsorted(columns, rows, right=True)",
-        "hi = torch.searchsorted(columns, rows, right=True) - 1",
+        "end = torch.searchsorted(columns, rows, right=True)",
+        "end = torch.searchsorted(columns, rows, right=True) - 1",
         (OF_INTERVALS,),
     ),
     Mutant(
-        "a row that stands just after its positives is counted as one", RELATION,
-        "((own >= lo) & (own < hi))", "((own >= lo) & (own <= hi))",
+        "a row that stands just after its positives is counted as one", COUNTS,
+        "((own >= begin) & (own < end))", "((own >= begin) & (own <= end))",
         (OF_INTERVALS,),
     ),
     Mutant(
         "own places are left in the order of the rows' indices", PAIRS,
-        "places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]",
-        "places(pairs.order_y)[own.clamp(min=0)])",
+        "position[own.clamp(min=0)])[relation.order_x]",
+        "position[own.clamp(min=0)])",
         (of_loss("supcon_loss", "named_by_ids"),),
     ),
     Mutant(
         "a row is listed as a positive of itself", POSITIVE_ROWS,
-        "counts = (pairs.own[row] != column) & pairs.keep_x[pairs.order_x[row]]",
-        "counts = pairs.keep_x[pairs.order_x[row]]",
+        "counts = (relation.self_index[row] != column) & relation.valid_x[relation.order_x[row]]",
+        "counts = relation.valid_x[relation.order_x[row]]",
         (of_loss("lifted_structure_loss-form=original", "square"),),
     ),
     # Scales.
@@ -198,8 +199,8 @@ MUTANTS = [
     ),
     Mutant(
         "a block's band ends before its last row's positives do", BANDS,
-        "first, last = pairs.lo[begin], pairs.hi[end - 1]",
-        "first, last = pairs.lo[begin], pairs.hi[end - 1] - 1",
+        "first, last = relation.pos_begin[begin], relation.pos_end[end - 1]",
+        "first, last = relation.pos_begin[begin], relation.pos_end[end - 1] - 1",
         (OF_STATISTICS,),
     ),
     # From losses to a number.

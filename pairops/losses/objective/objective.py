@@ -201,9 +201,9 @@ def reduce(
     """
     counted = None
     if reduction == "mean_nonzero":
-        counted = pairs.keep_x & ~(losses <= 0)
+        counted = pairs.relation.valid_x & ~(losses <= 0)
     elif not pairs.complete:
-        counted = pairs.keep_x
+        counted = pairs.relation.valid_x
     if counted is not None:
         losses = torch.where(counted, losses, 0)
     if weight is not None:
@@ -230,7 +230,7 @@ def average(
     """
     if weight is not None:
         weight = weight.to(sums.dtype)
-        sums = sums * (weight if pairs.complete else torch.where(pairs.keep_x, weight, 0))
+        sums = sums * (weight if pairs.complete else torch.where(pairs.relation.valid_x, weight, 0))
     return _quotient(sums.sum(), counts.sum(), group)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import extension
 from .devices import capability, float32_level, on_device
 from .extension import DTYPES
+from .schemas import library
 
 KERNELS: Any = None  # the extension's
 KINDS: dict[str, int] = {}  # of terms, that they are compiled for, and the number of each
@@ -138,11 +139,6 @@ class Arranged(NamedTuple):
     kept: Tensor  # (1,) int32, how many are not ignored; those come first
 
 
-_library = torch.library.Library("pairops", "FRAGMENT")
-_library.define(
-    "arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]"
-)
-
 _Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, order, keep
 
 
@@ -208,7 +204,7 @@ def stream_of(z: Tensor) -> int:
     return torch.cuda.current_stream(z.device).cuda_stream if z.is_cuda else 0
 
 
-_library.impl("arrange", _arrange, "CompositeExplicitAutograd")
+library.impl("arrange", _arrange, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "pairops::arrange",
     lambda z, *rest: list(Kernels(z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),

@@ -9,28 +9,28 @@ from pairops.ops.pairs.pairs import Pairs
 def bands(pairs: Pairs, axis: int, rows: int) -> Tensor:
     """(blocks, 2) int64: the places of the other set from the first to after the last that a block
     of `rows` rows of this set has positives among, or itself."""
+    relation = pairs.relation
     n, m = pairs.shape[axis], pairs.shape[1 - axis]
     device = pairs.x.device
     begin = torch.arange(0, n, rows, device=device)
     end = (begin + rows).clamp(max=n)
     if axis == 0:
-        first, last = pairs.lo[begin], pairs.hi[end - 1]
+        first, last = relation.pos_begin[begin], relation.pos_end[end - 1]
     else:
         # Both grow with the row: those with a positive in [begin, end) are neighbours.
-        first = torch.searchsorted(pairs.hi.contiguous(), begin, right=True)
-        last = torch.searchsorted(pairs.lo.contiguous(), end)
-    if pairs.y is None or pairs.own.shape[0] == 0:  # a row stands among its own positives
+        first = torch.searchsorted(relation.pos_end.contiguous(), begin, right=True)
+        last = torch.searchsorted(relation.pos_begin.contiguous(), end)
+    own = relation.self_index
+    if pairs.y is None or own.shape[0] == 0:  # a row stands among its own positives
         return torch.stack([first, last.maximum(first)], 1)
     if axis == 0:
         padding = len(begin) * rows - n
-        low = torch.nn.functional.pad(
-            torch.where(pairs.own < 0, m, pairs.own), (0, padding), value=m
-        )
-        high = torch.nn.functional.pad(pairs.own, (0, padding), value=-1)
+        low = torch.nn.functional.pad(torch.where(own < 0, m, own), (0, padding), value=m)
+        high = torch.nn.functional.pad(own, (0, padding), value=-1)
         own_first, own_last = low.view(-1, rows).amin(1), high.view(-1, rows).amax(1) + 1
     else:
         row = torch.arange(m, device=device)
-        block = torch.where(pairs.own < 0, len(begin), pairs.own // rows)
+        block = torch.where(own < 0, len(begin), own // rows)
         nobody = torch.full((len(begin) + 1,), m, device=device)
         own_first = nobody.scatter_reduce(0, block, row, "amin")[:-1]
         own_last = (nobody * 0).scatter_reduce(0, block, row + 1, "amax")[:-1]

@@ -28,7 +28,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return MISSING
     if pairs.x.device.type != "cpu":
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
-    if pairs.scale_x is not None and pairs.scale_x.dtype != torch.float64:
+    if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:
         return "norms are float32; the native kernels read them in float64"
     if any_above(pairs.shape, _MOST):
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
@@ -125,11 +125,13 @@ class _Call:
     def __init__(self, pairs: Pairs) -> None:
         self._alive: list[Tensor] = []
         self._same = pairs.y is None
-        x = self._set(pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x)
+        x = self._set(pairs.x, pairs.scales.x, pairs.relation.order_x, pairs.relation.valid_x)
         y = None
         if pairs.y is not None:
-            y = self._set(pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y)
-        relation = tuple([self._address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
+            y = self._set(pairs.y, pairs.scales.y, pairs.relation.order_y, pairs.relation.valid_y)
+        known = pairs.relation
+        intervals = known.pos_begin, known.pos_end, known.self_index
+        relation = tuple([self._address(z) for z in intervals])
         self.shared = extension.isa(), x, y, relation
         # As torch does with its own memory.
         poison = torch.are_deterministic_algorithms_enabled()

@@ -22,8 +22,8 @@ def declines(*_call: object) -> str | None:
 
 def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Tensor]:
     """Row statistics (N,), then column statistics (M,), in the caller's order."""
-    x = _comparable(pairs.x, pairs.keep_x, pairs)
-    y = x if pairs.y is None else _comparable(pairs.y, pairs.keep_y, pairs)
+    x = _comparable(pairs.x, pairs.relation.valid_x, pairs)
+    y = x if pairs.y is None else _comparable(pairs.y, pairs.relation.valid_y, pairs)
     s = product(x, y)
     positive, present = _masks(pairs)
     statistics = [_statistic(s, positive, present, term) for term in rows]
@@ -33,7 +33,7 @@ def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Ten
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
     wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
-    if pairs.scale_x is None:
+    if pairs.scales.x is None:
         return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
     wide = wide * shrinking(wide).unsqueeze(1)  # a unit row is the same, however long it was
     return scaled(wide, inverse_norm(wide), pairs.dtype)
@@ -41,10 +41,13 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(N, M) is j positive for i; is (i, j) a pair at all."""
-    row, place = places(pairs.order_x), places(pairs.order_y)
-    lo, hi, own = (z[row][:, None] for z in (pairs.lo, pairs.hi, pairs.own))
-    positive = (place >= lo) & (place < hi)
-    return positive, (place != own) & pairs.keep_x[:, None] & pairs.keep_y
+    relation = pairs.relation
+    row, place = places(relation.order_x), places(relation.order_y)
+    begin, end, own = (
+        z[row][:, None] for z in (relation.pos_begin, relation.pos_end, relation.self_index)
+    )
+    positive = (place >= begin) & (place < end)
+    return positive, (place != own) & relation.valid_x[:, None] & relation.valid_y
 
 
 def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:

@@ -20,6 +20,7 @@ from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Argument, Partner, Term
 
 from .indexing import pick_rows
+from .relation import Relation, Scales
 from .similarity import inverse_norm, scaled, wide
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
@@ -90,16 +91,16 @@ class Measure:
         name: Distance,
         x: Tensor,  # (N, D)
         y: Tensor | None,  # (M, D); None: the same set
-        keep: tuple[Tensor, Tensor],
-        scales: tuple[Tensor | None, Tensor | None],
+        relation: Relation,
+        scales: Scales,
         dtype: torch.dtype,
     ) -> "Measure | None":
-        """None for a similarity. scales: of unit vectors, as in `Pairs`."""
+        """None for a similarity."""
         if name in ("cosine", "dot"):
             return None
 
-        a = _squares(x, keep[0], scales[0], dtype)
-        b = a if y is None else _squares(y, keep[1], scales[1], dtype)
+        a = _squares(x, relation.valid_x, scales.x, dtype)
+        b = a if y is None else _squares(y, relation.valid_y, scales.y, dtype)
         share = None
         if name == "snr":
             share = _reciprocal(a, x.shape[1])

@@ -5,7 +5,7 @@ because a training step is mostly small: in torch these are two dozen calls, and
 than the sorting of a few hundred labels.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +14,22 @@ from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import float32_level, widest_float
+from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
 
+from .relation import Cache, Relation, Scales
 from .similarity import constant_inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
 
-Known = tuple[
-    Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]
 
-Prepared = dict[str, list[Tensor]]  # by engine, as in `Pairs`
+class Related(NamedTuple):
+    """What the op `relate` returns, by name."""
 
-_library = torch.library.Library("pairops", "FRAGMENT")
-_library.define(
-    "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
-    "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
-)
+    relation: Relation
+    scales: Scales
+    positives: Tensor  # (N,) int64
+    panels: list[Tensor]  # the embeddings as the CUDA kernels take them, if those related
 
 
 def relate(
@@ -41,55 +40,76 @@ def relate(
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
-) -> tuple[Known, Prepared]:
-    """scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, counted: as in `Pairs`. And
-    what was prepared on the way.
+) -> tuple[Relation, Scales, Cache]:
+    """The relation of `Pairs`, its scales, and what was made on the way.
 
-    Without y the set is compared with itself, and `exclude_self` says whether a row's own place is
-    named. Without labels y_i is the one positive of x_i. There is no gradient.
+    Without y the set is compared with itself, and `exclude_self` says whether a row's own position
+    is named. Without labels y_i is the one positive of x_i. There is no gradient.
     """
-    places, keep_x, *rest = torch.ops.pairops.relate(
+    found = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
         widest_float(x.device),
     )  # fmt: skip
-    order_x, lo, hi, own, positives = places.unbind()
-    order_y, keep_y = order_x, keep_x
+    relation, scales, positives, panels = _related(found, y, ref_labels, normalize)
+    return relation, scales, Cache({"relation": panels} if panels else {}, positives=positives)
+
+
+def _related(
+    found: list[Tensor], y: Tensor | None, ref_labels: Tensor | None, normalize: bool
+) -> Related:
+    """The tensors that `_outputs` describes, by name."""
+    positions, valid_x, *rest = found
+    order_x, pos_begin, pos_end, self_index, positives = positions.unbind()
+    order_y, valid_y = order_x, valid_x
     if ref_labels is not None:
-        order_y, keep_y, *rest = rest
+        order_y, valid_y, *rest = rest
+    relation = Relation(order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y)
     scale_x = scale_y = None
     if normalize:
         scale_x, *rest = rest
         scale_y = scale_x
         if y is not None:
             scale_y, *rest = rest
-    known = scale_x, scale_y, order_x, order_y, lo, hi, own, keep_x, keep_y, positives
-    return known, {"relation": rest} if rest else {}
+    return Related(relation, Scales(scale_x, scale_y), positives, rest)
 
 
-def _relate(*call: Any) -> list[Tensor]:
-    x, y, labels, ref_labels, ignore_index, exclude_self, *_, scales = call
-    result = _outputs(*call)
-    if scales != torch.float64:  # compiled code writes scales in float64
-        return _by_torch(*call)
-    if cuda_kernels.relates(x, y):
-        _by_kernels(result, *call)
-        return result
-    if not extension.serves(x):
-        return _by_torch(*call)
-    embeddings = [z.contiguous() for z in (x, y) if z is not None]
-    sets = [(z.data_ptr(), extension.DTYPES[z.dtype], *z.shape) for z in embeddings]
-    whole = [None if z is None else z.contiguous() for z in (labels, ref_labels)]
-    given = [None if z is None else z.data_ptr() for z in whole]
-    outputs = [z.data_ptr() for z in result]
-    extension.native.relate(
-        extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
-    )
-    return result
+def _relate(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+    level: str,
+    scales: torch.dtype,
+) -> list[Tensor]:
+    if scales == torch.float64:  # what compiled code writes scales in
+        kernels = cuda_kernels.relates(x, y)
+        if kernels or extension.serves(x):
+            result = _outputs(
+                x, y, labels, ref_labels, ignore_index, exclude_self, normalize, level, scales
+            )
+            write = _by_kernels if kernels else _by_cpu
+            write(result, x, y, labels, ref_labels, ignore_index, exclude_self, normalize, level)
+            return result
+    return _by_torch(x, y, labels, ref_labels, ignore_index, exclude_self, normalize, scales)
 
 
-def _outputs(*call: Any) -> list[Tensor]:
-    x, y, _, ref_labels, _, _, normalize, level, scales = call
+def _outputs(
+    x: Tensor,
+    y: Tensor | None,
+    _labels: Tensor | None,
+    ref_labels: Tensor | None,
+    _ignore_index: int | None,
+    _exclude_self: bool,
+    normalize: bool,
+    level: str,
+    scales: torch.dtype,
+) -> list[Tensor]:
+    """Positions, of which `_related` names the rows, and valid_x; if there are labels of y, order_y
+    and valid_y; then scales, then panels."""
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
     if ref_labels is not None:
@@ -102,6 +122,27 @@ def _outputs(*call: Any) -> list[Tensor]:
     return result
 
 
+def _by_cpu(
+    result: list[Tensor],
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    _normalize: bool,
+    _level: str,
+) -> None:
+    embeddings = [z.contiguous() for z in (x, y) if z is not None]
+    sets = [(z.data_ptr(), extension.DTYPES[z.dtype], *z.shape) for z in embeddings]
+    whole = [None if z is None else z.contiguous() for z in (labels, ref_labels)]
+    given = [None if z is None else z.data_ptr() for z in whole]
+    outputs = [z.data_ptr() for z in result]
+    extension.native.relate(
+        extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
+    )
+
+
 def _by_kernels(
     result: list[Tensor],
     x: Tensor,
@@ -112,25 +153,23 @@ def _by_kernels(
     exclude_self: bool,
     normalize: bool,
     level: str,
-    _scales: torch.dtype,
 ) -> None:
     """One launch for x, one for y, which has an order of its own if it has labels."""
-    places, keep, *rest = result
-    own_places: list[Tensor | None] = [*places.unbind()]
-    of_y: tuple[list[Tensor | None], Tensor | None] = ([None] * 5, None)
-    if ref_labels is not None:
-        order_y, keep_y, *rest = rest
-        of_y = [order_y, None, None, None, None], keep_y
-    scales = [rest.pop(0) if normalize and z is not None else None for z in (x, y)]
+    relation, scales, positives, panels = _related(result, y, ref_labels, normalize)
     kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
-    of_x, of_ref = (None if z is None else z.contiguous() for z in (labels, ref_labels))
-    own = ((own_places, keep), x, of_x, of_ref), (of_y, y, of_ref, None)
-    for k, ((ordered, kept), z, sorted_by, others) in enumerate(own):
-        if z is not None:
-            cuda_kernels.relate(
-                kernels, z, sorted_by, others, ignore_index, exclude_self, normalize,
-                ordered, kept, scales[k], rest[3 * k : 3 * k + 3],
-            )  # fmt: skip
+    of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
+    cuda_kernels.relate(
+        kernels, x, of_x, of_y, ignore_index, exclude_self, normalize,
+        [relation.order_x, relation.pos_begin, relation.pos_end, relation.self_index, positives],
+        relation.valid_x, scales.x, panels[:3],
+    )  # fmt: skip
+    if y is not None:
+        order_y = None if of_y is None else relation.order_y
+        valid_y = None if of_y is None else relation.valid_y
+        cuda_kernels.relate(
+            kernels, y, of_y, None, ignore_index, exclude_self, normalize,
+            [order_y, None, None, None, None], valid_y, scales.y, panels[3:],
+        )  # fmt: skip
 
 
 def _by_torch(
@@ -141,46 +180,35 @@ def _by_torch(
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
-    _level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
     order = torch.arange(x.shape[0], device=x.device)
     own = order if exclude_self else torch.full_like(order, -1)
     others: list[Tensor] = []
     if labels is None:
-        lo, hi, keep_x = order, order + 1, torch.ones_like(order, dtype=torch.bool)
-        keep_y = keep_x
+        begin, end, valid_x = order, order + 1, torch.ones_like(order, dtype=torch.bool)
+        order_y, valid_y = order, valid_x
     else:
-        key, keep_x = _key(labels, ignore_index)
+        key, valid_x = _key(labels, ignore_index)
         order = torch.argsort(key, stable=True)
         rows = columns = key[order]
-        keep_y = keep_x
+        order_y, valid_y = order, valid_x
         if ref_labels is not None:
-            ref_key, keep_y = _key(ref_labels, ignore_index)
+            ref_key, valid_y = _key(ref_labels, ignore_index)
             order_y = torch.argsort(ref_key, stable=True)
             columns = ref_key[order_y]
-            others = [order_y, keep_y]
-        lo = torch.searchsorted(columns, rows)
-        hi = torch.searchsorted(columns, rows, right=True)
-    positives = count_positives(order, lo, hi, own, keep_x)
-    result = [torch.stack([order, lo, hi, own, positives]), keep_x, *others]
+            others = [order_y, valid_y]
+        begin = torch.searchsorted(columns, rows)
+        end = torch.searchsorted(columns, rows, right=True)
+    positives = Relation(order, order_y, begin, end, own, valid_x, valid_y).positives()
+    result = [torch.stack([order, begin, end, own, positives]), valid_x, *others]
     if normalize:
         result += [
-            torch.where(keep, constant_inverse_norm(z), 0.0).to(scales)
-            for z, keep in ((x, keep_x), (y, keep_y))
+            torch.where(valid, constant_inverse_norm(z), 0.0).to(scales)
+            for z, valid in ((x, valid_x), (y, valid_y))
             if z is not None
         ]
     return result
-
-
-def count_positives(order_x: Tensor, lo: Tensor, hi: Tensor, own: Tensor, keep_x: Tensor) -> Tensor:
-    """(N,) in the caller's order; a row itself is none, and an ignored row has none."""
-    return to_caller(hi - lo - ((own >= lo) & (own < hi)).long(), order_x, keep_x)
-
-
-def to_caller(counts: Tensor, order_x: Tensor, keep_x: Tensor) -> Tensor:
-    """Counts of rows in sorted order, in the caller's; 0 for an ignored row."""
-    return torch.empty_like(counts).scatter(0, order_x, counts) * keep_x
 
 
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
@@ -195,17 +223,20 @@ def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     return torch.where(ignored, _LAST, key), ~ignored
 
 
-_library.impl("relate", refusing(_relate), "CompositeExplicitAutograd")
+library.impl("relate", refusing(_relate), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::relate", _outputs)
 
 
-def _relate_batches(info: Any, dims: tuple[Any, ...], *call: Any) -> tuple[list[Tensor], list[Any]]:
+def _relate_batches(
+    info: Any, dims: tuple[Any, ...], *inputs: Any
+) -> tuple[list[Tensor], list[Any]]:
     """Under vmap. Embeddings alone change scales, so samples with the same labels stay related
     alike: what is made of the relation may depend on its values."""
-    ref_labels = call[3]
+    _, _, labels_dim, ref_labels_dim, *_ = dims
+    _, _, _, ref_labels, *_ = inputs
     related = 2 if ref_labels is None else 4
-    alike = dims[2] is None and (ref_labels is None or dims[3] is None)
-    results, _ = by_sample(torch.ops.pairops.relate, info.batch_size, dims, call)
+    alike = labels_dim is None and (ref_labels is None or ref_labels_dim is None)
+    results, _ = by_sample(torch.ops.pairops.relate, info.batch_size, dims, inputs)
     shared = [z[0] if alike and k < related else z for k, z in enumerate(results)]
     return shared, [None if alike and k < related else 0 for k in range(len(shared))]
 

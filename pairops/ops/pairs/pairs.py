@@ -1,9 +1,10 @@
 """Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
 
-Rows and columns are sorted by label once. Then the positives of row i are the columns [lo_i, hi_i),
-a mining mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by
-index (CLIP, SigLIP) is the same with lo_i = i, hi_i = i + 1. Further relations (multi-hot labels,
-label windows, explicit lists) would be further constructors beside `Pairs.of` and `Pairs.paired`.
+Rows and columns are sorted by label once. Then the positives of row i are the columns [begin_i,
+end_i), a mining mask is two integers per row, and most tiles of the matrix hold negatives only.
+Pairing by index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1. Further relations
+(multi-hot labels, label windows, explicit lists) would be fields of `Relation`, and constructors
+beside `Pairs.of` and `Pairs.paired`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,8 @@ from pairops.ops.terms.term import Term
 from .checks import check_embeddings, named, one_key, own_of, whole_numbers
 from .distances import Distance, Measure, centred, compares_units
 from .indexing import arange, first_named, places
-from .intervals import count_positives, relate, to_caller
+from .intervals import relate
+from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import inverse_norm, wide
 
@@ -49,36 +51,23 @@ class Pairing(Relating, Comparing, total=False):
     """The keywords of `Pairs.of`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pairs:
-    """Two sets of embeddings and the relation between them.
+    """Two sets of embeddings and the relation between them; but for the cache nobody changes them.
 
-    x, y and all results are in the caller's order. lo, hi and own are in sorted order: entry i
-    belongs to row order_x[i] and speaks of places in order_y. Neither x nor y may change in place
-    as long as their pairs are in use: scales and sorted copies are made once.
+    x, y and all results are in the caller's order. Neither x nor y may change in place as long as
+    their pairs are in use: scales and sorted copies are made once.
     """
 
     x: Tensor  # (N, D)
     y: Tensor | None  # (M, D); None: the same set
-    # s_ij = r_i r_j <x_i, y_j>; None: dot products. In the widest dtype of the device.
-    scale_x: Tensor | None  # (N,) r_i
-    scale_y: Tensor | None  # (M,)
-    order_x: Tensor  # (N,) int64
-    order_y: Tensor  # (M,) int64
-    lo: Tensor  # (N,) int64: the positives of row i are the places [lo_i, hi_i)
-    hi: Tensor  # (N,) int64
-    own: Tensor  # (N,) int64: the place that row i itself is, or −1
-    keep_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
-    keep_y: Tensor  # (M,) bool
-    counted: Tensor | None = None  # (N,) int64 positives of a row; None: not counted yet
+    relation: Relation
+    scales: Scales
+    cache: Cache = field(default_factory=Cache)  # other embeddings need another one
     complete: bool = False  # is it known, without looking, that no row is ignored?
     measure: Measure | None = None  # how near two rows are; None: as near as they are similar
     copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
     shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
-    # By engine: what it made of the embeddings, for every call with these pairs.
-    prepared: dict[str, list[Tensor]] = field(default_factory=dict)
-    # By axis, where a group gathers all rows once: the others' embeddings, keys, and places.
-    gathered: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def other(self) -> Tensor:
@@ -125,26 +114,19 @@ class Pairs:
         """The similarities or distances of pairs as close as this."""
         return closeness if self.measure is None else -closeness
 
-    def relation(self) -> list[Tensor]:
-        return [self.order_x, self.order_y, self.lo, self.hi, self.own, self.keep_x, self.keep_y]
-
     def positives(self) -> Tensor:
         """(N,) how many positives a row has; 0 for an ignored row."""
         if self.shards is not None:
             return self.shards.positives
-        if self.counted is not None:
-            return self.counted
-        return count_positives(self.order_x, self.lo, self.hi, self.own, self.keep_x)
+        counted = self.cache.positives
+        return self.relation.positives() if counted is None else counted
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
         if self.shards is not None:
             return self.shards.positives, self.shards.others - self.shards.positives
-        kept = self.keep_y.sum()
-        own_counts = (self.own >= 0) & (self.own < kept)
-        pairs = to_caller(kept - own_counts.long(), self.order_x, self.keep_x)
         positives = self.positives()
-        return positives, pairs - positives
+        return positives, self.relation.partners() - positives
 
     def widened(self) -> "Pairs":
         """The same pairs of embeddings in the dtype of statistics.
@@ -153,7 +135,7 @@ class Pairs:
         and their sum once more.
         """
         y = None if self.y is None else wide(self.y)
-        return replace(self, x=wide(self.x), y=y, prepared={}, gathered={})
+        return replace(self, x=wide(self.x), y=y, cache=Cache(positives=self.cache.positives))
 
     def indices(self, axis: int = 0) -> Tensor:
         """(N,) which rows these are among those of all ranks; axis 1: (M,) which columns."""
@@ -169,13 +151,13 @@ class Pairs:
 
     def with_own_scales(self) -> "Pairs":
         """The same pairs with scales that carry a gradient to x and y."""
-        if self.scale_x is None:
+        if self.scales.x is None:
             return self
-        scale_x = inverse_norm(torch.where(self.keep_x.unsqueeze(1), self.x, 0))
-        scale_y = scale_x
+        valid_x, valid_y = self.relation.valid_x, self.relation.valid_y
+        of_x = of_y = inverse_norm(torch.where(valid_x.unsqueeze(1), self.x, 0))
         if self.y is not None:
-            scale_y = inverse_norm(torch.where(self.keep_y.unsqueeze(1), self.y, 0))
-        return replace(self, scale_x=scale_x, scale_y=scale_y)
+            of_y = inverse_norm(torch.where(valid_y.unsqueeze(1), self.y, 0))
+        return replace(self, scales=Scales(of_x, of_y))
 
     @staticmethod
     @collective()
@@ -272,8 +254,8 @@ class Pairs:
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
             return replace(pairs, shards=shards)._measured(distance)
         if ref_emb is None:
-            known, ready = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
-            pairs = Pairs(x, None, *known, complete=ignore_index is None, prepared=ready)
+            known = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
+            pairs = Pairs(x, None, *known, complete=ignore_index is None)
         else:
             own = own if names is None else first_named(*names)
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
@@ -289,12 +271,14 @@ class Pairs:
         scaled: bool,
     ) -> "Pairs":
         """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
-        known, ready = relate(x, y, *keys, ignore_index, False, scaled)
-        pairs = Pairs(x, y, *known, complete=ignore_index is None, prepared=ready)
+        known = relate(x, y, *keys, ignore_index, False, scaled)
+        pairs = Pairs(x, y, *known, complete=ignore_index is None)
         if own is None or y is None or not y.shape[0]:
             return pairs
-        own = torch.where(own < 0, -1, places(pairs.order_y)[own.clamp(min=0)])[pairs.order_x]
-        return replace(pairs, own=own, counted=None)
+        relation, position = pairs.relation, places(pairs.relation.order_y)
+        own = torch.where(own < 0, -1, position[own.clamp(min=0)])[relation.order_x]
+        cache = Cache(pairs.cache.prepared)  # the embeddings are the same, the counts are not
+        return replace(pairs, relation=replace(relation, self_index=own), cache=cache)
 
     @staticmethod
     @collective()
@@ -326,16 +310,15 @@ class Pairs:
         # What is without a partner needs an order of its own, as labels give.
         apart = len(x) != len(y)
         of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
-        known, ready = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
-        pairs = Pairs(x, y, *known, complete=True, prepared=ready)
+        known = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
+        pairs = Pairs(x, y, *known, complete=True)
         if group is not None:
             shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
             pairs = replace(pairs, shards=shards)
         return pairs._measured(distance)
 
     def _measured(self, distance: Distance) -> "Pairs":
-        keep, scales = (self.keep_x, self.keep_y), (self.scale_x, self.scale_y)
-        measure = Measure.of(distance, self.x, self.y, keep, scales, self.dtype)
+        measure = Measure.of(distance, self.x, self.y, self.relation, self.scales, self.dtype)
         return self if measure is None else replace(self, measure=measure)
 
 

@@ -12,32 +12,13 @@ from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import scaled, through_scale
-from pairops.ops.terms.recipe import unpack
 from pairops.ops.terms.term import Argument, Partner, Table, Term, Wanted
 
 
-def weigh(
-    pairs: Pairs,
-    vectors: list[Tensor],
-    numbers: list[float],
-    recipe: str,
-    engine: str,
-    statistics: list[Tensor],
-    arguments: list[Tensor],
-    bits: Tensor,
-    cotangents: list[Tensor],
-    need_x: bool,
-    need_y: bool,
-    need_vectors: Sequence[bool],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y and by every vector, empty if not needed.
-
-    A vector without a gradient, a window's, gets an empty tensor too. In grad mode all of it is a
-    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
-    blockwise's whatever the engine was, and its tile bits are of use only to itself.
-    """
-    rows, cols = unpack(recipe, numbers, vectors)
-    terms = (*rows, *cols)
+def wanted(
+    terms: Sequence[Term], need_x: bool, need_y: bool, need_vectors: Sequence[bool]
+) -> Wanted:
+    """What an engine is to return. need_vectors: one for each vector, as `pack` orders them."""
     flags = iter(need_vectors)
     by_args = []
     for term in terms:
@@ -45,13 +26,7 @@ def weigh(
         for _ in term.constants():
             next(flags)
     rounded = not any(term.keeps_argument for term in terms)
-    wanted = Wanted(need_x, need_y, rounded, by_args)
-    *gradients, by_term = of_terms(
-        pairs, rows, cols, engine, statistics, arguments, bits, cotangents, wanted
-    )
-    # Rounded once, when all is added up.
-    dx, dy = (pairs.x.new_empty(0) if g is None else g.to(pairs.x.dtype) for g in gradients)
-    return dx, dy, by_vector(terms, by_term, need_vectors)
+    return Wanted(need_x, need_y, rounded, by_args)
 
 
 def of_terms(
@@ -94,8 +69,8 @@ def of_terms(
     extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
     if extremes:
         rows_of = (
-            scaled(pairs.x, pairs.scale_x, pairs.dtype),
-            scaled(pairs.other, pairs.scale_y, pairs.dtype),
+            scaled(pairs.x, pairs.scales.x, pairs.dtype),
+            scaled(pairs.other, pairs.scales.y, pairs.dtype),
         )
     for k, argument in zip(extremes, arguments, strict=True):
         axis, term = terms[k]
@@ -105,9 +80,9 @@ def of_terms(
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
         if wanted.x:
             dx = dx + dy if pairs.y is None else dx
-            dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
+            dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
         if wanted.y:
-            dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+            dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
         gradients.append((dx, dy))
 
     def added(k: int) -> Tensor:

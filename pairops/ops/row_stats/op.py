@@ -11,33 +11,21 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pairops.ops import engines
-from pairops.ops.distributed.allocation import refused, refusing
+from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
-from pairops.ops.terms.recipe import pack, unpack
+from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Partner, Table, Term
 
 from . import sharded
-from .backward import by_vector
-from .nodes import RowStats, read, weighed
-
-_CALL = (
-    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
-    "Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
-)
-
-_library = torch.library.Library("pairops", "DEF")
-_library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
-_library.define(
-    f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
-    "bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
-)
+from .call import call_of
+from .nodes import RowStats
 
 
 class Taken(NamedTuple):
@@ -119,19 +107,18 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     if engine == "dense":
         return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
     recipe, numbers, vectors = pack(rows, cols)
-    constant = tuple([k for k, term in enumerate((*rows, *cols)) if not term.grad])
-    prepared = engines.prepared(engine, pairs)
     traced = None
     if compiling and _reads_at_once(pairs.x.device):
         numbers, traced = _traced(numbers)
-    inputs = (pairs.x, pairs.y, pairs.scale_x, pairs.scale_y, traced, *pairs.relation())
-    inputs += (*prepared, *vectors)
+    terms, prepared = (*rows, *cols), engines.prepared(engine, pairs)
+    constant = [k for k, term in enumerate(terms) if not term.grad]
+    call, given = call_of(
+        pairs, recipe, numbers, traced, vectors, prepared, engine, constant, len(terms)
+    )
     # torch.compile refuses the same tensor twice among the inputs of a node.
     if compiling:
-        inputs = tuple([None if t is None else t.view_as(t) for t in inputs])
-    count = len(rows) + len(cols)
-    outputs = RowStats.of((numbers, recipe, engine), constant, count, len(prepared), *inputs)
-    return tuple(outputs[:count])
+        given = tuple([None if t is None else t.view_as(t) for t in given])
+    return tuple(RowStats.of(call, *given)[: call.terms])
 
 
 # For each value of a float among the arguments of an op, torch.compile would compile once more. So
@@ -159,47 +146,3 @@ def _of_tensors(term: Term, owners: int, pairs: Pairs) -> Term:
         for a in term.args
     ]
     return replace(term, args=tuple(args))
-
-
-def _gather(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs, vectors, numbers, recipe, engine = read(call)
-    with torch.no_grad(), exactly(pairs.x.device.type):
-        terms = unpack(recipe, numbers, vectors)
-        result: tuple[list[Tensor], list[Tensor], Tensor]
-        result = engines.ENGINES[engine].gather(pairs, *terms)
-        return result
-
-
-def _weigh_op(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    with torch.no_grad():
-        return weighed(*call)
-
-
-def _gather_fake(*call: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs, vectors, numbers, recipe, engine = read(call, fake=True)
-    n, m = pairs.shape
-    rows, cols = unpack(recipe, numbers, vectors)
-    owners = [(term, n) for term in rows] + [(term, m) for term in cols]
-    new = pairs.x.new_empty
-    statistics = [new(length, dtype=pairs.dtype) for _, length in owners]
-    arguments = [new(length, dtype=torch.int64) for term, length in owners if term.keeps_argument]
-    bits = engines.ENGINES[engine].bits_shape(pairs, rows, cols)
-    return statistics, arguments, new(bits, dtype=torch.uint8)
-
-
-def _weigh_fake(*call: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    pairs, vectors, numbers, recipe, _ = read(call, fake=True)
-    need_x, need_y, need_vectors = call[-3:]
-    rows, cols = unpack(recipe, numbers, vectors)
-    dx, dy = (
-        torch.empty_like(z, memory_format=torch.contiguous_format) if needed else z.new_empty(0)
-        for z, needed in ((pairs.x, need_x), (pairs.other, need_y))
-    )
-    return dx, dy, by_vector([*rows, *cols], {}, need_vectors, unknown=True)
-
-
-# Compiled code knows no other place where a refused allocation could be told from other errors.
-_library.impl("gather", refusing(_gather), "CompositeExplicitAutograd")
-_library.impl("weigh", refusing(_weigh_op), "CompositeExplicitAutograd")
-torch.library.register_fake("pairops::gather", _gather_fake)
-torch.library.register_fake("pairops::weigh", _weigh_fake)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pairops.ops.pairs.indexing import add_rows, pick_rows
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Cache, Scales
 from pairops.ops.terms.term import POS, total
 
 from .op import row_stats
@@ -32,22 +33,26 @@ class PositiveRows:
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
         if pairs.shards is None:
             row, place = _listed(pairs)
-            anchor, partner = pairs.order_x[row], pairs.order_y[place]
-            rows = replace(
-                _copies(pairs, anchor),
+            relation = pairs.relation
+            anchor, partner = relation.order_x[row], relation.order_y[place]
+            rows = _copies(pairs, anchor)
+            of_rows = replace(
+                rows.relation,
                 order_x=torch.arange(len(row), device=row.device),
-                lo=pairs.lo[row],
-                hi=pairs.hi[row],
-                own=pairs.own[row],
-                counted=None,
+                pos_begin=relation.pos_begin[row],
+                pos_end=relation.pos_end[row],
+                self_index=relation.self_index[row],
             )
-            alone = replace(rows, lo=place, hi=place + 1, own=torch.full_like(place, -1))
+            rows = replace(rows, relation=of_rows)
+            nobody = torch.full_like(place, -1)
+            by_index = replace(of_rows, pos_begin=place, pos_end=place + 1, self_index=nobody)
+            alone = replace(rows, relation=by_index)
         else:
             anchor, partner = pairs.shards.listed()
             shards = pairs.shards.of_rows(anchor)
             rows = replace(_copies(pairs, anchor), shards=shards)
-            by_index = shards.by_keys((partner, pairs.indices(1)))
-            alone = replace(rows, shards=by_index, gathered={})
+            by_keys = shards.by_keys((partner, pairs.indices(1)))
+            alone = replace(rows, shards=by_keys, cache=Cache(rows.cache.prepared))
         (score,) = row_stats(alone, total(POS, 1.0, 0.0))
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
@@ -62,13 +67,12 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
         pairs,
         x=pick_rows(pairs.x, anchor),
         y=pairs.other,
-        scale_x=None if pairs.scale_x is None else pairs.scale_x[anchor],
-        keep_x=torch.ones_like(anchor, dtype=torch.bool),
+        scales=Scales(None if pairs.scales.x is None else pairs.scales.x[anchor], pairs.scales.y),
         complete=True,
         measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
+        relation=replace(pairs.relation, valid_x=torch.ones_like(anchor, dtype=torch.bool)),
         copies_of=anchor,
-        prepared={},
-        gathered={},
+        cache=Cache(),
     )
 
 
@@ -77,12 +81,13 @@ def _listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
     In this order both the intervals of a class and the single places of the pairs ascend.
     """
+    relation = pairs.relation
     place = torch.arange(pairs.shape[1], device=pairs.x.device)
-    first = torch.searchsorted(pairs.hi.contiguous(), place, right=True)
-    last = torch.searchsorted(pairs.lo.contiguous(), place, right=True)
-    count = torch.where(pairs.keep_y[pairs.order_y], last - first, 0)
+    first = torch.searchsorted(relation.pos_end.contiguous(), place, right=True)
+    last = torch.searchsorted(relation.pos_begin.contiguous(), place, right=True)
+    count = torch.where(relation.valid_y[relation.order_y], last - first, 0)
     column = torch.repeat_interleave(place, count)
     begin = first - (count.cumsum(0) - count)
     row = begin[column] + torch.arange(len(column), device=place.device)
-    counts = (pairs.own[row] != column) & pairs.keep_x[pairs.order_x[row]]
+    counts = (relation.self_index[row] != column) & relation.valid_x[relation.order_x[row]]
     return row[counts], column[counts]

@@ -45,7 +45,7 @@ def passing(
         else:
             sets, keys = (rows, pairs.other), (key, shards.keys[1])
             own = within(own_of_rows[0], columns, columns + pairs.shape[1])
-        return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scale_x is not None)
+        return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scales.x is not None)
 
     def meet(way: str, *sent: Tensor) -> None:
         kinds = ", ".join(map(row_of, sent))
@@ -60,15 +60,15 @@ def passing(
         return
     row = embeddings.shape[1] * embeddings.element_size()
     if max(max(side) for side in shards.sizes) * row < GATHERED:
-        first_time = axis not in pairs.gathered
+        first_time = axis not in pairs.cache.gathered
         sent = [*([embeddings.detach(), *known] if first_time else []), *travelling]
         came = []
         if sent:
             ready = functools.partial(meet, "all rows of", *sent)
             came = _unpacked(group.rows(_packed(sent), sizes, meet=ready), sent)
         if first_time:
-            pairs.gathered[axis], came = came[: 1 + len(known)], came[1 + len(known) :]
-        yield 0, meeting(0, *pairs.gathered[axis]), came
+            pairs.cache.gathered[axis], came = came[: 1 + len(known)], came[1 + len(known) :]
+        yield 0, meeting(0, *pairs.cache.gathered[axis]), came
         return
     beside = [*known, *travelling]
     # Closed with this one, so that the rest is handed on where a block could not be worked on.

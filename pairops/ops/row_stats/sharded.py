@@ -20,6 +20,7 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.distributed.group import untraced
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import Term, Wanted
@@ -69,15 +70,15 @@ class _Taken(torch.autograd.Function):
             values, found = _gather(pairs, axis, terms, engine, ctx.piece)
             statistics += values
             arguments += found
-        gathered = [z for every in pairs.gathered.values() for z in every]
+        gathered = [z for every in pairs.cache.gathered.values() for z in every]
         known = [*inputs, *statistics, *arguments]
         ctx.save_for_backward(*known, *gathered)
         ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
-        ctx.gathered = {axis: len(every) for axis, every in pairs.gathered.items()}
+        ctx.gathered = {axis: len(every) for axis, every in pairs.cache.gathered.items()}
         ctx.mark_non_differentiable(*[statistics[k] for k in constant])
         # What is saved is freed with the graph; what is kept here is not.
-        ctx.pairs = replace(pairs, x=x.new_empty(0), y=None if y is None else x.new_empty(0))
-        ctx.pairs = replace(ctx.pairs, gathered={}, prepared={})
+        empty = x.new_empty(0)
+        ctx.pairs = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
         ctx.call = recipe, numbers, engine
         return tuple(statistics)
 
@@ -99,7 +100,7 @@ class _Taken(torch.autograd.Function):
         ]
         with exactly(x.device.type):
             gradients, by_term = _weigh(
-                replace(ctx.pairs, x=x, y=y, gathered=gathered),
+                replace(ctx.pairs, x=x, y=y, cache=Cache(gathered=gathered)),
                 owned,
                 len(rows),
                 engine,

@@ -15,22 +15,14 @@ from pairops.ops.autograd.node import Node, save
 from pairops.ops.autograd.recompute import along, by_inputs
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.devices import on_device
+from pairops.ops.bindings.schemas import library
 from pairops.ops.pairs.pairs import Pairs
-
-_library = torch.library.Library("pairops", "FRAGMENT")
-_library.define(
-    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? keep) -> (Tensor loss, Tensor count)"
-)
-_library.define(
-    "soft_mean_slopes(Tensor gradient, Tensor count, Tensor[] statistics, float[] divisors, "
-    "Tensor? keep) -> Tensor[] cotangents"
-)
 
 
 def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
     """Did the CUDA engine make these statistics, and are they few and float32?"""
     return (
-        "cuda" in pairs.prepared
+        "cuda" in pairs.cache.prepared
         and len(statistics) <= cuda_kernels.KERNELS.MOST_STATISTICS
         and all(statistic.dtype == torch.float32 for statistic in statistics)
     )
@@ -38,7 +30,7 @@ def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
 
 def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
     """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
-    keep = None if pairs.complete else pairs.keep_x
+    keep = None if pairs.complete else pairs.relation.valid_x
     mean: Tensor = _SoftMean.of(divisors, keep, *statistics)[0]
     return mean
 
@@ -173,8 +165,8 @@ def _soft_mean_fake(statistics: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tens
     return statistics[0].new_empty(()), statistics[0].new_empty(())
 
 
-_library.impl("soft_mean", _soft_mean_op, "CompositeExplicitAutograd")
-_library.impl("soft_mean_slopes", _soft_mean_slopes_op, "CompositeExplicitAutograd")
+library.impl("soft_mean", _soft_mean_op, "CompositeExplicitAutograd")
+library.impl("soft_mean_slopes", _soft_mean_slopes_op, "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::soft_mean", _soft_mean_fake)
 torch.library.register_fake(
     "pairops::soft_mean_slopes",

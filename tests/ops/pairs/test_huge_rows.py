@@ -49,13 +49,13 @@ def test_scales(d: int) -> None:
     truth[5] = 1 / torch.finfo(DOUBLE).max / math.sqrt(d)  # the norm itself is above all numbers
     wanted = torch.tensor(truth, dtype=DOUBLE)
     labels = torch.arange(1100) % 7
-    scale = Pairs.of(x, labels).scale_x
+    scale = Pairs.of(x, labels).scales.x
     assert scale is not None
     for found in (scale, constant_inverse_norm(x), inverse_norm(x)):
         torch.testing.assert_close(found, wanted, rtol=1e-14, atol=5e-324, equal_nan=True)
     ordinary = torch.arange(1100) > 9
     for found, alone in (
-        (scale, Pairs.of(x[ordinary], labels[ordinary]).scale_x),
+        (scale, Pairs.of(x[ordinary], labels[ordinary]).scales.x),
         (inverse_norm(x), inverse_norm(x[ordinary])),
     ):
         assert alone is not None

@@ -26,13 +26,15 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def check(pairs: Pairs, x: list[int], y: list[int], ignored: int | None) -> None:
-    for values, order, keep in ((x, pairs.order_x, pairs.keep_x), (y, pairs.order_y, pairs.keep_y)):
+    known = pairs.relation
+    sides = (x, known.order_x, known.valid_x), (y, known.order_y, known.valid_y)
+    for values, order, keep in sides:
         assert sorted(order.tolist()) == list(range(len(values)))
         assert keep.tolist() == [value != ignored for value in values]
         assert keep[order].tolist() == sorted(keep.tolist(), reverse=True), "ignored rows come last"
-    order_y = pairs.order_y.tolist()
-    for place, row in enumerate(pairs.order_x.tolist()):
-        found = order_y[pairs.lo[place] : pairs.hi[place]]
+    order_y = pairs.relation.order_y.tolist()
+    for place, row in enumerate(pairs.relation.order_x.tolist()):
+        found = order_y[pairs.relation.pos_begin[place] : pairs.relation.pos_end[place]]
         assert found == [j for j, value in enumerate(y) if value == x[row]], "stable, and complete"
 
 
@@ -65,11 +67,11 @@ def test_counts_are_those_of_the_pairs(both: list[tuple[int, int]], more: list[i
 @pytest.mark.parametrize("n", [0, 1, 300])
 def test_pairs_by_index(n: int) -> None:
     pairs, places = Pairs.paired(torch.randn(n, 3), torch.randn(n, 3)), list(range(n))
-    for found in (pairs.order_x, pairs.order_y, pairs.lo):
+    for found in (pairs.relation.order_x, pairs.relation.order_y, pairs.relation.pos_begin):
         assert found.tolist() == places
-    assert pairs.hi.tolist() == [i + 1 for i in places]
-    assert pairs.own.tolist() == [-1] * n
-    assert bool(pairs.keep_x.all() & pairs.keep_y.all())
+    assert pairs.relation.pos_end.tolist() == [i + 1 for i in places]
+    assert pairs.relation.self_index.tolist() == [-1] * n
+    assert bool(pairs.relation.valid_x.all() & pairs.relation.valid_y.all())
 
 
 @pytest.mark.parametrize("d", [1, 7, 64, 129])
@@ -85,9 +87,9 @@ def test_scales_are_inverse_norms(dtype: torch.dtype, d: int) -> None:
     truth = torch.where(norm < 1e-12, 0.0, 1 / norm)
     truth[11] = 0
     for rows in (x, x.T.contiguous().T):
-        scale = Pairs.of(rows, labels).scale_x
+        scale = Pairs.of(rows, labels).scales.x
         torch.testing.assert_close(scale, truth, rtol=1e-14, atol=0, equal_nan=True)
-    assert Pairs.of(x, labels, distance="dot").scale_x is None
+    assert Pairs.of(x, labels, distance="dot").scales.x is None
 
 
 def test_a_scale_is_the_same_with_a_gradient() -> None:

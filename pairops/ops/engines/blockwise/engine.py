@@ -136,9 +136,9 @@ def weigh(
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
     dx = dx + dy if same else dx
     if needs[0]:
-        dx = through_scale(dx, pairs.x, pairs.scale_x, pairs.keep_x)
+        dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
     if needs[1] and not same:
-        dy = through_scale(dy, pairs.other, pairs.scale_y, pairs.keep_y)
+        dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
     by_vector: list[Tensor] = []
     for t in terms:
         found = iter(vectors[t])

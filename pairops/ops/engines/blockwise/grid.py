@@ -50,16 +50,17 @@ class Grid:
     """One call's tiles. Axis 0 are the rows, x; axis 1 the columns, y; both in sorted order."""
 
     def __init__(self, pairs: Pairs) -> None:
+        relation = pairs.relation
         self.host = readable(pairs.x)
         self.length = pairs.shape
         self.extent = rows, cols = extents(pairs)
-        self.order = pairs.order_x, pairs.order_y
-        keep = pairs.keep_x, pairs.keep_y
+        self.order = relation.order_x, relation.order_y
+        keep = relation.valid_x, relation.valid_y
         # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
         self.kept = [int(k.sum()) if self.host else len(k) for k in keep]
         self.present = [k.index_select(0, o) for k, o in zip(keep, self.order, strict=True)]
-        x = self._scaled(0, pairs.x, pairs.scale_x, pairs.dtype)
-        y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scale_y, pairs.dtype)
+        x = self._scaled(0, pairs.x, pairs.scales.x, pairs.dtype)
+        y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scales.y, pairs.dtype)
         self.embeddings = x.split(rows), y.split(cols)
         self.blank = [x.new_empty(k).split(e) for k, e in zip(self.kept, self.extent, strict=True)]
         self.caller = [
@@ -67,7 +68,8 @@ class Grid:
         ]
         self.place_y = torch.arange(self.kept[1], device=x.device).split(cols)
         self.lo, self.hi, self.own = (
-            v[: self.kept[0]].unsqueeze(1).split(rows) for v in (pairs.lo, pairs.hi, pairs.own)
+            v[: self.kept[0]].unsqueeze(1).split(rows)
+            for v in (relation.pos_begin, relation.pos_end, relation.self_index)
         )
         self._bounds = [
             (int(lo.min()), int(hi.max()), int(own.min()), int(own.max()))

@@ -44,14 +44,17 @@ class Told:
     def __init__(self, pairs: Pairs, kernels: Kernels, prepared: Sequence[Tensor]) -> None:
         self.pairs, self.kernels, self._prepared = pairs, kernels, prepared
         self.alive: list[Tensor] = []
-        self._relation = tuple([self.address(z) for z in (pairs.lo, pairs.hi, pairs.own)])
+        known = pairs.relation
+        intervals = known.pos_begin, known.pos_end, known.self_index
+        self._relation = tuple([self.address(z) for z in intervals])
         self._sets = self._both()
 
     def _both(self) -> tuple[_Set, _Set]:
         """What the kernels are told of both sets."""
         pairs = self.pairs
+        known = pairs.relation
         found = []
-        for z, order, at in ((pairs.x, pairs.order_x, 0), (pairs.y, pairs.order_y, 3)):
+        for z, order, at in ((pairs.x, known.order_x, 0), (pairs.y, known.order_y, 3)):
             if z is not None:
                 rows, (high, rest), kept = self._prepared[at : at + 3]
                 given = [self.address(t) for t in (rows, high, rest, order, kept)]
@@ -92,7 +95,7 @@ class Told:
         band = None if pairs.y is None else self.address(bands(pairs, axis, self.kernels.rows))
         return (
             self._sets[axis], self._sets[1 - axis], self._relation, band, axis == 1,
-            pairs.scale_x is not None, band_only(roles),
+            pairs.scales.x is not None, band_only(roles),
             self.kernels.panels, slots[0].operands, slots[1].operands, terms,
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
-    if pairs.scale_x is not None and pairs.scale_x.dtype != torch.float64:
+    if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:
         return "norms are float32; the CUDA kernels read them in float64"
     if x.is_cuda:
         reason = cuda_kernels.reason_against(x.device)
@@ -65,12 +65,14 @@ _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def prepared(pairs: Pairs) -> list[Tensor]:
     """Both sets as they are multiplied: sorted, float16, in panels; made once."""
-    if "cuda" not in pairs.prepared:
-        pairs.prepared["cuda"] = pairs.prepared.get("relation") or cuda_kernels.arrange_both(
-            (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
-            None if pairs.y is None else (pairs.y, pairs.scale_y, pairs.order_y, pairs.keep_y),
+    made = pairs.cache.prepared
+    if "cuda" not in made:
+        known, scales = pairs.relation, pairs.scales
+        made["cuda"] = made.get("relation") or cuda_kernels.arrange_both(
+            (pairs.x, scales.x, known.order_x, known.valid_x),
+            None if pairs.y is None else (pairs.y, scales.y, known.order_y, known.valid_y),
         )
-    return pairs.prepared["cuda"]
+    return made["cuda"]
 
 
 def _kernels(pairs: Pairs) -> Kernels:

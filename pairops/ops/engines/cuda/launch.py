@@ -195,8 +195,8 @@ class Call:
     def _through_scale(self, axis: int, gradient: Tensor, rounded: bool) -> Tensor:
         pairs = self.pairs
         x, scale, keep = (
-            (pairs.x, pairs.scale_x, pairs.keep_x),
-            (pairs.other, pairs.scale_y, pairs.keep_y),
+            (pairs.x, pairs.scales.x, pairs.relation.valid_x),
+            (pairs.other, pairs.scales.y, pairs.relation.valid_y),
         )[axis]
         splits, n, d = gradient.shape
         if rounded:

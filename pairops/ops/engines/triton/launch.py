@@ -107,7 +107,7 @@ class Call:
             "row_vectors": vectors.counts(axis),
             "col_vectors": vectors.counts(1 - axis),
             "scaled": self.operands.scaled,
-            "normalized": self.pairs.scale_x is not None,
+            "normalized": self.pairs.scales.x is not None,
             "transposed": axis == 1,
         }
 

@@ -86,10 +86,10 @@ class Side(NamedTuple):
     n: int
 
 
-class Relation(NamedTuple):
-    lo: Tensor  # as in `Pairs`
-    hi: Tensor
-    own: Tensor
+class Intervals(NamedTuple):
+    lo: Tensor  # `pos_begin` of `pairs.Relation`
+    hi: Tensor  # `pos_end`
+    own: Tensor  # `self_index`
 
 
 class Listed(NamedTuple):
@@ -107,11 +107,12 @@ class Operands:
         self._precision, self._padded = config.precision, config.padded
         # float32 rows are scaled once; 16-bit rows would be rounded, so their scales stay apart.
         whole = self._precision.stored == torch.float32 and not self._precision.unit
-        self.scaled = self._precision.unit or (pairs.scale_x is not None and not whole)
-        self.relation = Relation(pairs.lo, pairs.hi, pairs.own)
+        self.scaled = self._precision.unit or (pairs.scales.x is not None and not whole)
+        known = pairs.relation
+        self.relation = Intervals(known.pos_begin, known.pos_end, known.self_index)
         self.sets = (
-            (pairs.x, pairs.scale_x, pairs.order_x, pairs.keep_x),
-            (pairs.other, pairs.scale_y, pairs.order_y, pairs.keep_y),
+            (pairs.x, pairs.scales.x, known.order_x, known.valid_x),
+            (pairs.other, pairs.scales.y, known.order_y, known.valid_y),
         )
         self.vectors = Vectors(self.same, self.scaled)
 

@@ -131,7 +131,7 @@ def test_one_exponential_for_both_roles_equals_dense(
     """Log-sum-exps of the same numbers by row and by column: tiles of narrow and of wide range in
     turns, tiles without a pair of a side, rows whose window drops all that is high, a NaN."""
     pairs, leaves = related(how, 300, 290, 9, classes)
-    orders = [pairs().order_x, pairs().order_y]
+    orders = [pairs().relation.order_x, pairs().relation.order_y]
     with torch.no_grad():
         for z, order in zip(leaves, orders, strict=False):
             near = order[: 2 * TILE]
@@ -344,7 +344,10 @@ def test_tile_bits_change_no_bit(m: int) -> None:
     ]
     statistics, _, bits = cpu_engine.gather(pairs, terms, [])
     # Sorted by label; nobody but twins is nearly as near as the bound.
-    (i, a), (j, b) = ((pairs.order_x, labels), (pairs.order_y, labels if y is None else ref_labels))
+    (i, a), (j, b) = (
+        (pairs.relation.order_x, labels),
+        (pairs.relation.order_y, labels if y is None else ref_labels),
+    )
     s = torch.nn.functional.normalize(x)[i] @ torch.nn.functional.normalize(pairs.other)[j].T
     alive = ((s > bound) & (a[i][:, None] != b[j])).view(n // 96, 96, m // 96, 96).any(3).any(1)
     assert torch.equal(bits, alive.byte().expand_as(bits))

@@ -1,0 +1,37 @@
+"""The schemas of all ops: what torch, its compiler and its exported programs know of pairops.
+
+An op's body and its fake stand where it is used, with parameters that are named alike.
+"""
+
+from torch.library import Library
+
+library = Library("pairops", "DEF")
+
+# Who is a positive of whom: pairs/intervals.py.
+library.define(
+    "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
+    "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
+)
+
+# Embeddings as the CUDA kernels multiply them: bindings/cuda.py.
+library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]")
+
+# Row statistics and their gradient: row_stats/op.py. relation: the fields of `Relation`.
+_CALL = (
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
+    "Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
+)
+library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
+library.define(
+    f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
+    "bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
+)
+
+# The mean of log(1 + exp R): row_stats/softplus_mean.py.
+library.define(
+    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? keep) -> (Tensor loss, Tensor count)"
+)
+library.define(
+    "soft_mean_slopes(Tensor gradient, Tensor count, Tensor[] statistics, float[] divisors, "
+    "Tensor? keep) -> Tensor[] cotangents"
+)

@@ -1,0 +1,156 @@
+"""The ops `gather` and `weigh`: what they do, and what a compiler is told of their results."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings.schemas import library
+from pairops.ops.distributed.allocation import refusing
+from pairops.ops.engines import ENGINES
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Cache, Relation, Scales
+from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.recipe import unpack
+
+from .backward import by_vector, of_terms
+from .backward import wanted as gradients_wanted
+
+
+def pairs_of(
+    x: Tensor,
+    y: Tensor | None,
+    scale_x: Tensor | None,
+    scale_y: Tensor | None,
+    relation: Sequence[Tensor],
+    prepared: list[Tensor],
+    engine: str,
+) -> Pairs:
+    """The pairs that an op is given piece by piece."""
+    cache = Cache({engine: prepared})
+    return Pairs(x, y, Relation(*relation), Scales(scale_x, scale_y), cache)
+
+
+def _gather(
+    x: Tensor,
+    y: Tensor | None,
+    scale_x: Tensor | None,
+    scale_y: Tensor | None,
+    relation: list[Tensor],
+    prepared: list[Tensor],
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    engine: str,
+    traced: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    with torch.no_grad(), exactly(x.device.type):
+        rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
+        result: tuple[list[Tensor], list[Tensor], Tensor]
+        result = ENGINES[engine].gather(pairs, rows, cols)
+        return result
+
+
+def weigh(
+    x: Tensor,
+    y: Tensor | None,
+    scale_x: Tensor | None,
+    scale_y: Tensor | None,
+    relation: list[Tensor],
+    prepared: list[Tensor],
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    engine: str,
+    traced: Tensor | None,
+    statistics: list[Tensor],
+    arguments: list[Tensor],
+    bits: Tensor,
+    cotangents: list[Tensor],
+    need_x: bool,
+    need_y: bool,
+    need_vectors: Sequence[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of Σ cotangent·statistic by x, by y and by every vector, empty if not needed.
+
+    A vector without a gradient, a window's, gets an empty tensor too. In grad mode all of it is a
+    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
+    blockwise's whatever the engine was, and its tile bits are of use only to itself.
+    """
+    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    with exactly(x.device.type):
+        rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
+        terms = (*rows, *cols)
+        *gradients, by_term = of_terms(
+            pairs, rows, cols, engine, statistics, arguments, bits, cotangents,
+            gradients_wanted(terms, need_x, need_y, need_vectors),
+        )  # fmt: skip
+        # Rounded once, when all is added up.
+        dx, dy = (x.new_empty(0) if g is None else g.to(x.dtype) for g in gradients)
+        return dx, dy, by_vector(terms, by_term, need_vectors)
+
+
+def _gather_fake(
+    x: Tensor,
+    y: Tensor | None,
+    scale_x: Tensor | None,
+    scale_y: Tensor | None,
+    relation: list[Tensor],
+    prepared: list[Tensor],
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    engine: str,
+    traced: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    n, m = pairs.shape
+    rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
+    owners = [(term, n) for term in rows] + [(term, m) for term in cols]
+    statistics = [x.new_empty(length, dtype=pairs.dtype) for _, length in owners]
+    arguments = [
+        x.new_empty(length, dtype=torch.int64) for term, length in owners if term.keeps_argument
+    ]
+    bits = ENGINES[engine].bits_shape(pairs, rows, cols)
+    return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
+
+
+def _weigh_fake(
+    x: Tensor,
+    y: Tensor | None,
+    _scale_x: Tensor | None,
+    _scale_y: Tensor | None,
+    _relation: list[Tensor],
+    _prepared: list[Tensor],
+    vectors: list[Tensor],
+    numbers: list[float],
+    recipe: str,
+    _engine: str,
+    traced: Tensor | None,
+    _statistics: list[Tensor],
+    _arguments: list[Tensor],
+    _bits: Tensor,
+    _cotangents: list[Tensor],
+    need_x: bool,
+    need_y: bool,
+    need_vectors: Sequence[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
+    dx, dy = (
+        torch.empty_like(z, memory_format=torch.contiguous_format) if needed else z.new_empty(0)
+        for z, needed in ((x, need_x), (x if y is None else y, need_y))
+    )
+    return dx, dy, by_vector([*rows, *cols], {}, need_vectors, unknown=True)
+
+
+def _stand_ins(numbers: list[float], traced: Tensor | None) -> list[float]:
+    """Zeros for numbers that a graph computes: there are no values."""
+    return numbers if traced is None else [0.0] * traced.shape[0]
+
+
+# Compiled code knows no other place where a refused allocation could be told from other errors.
+library.impl("gather", refusing(_gather), "CompositeExplicitAutograd")
+library.impl("weigh", refusing(torch.no_grad()(weigh)), "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::gather", _gather_fake)
+torch.library.register_fake("pairops::weigh", _weigh_fake)
