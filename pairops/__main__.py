@@ -88,9 +88,11 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         "labels": labels, "y": y, "anchor": y, "proxies": y[:100], "quality": y[:, 0],
         "positives": y.unsqueeze(1), "scale": 10.0, "bias": -10.0,
     }  # fmt: skip
-    device_of = dict.fromkeys(engines.ENGINES, "cpu")
-    if torch.cuda.is_available():
-        device_of |= dict.fromkeys(("cuda", "triton", "chunked"), "cuda")
+    there = torch.cuda.is_available()
+    device_of = {
+        name: "cuda" if there and engine.DEVICE == "cuda" else "cpu"
+        for name, engine in engines.ENGINES.items()
+    }
     report: dict[str, dict[str, float | str]] = {}
     for name in losses.__all__:
         loss = getattr(losses, name)
@@ -123,7 +125,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
             (torch.stack(around) - z).abs().amax(0) > _TOLERANCE * z.abs().max()
             for *around, z in zip(*beside, truth, strict=True)
         ]
-        for engine in engines.ENGINES:
+        for engine in device_of:
             try:
                 with engines.use(engine):
                     found = run(torch.float32, device_of[engine])

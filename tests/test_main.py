@@ -51,13 +51,13 @@ def test_a_wrong_engine_fails_the_self_test_and_the_others_pass(
 ) -> None:
     """Interpreted and emulated ones are asked here, for one loss."""
     monkeypatch.setattr(losses, "__all__", ["supcon_loss"])
-    gather = blockwise_engine.gather
+    forward = blockwise_engine.forward
 
     def off(*call: object) -> object:
-        statistics, *rest = gather(*call)  # type: ignore[arg-type]
+        statistics, *rest = forward(*call)  # type: ignore[arg-type]
         return [s * 1.001 for s in statistics], *rest
 
-    monkeypatch.setattr(blockwise_engine, "gather", off)
+    monkeypatch.setattr(blockwise_engine, "forward", off)
     assert report.main([]) == 1
     lines = capsys.readouterr().out.partition("self-test")[2].splitlines()[1:]
     told = {line.split()[0]: line for line in lines}

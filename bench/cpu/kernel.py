@@ -64,16 +64,16 @@ def sweeps(loss: str, n: int, d: int) -> Iterator[tuple[str, Step]]:
     labelled = takes_labels(loss)
     pairs = Pairs.of(x, other) if labelled else Pairs.paired(x, other)
     scale = 1 / 0.1 if labelled else 1 / 0.07
-    near = cpu_engine.gather(pairs, [highest(POS, grad=False)], [])[0][0]
+    near = cpu_engine.forward(pairs, [highest(POS, grad=False)], [])[0][0]
     neg, pos, sums = lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
     rows, cols = ([neg, pos, sums], []) if labelled else ([neg, sums], [neg])
-    statistics, _, bits = cpu_engine.gather(pairs, rows, cols)
+    statistics, _, bits = cpu_engine.forward(pairs, rows, cols)
     cotangents = [torch.full((n,), sign / n) for sign in (1, -1, 1)]
     needs = Wanted(True, not labelled, args=[[False]] * 3)  # by no reference
-    yield "forward", lambda: cpu_engine.gather(pairs, rows, cols)
+    yield "forward", lambda: cpu_engine.forward(pairs, rows, cols)
     yield (
         "backward",
-        lambda: cpu_engine.weigh(pairs, rows, cols, statistics, cotangents, bits, needs),
+        lambda: cpu_engine.backward(pairs, rows, cols, statistics, cotangents, bits, needs),
     )
 
 

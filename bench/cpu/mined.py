@@ -40,12 +40,12 @@ def learned(n: int, d: int, per_class: int, noise: float) -> tuple[Tensor, Tenso
 
 
 def without_bits(*call: Any) -> Any:
-    """native.weigh that visits every tile."""
+    """native.backward that visits every tile."""
     *others, _, needs = call
-    return weigh(*others, None, needs)
+    return sweep_backward(*others, None, needs)
 
 
-weigh = cpu_engine.weigh
+sweep_backward = cpu_engine.backward
 
 
 def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
@@ -53,14 +53,15 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
     without; and the share of the visited tiles, on and above the diagonal, whose bit is set."""
     n = len(x)
     pairs = Pairs.of(x, labels)
-    (far,), _, _ = cpu_engine.gather(pairs, [lowest(POS, grad=False)], [])
+    (far,), _, _ = cpu_engine.forward(pairs, [lowest(POS, grad=False)], [])
     mined = lse(NEG, BETA, BASE, above=far - EPSILON)
-    (_, statistic), _, bits = cpu_engine.gather(pairs, [highest(NEG, grad=False), mined], [])
+    (_, statistic), _, bits = cpu_engine.forward(pairs, [highest(NEG, grad=False), mined], [])
     cotangent = torch.sigmoid(statistic) / (BETA * n)
     tiles = bits.shape[1]
 
     def sweep(bits: Tensor | None) -> Tensor:
-        return weigh(pairs, [mined], [], [statistic], [cotangent], bits, Wanted(True, False))[0]
+        needs = Wanted(True, False)
+        return sweep_backward(pairs, [mined], [], [statistic], [cotangent], bits, needs)[0]
 
     leaf = x.clone().requires_grad_()
     with pairops.use("native"):
@@ -70,7 +71,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
         return torch.autograd.grad(value, leaf, retain_graph=True)[0]
 
     def backward_everywhere() -> Tensor:
-        with mock.patch.object(cpu_engine, "weigh", without_bits):
+        with mock.patch.object(cpu_engine, "backward", without_bits):
             return backward()
 
     steps: dict[str, Step] = {

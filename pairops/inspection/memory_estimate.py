@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from pairops import losses
-from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.engines import use
-from pairops.ops.engines.triton import engine as triton_engine
+from pairops.ops.engines import ENGINES, use
 from pairops.ops.pairs.checks import FLOATS
 from pairops.ops.terms.plain_numbers import plain_int
 
@@ -20,7 +18,6 @@ from .memory_trace import Alive
 
 __all__ = ["Memory", "estimate_memory"]
 
-_ON_GPU = ("cuda", "triton", "chunked")
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -153,10 +150,12 @@ def _followed(
     )
 
     if engine == "auto" and torch.cuda.is_available():
-        engine = "blockwise" if triton_engine.MISSING else "triton"
-        engine = engine if cuda_kernels.KERNELS is None else "cuda"
+        engine = next(
+            name for name, e in ENGINES.items() if e.DEVICE != "cpu" and e.missing() is None
+        )
     # Where there is no GPU, what serves anything stands in for its engines.
-    served = "blockwise" if engine in _ON_GPU else engine
+    on_gpu = engine in ENGINES and ENGINES[engine].DEVICE == "cuda"
+    served = "blockwise" if on_gpu else engine
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

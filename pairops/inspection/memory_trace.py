@@ -81,7 +81,7 @@ class Alive(TorchDispatchMode):
             self._prepared.add(sets)
             self.bytes += working.prepared(call)
         for met, beside in meetings(call, self._ranks, weighing=False):
-            self._note(beside + self._prepared_anew(met, working) + working.gather(met))
+            self._note(beside + self._prepared_anew(met, working) + working.forward(met))
         if working.bits is not None:
             self.bytes += working.bits(call) * sum(term.keeps_bits for term, _ in call.owned)
 
@@ -99,7 +99,7 @@ class Alive(TorchDispatchMode):
             held = beside + self._prepared_anew(met, working)
             swept = replace(met, rows=_sums(met.rows), cols=_sums(met.cols))
             if swept.owned:
-                self._note(held + working.weigh(swept))
+                self._note(held + working.backward(swept))
                 held += swept.gradients()
             self.bytes += held
             self._weigh_extremes(pairs, met, beside_term)

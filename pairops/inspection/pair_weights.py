@@ -2,7 +2,7 @@
 
 General pair weighting says that a pair-based loss is this weight, w_ij = ∂L/∂s_ij. Training never
 holds them; here the statistics that a loss took are watched, and of a block the same shares and
-slopes are written out that `weigh` would have multiplied with the embeddings.
+slopes are written out that `backward` would have multiplied with the embeddings.
 """
 
 from collections.abc import Callable
@@ -162,5 +162,5 @@ def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     term = pairs.measured(term, axis)
     with torch.no_grad():
         terms = ([term], []) if axis == 0 else ([], [term])
-        _, (index,), _ = ENGINES["blockwise"].gather(pairs, *terms)
+        _, (index,), _ = ENGINES["blockwise"].forward(pairs, *terms)
     return torch.as_tensor(index)

@@ -146,12 +146,12 @@ def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
 
         return recorded
 
-    for name in ("gather", "weigh"):
+    for name in ("forward", "backward"):
         monkeypatch.setattr(cpu_engine, name, spy(name))
     contestants()["native"].step(problem(Setting(loss, 50, d=8)))()
     theirs, calls = calls, []
     steps = dict(sweeps(loss, 50, 8))
-    assert [name for name, _ in calls] == ["gather", "gather"]
+    assert [name for name, _ in calls] == ["forward", "forward"]
     calls[1:] = []
     steps["forward"]()
     steps["backward"]()

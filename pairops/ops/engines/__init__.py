@@ -1,18 +1,13 @@
 """The engines, who serves a call, and why another does not.
 
-An engine is a module with `gather(pairs, rows, cols)`, the statistics of a call, `weigh`, its
-gradient, and `declines(pairs, rows, cols)`, a reason or None. `dense` has no `weigh`: torch
-differentiates it. To add an engine, write the module and name it in ENGINES, in order of
-preference; `_preferred` knows the exceptions.
+To add an engine, write a module with the names of `engine.Engine` and name it in ENGINES, in order
+of preference; `_preferred` knows the exceptions.
 """
 
 import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from types import ModuleType
-
-from torch import Tensor
 
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
@@ -22,20 +17,25 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
+from .engine import Engine
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "choose", "prepared", "use"]
+__all__ = ["ENGINES", "Engine", "choose", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
-ENGINES: dict[str, ModuleType] = {
-    "native": cpu_engine,
-    "cuda": cuda_engine,
-    "triton": triton_engine,
-    "chunked": chunked,
-    "blockwise": blockwise_engine,
-    "dense": dense,
-}
+_ENGINES: list[Engine] = [
+    cpu_engine,
+    cuda_engine,
+    triton_engine,
+    chunked,
+    blockwise_engine,
+    dense,
+]
+ENGINES: dict[str, Engine] = {engine.NAME: engine for engine in _ENGINES}
+
+# On a CPU kernels for GPUs run in tests alone, for who asks for them by name.
+_ON_CPU = [engine.NAME for engine in _ENGINES if engine.DEVICE != "cuda"]
 
 _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
 _default = os.environ.get("PAIROPS_ENGINE", "auto")
@@ -85,19 +85,13 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
     raise AssertionError("dense serves every call")
 
 
-def prepared(name: str, pairs: Pairs) -> list[Tensor]:
-    """What this engine makes of the embeddings, once for all its calls with these pairs."""
-    return cuda_engine.prepared(pairs) if name == "cuda" else []
-
-
 def _preferred(pairs: Pairs) -> list[str]:
     """The engines in the order in which "auto" asks them."""
-    names = list(ENGINES)
     if pairs.x.device.type == "cpu":
-        # There kernels for GPUs run in tests alone, for who asks for them by name.
-        return [name for name in names if name not in ("cuda", "triton", "chunked")]
-    name = "cuda" if cuda_engine.declines(pairs, (), ()) is None else "triton"
-    if triton_engine.MISSING is None and ENGINES[name].prefers_chunks(pairs):
-        names.remove("chunked")
-        names.insert(names.index(name), "chunked")
+        return _ON_CPU
+    names = list(ENGINES)
+    first = cuda_engine if cuda_engine.declines(pairs, (), ()) is None else triton_engine
+    if chunked.missing() is None and first.prefers_chunks(pairs):
+        names.remove(chunked.NAME)
+        names.insert(names.index(first.NAME), chunked.NAME)
     return names

@@ -20,7 +20,14 @@ from pairops.ops.terms.term import Partner, Table, Term, Wanted
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
+NAME = "native"
+DEVICE: str | None = "cpu"
+
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
+
+
+def missing() -> str | None:
+    return MISSING
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
@@ -38,14 +45,15 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     return None
 
 
-def gather(
+def prepare(_pairs: Pairs) -> list[Tensor]:
+    return []
+
+
+def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
-
-    The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
-    pair; of the same set also where it kept a pair of the tile's mirror image.
-    """
+    """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
+    set kept a pair of the tile's mirror image."""
     call = _Call(pairs)
     bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8)
     plane = iter(bits)
@@ -64,7 +72,7 @@ def gather(
     return statistics, arguments, bits
 
 
-def weigh(
+def backward(
     pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
@@ -73,12 +81,7 @@ def weigh(
     bits: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
-
-    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
-    not needed is empty; for the same set the first is the whole one. Without a slope by arguments
-    a tile is weighed faster.
-    """
+    """Without a slope by arguments a tile takes less time."""
     same = pairs.y is None
     call = _Call(pairs)
     plane = iter(() if bits is None else bits)

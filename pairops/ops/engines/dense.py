@@ -15,19 +15,42 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
 from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
 
+from .engine import Backward
+
+NAME = "dense"
+DEVICE: str | None = None
+backward: Backward | None = None
+
+
+def missing() -> str | None:
+    return None
+
 
 def declines(*_call: object) -> str | None:
     return None
 
 
-def gather(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> list[Tensor]:
-    """Row statistics (N,), then column statistics (M,), in the caller's order."""
+def prepare(_pairs: Pairs) -> list[Tensor]:
+    return []
+
+
+def forward(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """There are no tiles, and no bits."""
     x = _comparable(pairs.x, pairs.relation.valid_x, pairs)
     y = x if pairs.y is None else _comparable(pairs.y, pairs.relation.valid_y, pairs)
     s = product(x, y)
     positive, present = _masks(pairs)
-    statistics = [_statistic(s, positive, present, term) for term in rows]
-    return statistics + [_statistic(s.T, positive.T, present.T, term) for term in cols]
+    found = [_statistic(s, positive, present, term) for term in rows]
+    found += [_statistic(s.T, positive.T, present.T, term) for term in cols]
+    arguments = [argument for _, argument in found if argument is not None]
+    bits = pairs.x.new_empty(bits_shape(), dtype=torch.uint8)
+    return [statistic for statistic, _ in found], arguments, bits
+
+
+def bits_shape(*_call: object) -> tuple[int, ...]:
+    return (0,)
 
 
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
@@ -50,8 +73,10 @@ def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return positive, (place != own) & relation.valid_x[:, None] & relation.valid_y
 
 
-def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tensor:
-    """(N,) of s (N, M); a column term gets everything transposed."""
+def _statistic(
+    s: Tensor, positive: Tensor, present: Tensor, term: Term
+) -> tuple[Tensor, Tensor | None]:
+    """(N,) of s (N, M), and who attained an extreme; a column term gets everything transposed."""
     if not term.grad:
         s = s.detach()
     kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
@@ -70,16 +95,21 @@ def _statistic(s: Tensor, positive: Tensor, present: Tensor, term: Term) -> Tens
     fill = term.monoid.fill
     f = torch.where(kept, f, fill)
     if term.gather == "sum":
-        return f.sum(1)
+        return f.sum(1), None
     if s.shape[1] == 0:
-        return f.sum(1) + fill
+        nobody = torch.full_like(f[:, :0].sum(1), -1, dtype=torch.int64)
+        return f.sum(1) + fill, nobody if term.keeps_argument else None
     if term.gather == "lse":
         # torch's second derivative of a log-sum-exp over −inf alone is NaN.
         empty = ~(kept & (f != -torch.inf)).any(1)
-        return torch.where(empty, fill, torch.logsumexp(torch.where(empty[:, None], 0, f), 1))
+        f = torch.where(empty[:, None], 0, f)
+        return torch.where(empty, fill, torch.logsumexp(f, 1)), None
     extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
     first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
-    return f.gather(1, first).squeeze(1)
+    extreme = f.gather(1, first).squeeze(1)
+    if not term.keeps_argument:
+        return extreme, None
+    return extreme, torch.where(kept.any(1), first.squeeze(1), -1)
 
 
 def _selected(kept: Tensor, argument: Any) -> Any:

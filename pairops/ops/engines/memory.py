@@ -1,8 +1,8 @@
-"""What an engine holds while it serves one call of `gather` or `weigh`, in bytes.
+"""What an engine holds while it serves one call of `forward` or `backward`, in bytes.
 
 Each formula is its engine's code, counted. Those of `native` and `blockwise` are checked against
 measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. What the ops
-return is not in them, but for the gradients of `weigh`.
+return is not in them, but for the gradients of `backward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Call:
     dtype: torch.dtype
     rows: Sequence[Term]
     cols: Sequence[Term]
-    wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `weigh` returns
+    wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `backward` returns
 
     @property
     def wide(self) -> int:
@@ -72,7 +72,7 @@ class Call:
 # ── native ──
 
 
-def _native_gather(call: Call) -> int:
+def _native_forward(call: Call) -> int:
     """Places, sorted vectors, states of columns, and all columns packed."""
     size = 4 * sum(call.lengths) + call.vectors() + _native_team(call, 1, 1)
     if call.band:
@@ -81,7 +81,7 @@ def _native_gather(call: Call) -> int:
     return size + call.copies(call.m) + 2 * call.wide * sum(of_columns)
 
 
-def _native_weigh(call: Call) -> int:
+def _native_backward(call: Call) -> int:
     """The gradients, and a stripe of columns packed for both products."""
     size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_team(call, 3, 2)
     size += call.wide * sum(len(term.vectors()) * k for term, k in call.owned) * (1 + call.same)
@@ -104,7 +104,7 @@ def _native_tile() -> int:
 # ── blockwise ──
 
 
-def _blockwise_gather(call: Call) -> int:
+def _blockwise_forward(call: Call) -> int:
     """Copies, sorted and scaled: three more of the last one while it is made."""
     making = 3 * call.copies(call.lengths[-1])
     if call.dtype.itemsize < call.wide:
@@ -112,7 +112,7 @@ def _blockwise_gather(call: Call) -> int:
     return call.copies(*call.lengths) + max(making, _blockwise_tile(call, 2))
 
 
-def _blockwise_weigh(call: Call) -> int:
+def _blockwise_backward(call: Call) -> int:
     """The copies, a sum for either side in pieces, the gradients, and four more of one of them
     while it is taken through the scale."""
     sides = zip((call.n, call.m), call.wanted, strict=True)
@@ -206,24 +206,24 @@ def _sums(call: Call, shape: _Shape) -> int:
     return most
 
 
-def _triton_gather(call: Call) -> int:
+def _triton_forward(call: Call) -> int:
     copies, making = _triton_copies(call, 0)
     return copies + max(making, _states(call, _triton_shape(call)))
 
 
-def _triton_weigh(call: Call) -> int:
+def _triton_backward(call: Call) -> int:
     shape, (copies, making) = _triton_shape(call), _triton_copies(call, 2)
     bits = any(term.keeps_bits for term, _ in call.owned)
     listed = 8 * shape.cells(call) if bits else 0  # the tiles to be visited, and what sorts them
     return copies + max(making, _sums(call, shape) + listed)
 
 
-def _chunked_gather(call: Call) -> int:
+def _chunked_forward(call: Call) -> int:
     copies, making = _triton_copies(call, 0)
     return copies + max(making, 8 * sum(k for _, k in call.owned) + _chunk(call))
 
 
-def _chunked_weigh(call: Call) -> int:
+def _chunked_backward(call: Call) -> int:
     """The gradients in sorted order, and two more of one while it is put in the caller's."""
     copies, making = _triton_copies(call, 2)
     ordering = 2 * call.copies(max(call.lengths))
@@ -235,16 +235,16 @@ def _chunk(call: Call) -> int:
 
 
 class Working(NamedTuple):
-    gather: Callable[[Call], int]
-    weigh: Callable[[Call], int]
+    forward: Callable[[Call], int]
+    backward: Callable[[Call], int]
     prepared: Callable[[Call], int] = lambda _: 0  # once for all calls with the same pairs
     # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
     bits: Callable[[Call], int] | None = None
 
 
 WORKING = {
-    "native": Working(_native_gather, _native_weigh),
-    "blockwise": Working(_blockwise_gather, _blockwise_weigh),
+    "native": Working(_native_forward, _native_backward),
+    "blockwise": Working(_blockwise_forward, _blockwise_backward),
     "cuda": Working(
         lambda call: _states(call, _cuda_shape(call)),
         lambda call: _sums(call, _cuda_shape(call)),
@@ -252,7 +252,7 @@ WORKING = {
         lambda call: _cuda_shape(call).cells(call),
     ),
     "triton": Working(
-        _triton_gather, _triton_weigh, bits=lambda call: _triton_shape(call).cells(call)
+        _triton_forward, _triton_backward, bits=lambda call: _triton_shape(call).cells(call)
     ),
-    "chunked": Working(_chunked_gather, _chunked_weigh, bits=lambda _: 0),
+    "chunked": Working(_chunked_forward, _chunked_backward, bits=lambda _: 0),
 }

@@ -44,16 +44,18 @@ def of_terms(
 
     In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
     """
-    sweep: Any = ENGINES[engine]
+    serving = ENGINES[engine]
     if torch.is_grad_enabled():
-        pairs, sweep = pairs.with_own_scales(), blockwise_engine
-        bits = bits if engine == "blockwise" else None
+        pairs = pairs.with_own_scales()
+        if serving is not blockwise_engine:
+            serving, bits = blockwise_engine, None
+    assert serving.backward is not None, "torch differentiates that engine's forward itself"
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
     swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
     gradients: list[tuple[Tensor, Tensor]] = []
     by_term: dict[int, list[Tensor]] = {}
     if swept:
-        dx, dy, flat = sweep.weigh(
+        dx, dy, flat = serving.backward(
             pairs,
             [terms[k][1] for k in swept if terms[k][0] == 0],
             [terms[k][1] for k in swept if terms[k][0] == 1],

@@ -48,7 +48,7 @@ def _gather(
     with torch.no_grad(), exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         result: tuple[list[Tensor], list[Tensor], Tensor]
-        result = ENGINES[engine].gather(pairs, rows, cols)
+        result = ENGINES[engine].forward(pairs, rows, cols)
         return result
 
 

@@ -104,13 +104,15 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     engine = engines.choose(pairs, rows, cols)
     if pairs.shards is not None:
         return tuple(sharded.taken(pairs, rows, cols, engine))
-    if engine == "dense":
-        return tuple(engines.ENGINES[engine].gather(pairs, rows, cols))
+    serving = engines.ENGINES[engine]
+    if serving.backward is None:
+        return tuple(serving.forward(pairs, rows, cols)[0])
     recipe, numbers, vectors = pack(rows, cols)
+    prepared = serving.prepare(pairs)
     traced = None
     if compiling and _reads_at_once(pairs.x.device):
         numbers, traced = _traced(numbers)
-    terms, prepared = (*rows, *cols), engines.prepared(engine, pairs)
+    terms = (*rows, *cols)
     constant = [k for k, term in enumerate(terms) if not term.grad]
     call, given = call_of(
         pairs, recipe, numbers, traced, vectors, prepared, engine, constant, len(terms)

@@ -34,9 +34,9 @@ def taken(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
     """The statistics of terms of similarities, as `row_stats` returns them."""
-    if engine == "dense":
+    if ENGINES[engine].backward is None:
         raise ValueError(
-            "engine 'dense' cannot serve this call: it weighs no blocks, and a group needs that"
+            f"engine {engine!r} cannot serve this call: it weighs no blocks, and a group needs that"
         )
     if pairs.y is None:  # a column is a row
         rows, cols = (*rows, *cols), ()
@@ -141,7 +141,7 @@ def _gather(
         for first, block, came in blocks:
             met = iter(came)
             placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
-            values, arguments, _ = ENGINES[engine].gather(
+            values, arguments, _ = ENGINES[engine].forward(
                 block, *((placed, []) if axis == 0 else ([], placed))
             )
             found = iter(arguments)

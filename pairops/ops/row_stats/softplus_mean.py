@@ -16,13 +16,14 @@ from pairops.ops.autograd.recompute import along, by_inputs
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.bindings.schemas import library
+from pairops.ops.engines import cuda_engine
 from pairops.ops.pairs.pairs import Pairs
 
 
 def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
     """Did the CUDA engine make these statistics, and are they few and float32?"""
     return (
-        "cuda" in pairs.cache.prepared
+        cuda_engine.NAME in pairs.cache.prepared
         and len(statistics) <= cuda_kernels.KERNELS.MOST_STATISTICS
         and all(statistic.dtype == torch.float32 for statistic in statistics)
     )

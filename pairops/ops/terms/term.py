@@ -224,12 +224,12 @@ class Term:
 
     @property
     def keeps_argument(self) -> bool:
-        """Does `gather` also return which partner attained the extreme?"""
+        """Does `forward` also return which partner attained the extreme?"""
         return self.extreme and self.grad
 
     @property
     def keeps_bits(self) -> bool:
-        """May `gather` note for `weigh`, tile by tile, whether the window kept a pair?"""
+        """May `forward` note for `backward`, tile by tile, whether the window kept a pair?"""
         return bool(self.windows()) and not self.extreme
 
     @property

@@ -391,7 +391,7 @@ def test_nothing_is_computed_before_the_reduction_is_checked(
     def never(*_call: object) -> None:
         raise AssertionError("an engine ran")
 
-    monkeypatch.setattr(engines.ENGINES["blockwise"], "gather", never)
+    monkeypatch.setattr(engines.ENGINES["blockwise"], "forward", never)
     for loss in ("ms_loss", "contrastive_loss", "supcon_loss", "triplet_loss"):
         with pytest.raises(ValueError, match="reduction is 'avg'"):
             getattr(pairops, loss)(X, LABELS, reduction="avg")

@@ -108,13 +108,13 @@ def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
     x, labels, _ = inputs()
     seen = []
 
-    def watch(name: str, gather: Callable[..., Any]) -> None:
+    def watch(name: str, forward: Callable[..., Any]) -> None:
         monkeypatch.setattr(
-            ENGINES[name], "gather", lambda *call: (seen.append(name), gather(*call))[1]
+            ENGINES[name], "forward", lambda *call: (seen.append(name), forward(*call))[1]
         )
 
     for name in ("native", "blockwise"):
-        watch(name, ENGINES[name].gather)
+        watch(name, ENGINES[name].forward)
     expected = {"blockwise": ["blockwise"], "dense": [], "native": ["native"], "auto": ["native"]}
     for engine in ("blockwise", "dense", "blockwise", "auto", "native", "dense", "auto"):
         seen.clear()

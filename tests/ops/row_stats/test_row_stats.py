@@ -148,13 +148,13 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
     with pairops.use("blockwise"):
         bound = row_stats(pairs, far)[0] - 0.05
     terms = [lse(NEG, 50.0, 0.5, above=bound).over(300, 300, torch.float32)]
-    statistics, _, bits = blockwise_engine.gather(pairs, terms, [])
+    statistics, _, bits = blockwise_engine.forward(pairs, terms, [])
     share = float(bits.float().mean())
     assert 0 < share < 0.5, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(300)]
     with torch.no_grad():
         skipped, whole = (
-            blockwise_engine.weigh(
+            blockwise_engine.backward(
                 pairs, terms, [], statistics, cotangents, b, Wanted(True, False)
             )[0]
             for b in (bits, torch.ones_like(bits))

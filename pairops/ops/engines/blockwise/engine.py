@@ -1,20 +1,20 @@
 """Tiles in plain torch: any device, any function, memory O(tile·M), differentiable twice.
 
-Both verbs walk the matrix in tiles of sorted rows and columns:
+Both passes walk the matrix in tiles of sorted rows and columns:
 
                  places in order_y →
                ┌──────┬──────┬──────┐    A tile the positive intervals do not touch holds negatives
     places in  │ band │      │      │    only: nothing is masked there, and POS terms skip it.
     order_x    ├──────┼──────┼──────┤    A tile in which a window kept no pair has its bit clear:
-       ↓       │ band │ band │      │    that term skips it in `weigh`. Tiles that no term
+       ↓       │ band │ band │      │    that term's backward skips it. Tiles that no term
                ├──────┼──────┼──────┤    visits are not even multiplied.
                │      │      │ band │
                └──────┴──────┴──────┘    merge order: columns left to right, rows top to bottom
 
 On CUDA the intervals and bits are not read back, since that would synchronise: every tile is
-masked. `gather` and `weigh` cut the same tiles, so a pair that was mined is weighed; another
-engine's `gather` may differ from ours in the last bit of s, and a pair that close to its threshold
-may flip.
+masked. `forward` and `backward` cut the same tiles, so a pair that was mined has its weight;
+another engine's `forward` may differ from ours in the last bit of s, and a pair that close to its
+threshold may flip.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,19 +33,26 @@ from pairops.ops.terms.term import Term, Wanted
 from . import grid as tiles
 from .grid import Grid, Placed, Tile, counts
 
+NAME = "blockwise"
+DEVICE: str | None = None
+
+
+def missing() -> str | None:
+    return None
+
 
 def declines(*_call: object) -> str | None:
     return None
 
 
-def gather(
+def prepare(_pairs: Pairs) -> list[Tensor]:
+    return []
+
+
+def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
-
-    The bits are uint8 (terms that keep bits, row tiles, column tiles), 1 where the window kept a
-    pair.
-    """
+    """The bits are (terms that keep bits, row tiles, column tiles)."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
@@ -80,7 +87,7 @@ def gather(
     return statistics, arguments, bits
 
 
-def weigh(
+def backward(
     pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
@@ -89,13 +96,7 @@ def weigh(
     bits: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
-
-    Sums and log-sum-exps only: an extreme's gradient goes to one pair per owner and needs no sweep.
-    bits: from this engine's `gather`, or None. A gradient that is not needed is empty; for the same
-    set the first is the whole one. In grad mode all of it is differentiable: tiles are recomputed,
-    not stored.
-    """
+    """In grad mode all of it is differentiable: tiles are recomputed, not stored."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
@@ -122,7 +123,7 @@ def weigh(
             continue
         operands = [v for t in visiting for v in t.operands(tile)]
         x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
-        parts = run(partial(_weigh_tile, visiting, embeddings, tile), x, y, *operands)
+        parts = run(partial(_tile_backward, visiting, embeddings, tile), x, y, *operands)
         places = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
         for k, part in zip(places, parts, strict=True):
             mine, here = sums[k], tile[axes[k]]
@@ -159,7 +160,7 @@ def bits_shape(
     return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
 
-def _weigh_tile(
+def _tile_backward(
     terms: Sequence[Placed],
     needs: tuple[bool, bool],
     tile: Tile,

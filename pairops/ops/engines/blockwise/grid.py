@@ -148,7 +148,7 @@ class Grid:
 class Placed:
     """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
 
-    given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `weigh`
+    given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `backward`
     bits: list[list[int]] | None = None
     wanted: Sequence[bool] | None = None  # gradients by its tensor arguments; None: by all
 
@@ -177,7 +177,7 @@ class Placed:
         return every if self.wanted is None else list(itertools.compress(every, self.wanted))
 
     def operands(self, tile: Tile) -> list[Tensor]:
-        """What a tile is weighed with: cotangents, statistics, tensor arguments."""
+        """What a tile's backward takes: cotangents, statistics, tensor arguments."""
         return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
 
     def _vectors(self, tile: Tile) -> list[Tensor]:

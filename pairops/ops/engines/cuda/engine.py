@@ -20,16 +20,23 @@ from pairops.ops.terms.term import Term, Wanted
 
 from .launch import Call
 
+NAME = "cuda"
+DEVICE: str | None = "cuda"
+
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
 
 
-def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
-    x = pairs.x
+def missing() -> str | None:
     if extension.MISSING is not None:
         return extension.MISSING
-    if cuda_kernels.KERNELS is None:
-        return "this build of pairops has no CUDA kernels"
+    return "this build of pairops has no CUDA kernels" if cuda_kernels.KERNELS is None else None
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    x, reason = pairs.x, missing()
+    if reason is not None:
+        return reason
     if x.device.type != cuda_kernels.DEVICE:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
     if pairs.dtype == torch.float64:
@@ -63,40 +70,37 @@ def _is_sliced(dtype: torch.dtype, d: int) -> bool:
 _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def prepared(pairs: Pairs) -> list[Tensor]:
-    """Both sets as they are multiplied: sorted, float16, in panels; made once."""
+def prepare(pairs: Pairs) -> list[Tensor]:
+    """Both sets as they are multiplied: sorted, float16, in panels."""
     made = pairs.cache.prepared
-    if "cuda" not in made:
+    if NAME not in made:
         known, scales = pairs.relation, pairs.scales
-        made["cuda"] = made.get("relation") or cuda_kernels.arrange_both(
+        made[NAME] = made.get("relation") or cuda_kernels.arrange_both(
             (pairs.x, scales.x, known.order_x, known.valid_x),
             None if pairs.y is None else (pairs.y, scales.y, known.order_y, known.valid_y),
         )
-    return made["cuda"]
+    return made[NAME]
 
 
 def _kernels(pairs: Pairs) -> Kernels:
-    x, width = pairs.x, int(prepared(pairs)[0].shape[1])
+    x, width = pairs.x, int(prepare(pairs)[0].shape[1])
     return Kernels(x.dtype, int(x.shape[1]), cuda_kernels.on_hopper(x.device), width)
 
 
 def _call(pairs: Pairs) -> Call:
-    return Call(pairs, _kernels(pairs), prepared(pairs))
+    return Call(pairs, _kernels(pairs), prepare(pairs))
 
 
-def gather(
+def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
-
-    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
-    owners, tiles of partners), one after the other.
-    """
+    """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
+    after the other."""
     bits = pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8)
-    return *_call(pairs).gather(rows, cols, bits), bits
+    return *_call(pairs).forward(rows, cols, bits), bits
 
 
-def weigh(
+def backward(
     pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
@@ -105,12 +109,7 @@ def weigh(
     bits: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
-
-    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
-    not needed is empty; for the same set the first is the whole one.
-    """
-    return _call(pairs).weigh(rows, cols, statistics, cotangents, bits, needs)
+    return _call(pairs).backward(rows, cols, statistics, cotangents, bits, needs)
 
 
 def bits_shape(

@@ -25,7 +25,7 @@ class Call:
         x = pairs.x
         self._device, self._stream = on_device(x), stream_of(x)
 
-    def gather(
+    def forward(
         self, rows: Sequence[Term], cols: Sequence[Term], bits: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         roles = self._owning(rows, cols)
@@ -40,10 +40,10 @@ class Call:
             for axis in (0,) if self.same else (0, 1):
                 if self.pairs.shape[axis]:
                     for owned in self._groups([r for r in roles if r.owners == axis], 1):
-                        self._gather(axis, owned, values, arguments, planes)
+                        self._forward(axis, owned, values, arguments, planes)
         return values, [a for a in arguments if a is not None]
 
-    def weigh(
+    def backward(
         self,
         rows: Sequence[Term],
         cols: Sequence[Term],
@@ -63,7 +63,7 @@ class Call:
         with self._device:
             for axis in (0,) if self.same else (0, 1):
                 for group in groups:
-                    gradient, sums = self._weigh(
+                    gradient, sums = self._backward(
                         axis, group, given, planes, (needs.x, needs.y)[axis], needs.rounded
                     )
                     gradients[axis].append(gradient)
@@ -104,7 +104,7 @@ class Call:
     def _lengths(self, axis: int) -> tuple[int, int]:
         return self.pairs.shape[axis], self.pairs.shape[1 - axis]
 
-    def _gather(
+    def _forward(
         self,
         axis: int,
         owned: list[Role],
@@ -133,7 +133,7 @@ class Call:
             self._stream,
         )  # fmt: skip
 
-    def _weigh(
+    def _backward(
         self,
         axis: int,
         group: Sequence[Role],

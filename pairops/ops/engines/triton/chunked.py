@@ -18,6 +18,13 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import engine as triton_engine
 
+NAME = "chunked"
+DEVICE: str | None = "cuda"
+
+
+def missing() -> str | None:
+    return triton_engine.missing()
+
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x = pairs.x
@@ -32,14 +39,17 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 _FLOAT32_OUT = hasattr(torch.ops.aten.mm, "dtype")
 
 
-def gather(
+def prepare(_pairs: Pairs) -> list[Tensor]:
+    return []
+
+
+def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, no bits."""
     from .chunked_launch import Chunked
 
     call = Chunked(pairs, triton_engine.configuration(pairs))
-    statistics, arguments = call.gather(call.place(rows, cols))
+    statistics, arguments = call.forward(call.place(rows, cols))
     return (
         statistics,
         arguments,
@@ -47,7 +57,7 @@ def gather(
     )
 
 
-def weigh(
+def backward(
     pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
@@ -56,12 +66,11 @@ def weigh(
     bits: Tensor | None,  # noqa: ARG001
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """As `triton.weigh`."""
     from .chunked_launch import Chunked
 
-    call = Chunked(pairs, triton_engine.weighing(pairs))
+    call = Chunked(pairs, triton_engine.backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    gradients, found = call.weigh(placed, needs)
+    gradients, found = call.backward(placed, needs)
     return *gradients, call.in_order(placed, found)
 
 

@@ -45,11 +45,11 @@ class Chunk(NamedTuple):
 class Chunked(Call):
     """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
 
-    def gather(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
         """Statistics and arguments of all terms."""
         owned = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
         sweeps_of = [
-            codegen.gathering(terms, **self._facts(axis)) if terms else None
+            codegen.forward(terms, **self._facts(axis)) if terms else None
             for axis, terms in enumerate(owned)
         ]
         results = self.blank(placed)
@@ -67,13 +67,15 @@ class Chunked(Call):
                         continue
                     start, visit, merge, _ = sweep.functions
                     functions = {"START": start, "VISIT": visit, "MERGE": merge}
-                    self._run(chunk_kernels.gather, axis, chunk, sweep, state, **functions)
+                    self._run(chunk_kernels.forward, axis, chunk, sweep, state, **functions)
             for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                 if sweep is not None and state is not None:
                     self.conclude(axis, owned[axis], sweep, state, results)
         return results.of(placed)
 
-    def weigh(self, placed: Sequence[Placed], needs: Wanted) -> tuple[tuple[Tensor, Tensor], Found]:
+    def backward(
+        self, placed: Sequence[Placed], needs: Wanted
+    ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
@@ -83,7 +85,7 @@ class Chunked(Call):
         for axis in (0,) if self.same else (0, 1):
             roles = self._roles(axis, placed)
             weights = axis == 0 and any(wanted)
-            sweep = codegen.weighing(roles, embeddings=weights, **self._facts(axis))
+            sweep = codegen.backward(roles, embeddings=weights, **self._facts(axis))
             along.append((sweep, self.where(roles, len(placed))))
         totals = [
             torch.zeros((length, self.config.padded), device=device) if want else nothing
@@ -101,7 +103,7 @@ class Chunked(Call):
                         if sweep.facts.embeddings:
                             self._multiply(chunk, sweep, sums[axis], totals)
                         elif where:
-                            self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
+                            self._weights(axis, chunk, sweep, None, [chunk.s], sums[axis])
         gradients = [
             self._finished(axis, total) if want else nothing
             for axis, (total, want) in enumerate(zip(totals, wanted, strict=True))
@@ -149,7 +151,7 @@ class Chunked(Call):
             F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **options(),
         )  # fmt: skip
 
-    def _weigh(
+    def _weights(
         self,
         axis: int,
         chunk: Chunk,
@@ -159,7 +161,7 @@ class Chunked(Call):
         sums: Tensor,
     ) -> None:
         self._run(
-            chunk_kernels.weigh, axis, chunk, sweep, sums if times is None else times,
+            chunk_kernels.backward, axis, chunk, sweep, sums if times is None else times,
             into[0], into[-1], sums,
             VISIT=sweep.functions[0], P=static(self.config.precision),
         )  # fmt: skip
@@ -181,7 +183,7 @@ class Chunked(Call):
             pieces = [
                 torch.empty_like(chunk.s, dtype=torch.float16) for _ in range(1 + precision.fine)
             ]
-        self._weigh(0, chunk, sweep, times, pieces, sums)
+        self._weights(0, chunk, sweep, times, pieces, sums)
         for piece in reversed(pieces):  # the smaller part first
             if totals[0].dim() == 2:
                 totals[0][own] += _in_units(product(piece, y), times)

@@ -62,14 +62,14 @@ class Sweep(NamedTuple):
 _SWEEPS: dict[tuple[Any, ...], Sweep] = {}
 
 
-def gathering(placed: Sequence[Placed], **facts: Any) -> Sweep:
+def forward(placed: Sequence[Placed], **facts: Any) -> Sweep:
     """The functions START, VISIT, MERGE and RESULT of these terms."""
-    return _once(_gathering, placed, facts)
+    return _once(_forward, placed, facts)
 
 
-def weighing(placed: Sequence[Placed], **facts: Any) -> Sweep:
+def backward(placed: Sequence[Placed], **facts: Any) -> Sweep:
     """The function VISIT of these terms' gradients."""
-    return _once(_weighing, placed, facts)
+    return _once(_backward, placed, facts)
 
 
 def _once(
@@ -84,7 +84,7 @@ def _once(
     return _SWEEPS[key]
 
 
-def _gathering(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
+def _forward(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
     start, visit, merge = [], [], []
     values, arguments = [], []
     new: list[str] = []
@@ -134,7 +134,7 @@ def _gathering(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
     return Sweep(known, _compiled(placed, functions))
 
 
-def _weighing(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
+def _backward(placed: Sequence[Placed], facts: dict[str, Any]) -> Sweep:
     visit: list[str] = []
     slopes = along_rows(placed)
     # First what every tile visits, so that `weights` is there to be added to.

@@ -29,7 +29,7 @@ _OLDEST = 3, 6  # that takes tuples of functions and tensors as arguments of a k
 _NAMES = "triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows"  # it is installed as
 
 
-def _missing() -> str | None:
+def _without() -> str | None:
     """Why there is no Triton that the kernels can be compiled with. Nothing of it is imported."""
     if not importlib.util.find_spec("triton"):
         return "triton is not installed"
@@ -43,11 +43,17 @@ def _missing() -> str | None:
     return None
 
 
-MISSING = _missing()
+NAME = "triton"
+DEVICE: str | None = "cuda"
+MISSING = _without()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
 _MOST_DIMENSIONS = 4096
+
+
+def missing() -> str | None:
+    return MISSING
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
@@ -85,15 +91,15 @@ _reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def configuration(pairs: Pairs) -> Configuration:
-    """The tiles of a call. s has the same bits in `gather` and in `weigh`, whose weights alone may
-    have more parts: see `weighing`."""
+    """The tiles of a call. s has the same bits in `forward` and in `backward`, whose weights alone
+    may have more parts: see `backward_configuration`."""
     known = None if INTERPRETED else capability(pairs.x.device)
     level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
     return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
 
 
-def weighing(pairs: Pairs) -> Configuration:
-    """What `weigh` is compiled with."""
+def backward_configuration(pairs: Pairs) -> Configuration:
+    """What `backward` is compiled with."""
     config = configuration(pairs)
     return config.with_fine_weights if two_parts(pairs) else config
 
@@ -103,14 +109,15 @@ def prefers_chunks(pairs: Pairs) -> bool:
     return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.y is None)
 
 
-def gather(
+def prepare(_pairs: Pairs) -> list[Tensor]:
+    return []
+
+
+def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Statistics of the row terms (N,) and column terms (M,), arguments of extremes, tile bits.
-
-    The bits are uint8, 1 where the window kept a pair: for each term that keeps bits its (blocks of
-    owners, tiles of partners), one after the other.
-    """
+    """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
+    after the other."""
     from . import launch
 
     call = launch.Swept(pairs, configuration(pairs))
@@ -122,12 +129,12 @@ def gather(
         owned = [p for p in placed if p.owners == axis]
         if owned:
             cells = sum(p.term.keeps_bits for p in owned) * call.cells(axis)
-            call.gather(axis, owned, bits[plane : plane + cells], results)
+            call.forward(axis, owned, bits[plane : plane + cells], results)
             plane += cells
     return *results.of(placed), bits
 
 
-def weigh(
+def backward(
     pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
@@ -136,20 +143,15 @@ def weigh(
     bits: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by tensor arguments.
-
-    Sums and log-sum-exps only. bits: from `gather`, or None: visit every tile. A gradient that is
-    not needed is empty; for the same set the first is the whole one.
-    """
     from . import launch
 
-    call = launch.Swept(pairs, weighing(pairs))
+    call = launch.Swept(pairs, backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
     planes = call.planes(placed, bits)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
     for axis in (0,) if call.same else (0, 1):
-        gradients[axis], by_vector = call.weigh(axis, placed, planes, (needs.x, needs.y)[axis])
+        gradients[axis], by_vector = call.backward(axis, placed, planes, (needs.x, needs.y)[axis])
         found |= by_vector
     return gradients[0], gradients[1], call.in_order(placed, found)
 

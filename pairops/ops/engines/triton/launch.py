@@ -50,7 +50,7 @@ class Call:
     def place(
         self, rows: Sequence[Term], cols: Sequence[Term], *given: Sequence[Tensor]
     ) -> list[Placed]:
-        """given: statistics and cotangents of all terms, for `weigh`."""
+        """given: statistics and cotangents of all terms, for `backward`."""
         terms = [(0, term) for term in rows] + [(1, term) for term in cols]
         beside = list(zip(*given, strict=True)) if given else [()] * len(terms)
         return [
@@ -131,9 +131,11 @@ class Swept(Call):
         """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
         return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
 
-    def gather(self, axis: int, placed: Sequence[Placed], bits: Tensor, results: "Results") -> None:
+    def forward(
+        self, axis: int, placed: Sequence[Placed], bits: Tensor, results: "Results"
+    ) -> None:
         """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
-        sweep = codegen.gathering(placed, **self._facts(axis))
+        sweep = codegen.forward(placed, **self._facts(axis))
         start, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
@@ -142,7 +144,7 @@ class Swept(Call):
         parts = self._splits(blocks, tiles, 4 * sweep.facts.states * n)
         states = torch.empty((parts, sweep.facts.states, n), device=self.pairs.x.device)
         with on_device(self.pairs.x):
-            sweep_kernels.gather[blocks, parts](
+            sweep_kernels.forward[blocks, parts](
                 self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
                 bands(self.pairs, axis, self.config.rows), self.operands.numbers(), bits, states,
                 self.config.padded,
@@ -151,13 +153,13 @@ class Swept(Call):
             )  # fmt: skip
             self.conclude(axis, placed, sweep, states, results)
 
-    def weigh(
+    def backward(
         self, axis: int, placed: Sequence[Placed], planes: Planes, embeddings: bool
     ) -> tuple[Tensor, Found]:
         """The gradient by the set `axis` (empty if it is not wanted), and by every vector along it:
         by which term and which argument of it."""
         roles = self._roles(axis, placed)
-        facts, (visit,) = codegen.weighing(
+        facts, (visit,) = codegen.backward(
             roles, embeddings=embeddings, listed=bool(planes), **self._facts(axis)
         )
         where = self.where(roles, len(placed))
@@ -183,7 +185,7 @@ class Swept(Call):
             alive = any_of([self._seen(p, plane, blocks, tiles) for p, plane in seen])
             visited = listed(alive, band, cols.kept, config.cols, parts, facts.band_only)
         with on_device(self.pairs.x):
-            sweep_kernels.weigh[blocks, parts, shares](
+            sweep_kernels.backward[blocks, parts, shares](
                 rows, cols, self.operands.relation, band, self.operands.numbers(), visited,
                 gradient, sums, config.padded, d,
                 VISIT=visit, F=static(facts), C=static(config), **self._options(),

@@ -24,7 +24,7 @@ class Placed:
     across: bool
     numbers: tuple[int, ...]  # places of its numbers among all numbers
     vectors: tuple[int, ...]  # places of its vectors, windows after arguments, along their axes
-    given: tuple[int, ...] = ()  # places of its statistic and its cotangent, for `weigh`
+    given: tuple[int, ...] = ()  # places of its statistic and its cotangent, for `backward`
 
     def changed(self, across: bool) -> "Placed":
         return replace(self, across=across)

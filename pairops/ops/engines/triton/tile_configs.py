@@ -1,10 +1,10 @@
 """Tile shapes of the Triton sweeps: a table by architecture, dtype and D, read and never searched.
 
 Where the numbers come from: **not measured on a GPU yet.** Each row is the largest tile whose
-`weigh` of every loss compiles, ahead of time by Triton 3.7.1, without a spill and within the shared
-memory of its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to it).
-`python -m bench gpu` times the neighbours of each row; what it finds belongs here, with its date
-and GPU.
+`backward` of every loss compiles, ahead of time by Triton 3.7.1, without a spill and within the
+shared memory of its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to
+it). `python -m bench gpu` times the neighbours of each row; what it finds belongs here, with its
+date and GPU.
 """
 
 import math

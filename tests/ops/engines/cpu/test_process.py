@@ -148,9 +148,9 @@ terms = [lse(NEG, 5.0, torch.rand(700))]
 cotangents = [torch.rand(700)]
 
 def sweeps():
-    statistics, _, bits = native.gather(pairs, terms, [])
+    statistics, _, bits = native.forward(pairs, terms, [])
     wanted = Wanted(True, False)
-    dx, _, slopes = native.weigh(pairs, terms, [], statistics, cotangents, bits, wanted)
+    dx, _, slopes = native.backward(pairs, terms, [], statistics, cotangents, bits, wanted)
     return *statistics, dx, *slopes
 
 before = sweeps()
@@ -206,8 +206,8 @@ def test_other_python_threads_run_meanwhile(backward: bool) -> None:
             value.backward()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_engine, "gather", timed(cpu_engine.gather))
-        patch.setattr(cpu_engine, "weigh", timed(cpu_engine.weigh))
+        patch.setattr(cpu_engine, "forward", timed(cpu_engine.forward))
+        patch.setattr(cpu_engine, "backward", timed(cpu_engine.backward))
         thread = threading.Thread(target=work)
         moments = []
         thread.start()

@@ -273,7 +273,7 @@ def test_copies_tie_wherever_they_stand(d: int) -> None:
     which = torch.arange(30).repeat(10)[torch.randperm(300)]
     pairs = Pairs.of(torch.randn(30, d)[which], torch.randperm(300))
     term = highest(NEG)
-    (value,), (argument,), _ = cpu_engine.gather(pairs, [term], [])
+    (value,), (argument,), _ = cpu_engine.forward(pairs, [term], [])
     copies = (which == which[:, None]) & ~torch.eye(300, dtype=torch.bool)
     assert torch.equal(argument, copies.byte().argmax(1))
     by_copy = torch.zeros(30).scatter(0, which, value)
@@ -342,7 +342,7 @@ def test_tile_bits_change_no_bit(m: int) -> None:
         lse(NEG, 50.0, u, above=bound).over(n, m, torch.float32),
         total(NEG, u, 0.5, function=hinge, above=bound, below=2 * bound).over(n, m, torch.float32),
     ]
-    statistics, _, bits = cpu_engine.gather(pairs, terms, [])
+    statistics, _, bits = cpu_engine.forward(pairs, terms, [])
     # Sorted by label; nobody but twins is nearly as near as the bound.
     (i, a), (j, b) = (
         (pairs.relation.order_x, labels),
@@ -356,7 +356,9 @@ def test_tile_bits_change_no_bit(m: int) -> None:
     assert 0 < share < 0.05, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(n), torch.randn(n)]
     skipped, whole = (
-        cpu_engine.weigh(pairs, terms, [], statistics, cotangents, b, Wanted(True, y is not None))
+        cpu_engine.backward(
+            pairs, terms, [], statistics, cotangents, b, Wanted(True, y is not None)
+        )
         for b in (bits, None)
     )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
@@ -388,7 +390,7 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
     zeros = torch.zeros(len(z), 1, dtype=dtype)
     pairs = Pairs.of(origin, same, ref_emb=zeros, ref_labels=same.expand(len(z)), distance="dot")
     terms = [lse(ALL, torch.ones(()), partner(-z)).over(1, len(z), dtype)]
-    slopes = cpu_engine.weigh(
+    slopes = cpu_engine.backward(
         pairs, terms, [], [origin[0]], [-origin[0] - 1], None, Wanted(False, False)
     )[2]
     with mpmath.workdps(40):

@@ -78,13 +78,13 @@ def test_tile_bits_change_no_result_by_one_bit(
 ) -> None:
     monkeypatch.setattr(devices, "processors", lambda _: processors)
     pairs, rows, columns = sparse(700, m, dtype)
-    found, _, bits = engine.gather(pairs, rows, columns)
+    found, _, bits = engine.forward(pairs, rows, columns)
     share = float(bits.float().mean())
     assert 0 < share < 0.8, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(len(z)) for z in found]
     with torch.no_grad():
         skipped, whole = (
-            engine.weigh(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
+            engine.backward(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
             for b in (bits, None)
         )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):

@@ -122,12 +122,12 @@ def test_tile_bits(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sets, labels, other = two_sets(d, m)
     pairs = Pairs.of(sets[0], labels, **({**other, "ref_emb": sets[1]} if m else {}))
     terms = windowed(pairs)
-    found, _, bits = engine.gather(pairs, *terms)
+    found, _, bits = engine.forward(pairs, *terms)
     assert 0 < float(bits.float().mean()) < 0.6
     cotangents = [torch.randn(len(z)) for z in found]
     with torch.no_grad():
         skipped, whole = (
-            engine.weigh(pairs, *terms, found, cotangents, b, Wanted(True, True, rounded=False))
+            engine.backward(pairs, *terms, found, cotangents, b, Wanted(True, True, rounded=False))
             for b in (bits, torch.ones_like(bits))
         )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
@@ -135,4 +135,4 @@ def test_tile_bits(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool((skipped[0] != 0).any())
     if d <= 128:
         monkeypatch.setattr(cuda_kernels, "HOPPER", False)
-        assert torch.equal(engine.gather(pairs, *terms)[2], bits)
+        assert torch.equal(engine.forward(pairs, *terms)[2], bits)

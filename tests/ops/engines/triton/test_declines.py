@@ -72,7 +72,7 @@ def test_a_triton_older_than_the_kernels_need_declines(
         return version
 
     monkeypatch.setattr("importlib.metadata.version", installed)
-    reason = engine._missing()
+    reason = engine._without()
     assert reason == (f"triton is {version}; the kernels need 3.6 or newer" if old else None)
     monkeypatch.setattr(engine, "MISSING", reason)
     for asked in TRITON if old else []:

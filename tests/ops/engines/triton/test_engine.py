@@ -166,17 +166,17 @@ def test_tile_bits_change_no_result_by_one_bit(
     row = Row(float("inf"), 32, cols, 16, 2, False, 4, 1)
     monkeypatch.setattr(tile_configs, "INTERPRETED", row)
     pairs, rows, columns = sparse(300, m)
-    found, _, bits = engine.gather(pairs, rows, columns)
+    found, _, bits = engine.forward(pairs, rows, columns)
     share = float(bits.float().mean())
     assert 0 < share < 0.5, f"{share:.2f} of the bits are set: the case does not test skipping"
     cotangents = [torch.randn(len(z)) for z in found]
     with torch.no_grad():
         skipped, whole = (
-            engine.weigh(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
+            engine.backward(pairs, rows, columns, found, cotangents, b, Wanted(True, True))
             for b in (bits, torch.ones_like(bits))
         )
     for a, b in zip((*skipped[:2], *skipped[2]), (*whole[:2], *whole[2]), strict=True):
         assert torch.equal(a, b)
     assert bool((skipped[0] != 0).any())
-    without = engine.weigh(pairs, rows, columns, found, cotangents, None, Wanted(True, True))
+    without = engine.backward(pairs, rows, columns, found, cotangents, None, Wanted(True, True))
     torch.testing.assert_close(without[0], whole[0])

@@ -56,8 +56,8 @@ def test_weights_beyond_the_range_of_float16(
     def gradient(factor: float) -> Tensor:
         pairs = Pairs.of(x, labels)
         term = lse(NEG, 9.0, 0.5).over(50, 50, torch.float32)
-        found, _, bits = module.gather(pairs, [term], [])
-        return module.weigh(
+        found, _, bits = module.forward(pairs, [term], [])
+        return module.backward(
             pairs, [term], [], found, [torch.full((50,), factor)], bits, Wanted(True, False)
         )[0]
 

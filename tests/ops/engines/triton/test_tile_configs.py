@@ -85,12 +85,12 @@ def compiled() -> Any:
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"sm_{job.capability}-{job.name}")
 def test_a_row_of_the_table_fits_and_spills_nothing(job: Job, compiled: Any) -> None:
     kernels = compiled(job)
-    assert {"gather", "conclude", "weigh", "through_scale"} <= {k["kernel"] for k in kernels}
+    assert {"forward", "conclude", "backward", "through_scale"} <= {k["kernel"] for k in kernels}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED[job.capability], kernel
         assert kernel["spilled"] <= job.spilled, kernel
         # 16-bit products run on the tensor cores, exact float32 ones cannot.
-        if kernel["kernel"] in ("gather", "weigh"):
+        if kernel["kernel"] in ("forward", "backward"):
             assert (kernel["products"] > 0) == (job.dtype != "float32" or job.level == "high"), (
                 kernel
             )

@@ -38,7 +38,7 @@ def _extent(rows, cols, chunk, R: tl.constexpr):
 
 
 @triton.jit
-def gather(rows, cols, relation, chunk, numbers, states,
+def forward(rows, cols, relation, chunk, numbers, states,
            START: tl.constexpr, VISIT: tl.constexpr, MERGE: tl.constexpr, F: tl.constexpr,
            R: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """states (1, F.states, N): what is known of each row, and after this chunk."""
@@ -88,7 +88,7 @@ def largest_weight(rows, cols, relation, chunk, numbers, largest,
 
 
 @triton.jit
-def weigh(rows, cols, relation, chunk, numbers, unit, high, low, by_vector,
+def backward(rows, cols, relation, chunk, numbers, unit, high, low, by_vector,
           VISIT: tl.constexpr, F: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
           C: tl.constexpr):  # fmt: skip
     """high (+ low): r_i w_ij r_j in units of 1 / unit, where s was (a float32 `high` may be s

@@ -48,7 +48,7 @@ def _tile(rows, cols, relation, block, tile, i, live_i, x, row, kept, depth,
 
 
 @triton.jit
-def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
+def _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
                  depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
                  MASKED: tl.constexpr):  # fmt: skip
     j, live_j, col, _, s, positive, present = _tile(
@@ -69,7 +69,7 @@ def _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
 
 
 @triton.jit
-def gather(rows, cols, relation, band, numbers, bits, states, depth,
+def forward(rows, cols, relation, band, numbers, bits, states, depth,
            START: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """states (splits, F.states, N): what one split of the columns knows of each sorted row."""
     block, split = tl.program_id(0), tl.program_id(1)
@@ -85,11 +85,11 @@ def gather(rows, cols, relation, band, numbers, bits, states, depth,
     if not F.band_only:
         for visit in range(begin, tl.minimum(end, free)):
             tile = free_tile(visit, first, width)
-            state = _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
+            state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
                                  row, state, kept, depth, VISIT, F, C, False)  # fmt: skip
     for visit in range(tl.maximum(begin, free), end):
         tile = masked_tile(visit - free, first, width, tiles)
-        state = _gather_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
+        state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
                              row, state, kept, depth, VISIT, F, C, True)  # fmt: skip
     for k in tl.static_range(F.states):
         plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
@@ -133,7 +133,7 @@ def _add_rows(total, weights, y, C: tl.constexpr):
 
 
 @triton.jit
-def _weigh_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
+def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
                 exponent, kept, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
                 MASKED: tl.constexpr):  # fmt: skip
     _, live_j, col, y, s, positive, present = _tile(
@@ -162,7 +162,7 @@ def _weigh_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, s
 
 
 @triton.jit
-def weigh(rows, cols, relation, band, numbers, listed, gradient, by_vector, depth, width,
+def backward(rows, cols, relation, band, numbers, listed, gradient, by_vector, depth, width,
           VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors (splits,
     F.gradients, N), both in the caller's order. listed: for each block the tiles in which a window
@@ -195,7 +195,7 @@ def weigh(rows, cols, relation, band, numbers, listed, gradient, by_vector, dept
                 tile = tl.load(list_start + visit).to(tl.int32)
             else:
                 tile = free_tile(visit, first, band_width)
-            sums, slopes, exponent = _weigh_tile(
+            sums, slopes, exponent = _backward_tile(
                 rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
                 exponent, kept, depth, VISIT, F, C, False,
             )  # fmt: skip
@@ -204,7 +204,7 @@ def weigh(rows, cols, relation, band, numbers, listed, gradient, by_vector, dept
             tile = tl.load(list_start + visit).to(tl.int32)
         else:
             tile = masked_tile(visit - free, first, band_width, tiles)
-        sums, slopes, exponent = _weigh_tile(
+        sums, slopes, exponent = _backward_tile(
             rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
             exponent, kept, depth, VISIT, F, C, True,
         )  # fmt: skip

@@ -76,7 +76,7 @@ def scale(s, row, col, F: tl.constexpr):
 @triton.jit
 def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, depth,
                   F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """s of a tile: the same bits whichever set is called rows, in `gather` and in `weigh`."""
+    """s of a tile: the same bits whichever set is called rows, in `forward` and in `backward`."""
     zeros = tl.zeros((C.rows, C.cols), tl.float32)
     if C.split:
         sums = (zeros, zeros, zeros)
