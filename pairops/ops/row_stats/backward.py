@@ -20,12 +20,12 @@ def wanted(
 ) -> Wanted:
     """What an engine is to return. need_vectors: one for each vector, as `pack` orders them."""
     flags = iter(need_vectors)
-    by_args = []
+    by_args, rounded = [], True
     for term in terms:
+        rounded = rounded and not term.keeps_argument
         by_args.append([next(flags) for _ in term.vectors()])
         for _ in term.constants():
             next(flags)
-    rounded = not any(term.keeps_argument for term in terms)
     return Wanted(need_x, need_y, rounded, by_args)
 
 

@@ -17,20 +17,6 @@ from .backward import by_vector, of_terms
 from .backward import wanted as gradients_wanted
 
 
-def pairs_of(
-    x: Tensor,
-    y: Tensor | None,
-    scale_x: Tensor | None,
-    scale_y: Tensor | None,
-    relation: Sequence[Tensor],
-    prepared: list[Tensor],
-    engine: str,
-) -> Pairs:
-    """The pairs that an op is given piece by piece."""
-    cache = Cache({engine: prepared})
-    return Pairs(x, y, Relation(*relation), Scales(scale_x, scale_y), cache)
-
-
 def _gather(
     x: Tensor,
     y: Tensor | None,
@@ -44,7 +30,8 @@ def _gather(
     engine: str,
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
+    pairs = Pairs(x, y, Relation(*relation), scales, cache)
     with torch.no_grad(), exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         result: tuple[list[Tensor], list[Tensor], Tensor]
@@ -78,16 +65,18 @@ def weigh(
     differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
     blockwise's whatever the engine was, and its tile bits are of use only to itself.
     """
-    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
+    pairs = Pairs(x, y, Relation(*relation), scales, cache)
     with exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
-        *gradients, by_term = of_terms(
+        dx, dy, by_term = of_terms(
             pairs, rows, cols, engine, statistics, arguments, bits, cotangents,
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
         # Rounded once, when all is added up.
-        dx, dy = (x.new_empty(0) if g is None else g.to(x.dtype) for g in gradients)
+        dx = x.new_empty(0) if dx is None else dx.to(x.dtype)
+        dy = x.new_empty(0) if dy is None else dy.to(x.dtype)
         return dx, dy, by_vector(terms, by_term, need_vectors)
 
 
@@ -104,7 +93,8 @@ def _gather_fake(
     engine: str,
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    pairs = pairs_of(x, y, scale_x, scale_y, relation, prepared, engine)
+    scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
+    pairs = Pairs(x, y, Relation(*relation), scales, cache)
     n, m = pairs.shape
     rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]

@@ -7,8 +7,9 @@ whose own derivatives lead through `RowStats` again: hence differentiable any nu
 `once_differentiable` backward would be silently wrong for gradient penalties.)
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,89 @@ from torch import Tensor
 from pairops.ops.autograd.node import Node, save
 from pairops.ops.autograd.recompute import along, by_inputs, recomputed, transposed
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term
 
-from .call import Needs, RowStatsCall
+from . import bodies
+
+
+class RowStatsCall(NamedTuple):
+    """What a call says besides tensors, and how many tensors of each kind it has.
+
+    torch follows a tensor only as an argument of its own, so those of a call stand in one row: x,
+    y, vectors, scale_x, scale_y, traced, prepared, relation, which are `given`; then what the op
+    `gather` returned, statistics, arguments, bits; then cotangents. Nothing but this class knows
+    that order.
+    """
+
+    recipe: str
+    numbers: list[float]
+    engine: str
+    constant: tuple[int, ...]  # the terms that have no gradient
+    terms: int
+    vectors: int
+    prepared: int
+    given: int
+
+    @staticmethod
+    def of(
+        pairs: Pairs,
+        recipe: str,
+        numbers: list[float],
+        traced: Tensor | None,
+        vectors: Sequence[Tensor],
+        prepared: Sequence[Tensor],
+        engine: str,
+        terms: Sequence[Term],
+    ) -> tuple["RowStatsCall", tuple[Tensor | None, ...]]:
+        """The call, and the row of what is given."""
+        given = (
+            pairs.x, pairs.y, *vectors, pairs.scales.x, pairs.scales.y, traced,
+            *prepared, *pairs.relation.tensors(),
+        )  # fmt: skip
+        constant = tuple([k for k, term in enumerate(terms) if not term.grad])
+        counts = len(terms), len(vectors), len(prepared), len(given)
+        return RowStatsCall(recipe, numbers, engine, constant, *counts), given
+
+    def gather(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Run the op on a row of what is given; its results in a row."""
+        statistics, arguments, bits = torch.ops.pairops.gather(*self._inputs(row))
+        return (*statistics, *arguments, bits)
+
+    def weigh(self, row: Sequence[Any], needs: Sequence[bool], run: Any) -> tuple[Tensor, ...]:
+        """The gradients by x, y and the vectors, empty where not needed, of a row of everything.
+
+        needs: one for each tensor that is given.  run: the op, or the same as differentiable torch.
+        """
+        results = row[self.given :]
+        statistics, cotangents = results[: self.terms], results[-self.terms :]
+        *arguments, bits = results[self.terms : -self.terms]
+        need_x, need_y, *rest = needs
+        dx, dy, dvectors = run(
+            *self._inputs(row), statistics, arguments, bits, cotangents,
+            need_x, need_y, rest[: self.vectors],
+        )  # fmt: skip
+        return (dx, dy, *dvectors)
+
+    def _inputs(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments that both ops share, as their schemas name them."""
+        x, y, *rest = row[: self.given]
+        vectors = rest[: self.vectors]
+        scale_x, scale_y, traced, *rest = rest[self.vectors :]
+        prepared, relation = rest[: self.prepared], rest[self.prepared :]
+        return (
+            x, y, scale_x, scale_y, relation, prepared, vectors,
+            self.numbers, self.recipe, self.engine, traced,
+        )  # fmt: skip
+
+    def statistics(self, row: Sequence[Any]) -> Sequence[Tensor]:
+        """Those in a row of what is given and returned."""
+        return row[self.given : self.given + self.terms]
+
+    def by_given(self, gradients: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
+        """What `weigh` returned for each tensor that is given, None where it is not needed."""
+        every = [*gradients, *[None] * (self.given - len(gradients))]
+        return [g if need else None for g, need in zip(every, needs, strict=True)]
 
 
 class RowStats(Node):
@@ -38,18 +120,16 @@ class RowStats(Node):
     @staticmethod
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
         call, saved = ctx.call, ctx.saved_tensors
-        _, *flags = ctx.needs_input_grad
+        _, *needs = ctx.needs_input_grad
+        of_statistics = zip(by_outputs[: call.terms], call.statistics(saved), strict=True)
         # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
         cotangents = [
             g if g is not None else z if k in call.constant else torch.zeros_like(z)
-            for k, (g, z) in enumerate(
-                zip(by_outputs[: call.terms], call.statistics(saved), strict=True)
-            )
+            for k, (g, z) in enumerate(of_statistics)
         ]
         run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
-        gradients = call.by_given(run(call, call.needs(flags), *saved, *cotangents))
-        wanted = [g if need else None for g, need in zip(gradients, flags, strict=True)]
-        return (None, *wanted)
+        gradients = call.by_given(run(call, needs, *saved, *cotangents), needs)
+        return None, *gradients
 
     @staticmethod
     def tangent(
@@ -74,8 +154,10 @@ class _Weigh(Node):
     around_backward = staticmethod(refusing)
 
     @staticmethod
-    def run(call: RowStatsCall, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return call.weigh(tensors, needs, op=True)
+    def run(
+        call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return call.weigh(tensors, needs, torch.ops.pairops.weigh)
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], _outputs: Any) -> None:
@@ -95,9 +177,11 @@ class _Weigh(Node):
         return along(ctx.gradient, saved, tangents)
 
 
-def _gradient(call: RowStatsCall, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def _gradient(
+    call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
     """`_Weigh.run` as differentiable torch."""
-    return call.weigh(tensors, needs, op=False)
+    return call.weigh(tensors, needs, bodies.weigh)
 
 
 def _by_tangents(call: RowStatsCall, moved: tuple[bool, ...], *tensors: Tensor) -> list[Tensor]:
@@ -111,6 +195,6 @@ def _by_tangents(call: RowStatsCall, moved: tuple[bool, ...], *tensors: Tensor) 
     saved, tangents = tensors[:count], tensors[count:]
     with torch.enable_grad():
         cotangents = [torch.zeros_like(z, requires_grad=True) for z in call.statistics(saved)]
-        gradients = call.by_given(_gradient(call, call.needs(moved), *saved, *cotangents))
-        along_moved = [g for g, move in zip(gradients, moved, strict=True) if move]
+        gradients = call.by_given(_gradient(call, moved, *saved, *cotangents), moved)
+        along_moved = [g for g in gradients if g is not None]
         return transposed(along_moved, tangents, cotangents, create)

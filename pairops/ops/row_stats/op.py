@@ -24,8 +24,7 @@ from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Partner, Table, Term
 
 from . import sharded
-from .call import call_of
-from .nodes import RowStats
+from .nodes import RowStats, RowStatsCall
 
 
 class Taken(NamedTuple):
@@ -112,11 +111,8 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     traced = None
     if compiling and _reads_at_once(pairs.x.device):
         numbers, traced = _traced(numbers)
-    terms = (*rows, *cols)
-    constant = [k for k, term in enumerate(terms) if not term.grad]
-    call, given = call_of(
-        pairs, recipe, numbers, traced, vectors, prepared, engine, constant, len(terms)
-    )
+    terms = *rows, *cols
+    call, given = RowStatsCall.of(pairs, recipe, numbers, traced, vectors, prepared, engine, terms)
     # torch.compile refuses the same tensor twice among the inputs of a node.
     if compiling:
         given = tuple([None if t is None else t.view_as(t) for t in given])

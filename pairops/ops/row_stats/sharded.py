@@ -42,32 +42,35 @@ def taken(
         rows, cols = (*rows, *cols), ()
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
+    call = ShardedCall(pairs, recipe, numbers, engine, constant)
     result: tuple[Tensor, ...] = _Taken.apply(  # type: ignore[no-untyped-call]
-        pairs, recipe, numbers, engine, constant, pairs.x, pairs.y, *vectors
+        call, pairs.x, pairs.y, *vectors
     )
     return result
+
+
+class ShardedCall(NamedTuple):
+    """A call, but for the tensors that have a gradient."""
+
+    pairs: Pairs
+    recipe: str
+    numbers: list[float]
+    engine: str
+    constant: list[int]  # the terms that have no gradient
 
 
 class _Taken(torch.autograd.Function):
     """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        pairs: Pairs,
-        recipe: str,
-        numbers: list[float],
-        engine: str,
-        constant: list[int],
-        *inputs: Any,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: ShardedCall, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        x, y, *vectors = inputs
+        (x, y, *vectors), pairs = inputs, call.pairs
         statistics, arguments = [], []
         assert pairs.shards is not None, "these pairs have a group"
         ctx.piece = pairs.shards.group.another()
-        for axis, terms in enumerate(unpack(recipe, numbers, vectors)):
-            values, found = _gather(pairs, axis, terms, engine, ctx.piece)
+        for axis, terms in enumerate(unpack(call.recipe, call.numbers, vectors)):
+            values, found = _gather(pairs, axis, terms, call.engine, ctx.piece)
             statistics += values
             arguments += found
         gathered = [z for every in pairs.cache.gathered.values() for z in every]
@@ -75,42 +78,35 @@ class _Taken(torch.autograd.Function):
         ctx.save_for_backward(*known, *gathered)
         ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
         ctx.gathered = {axis: len(every) for axis, every in pairs.cache.gathered.items()}
-        ctx.mark_non_differentiable(*[statistics[k] for k in constant])
+        ctx.mark_non_differentiable(*[statistics[k] for k in call.constant])
         # What is saved is freed with the graph; what is kept here is not.
         empty = x.new_empty(0)
-        ctx.pairs = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
-        ctx.call = recipe, numbers, engine
+        kept = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
+        ctx.call = call._replace(pairs=kept)
         return tuple(statistics)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
+        saved, call = ctx.saved_tensors, ctx.call
         x, y, *vectors = saved[: ctx.ends[0]]
         statistics, arguments = saved[ctx.ends[0] : ctx.ends[1]], iter(saved[ctx.ends[1] :])
         rest = iter(saved[ctx.ends[2] :])
         gathered = {axis: [next(rest) for _ in range(n)] for axis, n in ctx.gathered.items()}
-        recipe, numbers, engine = ctx.call
         cotangents = [
             torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
         ]
-        rows, cols = unpack(recipe, numbers, vectors)
+        rows, cols = unpack(call.recipe, call.numbers, vectors)
         owned = [
             _Owned(term, z, g, next(arguments) if term.keeps_argument else None)
             for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
         ]
+        _, *needs = ctx.needs_input_grad
+        pairs = replace(call.pairs, x=x, y=y, cache=Cache(gathered=gathered))
         with exactly(x.device.type):
-            gradients, by_term = _weigh(
-                replace(ctx.pairs, x=x, y=y, cache=Cache(gathered=gathered)),
-                owned,
-                len(rows),
-                engine,
-                ctx.needs_input_grad[5:],
-                ctx.piece,
-            )
+            gradients, by_term = _weigh(pairs, owned, len(rows), call.engine, needs, ctx.piece)
         found = [*gradients, *by_vector([*rows, *cols], by_term)]
-        needs = ctx.needs_input_grad[5:]
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
-        return (None, None, None, None, None, *wanted)
+        return (None, *wanted)
 
 
 class _Owned(NamedTuple):
