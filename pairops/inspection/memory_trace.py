@@ -196,10 +196,10 @@ def _passing(call: Call, axis: int, ranks: int, travelling: int) -> tuple[Call, 
 
 
 def _met(term: Term) -> int:
-    return sum(z.element_size() for z in term.met())
+    return sum(z.element_size() for z in term.tensors("partner"))
 
 
 def _known(term: Term, wide: int) -> int:
     """Bytes per owner: arguments, windows, statistic, cotangent, who attained an extreme."""
-    own = sum(z.element_size() for z in term.owned())
+    own = sum(z.element_size() for z in term.tensors("owner", "window"))
     return own + 2 * wide + 8 * term.keeps_argument

@@ -159,7 +159,8 @@ class Block:
 
 def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     """The caller's index of the partner that attains an extreme, −1 where there is none."""
-    term = pairs.measured(term, axis)
+    owners, partners = pairs.shape if axis == 0 else pairs.shape[::-1]
+    term = pairs.measured(term.over(owners, partners, pairs.dtype), axis)
     with torch.no_grad():
         terms = ([term], []) if axis == 0 else ([], [term])
         _, (index,), _ = ENGINES["blockwise"].forward(pairs, *terms)

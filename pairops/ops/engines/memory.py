@@ -84,7 +84,8 @@ def _native_forward(call: Call) -> int:
 def _native_backward(call: Call) -> int:
     """The gradients, and a stripe of columns packed for both products."""
     size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_team(call, 3, 2)
-    size += call.wide * sum(len(term.vectors()) * k for term, k in call.owned) * (1 + call.same)
+    gradients = sum(z.has_grad * k for term, k in call.owned for z in term.operands())
+    size += call.wide * gradients * (1 + call.same)
     if call.band:
         return size
     tile = _native_tile()

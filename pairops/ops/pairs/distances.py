@@ -107,14 +107,18 @@ class Measure:
         return Measure(name, a, b, share, 16 * torch.finfo(dtype).eps)
 
     def of_term(self, term: Term, axis: int) -> Term:
-        """The same term of closeness instead of similarity, its windows too. axis: 1 in `cols=`."""
-        of_rows: Argument = self.a if axis == 0 else Partner(self.a)
-        of_cols: Argument = self.b if axis == 1 else Partner(self.b)
-        args = [*term.args, of_rows, of_cols, self.floor]
+        """The same term of closeness instead of similarity, its windows too; of one that is `over`
+        its pairs, and so is this. axis: 1 in `cols=`."""
+
+        def argument(values: Tensor, of_axis: int) -> Argument:
+            values = values if term.grad else values.detach()
+            return values if axis == of_axis else Partner(values)
+
+        args = [*term.args, argument(self.a, 0), argument(self.b, 1), self.floor]
         if self.share is not None:
-            args.append(self.share if axis == self.anchors else Partner(self.share))
+            args.append(argument(self.share, self.anchors))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
-        args += [z.detach() for z in term.windows()]
+        args += term.windows()
         function = getattr(_MADE, _measured(term.function.name, self.name, windows, term.gather))
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 

@@ -103,12 +103,9 @@ class Pairs:
         return value if self.measure is None else -value
 
     def measured(self, term: Term, axis: int) -> Term:
-        """The term as engines take it, a function of similarities. axis: 1 for one in `cols=`."""
-        n, m = self.shape if axis == 0 else self.shape[::-1]
-        term = term.over(n, m, self.dtype)
-        if self.measure is None:
-            return term
-        return self.measure.of_term(term, axis).over(n, m, self.dtype)
+        """A term that is `over` these as engines take it, a function of similarities. axis: 1 for
+        one in `cols=`."""
+        return term if self.measure is None else self.measure.of_term(term, axis)
 
     def in_units(self, closeness: Tensor) -> Tensor:
         """The similarities or distances of pairs as close as this."""

@@ -23,9 +23,8 @@ def wanted(
     by_args, rounded = [], True
     for term in terms:
         rounded = rounded and not term.keeps_argument
-        by_args.append([next(flags) for _ in term.vectors()])
-        for _ in term.constants():
-            next(flags)
+        needed = [(has_grad, next(flags)) for _, _, has_grad in term.operands()]
+        by_args.append([need for has_grad, need in needed if has_grad])
     return Wanted(need_x, need_y, rounded, by_args)
 
 
@@ -40,7 +39,7 @@ def of_terms(
     cotangents: Sequence[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """The gradients by x and y, None if not wanted, and by the vectors of each term that has one.
+    """The gradients by x and y, None if not wanted, and by the tensors of each term that have one.
 
     In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
     """
@@ -67,7 +66,7 @@ def of_terms(
         gradients.append((dx, dy))
         remaining = iter(flat)
         for k in swept:
-            by_term[k] = [next(remaining) for _ in terms[k][1].vectors()]
+            by_term[k] = [next(remaining) for z in terms[k][1].operands() if z.has_grad]
     extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
     if extremes:
         rows_of = (
@@ -106,14 +105,16 @@ def by_vector(
     """
     result: list[Tensor] = []
     for k, term in enumerate(terms):
-        for place, v in enumerate(term.vectors()):
-            if not term.grad or not (needs is None or needs[len(result)]):
-                result.append(v.new_empty(0))
+        found = iter(by_term.get(k, ()))
+        for _, z, has_grad in term.operands():
+            gradient = next(found, None) if has_grad else None
+            if not has_grad or not (needs is None or needs[len(result)]):
+                result.append(z.new_empty(0))
             elif unknown:
-                result.append(torch.empty_like(v, memory_format=torch.contiguous_format))
+                result.append(torch.empty_like(z, memory_format=torch.contiguous_format))
             else:
-                result.append(by_term[k][place])
-        result += [z.new_empty(0) for z in term.constants()]
+                assert gradient is not None, "every term with a gradient was weighed"
+                result.append(gradient)
     return result
 
 
@@ -130,7 +131,7 @@ def weigh_extreme(
     found = argument >= 0
     at = argument.clamp(min=0)
     if partners.shape[0] == 0:  # nothing to index; every argument is −1
-        by_vector = [torch.zeros_like(v) for v in term.vectors()]
+        by_vector = [torch.zeros_like(z) for _, z, has_grad in term.operands() if has_grad]
         return torch.zeros_like(owners), torch.zeros_like(partners), by_vector
 
     def select(values: Any) -> Tensor:

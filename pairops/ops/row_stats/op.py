@@ -83,10 +83,10 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
 
 
 def _check_device(term: Term, device: torch.device) -> None:
-    for values in (*term.vectors(), *term.constants()):
-        if values.device != device:
+    for _, z, _ in term.operands():
+        if z.device != device:
             raise ValueError(
-                f"an argument or window of {term.function.name} is on {values.device}; "
+                f"an argument or window of {term.function.name} is on {z.device}; "
                 f"it must be on {device}, as x is"
             )
 

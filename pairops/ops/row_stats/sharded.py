@@ -120,7 +120,11 @@ class _Owned(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """One row for each owner; what travels with them, and is taken apart in this order."""
         known = [self.statistic, self.cotangent]
-        return [*self.term.owned(), *known, *([] if self.argument is None else [self.argument])]
+        return [
+            *self.term.tensors("owner", "window"),
+            *known,
+            *([] if self.argument is None else [self.argument]),
+        ]
 
 
 def _gather(
@@ -132,11 +136,11 @@ def _gather(
     wide = widest_float(pairs.x.device)
     blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
     states = [term.monoid.identity(blank) for term in terms]
-    travelling = [z for term in terms for z in term.met()]
+    travelling = [z for term in terms for z in term.tensors("partner")]
     with closing(passing(pairs, axis, travelling, GATHER, piece)) as blocks:
         for first, block, came in blocks:
             met = iter(came)
-            placed = [term.between(term.owned(), [next(met) for _ in term.met()]) for term in terms]
+            placed = [term.between(iter(term.tensors("owner", "window")), met) for term in terms]
             values, arguments, _ = ENGINES[engine].forward(
                 block, *((placed, []) if axis == 0 else ([], placed))
             )
@@ -167,7 +171,10 @@ def _weigh(
     """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
     active = [k for k, known in enumerate(owned) if known.term.grad]
     of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
-    by_term = {k: [torch.zeros_like(v) for v in owned[k].term.vectors()] for k in active}
+    by_term = {
+        k: [torch.zeros_like(z) for _, z, has_grad in owned[k].term.operands() if has_grad]
+        for k in active
+    }
     gradients: list[Tensor | None] = [None, None]
     any_vector = any(by_term.values())  # not who needs a gradient, on which ranks might differ
     for axis in (0, 1):
@@ -202,14 +209,14 @@ def _weigh_local(
     assert pairs.shards is not None, "these pairs have a group"
     last = pairs.shards.first(axis) + len(local)
     total: Tensor | None = None
-    travelling = [z for k in mine for z in owned[k].term.met()]
+    travelling = [z for k in mine for z in owned[k].term.tensors("partner")]
     travelling += [z for k in theirs for z in owned[k].tensors()]
     with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
         for first, block, came in blocks:
             rest = iter(came)
             here = [
                 _Owned(
-                    known.term.between(known.term.owned(), [next(rest) for _ in known.term.met()]),
+                    known.term.between(iter(known.term.tensors("owner", "window")), rest),
                     known.statistic,
                     known.cotangent,
                     within(known.argument, first, first + block.shape[1 - axis]),
@@ -218,9 +225,7 @@ def _weigh_local(
             ]
             there = []
             for known in (owned[k] for k in theirs):
-                term = known.term.between(
-                    [next(rest) for _ in known.term.owned()], known.term.met()
-                )
+                term = known.term.between(rest, iter(known.term.tensors("partner")))
                 statistic, cotangent = next(rest), next(rest)
                 argument = next(rest) if known.argument is not None else None
                 argument = within(argument, last - len(local), last)
@@ -245,10 +250,9 @@ def _weigh_local(
             of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
             order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
             for place, (k, is_mine) in enumerate(order):
-                for v, (gradient, is_owners) in enumerate(
-                    zip(vectors[place], owned[k].term.by_owner(), strict=True)
-                ):
-                    if is_owners == is_mine:
+                roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
+                for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
+                    if (role == "owner") == is_mine:
                         by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
             del by_set, found  # or it would still be there when that of the next block is made
     return None if total is None else total.to(local.dtype)

@@ -14,7 +14,6 @@ A `Term` holds tensors and a callable; an op takes neither. So terms travel as a
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,28 +62,31 @@ def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], 
     if cols:
         recipe += " | " + " ".join([key(term) for term in cols])
     numbers = [a for term in terms for a in term.args if isinstance(a, float)]
-    vectors = [v for term in terms for v in (*term.vectors(), *term.constants())]
+    vectors = [z for term in terms for _, z, _ in term.operands()]
     return recipe, numbers, vectors
 
 
 @functools.cache
-def _template(word: str) -> tuple[Term, str]:
+def _template(word: str) -> Term:
+    """The term with numbers and tensors that mean nothing."""
     parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>?)(<?)(@?)", word)
     if parts is None or parts[3] not in FUNCTIONS:
         raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
     gather, side, name, kinds, above, below, keeps = parts.groups()
     function = FUNCTIONS[name]
     holder = torch.empty(0)
-    term = Term(
+    of_kind: dict[str, Argument] = {
+        "f": 0.0, "o": holder, "p": Partner(holder), "t": Table(holder, holder, holder),
+    }  # fmt: skip
+    return Term(
         gather,
         side,
         function,
-        (0.0,) * function.arity,
+        tuple([of_kind[kind] for kind in kinds or "f" * function.arity]),
         holder if above else None,
         holder if below else None,
         grad=bool(keeps) or gather not in ("lowest", "highest"),
     )
-    return term, kinds or "f" * function.arity
 
 
 _Terms = tuple[tuple[Term, ...], tuple[Term, ...]]
@@ -107,21 +109,7 @@ def _read(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _
     number, vector = iter(numbers), iter(vectors)
 
     def read(word: str) -> Term:
-        term, kinds = _template(word)
-        args: list[Argument] = []
-        for kind in kinds:
-            if kind == "f":
-                args.append(next(number))
-            elif kind == "t":
-                args.append(0.0)  # tables come after all that has a gradient
-            else:
-                args.append(next(vector) if kind == "o" else Partner(next(vector)))
-        for k, kind in enumerate(kinds):
-            if kind == "t":
-                args[k] = Table(next(vector), next(vector), next(vector))
-        above = None if term.above is None else next(vector)
-        below = None if term.below is None else next(vector)
-        return replace(term, args=tuple(args), above=above, below=below)
+        return _template(word).filled(number, vector)
 
     rows, _, cols = recipe.partition(" | ")
     return tuple([read(word) for word in rows.split()]), tuple([read(w) for w in cols.split()])

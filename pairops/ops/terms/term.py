@@ -1,8 +1,8 @@
 """Terms: what a loss asks of each row or column, a gathered pair function and its arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +29,16 @@ class Table:
     owners: Tensor  # (N,) int64 in a row term, (M,) in a column term
     partners: Tensor  # (M,) int64, or (N,)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.values, self.owners, self.partners
-
 
 Argument = float | Tensor | Partner | Table
+
+
+class Operand(NamedTuple):
+    """A tensor of a term."""
+
+    role: Literal["owner", "partner", "table", "window"]  # owner, partner: one value for each
+    tensor: Tensor
+    has_grad: bool
 
 
 def partner(values: Tensor) -> Partner:
@@ -161,62 +166,61 @@ class Term:
             slope = slope.detach()
         return slope, *slopes
 
-    def vectors(self) -> list[Tensor]:
-        """What has a gradient."""
-        return [
-            a.values if isinstance(a, Partner) else a
-            for a in self.args
-            if isinstance(a, (Tensor, Partner))
+    def operands(self) -> list[Operand]:
+        """Its tensors, in the order in which they are packed and get their gradients."""
+        found = []
+        for a in self.args:
+            if type(a) is float:
+                continue
+            if isinstance(a, Tensor):
+                found.append(Operand("owner", a, self.grad))
+            elif isinstance(a, Partner):
+                found.append(Operand("partner", a.values, self.grad))
+            elif isinstance(a, Table):
+                classes = Operand("owner", a.owners, False), Operand("partner", a.partners, False)
+                found += [Operand("table", a.values, False), *classes]
+        for bound in (self.above, self.below):
+            if bound is not None:
+                found.append(Operand("window", bound, False))
+        return found
+
+    def filled(self, numbers: Iterator[float], tensors: Iterator[Tensor]) -> "Term":
+        """The same term of other numbers, and of other tensors in the order of `operands`."""
+        args: list[Argument] = []
+        for a in self.args:
+            if type(a) is float:
+                args.append(next(numbers))
+            elif isinstance(a, Partner):
+                args.append(Partner(next(tensors)))
+            elif isinstance(a, Table):
+                args.append(Table(next(tensors), next(tensors), next(tensors)))
+            else:
+                args.append(next(tensors))
+        above = None if self.above is None else next(tensors)
+        below = None if self.below is None else next(tensors)
+        return replace(self, args=tuple(args), above=above, below=below)
+
+    def between(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
+        """The same term of other owners and partners: of each its operands, windows with owners."""
+        tensors = [
+            z if role == "table" else next(of_partners if role == "partner" else of_owners)
+            for role, z, _ in self.operands()
         ]
+        return self.filled(iter([a for a in self.args if type(a) is float]), iter(tensors))
 
-    def by_owner(self) -> list[bool]:
-        """Of each of `vectors`: has it one value per owner, not per partner?"""
-        return [isinstance(a, Tensor) for a in self.args if isinstance(a, (Tensor, Partner))]
-
-    def constants(self) -> list[Tensor]:
-        """What has none."""
-        tables = [a.tensors() for a in self.args if isinstance(a, Table)]
-        return [z for tensors in tables for z in tensors] + self.windows()
+    def tensors(self, *roles: str) -> list[Tensor]:
+        return [z for role, z, _ in self.operands() if role in roles]
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if bound is not None]
-
-    def owned(self) -> list[Tensor]:
-        """What it has for each owner."""
-        tables = [a.owners for a in self.args if isinstance(a, Table)]
-        return [*[a for a in self.args if isinstance(a, Tensor)], *tables, *self.windows()]
-
-    def met(self) -> list[Tensor]:
-        """What it has for each partner."""
-        partners = [a.values for a in self.args if isinstance(a, Partner)]
-        return partners + [a.partners for a in self.args if isinstance(a, Table)]
-
-    def between(self, owned: Sequence[Tensor], met: Sequence[Tensor]) -> "Term":
-        """The same term of other owners and partners, with what `owned` and `met` are of these."""
-        tables = sum(isinstance(a, Table) for a in self.args)
-        windows = len(self.windows())
-        vectors, classes = iter(owned), iter(owned[len(owned) - tables - windows :])
-        values, others = iter(met), iter(met[len(met) - tables :])
-        args: list[Argument] = []
-        for a in self.args:
-            if isinstance(a, Partner):
-                args.append(Partner(next(values)))
-            elif isinstance(a, Table):
-                args.append(Table(a.values, next(classes), next(others)))
-            else:
-                args.append(next(vectors) if isinstance(a, Tensor) else a)
-        bounds = iter(owned[len(owned) - windows :])
-        above = None if self.above is None else next(bounds)
-        below = None if self.below is None else next(bounds)
-        return replace(self, args=tuple(args), above=above, below=below)
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
         name = f"{self.gather}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
+        marks += "@" * self.keeps_argument
         numbers = [plain_float(a) for a in self.args if not isinstance(a, (Tensor, Partner, Table))]
-        tensors = [of_tensor(z) for z in (*self.vectors(), *self.constants())]
-        return f"{name}{marks}{'@' * self.keeps_argument} {numbers} {tensors}"
+        return f"{name}{marks} {numbers} {[of_tensor(z) for _, z, _ in self.operands()]}"
 
     @property
     def extreme(self) -> bool:
@@ -243,7 +247,7 @@ class Wanted(NamedTuple):
     x: bool
     y: bool
     rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
-    args: Sequence[Sequence[bool]] | None = None  # by each term's `vectors`; None: by all of them
+    args: Sequence[Sequence[bool]] | None = None  # by each operand with a gradient; None: all
 
     def of(self, terms: Sequence[int]) -> "Wanted":
         """The same of some of the terms."""
