@@ -193,8 +193,8 @@ MUTANTS = [
     ),
     Mutant(
         "a recipe forgets which arguments are the partners'", RECIPES,
-        'args.append(next(vector) if kind == "o" else Partner(next(vector)))',
-        "args.append(next(vector))",
+        '"p": Partner(holder)',
+        '"p": holder',
         (OF_FUNCTIONS,),
     ),
     Mutant(
