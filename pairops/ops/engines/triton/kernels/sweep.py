@@ -7,8 +7,9 @@
                                           ragged last one. Free tiles go first, left to right.
 
 Rows and columns are either set: for the columns' sake the sweep runs once more with the roles
-changed. What a tile adds is asked of VISIT, which `codegen.py` writes for every recipe. Sums are
-taken in an order that only shapes decide, and no two programs add to one number.
+changed. What a tile adds is asked of VISIT, which `codegen.py` writes for every recipe: for
+ms_loss see tests/ops/engines/triton/generated_ms_loss.txt. Sums are taken in an order that only
+shapes decide, and no two programs add to one number.
 
 Arguments are as in `tile.py`; band: (blocks, 2) the places that a block's intervals touch.
 """
