@@ -14,8 +14,9 @@ from .losses.objective.objective import Aux
 from .ops.engines import use
 from .ops.pairs.pairs import Pairs
 from .ops.row_stats.op import row_stats
+from .ops.terms.arguments import partner, table
 from .ops.terms.functions import Function
-from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, partner, table, total
+from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, total
 from .training.cached_step import cached_step
 from .training.cross_batch_memory import CrossBatchMemory
 

@@ -151,7 +151,7 @@ TermCall<T> term_call(const py::tuple& given) {
     term.positives = known.positives;
     term.by_column = given[1].cast<bool>();
     term.arity = known.arity;
-    const auto args = given[2].cast<py::list>();
+    const auto args = given[2].cast<py::sequence>();
     for (int k = 0; k < known.arity; ++k) {
         term.args[k] = numbers<T>(args[k]);
         term.by_partner[k] = known.by_partner[k];
@@ -176,11 +176,12 @@ std::function<bool()> asks_python() {
     };
 }
 
-// Calls run(call) without the interpreter's lock.
+// Calls run(call) without the interpreter's lock. similarities: addresses of tiles and of what is
+// known of them, or None.
 template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
-           const py::tuple& relation, int threads, bool poison, std::vector<TermCall<T>> terms,
-           Run run) {
+           const py::tuple& relation, const py::object& similarities, int threads, bool poison,
+           std::vector<TermCall<T>> terms, Run run) {
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
                  {},
@@ -189,9 +190,14 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
                  pointer<Place>(relation[1]),
                  pointer<Place>(relation[2]),
                  std::move(terms),
+                 {},
                  threads,
                  poison,
                  asks_python()};
+    if (!similarities.is_none()) {
+        const auto kept = similarities.cast<py::tuple>();
+        call.similarities = {pointer<T>(kept[0]), pointer<std::uint8_t>(kept[1])};
+    }
     call.y = call.same ? call.x : embeddings(y.cast<py::tuple>());
     try {
         py::gil_scoped_release unlocked;
@@ -206,25 +212,39 @@ void visit_type(const py::tuple& x, Visit visit) {
     x[1].cast<std::string>() == "float64" ? visit(double()) : visit(float());
 }
 
+// sweeps: the terms that are gathered together, one sweep after the other; a later one may have
+// what an earlier one writes as windows and arguments.
 void gather_bound(const std::string& isa, const py::tuple& x, const py::object& y,
-                  const py::tuple& relation, const py::list& terms, int threads, bool poison) {
+                  const py::tuple& relation, const py::object& similarities, const py::list& terms,
+                  const std::vector<std::vector<int>>& sweeps, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         std::vector<TermCall<T>> calls;
+        const Index rows = x[2].cast<Index>(),
+                    columns = y.is_none() ? rows : y.cast<py::tuple>()[2].cast<Index>();
         for (const auto& item : terms) {
             const auto given = item.cast<py::tuple>();
             calls.push_back(term_call<T>(given));
-            calls.back().value = pointer<T>(given[6]);
-            calls.back().argument = pointer<Index>(given[7]);
+            TermCall<T>& term = calls.back();
+            term.value = pointer<T>(given[7]);
+            term.argument = pointer<Index>(given[8]);
+            // What a row that is not kept has.
+            const Index owners = term.by_column ? columns : rows;
+            std::fill_n(term.value, owners, given[6].cast<T>());
+            if (term.argument) std::fill_n(term.argument, owners, Index(-1));
         }
-        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
-                 [](const Call<T>& call) { gather(call); });
+        for (const std::vector<int>& some : sweeps) {
+            std::vector<TermCall<T>> now;
+            for (const int k : some) now.push_back(calls[k]);
+            sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(now),
+                     [](const Call<T>& call) { gather(call); });
+        }
     });
 }
 
 void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y,
-                 const py::tuple& relation, const py::list& terms, int threads, bool poison,
-                 const py::object& dx, const py::object& dy) {
+                 const py::tuple& relation, const py::object& similarities, const py::list& terms,
+                 int threads, bool poison, const py::object& dx, const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
@@ -238,7 +258,7 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
             const auto slopes = given[8].cast<py::list>();
             for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(slopes[k]);
         }
-        sweep<T>(isa, x, y, relation, threads, poison, std::move(calls),
+        sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(calls),
                  [&](const Call<T>& call) { weigh(call, by_x, by_y); });
     });
 }
@@ -329,10 +349,11 @@ void bind(py::module_& module) {
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
     module.def("gather", &gather_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
-               py::arg("relation"), py::arg("terms"), py::arg("threads"), py::arg("poison"));
+               py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("sweeps"),
+               py::arg("threads"), py::arg("poison"));
     module.def("weigh", &weigh_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
-               py::arg("relation"), py::arg("terms"), py::arg("threads"), py::arg("poison"),
-               py::arg("dx"), py::arg("dy"));
+               py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("threads"),
+               py::arg("poison"), py::arg("dx"), py::arg("dy"));
     module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
                py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(

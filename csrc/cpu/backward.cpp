@@ -113,7 +113,7 @@ class Weigh {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
         const std::size_t stride = TILE * kernels_.panel_cols;
-        bool packed = false;
+        bool packed = false, begun = false;
         for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
              ++c) {
             Tile<T> tile = sweep_.tile(r, c);
@@ -123,16 +123,18 @@ class Weigh {
                 order.pass(r, c);
                 continue;
             }
-            if (!packed) {
+            if (!packed && sweep_.unknown(r, c)) {
                 kernels_.pack_rows(call_.x, row, rows, w.rows);
+                packed = true;
+            }
+            if (!begun) {
                 if (adds_transposed()) kernels_.pack_slices(call_.x, row, rows, stride, w.x_slices);
                 if (dx_) std::fill_n(static_cast<T*>(w.dx), TILE * width_, T(0));
-                packed = true;
+                begun = true;
             }
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
-            sweep_.multiply(tile, w.rows, w.columns, ranges, w.s);
-            tile.s = w.s;
+            tile.s = sweep_.similarities(r, c, tile, w.rows, w.columns, ranges, w.s);
             weigh(tile, r, c, w);
             if (dx_) {
                 const T* slices =
@@ -151,7 +153,7 @@ class Weigh {
         }
         // Blocks above add to these rows, as columns, before this one does; those below never do.
         if (sweep_.triangle && r >= begin && !order.wait(r, r)) return false;
-        if (dx_ && packed)
+        if (dx_ && begun)
             for (int i = 0; i < rows; ++i) {
                 T* out = dx_ + call_.x.order[row + i] * call_.x.d;
                 for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];

@@ -81,15 +81,22 @@ class Gather {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
         const int col_states = TILE / kernels_.lanes;
-        kernels_.pack_rows(call_.x, row, rows, w.rows);
+        bool packed = false;
         for (std::size_t k = 0; k < call_.terms.size(); ++k) kernel(k).clear(w.of_rows[k], TILE);
 
         for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
             Tile<T> tile = sweep_.tile(r, c);
-            if (sweep_.band && !tile.positives) continue;
+            if (sweep_.of_positives && !tile.positives) {
+                order_.pass(r, c);
+                continue;
+            }
+            if (!packed && sweep_.unknown(r, c)) {
+                kernels_.pack_rows(call_.x, row, rows, w.rows);
+                packed = true;
+            }
             Range memory[TILE];
-            sweep_.multiply(tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
-            tile.s = w.s;
+            tile.s = sweep_.similarities(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory),
+                                         w.s);
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {
                 const TermCall<T>& term = call_.terms[k];

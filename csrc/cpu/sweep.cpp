@@ -50,8 +50,9 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
       kernels(call.kernels),
       row_tiles(tiles_of(call.x.kept)),
       col_tiles(tiles_of(call.y.kept)),
-      band(true) {
-    for (const TermCall<T>& term : call.terms) band = band && term.positives;
+      of_positives(true) {
+    for (const TermCall<T>& term : call.terms) of_positives = of_positives && term.positives;
+    band = of_positives && !call.similarities.tiles;
     triangle = call.same && !band;
 
     caller_x_memory_ = narrowed(call.x, padded(false), call.poison);
@@ -91,7 +92,16 @@ void Sweep<T>::open_stripe(int first, int tiles) {
 }
 
 template <class T>
+bool Sweep<T>::unknown(int r, int c) const {
+    const std::uint8_t* known = call.similarities.known;
+    return !known || !__atomic_load_n(known + place(r, c), __ATOMIC_ACQUIRE);
+}
+
+template <class T>
 void Sweep<T>::pack(int c) const {
+    bool needed = false;
+    for (int r = 0; !needed && r < (triangle ? c + 1 : row_tiles); ++r) needed = unknown(r, c);
+    if (!needed) return;
     const Place first = Place(c) * TILE;
     pack_columns(first, TILE, columns_ + (first - stripe_) * call.y.d);
 }
@@ -166,11 +176,16 @@ const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
 }
 
 template <class T>
-void Sweep<T>::multiply(const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
-                        T* s) const {
+const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
+                                const Range* ranges, T* s) const {
+    T* const tiles = call.similarities.tiles;
+    if (tiles) s = tiles + place(r, c) * TILE * TILE;
+    if (!unknown(r, c)) return s;
     if (band) pack_columns(tile.col, tile.cols, columns);
     const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
+    if (tiles) __atomic_store_n(call.similarities.known + place(r, c), 1, __ATOMIC_RELEASE);
+    return s;
 }
 
 template <class T>

@@ -51,6 +51,14 @@ struct TermCall {
     T* slope[MOST_ARGUMENTS] = {};
 };
 
+// The similarities of a small problem, from its first sweep to its last: tiles one after the other,
+// (row tiles, column tiles, TILE, TILE), and for each whether it has been computed. Null: not kept.
+template <class T>
+struct Similarities {
+    T* tiles = nullptr;
+    std::uint8_t* known = nullptr;
+};
+
 // For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
 template <class T>
 struct Call {
@@ -59,6 +67,7 @@ struct Call {
     bool same;
     const Place *lo, *hi, *own;  // (x.n,)
     std::vector<TermCall<T>> terms;
+    Similarities<T> similarities;
     int threads;
     bool poison;  // fill working memory with NaN
     std::function<bool()> interrupted;
@@ -101,15 +110,16 @@ class Sweep {
     const Call<T>& call;
     const Kernels<T>& kernels;
     int row_tiles, col_tiles;
-    // All terms are of the positives: only the band of tiles in which there are some is visited,
-    // each tile for its rows alone. Otherwise the same set visits the upper triangle, and a tile
-    // serves its rows and its columns.
-    bool band, triangle;
+    // If all terms are of the positives, only the band of tiles in which there are some is visited,
+    // each tile for its rows alone. Otherwise, and where similarities are kept, the same set visits
+    // the upper triangle, and a tile serves its rows and its columns.
+    bool of_positives, band, triangle;
     std::vector<Operands<T>> operands;  // one per term
 
     // Of a band nothing is packed beforehand; else a stripe of `tiles` tiles from tile `first` on
     // is opened, and then each of its tiles is packed before it is multiplied.
     void open_stripe(int first, int tiles);
+    // What no tile needs is not packed.
     void pack(int c) const;
 
     int first_tile(int r) const;
@@ -121,8 +131,12 @@ class Sweep {
     }
     // In a band, which columns a panel of rows needs; else null.
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
-    // Multiplies the tile; `rows` are packed, `columns` is a workspace of columns_per_thread().
-    void multiply(const Tile<T>& tile, const T* rows, T* columns, const Range* ranges, T* s) const;
+    // Are the similarities of tile (r, c) still to be computed?
+    bool unknown(int r, int c) const;
+    // The tile's similarities: those that are kept, or of packed `rows` into `s`; `columns` is a
+    // workspace of columns_per_thread().
+    const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
+                          const Range* ranges, T* s) const;
     std::size_t columns_per_thread() const { return band ? TILE * std::size_t(call.y.d) : 0; }
     // Bit (r, c) of a term.
     std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
@@ -134,6 +148,7 @@ class Sweep {
     }
 
    private:
+    std::size_t place(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     void pack_columns(Place first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 

@@ -17,7 +17,8 @@ from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly, product, scaled
 from pairops.ops.row_stats.op import Taken, watched
-from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.term import ALL, POS, Term
 
 
 @refusing

@@ -10,8 +10,9 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import finite
+from pairops.ops.terms.arguments import Argument, table
 from pairops.ops.terms.functions import Function, attended
-from pairops.ops.terms.term import NEG, POS, Argument, lse, table, total
+from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import LabelledAlone, Paired, Value
 from .objective.objective import Objective, check_one_for_each, paired, split
@@ -47,13 +48,13 @@ def tal_loss(
     asked, pairing = split(common, x)
     pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
     objective, pairs = Objective.of(pairs, **asked), pairs.widened()
-    both = lse(POS, scale, 0.0), lse(NEG, scale, 0.0)
-    pos, neg, pos_cols, neg_cols = row_stats(pairs, *both, cols=both)
-    rows, cols = (total(POS, scale, z.detach(), function=attended) for z in (pos, pos_cols))
+    near = lse(POS, scale, 0.0)
     # Of differences from τ log Σ_p, near which the mean lies: what is rounded is small.
-    means = row_stats(pairs, rows, cols=[cols])
+    terms = near, lse(NEG, scale, 0.0), total(POS, scale, near, function=attended)
+    found = row_stats(pairs, *terms, cols=terms)
+    pos, neg, _ = found[:3]
     losses = []
-    for mean, pull, push in zip(means, (pos, pos_cols), (neg, neg_cols), strict=True):
+    for pull, push, mean in (found[:3], found[3:]):
         none = (pull == -torch.inf) | (push == -torch.inf)
         z = margin - mean + temperature * (finite(push) - finite(pull).detach())
         losses.append(relu(torch.where(none, -torch.inf, z)))

@@ -11,12 +11,11 @@ from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import log_add_exp
-from pairops.ops.terms.term import NEG, POS, lse, total
+from pairops.ops.terms.term import NEG, POS, Term, highest, lse, total
 
 from .objective.keywords import Paired, Value
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, check_one_for_each, paired, split
-from .objective.reference import own_reference
 from .objective.scalars import number
 
 
@@ -45,22 +44,24 @@ def info_nce_loss(
     objective = paired(x, y, common)
     pairs = objective.pairs
     n, m = pairs.shape
-    near = own_reference(pairs)  # of row i, and of column i: their positive is the same pair
-    terms = lse(NEG, scale, near), total(POS, scale, near)
-    if symmetric:
-        of_cols = near if n == m else torch.cat([near, near.new_zeros(m - n)])
-        rows, pos, cols = row_stats(pairs, *terms, cols=[lse(NEG, scale, of_cols)])
-        cols = cols[:n]
-        losses = (log1p_exp(rows - pos) + log1p_exp(cols - pos)) / 2
-    else:
-        rows, pos = row_stats(pairs, *terms)
-        losses = log1p_exp(rows - pos)
-    seen = {}
+    terms = _own_and_others(scale)
+    near, pos, neg, *of_cols = row_stats(pairs, *terms, cols=terms if symmetric else ())
+    losses, seen = log1p_exp(neg - pos), {}
     if objective.return_aux:
-        seen["rows"] = torch.logaddexp(rows, pos) + scale * near
-        if symmetric:
-            seen["cols"] = torch.logaddexp(cols, pos) + scale * near
+        seen["rows"] = torch.logaddexp(neg, pos) + scale * near
+    if symmetric:
+        near, pos, neg = [z[:n] for z in of_cols] if m > n else of_cols
+        losses = (losses + log1p_exp(neg - pos)) / 2
+        if objective.return_aux:
+            seen["cols"] = torch.logaddexp(neg, pos) + scale * near
     return objective.value(losses, **seen)
+
+
+def _own_and_others(scale: float | Tensor) -> tuple[Term, Term, Term]:
+    """The similarity of an anchor's own pair; that times `scale`, and log Σ e^{scale s} of the
+    others, both less it: the loss is theirs, and small ones are not lost in large numbers."""
+    near = highest(POS, grad=False)
+    return near, total(POS, scale, near), lse(NEG, scale, near)
 
 
 @collective()
@@ -113,10 +114,9 @@ def quality_weighted_info_nce_loss(
     objective = paired(x, y, common)
     quality = quality.detach().to(x.device, objective.pairs.dtype)
     share = _shares(sharpness * quality, objective)
-    near = own_reference(objective.pairs)
-    rows, pos = row_stats(objective.pairs, lse(NEG, scale, near), total(POS, scale, near))
-    seen = {"rows": torch.logaddexp(rows, pos) + scale * near} if objective.return_aux else {}
-    return objective.value(share * log1p_exp(rows - pos), **seen)
+    near, pos, neg = row_stats(objective.pairs, *_own_and_others(scale))
+    seen = {"rows": torch.logaddexp(neg, pos) + scale * near} if objective.return_aux else {}
+    return objective.value(share * log1p_exp(neg - pos), **seen)
 
 
 @collective()
@@ -165,21 +165,19 @@ def _decoupled(
     spread: float | Tensor | None,
 ) -> Tensor:  # (N,)
     """sets: the rows of `pairs`, whose way this is; then its columns, for the mean of both ways."""
-    near = own_reference(pairs)
-    others = lse(NEG, scale, near)
-    apart, *across = row_stats(
-        pairs, total(POS, 1.0, near), others, cols=[others] if len(sets) > 1 else []
-    )
+    terms = _own_and_others(scale)
+    found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
     if pairs.batch[0] < 2:
-        return 0 * apart
+        return 0 * found[1]
     names = pairs.indices()
-    within = [
-        row_stats(Pairs.of(z, names, ignore_index=None, **comparing), others)[0] for z in sets
-    ]
-    ways = [log_add_exp(a, b) for a, b in zip(across, within, strict=True)]
-    losses = sum(ways) / len(ways) - apart * scale
+    ways = []
+    for z, near, pos, across in zip(sets, found[::3], found[1::3], found[2::3], strict=True):
+        alone = Pairs.of(z, names, ignore_index=None, **comparing)
+        (within,) = row_stats(alone, lse(NEG, scale, near))
+        ways.append(log_add_exp(across, within) - pos)
+    losses = torch.stack(ways).mean(0)
     if spread is not None:
-        s = apart + near
+        s = found[1] / scale + found[0]
         losses = losses - (1 - _shares(s / spread, objective)) * s * scale
     return losses
 
@@ -224,7 +222,8 @@ def multi_positive_loss(
     check_embeddings("positives[:, 0]", slots[0], like=("x", x))
     asked, comparing = split(common, x)
     by_slot = [Pairs.paired(x, slot, **comparing) for slot in slots]
-    nearest = [own_reference(pairs) for pairs in by_slot]
+    of_slots = [row_stats(pairs, *_own_and_others(scale)) for pairs in by_slot]
+    first = of_slots[0][0]
     shared = None
     compared = slots[0]
     if negatives is not None:
@@ -235,12 +234,11 @@ def multi_positive_loss(
         apart = Pairs.of(
             x, zeros, ref_emb=negatives, ref_labels=ones, ignore_index=None, **comparing
         )
-        (shared,) = row_stats(apart, lse(NEG, scale, nearest[0]))
+        (shared,) = row_stats(apart, lse(NEG, scale, first))
     objective = Objective.of(Pairs.paired(x, compared, **comparing), **asked)
     losses = []
-    for pairs, near in zip(by_slot, nearest, strict=True):
-        neg, pos = row_stats(pairs, lse(NEG, scale, near), total(POS, scale, near))
+    for near, pos, neg in of_slots:
         if shared is not None:
-            neg = log_add_exp(neg, shared + scale * (nearest[0] - near))
+            neg = log_add_exp(neg, shared + scale * (first - near))
         losses.append(log1p_exp(neg - pos))
     return objective.value(torch.stack(losses).mean(0))

@@ -50,17 +50,20 @@ def ms_loss(
     pairs = objective.pairs
     base = pairs.at(number("base", base))
     if slack is None:
-        far = near = None
         pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
+        mined = {}
     else:
         warn_without_positives(pairs)
         # What a threshold is less ε is the threshold of what is less ε, to the last bit.
-        (far,) = row_stats(pairs, lowest(POS, 1.0, slack, function=affine, grad=False))
-        nearest = highest(NEG, 1.0, -slack, function=affine, grad=False)
-        near, neg = row_stats(pairs, nearest, lse(NEG, beta, base, above=far))
-        (pos,) = row_stats(pairs, lse(POS, -alpha, base, below=near))
-    parts = [(pos, alpha), (neg, beta)]
-    return reduce_log1p_exp(parts, objective, below=near, above=far, positive=pos, negative=neg)
+        far = lowest(POS, 1.0, slack, function=affine, grad=False)
+        near = highest(NEG, 1.0, -slack, function=affine, grad=False)
+        above, below, neg, pos = row_stats(
+            pairs, far, near, lse(NEG, beta, base, above=far), lse(POS, -alpha, base, below=near)
+        )
+        mined = {"above": above, "below": below}
+    return reduce_log1p_exp(
+        [(pos, alpha), (neg, beta)], objective, **mined, positive=pos, negative=neg
+    )
 
 
 @collective()

@@ -13,13 +13,12 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.plain_numbers import plain_float
-from pairops.ops.terms.term import NEG, POS, lse, total
+from pairops.ops.terms.term import NEG, POS, highest, lse, total
 
 from .objective.keywords import Asked, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, similar_only, split
-from .objective.reference import reference
 from .objective.scalars import number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
@@ -122,20 +121,18 @@ def proxy_nca_loss(
         objective.group.agree({})
     else:
         warn_without_positives(pairs)
-    near = reference(pairs)
-    terms = [lse(POS, scale, near), lse(NEG, scale, near)]
+    near = highest(POS, grad=False)
+    terms = [near, lse(POS, scale, near), lse(NEG, scale, near)]
     if smoothing:
         terms.append(total(NEG, scale, near))
-    pos, neg, *sums = row_stats(pairs, *terms)
+    _, pos, neg, *sums = row_stats(pairs, *terms)
     positives, negatives = pairs.counts()
     losses = log1p_exp(torch.where(positives > 0, neg - pos, -torch.inf))
     for z in sums:
         moved = smoothing * (pos - z / negatives.clamp(min=1))
         losses = losses + torch.where((positives > 0) & (negatives > 0), moved, 0)
-    seen = {}
-    if objective.return_aux:
-        seen = {"positive": pos + scale * near, "negative": neg + scale * near}
-    return objective.value(losses, **seen)
+    sides = {"positive": lse(POS, scale, 0.0), "negative": lse(NEG, scale, 0.0)}
+    return objective.value(losses, **sides)
 
 
 def _checked(

@@ -9,20 +9,17 @@ from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.arguments import Earlier
 from pairops.ops.terms.functions import softplus_from
-from pairops.ops.terms.term import NEG, POS, lse, total
+from pairops.ops.terms.term import ALL, NEG, POS, highest, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled, split
-from .objective.reference import reference
 from .objective.scalars import number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
-
-# log Σ over no pair, said so that arithmetic leaves it alone: a softplus of it is 0, not NaN.
-_NOTHING = -1e30
 
 
 @collective()
@@ -47,17 +44,14 @@ def supcon_loss(
     objective = labelled(x, labels, common)
     pairs = objective.pairs
     warn_without_positives(pairs)
-    near, positives = reference(pairs), pairs.positives()
-    neg, pos, sums = row_stats(
-        pairs, lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
+    near, positives = highest(POS, grad=False), pairs.positives()
+    _, neg, pos, sums = row_stats(
+        pairs, near, lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
     )
     # log Σ over all less the log Σ over positives, and of several of these less their mean.
     worse = torch.where(positives > 0, neg - pos, -torch.inf)
     apart = torch.where(positives > 1, pos - sums / positives.clamp(min=1), 0)
-    seen = {}
-    if objective.return_aux:
-        seen["all"] = torch.logaddexp(neg, pos) + scale * near
-    return objective.value(log1p_exp(worse) + apart, **seen)
+    return objective.value(log1p_exp(worse) + apart, all=lse(ALL, scale, 0.0))
 
 
 @collective()
@@ -84,14 +78,16 @@ def nt_xent_loss(
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
     warn_without_positives(pairs)
-    near, positives = reference(pairs), pairs.positives()
-    (neg,) = row_stats(pairs, lse(NEG, scale, near))
-    against = neg.clamp(min=_NOTHING)
-    (sums,) = row_stats(pairs, total(POS, -scale, near, against, function=softplus_from))
-    seen = {"negative": neg + scale * near} if objective.return_aux else {}
+    near, positives = highest(POS, grad=False), pairs.positives()
+    neg = lse(NEG, scale, near)
+    against = Earlier(neg, grad=True)
+    _, _, sums = row_stats(
+        pairs, near, neg, total(POS, -scale, near, against, function=softplus_from)
+    )
+    negative = lse(NEG, scale, 0.0)
     if objective.averages_pairs:
-        return objective.mean_pairs((sums, positives), **seen)
-    return objective.value(sums / positives.clamp(min=1), **seen)
+        return objective.mean_pairs((sums, positives), negative=negative)
+    return objective.value(sums / positives.clamp(min=1), negative=negative)
 
 
 @collective()
@@ -137,14 +133,12 @@ def nca_loss(
     objective = labelled(x, labels, common, distance=distance)
     pairs = objective.pairs
     warn_without_positives(pairs)
-    near = reference(pairs)
-    pos, neg = row_stats(pairs, lse(POS, scale, near), lse(NEG, scale, near))
+    near = highest(POS, grad=False)
+    _, pos, neg = row_stats(pairs, near, lse(POS, scale, near), lse(NEG, scale, near))
     # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
     worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
-    seen = {}
-    if objective.return_aux:
-        seen = {"positive": pos + scale * near, "negative": neg + scale * near}
-    return objective.value(log1p_exp(worse), **seen)
+    sides = {"positive": lse(POS, scale, 0.0), "negative": lse(NEG, scale, 0.0)}
+    return objective.value(log1p_exp(worse), **sides)
 
 
 @collective()
@@ -178,14 +172,10 @@ def n_pair_loss(
     )
     objective = Objective.of(pairs, **asked)
     warn_without_positives(pairs)
-    near = reference(pairs)
-    neg, pos = row_stats(pairs, lse(NEG, 1.0, near), total(POS, 1.0, near))
+    near = highest(POS, grad=False)
+    _, neg, pos = row_stats(pairs, near, lse(NEG, 1.0, near), total(POS, 1.0, near))
     worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
-    seen = {}
-    if objective.return_aux:
-        some = torch.where(pairs.positives() > 0, pos, -torch.inf)
-        seen["all"] = torch.logaddexp(neg, some) + near
-    return objective.value(log1p_exp(worse), **seen)
+    return objective.value(log1p_exp(worse), all=lse(ALL, 1.0, 0.0))
 
 
 def _first_two(

@@ -11,9 +11,10 @@ from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_sta
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.terms import functions
+from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.recipe import cuda_key, unpack
-from pairops.ops.terms.term import Argument, Partner, Term
+from pairops.ops.terms.term import Term
 
 DOUBLE = torch.float64
 

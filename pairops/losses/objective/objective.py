@@ -102,11 +102,12 @@ class Objective:
         *,
         below: Tensor | None = None,
         above: Tensor | None = None,
-        **log_sum_exps: Tensor,
+        **log_sum_exps: Tensor | Term,
     ) -> Value:
         """`value`, with an `Aux` if one is wanted.
 
-        below, above: (N,) windows in which positives and negatives were mined.
+        below, above: (N,) windows in which positives and negatives were mined.  log_sum_exps:
+        statistics (N,), or terms that tell what is to be made of the pairs then.
         """
         if not self.return_aux:
             return value
@@ -116,16 +117,21 @@ class Objective:
             terms.append(total(POS, function=one, below=below))
         if above is not None:
             terms.append(total(NEG, function=one, above=above))
+        asked = [term for term in log_sum_exps.values() if isinstance(term, Term)]
         with torch.no_grad():
-            far, near, *mined = row_stats(pairs, *terms)
-            counts = iter([count.long() for count in mined])
+            far, near, *rest = row_stats(pairs, *terms, *asked)
+            counts = iter([count.long() for count in rest[: len(rest) - len(asked)]])
+            made = iter(rest[len(rest) - len(asked) :])
             return value, Aux(
                 *pairs.counts(),
                 pairs.in_units(far),
                 pairs.in_units(near),
                 None if below is None else next(counts),
                 None if above is None else next(counts),
-                {name: statistic.detach() for name, statistic in log_sum_exps.items()},
+                {
+                    name: next(made) if isinstance(given, Term) else given.detach()
+                    for name, given in log_sum_exps.items()
+                },
             )
 
 

@@ -105,6 +105,23 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
         ctx.save_for_forward(*tensors)
 
 
+def followed_by_autograd_alone(x: Tensor) -> bool:
+    """Is this a tensor with values, of an eager call that nothing but autograd looks at?"""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def in_old_vmap() -> bool:
+    """Is this a backward pass of several cotangents at once, as `_batched_gradients` has it?"""
+    return _batched_gradients() > 0
+
+
 def _batched_gradients() -> int:
     """The level of torch's older vmap, 0 outside: `torch.autograd.grad(is_grads_batched=True)` and
     `torch.autograd.functional` with vectorize=True run a backward pass in it."""

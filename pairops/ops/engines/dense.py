@@ -13,7 +13,8 @@ from torch import Tensor
 from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
-from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.term import ALL, POS, Term
 
 from .engine import Backward
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import FUNCTIONS, Function
-from pairops.ops.terms.term import Argument, Partner, Term
+from pairops.ops.terms.term import Term
 
 from .indexing import pick_rows
 from .relation import Relation, Scales
@@ -118,7 +119,7 @@ class Measure:
         if self.share is not None:
             args.append(argument(self.share, self.anchors))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
-        args += term.windows()
+        args += [z for z in (term.above, term.below) if z is not None]
         function = getattr(_MADE, _measured(term.function.name, self.name, windows, term.gather))
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 

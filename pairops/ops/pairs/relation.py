@@ -5,6 +5,7 @@ small batch is mostly calls.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Relation:
     self_index: Tensor  # (N,) int64: the position of the column that the row itself is, or −1
     valid_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
     valid_y: Tensor  # (M,) bool
+    addresses: Any = field(default=None, init=False)  # what the CPU engine makes of these once
 
     def tensors(self) -> list[Tensor]:
         """The fields in their order, as an op takes them; `Relation(*tensors)` is the inverse."""

@@ -12,7 +12,8 @@ from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import scaled, through_scale
-from pairops.ops.terms.term import Argument, Partner, Table, Term, Wanted
+from pairops.ops.terms.arguments import Argument, Partner, Table
+from pairops.ops.terms.term import Term, Wanted
 
 
 def wanted(

@@ -13,7 +13,8 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.terms.recipe import unpack
 
-from .backward import by_vector, of_terms
+from . import levels
+from .backward import by_vector
 from .backward import wanted as gradients_wanted
 
 
@@ -34,9 +35,7 @@ def _gather(
     pairs = Pairs(x, y, Relation(*relation), scales, cache)
     with torch.no_grad(), exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
-        result: tuple[list[Tensor], list[Tensor], Tensor]
-        result = ENGINES[engine].forward(pairs, rows, cols)
-        return result
+        return levels.forward(ENGINES[engine], pairs, rows, cols)
 
 
 def weigh(
@@ -70,8 +69,8 @@ def weigh(
     with exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
-        dx, dy, by_term = of_terms(
-            pairs, rows, cols, engine, statistics, arguments, bits, cotangents,
+        dx, dy, by_term = levels.backward(
+            engine, pairs, rows, cols, statistics, arguments, bits, cotangents,
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
         # Rounded once, when all is added up.

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from pairops.ops import engines
+from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
-from pairops.ops.terms.term import Partner, Table, Term
+from pairops.ops.terms.term import Term
 
-from . import sharded
+from . import eager, levels, sharded
 from .nodes import RowStats, RowStatsCall
 
 
@@ -65,6 +68,10 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     try:
         with exactly(pairs.x.device.type):
             n, m = pairs.shape
+            rows, cols = (
+                numbered(rows, cols, "rows"),
+                numbered(tuple(cols), rows, "cols"),
+            )
             rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
             cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
             for term in (*rows, *cols):
@@ -105,7 +112,9 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
         return tuple(sharded.taken(pairs, rows, cols, engine))
     serving = engines.ENGINES[engine]
     if serving.backward is None:
-        return tuple(serving.forward(pairs, rows, cols)[0])
+        return tuple(levels.forward(serving, pairs, rows, cols)[0])
+    if followed_by_autograd_alone(pairs.x):
+        return eager.statistics(pairs, rows, cols, serving)
     recipe, numbers, vectors = pack(rows, cols)
     prepared = serving.prepare(pairs)
     traced = None

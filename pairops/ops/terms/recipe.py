@@ -6,8 +6,9 @@ A `Term` holds tensors and a callable; an op takes neither. So terms travel as a
     recipe = row terms separated by spaces [ " | " column terms ]
     term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
     kinds  = one letter per argument, left out if all are f:
-             f a number, o one value per owner, p one value per partner, t a table
-    > <    = a window, `above=` or `below=`
+             f a number, o one value per owner, p one value per partner, t a table,
+             e0 the first of the row terms (or column terms), g0 with its gradient, w0 a threshold
+    > <    = a window, `above=` or `below=`; >0 is one by the first term
     @      = an extreme that keeps its argument, and so has a gradient
 """
 
@@ -18,15 +19,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import Argument, EarlierAt, Partner, Table
 from .functions import FUNCTIONS
-from .term import Argument, Partner, Table, Term
+from .term import Term
 
 
 def key(term: Term) -> str:
     """The term as it stands in a recipe."""
-    letter = {float: "f", Partner: "p", Table: "t"}
-    kinds = "".join([letter.get(type(a), "o") for a in term.args])
-    return _key(term, kinds if kinds.strip("f") else "")
+    kinds = "".join([_letter(a) for a in term.args])
+    windows = [w if isinstance(w, EarlierAt) else None for w in (term.above, term.below)]
+    return _key(term, kinds if kinds.strip("f") else "", *[w and str(w.place) for w in windows])
+
+
+def _letter(argument: Argument) -> str:
+    if isinstance(argument, EarlierAt):
+        return f"{'g' if argument.grad else 'w' if argument.window else 'e'}{argument.place}"
+    return {float: "f", Partner: "p", Table: "t"}.get(type(argument), "o")
 
 
 def cpu_key(term: Term) -> str:
@@ -47,11 +55,11 @@ def _by_partner(term: Term) -> str:
     return kinds if kinds.strip("o") else ""
 
 
-def _key(term: Term, kinds: str) -> str:
+def _key(term: Term, kinds: str, above: str | None = None, below: str | None = None) -> str:
     result = f"{term.gather}:{term.side}:{term.function.name}"
     result += f"({kinds})" if kinds else ""
-    result += "" if term.above is None else ">"
-    result += "" if term.below is None else "<"
+    result += "" if term.above is None else f">{above or ''}"
+    result += "" if term.below is None else f"<{below or ''}"
     return result + ("@" if term.keeps_argument else "")
 
 
@@ -69,22 +77,32 @@ def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], 
 @functools.cache
 def _template(word: str) -> Term:
     """The term with numbers and tensors that mean nothing."""
-    parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>?)(<?)(@?)", word)
+    parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>\d*)?(<\d*)?(@?)", word)
     if parts is None or parts[3] not in FUNCTIONS:
         raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
-    gather, side, name, kinds, above, below, keeps = parts.groups()
+    gather, side, name, kinds, *windows, keeps = parts.groups()
     function = FUNCTIONS[name]
     holder = torch.empty(0)
     of_kind: dict[str, Argument] = {
         "f": 0.0, "o": holder, "p": Partner(holder), "t": Table(holder, holder, holder),
     }  # fmt: skip
+
+    def argument(kind: str) -> Argument:
+        place = kind[1:] and int(kind[1:])
+        if place == "":
+            return of_kind[kind]
+        return EarlierAt(int(place), kind[0] == "g", kind[0] == "w")
+
+    above, below = [
+        w and (EarlierAt(int(w[1:]), window=True) if w[1:] else holder) for w in windows
+    ]
     return Term(
         gather,
         side,
         function,
-        tuple([of_kind[kind] for kind in kinds or "f" * function.arity]),
-        holder if above else None,
-        holder if below else None,
+        tuple([argument(kind) for kind in re.findall(r"[a-z]\d*", kinds or "f" * function.arity)]),
+        above,
+        below,
         grad=bool(keeps) or gather not in ("lowest", "highest"),
     )
 

@@ -8,105 +8,28 @@ import torch
 from torch import Tensor
 
 from .accumulators import GATHERS, Gather
+from .arguments import Argument, Earlier, EarlierAt, Partner, Table, checked, vector
 from .functions import Function, affine, identity, source_of
 from .plain_numbers import plain_float
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
 
 
-@dataclass(frozen=True, eq=False)
-class Partner:
-    """Values (M,) that vary with the partner of a pair, not with the owner of the statistic."""
-
-    values: Tensor  # (M,) in a row term, (N,) in a column term
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """values[owners_i, partners_j]: one value for each pair of classes, without gradient."""
-
-    values: Tensor  # (A, B)
-    owners: Tensor  # (N,) int64 in a row term, (M,) in a column term
-    partners: Tensor  # (M,) int64, or (N,)
-
-
-Argument = float | Tensor | Partner | Table
-
-
-class Operand(NamedTuple):
-    """A tensor of a term."""
-
-    role: Literal["owner", "partner", "table", "window"]  # owner, partner: one value for each
-    tensor: Tensor
-    has_grad: bool
-
-
-def partner(values: Tensor) -> Partner:
-    return Partner(values)
-
-
-def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
-    """values (A, B) looked up by the class of the owner and that of the partner of a pair."""
-    return Table(values, owners, partners)
-
-
-def checked(
-    name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
-) -> Argument:
-    """The argument in `dtype`, with one value per owner or partner."""
-    if isinstance(argument, Partner):
-        return Partner(vector(name, argument.values, partners, dtype, grad))
-    if isinstance(argument, Table):
-        return _table(name, argument, owners, partners, dtype)
-    if isinstance(argument, Tensor):
-        return vector(name, argument, owners, dtype, grad)
-    number = argument if type(argument) is float else plain_float(argument)
-    if number is not None:
-        return number
-    raise TypeError(
-        f"{name} is {type(argument).__name__}; it must be a number, a tensor, partner(tensor) or "
-        "table(tensor, classes, classes)"
-    )
-
-
-def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_complex():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} is {kind}; it must be a real tensor")
-    if values.dim() and values.shape != (length,):
-        if values.numel() != 1:
-            shape = tuple(values.shape)
-            raise ValueError(
-                f"{name} has shape {shape}; it must be ({length},) or have one element"
-            )
-        values = values.reshape(())
-    return (values if grad else values.detach()).to(dtype).expand(length)
-
-
-def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dtype) -> Table:
-    if given.values.dim() != 2 or not given.values.is_floating_point():
-        raise ValueError(
-            f"{name} is a {given.values.dtype} table of shape {tuple(given.values.shape)}; it must "
-            "be floating-point (A, B)"
-        )
-    for classes, length in ((given.owners, owners), (given.partners, partners)):
-        if classes.shape != (length,) or classes.dtype != torch.int64:
-            raise ValueError(
-                f"{name} has {classes.dtype} classes of shape {tuple(classes.shape)}; they must be "
-                f"int64 ({length},)"
-            )
-    return Table(given.values.detach().to(dtype), given.owners, given.partners)
-
-
-@dataclass(frozen=True, eq=False)
+# Not frozen: that would cost a call for each field, and a small step is mostly calls.
+@dataclass(eq=False)
 class Term:
     """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
 
-    args: numbers; tensors (N,) with one value per owner, or with one for all; or `partner(v)`, one
-    value per partner. Gradients reach all tensors among them.
+    args: numbers; tensors (N,) with one value per owner, or with one for all; `partner(v)`, one
+    value per partner; or an earlier term of the same call and owners, whose statistic is a
+    constant, with `Earlier(term, grad=True)` one that passes its gradient on. Gradients reach all
+    tensors among them.
 
-    above, below: thresholds (N,) per owner, without gradient. Pairs with s ≤ above or s ≥ below are
-    dropped; a NaN is neither, and stays.
+    above, below: thresholds (N,) per owner, or earlier terms, without gradient. Pairs with
+    s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
+
+    An owner for which an earlier term found no pair, so that its statistic is infinite, has none in
+    a term that refers to it either.
 
     grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
     """
@@ -114,24 +37,27 @@ class Term:
     gather: str
     side: str
     function: Function
-    args: tuple[Argument, ...] = ()
-    above: Tensor | None = None
-    below: Tensor | None = None
+    args: tuple[Any, ...] = ()
+    above: Any = None
+    below: Any = None
     grad: bool = True
 
     def __post_init__(self) -> None:
         if (self.gather, False) not in GATHERS:
             names = ", ".join(sorted({name for name, _ in GATHERS}))
             raise ValueError(f"gather is {self.gather!r}; it must be one of {names}")
-        if not isinstance(self.function, Function):
+        if type(self.function) is not Function and not isinstance(self.function, Function):
             kind = type(self.function).__name__
             raise TypeError(f"function is {kind}; it must be a pairops.Function")
-        if not self.grad and not self.extreme:
+        if not self.grad and self.gather not in ("lowest", "highest"):
             raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
         for name, bound in (("above", self.above), ("below", self.below)):
-            if bound is not None and not isinstance(bound, Tensor):
+            if bound is not None and not isinstance(bound, (Tensor, Term, EarlierAt)):
                 kind = type(bound).__name__
-                raise TypeError(f"{name} is {kind}; it must be a tensor (N,) or with one element")
+                raise TypeError(
+                    f"{name} is {kind}; it must be a tensor (N,) or with one element, or an "
+                    "earlier term of the call"
+                )
         if self.side not in (POS, NEG, ALL):
             raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
         if len(self.args) != self.function.arity:
@@ -147,7 +73,7 @@ class Term:
             for k, a in enumerate(self.args)
         ]
         above, below = (
-            None if bound is None else vector(name, bound, owners, dtype, False)
+            vector(name, bound, owners, dtype, False) if isinstance(bound, Tensor) else bound
             for name, bound in (("above", self.above), ("below", self.below))
         )
         if all(isinstance(a, float) for a in self.args) and above is below is None:
@@ -180,7 +106,7 @@ class Term:
                 classes = Operand("owner", a.owners, False), Operand("partner", a.partners, False)
                 found += [Operand("table", a.values, False), *classes]
         for bound in (self.above, self.below):
-            if bound is not None:
+            if isinstance(bound, Tensor):
                 found.append(Operand("window", bound, False))
         return found
 
@@ -195,9 +121,11 @@ class Term:
             elif isinstance(a, Table):
                 args.append(Table(next(tensors), next(tensors), next(tensors)))
             else:
-                args.append(next(tensors))
-        above = None if self.above is None else next(tensors)
-        below = None if self.below is None else next(tensors)
+                args.append(next(tensors) if isinstance(a, Tensor) else a)
+        above, below = [
+            next(tensors) if isinstance(bound, Tensor) else bound
+            for bound in (self.above, self.below)
+        ]
         return replace(self, args=tuple(args), above=above, below=below)
 
     def between(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
@@ -212,15 +140,20 @@ class Term:
         return [z for role, z, _ in self.operands() if role in roles]
 
     def windows(self) -> list[Tensor]:
-        return [bound for bound in (self.above, self.below) if bound is not None]
+        return [bound for bound in (self.above, self.below) if isinstance(bound, Tensor)]
+
+    def earlier(self) -> list[EarlierAt]:
+        """The earlier terms that it refers to."""
+        return [a for a in (*self.args, self.above, self.below) if isinstance(a, EarlierAt)]
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
         name = f"{self.gather}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         marks += "@" * self.keeps_argument
-        numbers = [plain_float(a) for a in self.args if not isinstance(a, (Tensor, Partner, Table))]
-        return f"{name}{marks} {numbers} {[of_tensor(z) for _, z, _ in self.operands()]}"
+        numbers = [plain_float(a) for a in self.args if isinstance(a, float)]
+        tensors = [of_tensor(z) for _, z, _ in self.operands()]
+        return f"{name}{marks} {numbers} {tensors} {[tuple(a) for a in self.earlier()]}"
 
     @property
     def extreme(self) -> bool:
@@ -234,7 +167,7 @@ class Term:
     @property
     def keeps_bits(self) -> bool:
         """May `forward` note for `backward`, tile by tile, whether the window kept a pair?"""
-        return bool(self.windows()) and not self.extreme
+        return not (self.above is None and self.below is None) and not self.extreme
 
     @property
     def monoid(self) -> Gather:
@@ -256,10 +189,10 @@ class Wanted(NamedTuple):
 
 def total(
     side: str,
-    *args: Argument,
+    *args: "Argument | Term | Earlier",
     function: Function = affine,
-    above: Tensor | None = None,
-    below: Tensor | None = None,
+    above: Tensor | Term | None = None,
+    below: Tensor | Term | None = None,
 ) -> Term:
     """Σ over a side of function(s, *args); by default of scale·(s − base)."""
     return Term("sum", side, function, args, above, below)
@@ -267,10 +200,10 @@ def total(
 
 def lse(
     side: str,
-    *args: Argument,
+    *args: "Argument | Term | Earlier",
     function: Function = affine,
-    above: Tensor | None = None,
-    below: Tensor | None = None,
+    above: Tensor | Term | None = None,
+    below: Tensor | Term | None = None,
 ) -> Term:
     """log Σ exp over a side of function(s, *args); by default of scale·(s − base)."""
     return Term("lse", side, function, args, above, below)
@@ -278,10 +211,10 @@ def lse(
 
 def lowest(
     side: str,
-    *args: Argument,
+    *args: "Argument | Term | Earlier",
     function: Function = identity,
-    above: Tensor | None = None,
-    below: Tensor | None = None,
+    above: Tensor | Term | None = None,
+    below: Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
     """The lowest function(s, *args) of a side; by default the lowest similarity."""
@@ -290,10 +223,10 @@ def lowest(
 
 def highest(
     side: str,
-    *args: Argument,
+    *args: "Argument | Term | Earlier",
     function: Function = identity,
-    above: Tensor | None = None,
-    below: Tensor | None = None,
+    above: Tensor | Term | None = None,
+    below: Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
     """The highest function(s, *args) of a side; by default the highest similarity."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import product, scaled
-from pairops.ops.terms.term import ALL, POS, Partner, Table, Term
+from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.term import ALL, POS, Term
 
 # Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
 # narrow; of the sizes from 64 to 1,024 the fastest at N = 1,024 to 4,096 on a CPU with 1 MiB of L2.

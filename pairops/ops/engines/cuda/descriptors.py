@@ -9,8 +9,9 @@ from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.arguments import Argument, Partner, Table
 from pairops.ops.terms.recipe import cuda_key
-from pairops.ops.terms.term import POS, Argument, Partner, Table, Term
+from pairops.ops.terms.term import POS, Term
 
 _FIRST_OPERAND = 2  # the slots before it hold the scale
 

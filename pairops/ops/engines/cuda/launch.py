@@ -12,7 +12,8 @@ from pairops.ops.bindings.devices import on_device
 from pairops.ops.bindings.extension import DTYPES
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Partner, Term, Wanted
+from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.term import Term, Wanted
 
 from .descriptors import Role, Told, band_only
 

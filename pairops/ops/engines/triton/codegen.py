@@ -27,7 +27,8 @@ import triton
 import triton.language as tl
 
 from pairops.ops.terms import recipe
-from pairops.ops.terms.term import ALL, NEG, POS, Partner
+from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.term import ALL, NEG, POS
 
 from .kernels import accumulators
 from .kernels import math as triton_math

@@ -20,7 +20,8 @@ from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
-from pairops.ops.terms.term import Table, Term, Wanted
+from pairops.ops.terms.arguments import Table
+from pairops.ops.terms.term import Term, Wanted
 
 from . import tile_configs
 from .tile_configs import Configuration

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import scaled
-from pairops.ops.terms.term import Partner, Term
+from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.term import Term
 
 from .tile_configs import Configuration
 

@@ -1,0 +1,151 @@
+"""Calls whose terms refer to earlier ones: a sweep for each level, and one pass back for all.
+
+Constants and windows need no more than one pass, since no gradient leads through them. Where a term
+passes its gradient on, the earlier term is differentiated after it, when its cotangent is whole.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.engines import ENGINES
+from pairops.ops.engines.engine import Engine
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
+from pairops.ops.terms.term import Term, Wanted
+
+from .backward import of_terms
+
+
+def forward(
+    engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`engine.forward` of terms that may refer to earlier ones."""
+    order = sweeps(rows, cols)
+    if len(order) == 1:
+        return engine.forward(pairs, rows, cols)
+    terms = Levels(rows, cols)
+    statistics: list[Any] = [None] * len(terms.every)
+    arguments: dict[int, Tensor] = {}
+    planes: dict[int, Tensor] = {}
+    bits: Tensor | None = None
+    for some in order:
+        placed = [terms.resolved(k, statistics) for k in some]
+        split = sum(k < len(rows) for k in some)
+        now = [term for term, _ in placed]
+        values, indices, bits = engine.forward(pairs, now[:split], now[split:])
+        found, first = iter(indices), 0
+        for k, (term, missing), value in zip(some, placed, values, strict=True):
+            statistics[k] = value if missing is None else value.masked_fill(missing, _fill(term))
+            if term.keeps_argument:
+                at = next(found)
+                arguments[k] = at if missing is None else at.masked_fill(missing, -1)
+            if term.keeps_bits:
+                size = terms.planes(engine, pairs, k)
+                planes[k] = bits[first : first + size]
+                first += size
+    assert bits is not None, "there is a sweep"
+    kept = [planes[k] for k in sorted(planes)]
+    whole = bits if not kept else kept[0] if len(kept) == 1 else torch.cat(kept)
+    return statistics, [arguments[k] for k in sorted(arguments)], whole
+
+
+def backward(
+    engine: str,
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    bits: Tensor | None,
+    cotangents: Sequence[Tensor],
+    wanted: Wanted,
+) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
+    """`of_terms` of terms that may refer to earlier ones."""
+    terms = Levels(rows, cols)
+    if not any(term.earlier() for term in terms.every):
+        given = statistics, arguments, bits, cotangents, wanted
+        return of_terms(pairs, rows, cols, engine, *given)
+    statistics, cotangents = list(statistics), list(cotangents)
+    index = iter(arguments)
+    argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
+    planes = terms.split(ENGINES[engine], pairs, bits)
+    gradients: list[tuple[Tensor | None, Tensor | None]] = []
+    by_term: dict[int, list[Tensor]] = {}
+    for some in passes(rows, cols):
+        now, values, weights, flags = [], [], [], []
+        for k in some:
+            term, missing = terms.resolved(k, statistics)
+            value, weight = statistics[k], cotangents[k]
+            if missing is not None:  # exp(f − value) is 0 there, whatever f is
+                value = value.masked_fill(missing, torch.finfo(value.dtype).max)
+                weight = weight.masked_fill(missing, 0.0)
+            now.append(term)
+            values.append(value)
+            weights.append(weight)
+            mine = iter(wanted.args[k] if wanted.args is not None else [True] * len(term.args))
+            flags.append([next(mine) if a is None else a.grad for a in by_earlier(terms.every[k])])
+        split = sum(k < len(rows) for k in some)
+        kept = [planes[k] for k in some if k in planes]
+        *found, slopes = of_terms(
+            pairs, now[:split], now[split:], engine, values,
+            [argument[k] for k in some if k in argument],
+            torch.cat(kept) if kept else bits,
+            weights, wanted._replace(args=flags),
+        )  # fmt: skip
+        gradients.append((found[0], found[1]))
+        for place, k in enumerate(some):
+            by_term[k] = []
+            for a, slope in zip(by_earlier(terms.every[k]), slopes.get(place, ()), strict=False):
+                if a is None:
+                    by_term[k].append(slope)
+                elif a.grad:
+                    at = terms.first(k) + a.place
+                    cotangents[at] = cotangents[at] + slope
+    return (
+        _sum([dx for dx, _ in gradients if dx is not None]),
+        _sum([dy for _, dy in gradients if dy is not None]),
+        by_term,
+    )
+
+
+def _sum(gradients: Sequence[Tensor]) -> Tensor | None:
+    return functools.reduce(torch.add, gradients) if gradients else None
+
+
+class Levels:
+    """The terms of a call, rows and then columns, and what of them refers to what."""
+
+    def __init__(self, rows: Sequence[Term], cols: Sequence[Term]) -> None:
+        self.rows, self.cols = rows, cols
+        self.every = [*rows, *cols]
+
+    def first(self, k: int) -> int:
+        """The index of the first term of the owners of term k."""
+        return 0 if k < len(self.rows) else len(self.rows)
+
+    def resolved(self, k: int, statistics: Sequence[Tensor]) -> tuple[Term, Tensor | None]:
+        first = self.first(k)
+        alike = self.rows if first == 0 and k < len(self.rows) else self.cols
+        return resolved(self.every[k], alike, statistics[first : first + len(alike)])
+
+    def planes(self, engine: Engine, pairs: Pairs, k: int) -> int:
+        """How much of the bits of a call is term k's, along their first axis."""
+        term = (self.every[k],)
+        alone = (term, ()) if k < len(self.rows) else ((), term)
+        return int(engine.bits_shape(pairs, *alone)[0])
+
+    def split(self, engine: Engine, pairs: Pairs, bits: Tensor | None) -> dict[int, Tensor]:
+        """The bits of each term that keeps some."""
+        keeping = [k for k, term in enumerate(self.every) if term.keeps_bits]
+        if bits is None or not keeping:
+            return {}
+        sizes = [self.planes(engine, pairs, k) for k in keeping]
+        return dict(zip(keeping, bits.split(sizes), strict=True))
+
+
+def _fill(term: Term) -> float:
+    return term.monoid.fill

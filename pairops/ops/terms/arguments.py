@@ -1,0 +1,124 @@
+"""Arguments of a pair function: numbers, vectors of owners or partners, tables, earlier terms."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .plain_numbers import plain_float
+
+if TYPE_CHECKING:
+    from .term import Term
+
+
+@dataclass(frozen=True, eq=False)
+class Partner:
+    """Values (M,) that vary with the partner of a pair, not with the owner of the statistic."""
+
+    values: Tensor  # (M,) in a row term, (N,) in a column term
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """values[owners_i, partners_j]: one value for each pair of classes, without gradient."""
+
+    values: Tensor  # (A, B)
+    owners: Tensor  # (N,) int64 in a row term, (M,) in a column term
+    partners: Tensor  # (M,) int64, or (N,)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.values, self.owners, self.partners
+
+
+@dataclass(eq=False)
+class Earlier:
+    """The statistic of an earlier term of the same call, one value per owner.
+
+    A term in the place of an argument is the same: a constant. With `grad=True` the gradient by the
+    argument goes on to the earlier term.
+    """
+
+    term: "Term"
+    grad: bool = False
+
+
+class Operand(NamedTuple):
+    """A tensor of a term."""
+
+    role: Literal["owner", "partner", "table", "window"]  # owner, partner: one value for each
+    tensor: Tensor
+    has_grad: bool
+
+
+class EarlierAt(NamedTuple):
+    """An earlier term by its place among those of the same owners, rows or `cols`.
+
+    window: it is a threshold, which may be infinite.
+    """
+
+    place: int
+    grad: bool = False
+    window: bool = False
+
+
+Argument = float | Tensor | Partner | Table | EarlierAt
+
+
+def partner(values: Tensor) -> Partner:
+    return Partner(values)
+
+
+def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
+    """values (A, B) looked up by the class of the owner and that of the partner of a pair."""
+    return Table(values, owners, partners)
+
+
+def checked(
+    name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
+) -> Argument:
+    """The argument in `dtype`, with one value per owner or partner."""
+    if isinstance(argument, Partner):
+        return Partner(vector(name, argument.values, partners, dtype, grad))
+    if isinstance(argument, Table):
+        return _table(name, argument, owners, partners, dtype)
+    if isinstance(argument, Tensor):
+        return vector(name, argument, owners, dtype, grad)
+    if isinstance(argument, EarlierAt):
+        return argument
+    number = argument if type(argument) is float else plain_float(argument)
+    if number is not None:
+        return number
+    raise TypeError(
+        f"{name} is {type(argument).__name__}; it must be a number, a tensor, partner(tensor), "
+        "table(tensor, classes, classes) or an earlier term of the call"
+    )
+
+
+def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} is {kind}; it must be a real tensor")
+    if values.dim() and values.shape != (length,):
+        if values.numel() != 1:
+            shape = tuple(values.shape)
+            raise ValueError(
+                f"{name} has shape {shape}; it must be ({length},) or have one element"
+            )
+        values = values.reshape(())
+    return (values if grad else values.detach()).to(dtype).expand(length)
+
+
+def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dtype) -> Table:
+    if given.values.dim() != 2 or not given.values.is_floating_point():
+        raise ValueError(
+            f"{name} is a {given.values.dtype} table of shape {tuple(given.values.shape)}; it must "
+            "be floating-point (A, B)"
+        )
+    for classes, length in ((given.owners, owners), (given.partners, partners)):
+        if classes.shape != (length,) or classes.dtype != torch.int64:
+            raise ValueError(
+                f"{name} has {classes.dtype} classes of shape {tuple(classes.shape)}; they must be "
+                f"int64 ({length},)"
+            )
+    return Table(given.values.detach().to(dtype), given.owners, given.partners)

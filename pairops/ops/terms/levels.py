@@ -1,0 +1,146 @@
+"""Earlier terms: in which sweeps a call can be made, and terms with earlier statistics in them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import Earlier, EarlierAt, Partner
+from .term import POS, Term
+
+
+def numbered(terms: Sequence[Term], others: Sequence[Term], name: str) -> tuple[Term, ...]:
+    """The terms, each earlier one that they refer to named by its place; ValueError if it is none.
+
+    others: the terms of the other owners.  name: of the argument that `terms` are.
+    """
+    return tuple([_numbered(k, term, terms, others, name) for k, term in enumerate(terms)])
+
+
+def _numbered(k: int, term: Term, terms: Sequence[Term], others: Sequence[Term], name: str) -> Term:
+    given = (*term.args, term.above, term.below)
+    if not any(isinstance(a, (Term, Earlier)) for a in given):
+        return term
+    for a in given:
+        if isinstance(a, EarlierAt):
+            raise TypeError(f"term {k} of {name} mixes terms and places; it must name terms")
+
+    def place(a: Any, window: bool = False) -> Any:
+        if not isinstance(a, (Term, Earlier)):
+            return a
+        earlier = a if isinstance(a, Term) else a.term
+        grad = isinstance(a, Earlier) and a.grad
+        for j, one in enumerate(terms[:k]):
+            if one is earlier:
+                return EarlierAt(j, grad, window)
+        what = f"term {k} of {name} ({term.gather} of {term.function.name}) refers to"
+        if earlier is term:
+            raise ValueError(f"{what} itself; it must refer to an earlier term of the call")
+        if any(one is earlier for one in terms):
+            raise ValueError(f"{what} a later term; that must stand before it")
+        if any(one is earlier for one in others):
+            raise ValueError(
+                f"{what} a term of other owners; rows may refer to rows, and cols to cols"
+            )
+        raise ValueError(f"{what} a term that is not in this call; it must be given before it")
+
+    args = tuple([place(a) for a in term.args])
+    above, below = place(term.above, True), place(term.below, True)
+    return replace(term, args=args, above=above, below=below)
+
+
+def sweeps(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
+    """The indices among (*rows, *cols) of the terms that one sweep after the other gathers.
+
+    A sweep of positives is short, and one of anything else goes through all pairs. So positives
+    that others wait for come first, and the rest along with a sweep that is needed anyway.
+    """
+    terms = [(0, term) for term in rows] + [(len(rows), term) for term in cols]
+    needs = [{first + a.place for a in term.earlier()} for first, term in terms]
+    short = [term.side == POS for _, term in terms]
+    result: list[list[int]] = []
+    done: set[int] = set()
+    while len(done) < len(terms):
+        ready = [k for k in range(len(terms)) if k not in done and needs[k] <= done]
+        first = [k for k in _awaited(needs, short, done) if k in ready]
+        result.append(first or ready)
+        done.update(result[-1])
+    return result
+
+
+def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -> set[int]:
+    """The short ones that a long one waits for which waits for short ones alone."""
+    result: set[int] = set()
+    for k, is_short in enumerate(short):
+        found, todo = set[int](), needs[k] - done
+        while todo:
+            found |= todo
+            todo = {j for one in todo for j in needs[one]} - done - found
+        if not is_short and k not in done and all(short[j] for j in found):
+            result |= found
+    return result
+
+
+def passes(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
+    """The indices of the terms that one pass after the other differentiates.
+
+    A term that passes its gradient on stands in a pass before the one that gets it.
+    """
+    terms = [(0, term) for term in rows] + [(len(rows), term) for term in cols]
+    level = [0] * len(terms)
+    for k in reversed(range(len(terms))):
+        first, term = terms[k]
+        for a in term.earlier():
+            if a.grad:
+                level[first + a.place] = max(level[first + a.place], level[k] + 1)
+    return [
+        [k for k, mine in enumerate(level) if mine == one]
+        for one in range(max(level, default=0) + 1)
+    ]
+
+
+def resolved(
+    term: Term, terms: Sequence[Term], statistics: Sequence[Tensor]
+) -> tuple[Term, Tensor | None]:
+    """The term with statistics in place of earlier terms, and which of its owners have no pairs.
+
+    terms: those of the same owners, with their statistics.  An owner for which an earlier term that
+    is an argument found no pair has none; 1 stands in the place of such an argument, since
+    functions may divide by it.
+    """
+    if not term.earlier():
+        return term, None
+    missing = without_pairs(term, terms, statistics)
+
+    def value(a: Any) -> Any:
+        if not isinstance(a, EarlierAt):
+            return a
+        statistic = statistics[a.place] if a.grad else statistics[a.place].detach()
+        return statistic if missing is None or a.window else torch.where(missing, 1.0, statistic)
+
+    args = tuple([value(a) for a in term.args])
+    return replace(term, args=args, above=value(term.above), below=value(term.below)), missing
+
+
+def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor]) -> Tensor | None:
+    """(N,) the owners for which an earlier term that is an argument found no pair; None: none is
+    known to be one. On a GPU that is not waited for."""
+    missing = None
+    for a in term.args:
+        if type(a) is EarlierAt and not a.window and terms[a.place].gather != "sum":
+            found = statistics[a.place] == terms[a.place].monoid.fill
+            missing = found if missing is None else missing | found
+    if missing is not None and missing.device.type == "cpu" and not missing.any():
+        return None
+    return missing
+
+
+def by_earlier(term: Term) -> list[EarlierAt | None]:
+    """Of each of the vectors of the term once it is `resolved`: which earlier statistic it is."""
+    return [
+        a if isinstance(a, EarlierAt) else None
+        for a in term.args
+        if isinstance(a, (Tensor, Partner, EarlierAt))
+    ]
