@@ -207,10 +207,9 @@ class _Call:
         _, intervals, order_x, order_y = relation.addresses
         self._alive: list[Tensor] = []
         self._same = y is None
-        sets = self._set(x, pairs.scales.x, order_x), None
-        if y is not None:
-            sets = sets[0], self._set(y, pairs.scales.y, order_y)
-        self.shared = extension.isa(), *sets, intervals, self._similarities(pairs)
+        of_x = self._set(x, pairs.scales.x, order_x)
+        of_y = None if y is None else self._set(y, pairs.scales.y, order_y)
+        self.shared = extension.isa(), of_x, of_y, intervals, self._similarities(pairs)
         # As torch does with its own memory.
         poison = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

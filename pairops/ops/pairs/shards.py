@@ -25,6 +25,7 @@ class Shards:
     ignore_index: int | None  # a row or column with this key is left out
     positives: Tensor  # (N,) int64, on all ranks
     others: Tensor  # (N,) int64: how many columns of all ranks a row is compared with
+    paired: bool = False  # do all positives of a row or column lie on its own rank?
 
     @staticmethod
     def of(
@@ -59,7 +60,7 @@ class Shards:
         others = torch.full_like(key, sum(columns))
         return Shards(
             group, (rows, columns), (key, torch.cat([key, nobody])), torch.full_like(key, -1), None,
-            torch.ones_like(key), others,
+            torch.ones_like(key), others, paired=True,
         )  # fmt: skip
 
     def first(self, axis: int) -> int:

@@ -21,8 +21,7 @@ from pairops.ops.terms.term import Term
 
 from . import levels
 from .backward import by_vector, wanted
-from .call import call_of
-from .nodes import differentiable_gradient
+from .nodes import RowStatsCall, differentiable_gradient
 
 
 class _Told(NamedTuple):
@@ -46,7 +45,7 @@ def statistics(
     for term in rows + cols:
         for a in (*term.args, term.above, term.below):
             if a is not None and type(a) is not float:
-                vectors = [v for one in rows + cols for v in (*one.vectors(), *one.constants())]
+                vectors = [z for one in rows + cols for _, z, _ in one.operands()]
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
         pairs, rows, cols, engine, pairs.x, pairs.y, *vectors
     )
@@ -94,14 +93,15 @@ class _Eager(torch.autograd.Function):
         pairs = Pairs(x, y, told.relation, told.scales, told.cache)
         if torch.is_grad_enabled() or in_old_vmap():
             recipe, numbers, _ = pack(told.rows, told.cols)
-            call, given = call_of(
-                pairs, recipe, numbers, None, vectors, [], told.engine.NAME, (), len(terms)
+            prepared = told.engine.prepare(pairs)
+            call, given = RowStatsCall.of(
+                pairs, recipe, numbers, None, vectors, prepared, told.engine.NAME, terms
             )
-            needs = call.needs([need_x, need_y, *need_vectors])
-            found = differentiable_gradient(
+            needs = [need_x, need_y, *need_vectors]
+            needs += [False] * (len(given) - len(needs))
+            gradients: Sequence[Any] = differentiable_gradient(
                 call, needs, *given, *values, *arguments, bits, *cotangents
             )
-            gradients: Sequence[Tensor] = found
         else:
             gradients = _gradients(
                 pairs, told, values, arguments, bits, cotangents, need_x, need_y, need_vectors
@@ -123,7 +123,7 @@ def _gradients(
     need_x: bool,
     need_y: bool,
     need_vectors: Sequence[bool],
-) -> Sequence[Tensor]:
+) -> Sequence[Any]:
     terms = told.rows + told.cols
     with exactly(pairs.x.device.type):
         dx, dy, by_term = levels.backward(

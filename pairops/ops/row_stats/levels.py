@@ -36,13 +36,10 @@ def forward(
         placed = [terms.resolved(k, statistics) for k in some]
         split = sum(k < len(rows) for k in some)
         now = [term for term, _ in placed]
-        values, indices, bits = engine.forward(pairs, now[:split], now[split:])
-        found, first = iter(indices), 0
-        for k, (term, missing), value in zip(some, placed, values, strict=True):
-            statistics[k] = value if missing is None else value.masked_fill(missing, _fill(term))
-            if term.keeps_argument:
-                at = next(found)
-                arguments[k] = at if missing is None else at.masked_fill(missing, -1)
+        values, found, bits = engine.forward(pairs, now[:split], now[split:])
+        terms.take(some, placed, values, found, statistics, arguments)
+        first = 0
+        for k, term in zip(some, now, strict=True):
             if term.keeps_bits:
                 size = terms.planes(engine, pairs, k)
                 planes[k] = bits[first : first + size]
@@ -76,35 +73,27 @@ def backward(
     gradients: list[tuple[Tensor | None, Tensor | None]] = []
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
-        now, values, weights, flags = [], [], [], []
-        for k in some:
-            term, missing = terms.resolved(k, statistics)
-            value, weight = statistics[k], cotangents[k]
-            if missing is not None:  # exp(f − value) is 0 there, whatever f is
-                value = value.masked_fill(missing, torch.finfo(value.dtype).max)
-                weight = weight.masked_fill(missing, 0.0)
-            now.append(term)
-            values.append(value)
-            weights.append(weight)
+        swept = [terms.swept(k, statistics, cotangents) for k in some]
+        flags = []
+        for k, (term, _, _) in zip(some, swept, strict=True):
             mine = iter(wanted.args[k] if wanted.args is not None else [True] * len(term.args))
-            flags.append([next(mine) if a is None else a.grad for a in by_earlier(terms.every[k])])
+            flags.append(
+                [next(mine, False) if a is None else a.grad for a in by_earlier(terms.every[k])]
+            )
         split = sum(k < len(rows) for k in some)
+        now = [term for term, _, _ in swept]
         kept = [planes[k] for k in some if k in planes]
-        *found, slopes = of_terms(
-            pairs, now[:split], now[split:], engine, values,
+        dx, dy, slopes = of_terms(
+            pairs, now[:split], now[split:], engine,
+            [value for _, value, _ in swept],
             [argument[k] for k in some if k in argument],
             torch.cat(kept) if kept else bits,
-            weights, wanted._replace(args=flags),
+            [cotangent for _, _, cotangent in swept],
+            wanted._replace(args=flags),
         )  # fmt: skip
-        gradients.append((found[0], found[1]))
+        gradients.append((dx, dy))
         for place, k in enumerate(some):
-            by_term[k] = []
-            for a, slope in zip(by_earlier(terms.every[k]), slopes.get(place, ()), strict=False):
-                if a is None:
-                    by_term[k].append(slope)
-                elif a.grad:
-                    at = terms.first(k) + a.place
-                    cotangents[at] = cotangents[at] + slope
+            by_term[k] = terms.pass_on(k, slopes.get(place, ()), cotangents)
     return (
         _sum([dx for dx, _ in gradients if dx is not None]),
         _sum([dy for _, dy in gradients if dy is not None]),
@@ -132,6 +121,48 @@ class Levels:
         alike = self.rows if first == 0 and k < len(self.rows) else self.cols
         return resolved(self.every[k], alike, statistics[first : first + len(alike)])
 
+    def take(
+        self,
+        some: Sequence[int],
+        placed: Sequence[tuple[Term, Tensor | None]],
+        values: Sequence[Tensor],
+        found: Sequence[Tensor],
+        statistics: list[Tensor],
+        arguments: dict[int, Tensor],
+    ) -> None:
+        """Put what was gathered of resolved terms where it belongs, an owner without pairs with
+        the identity."""
+        index = iter(found)
+        for k, (term, missing), value in zip(some, placed, values, strict=True):
+            fill = term.monoid.fill
+            statistics[k] = value if missing is None else torch.where(missing, fill, value)
+            if term.keeps_argument:
+                at = next(index)
+                arguments[k] = at if missing is None else torch.where(missing, -1, at)
+
+    def swept(
+        self, k: int, statistics: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> tuple[Term, Tensor, Tensor]:
+        """Term k as it is differentiated, its statistic and cotangent."""
+        term, missing = self.resolved(k, statistics)
+        value, cotangent = statistics[k], cotangents[k]
+        if missing is not None:  # exp(f − value) is 0 there, whatever f is
+            value = torch.where(missing, torch.finfo(value.dtype).max, value)
+            cotangent = torch.where(missing, 0.0, cotangent)
+        return term, value, cotangent
+
+    def pass_on(self, k: int, slopes: Sequence[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
+        """Of the gradients by the tensors of term k as it was swept those by its own; what is by an
+        earlier term goes into its cotangent."""
+        mine = []
+        for a, slope in zip(by_earlier(self.every[k]), slopes, strict=False):
+            if a is None:
+                mine.append(slope)
+            elif a.grad:
+                at = self.first(k) + a.place
+                cotangents[at] = cotangents[at] + slope
+        return mine
+
     def planes(self, engine: Engine, pairs: Pairs, k: int) -> int:
         """How much of the bits of a call is term k's, along their first axis."""
         term = (self.every[k],)
@@ -145,7 +176,3 @@ class Levels:
             return {}
         sizes = [self.planes(engine, pairs, k) for k in keeping]
         return dict(zip(keeping, bits.split(sizes), strict=True))
-
-
-def _fill(term: Term) -> float:
-    return term.monoid.fill

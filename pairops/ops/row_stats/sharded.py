@@ -22,10 +22,12 @@ from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.levels import passes, sweeps
 from pairops.ops.terms.recipe import pack, unpack
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.term import POS, Term, Wanted
 
 from .backward import by_vector, of_terms
+from .levels import Levels
 from .ring_blocks import GATHER, WEIGH, passing, within
 
 
@@ -66,13 +68,10 @@ class _Taken(torch.autograd.Function):
     def forward(ctx: Any, call: ShardedCall, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         (x, y, *vectors), pairs = inputs, call.pairs
-        statistics, arguments = [], []
         assert pairs.shards is not None, "these pairs have a group"
         ctx.piece = pairs.shards.group.another()
-        for axis, terms in enumerate(unpack(call.recipe, call.numbers, vectors)):
-            values, found = _gather(pairs, axis, terms, call.engine, ctx.piece)
-            statistics += values
-            arguments += found
+        rows, cols = unpack(call.recipe, call.numbers, vectors)
+        statistics, arguments = _forward(pairs, rows, cols, call.engine, ctx.piece)
         gathered = [z for every in pairs.cache.gathered.values() for z in every]
         known = [*inputs, *statistics, *arguments]
         ctx.save_for_backward(*known, *gathered)
@@ -96,14 +95,13 @@ class _Taken(torch.autograd.Function):
             torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
         ]
         rows, cols = unpack(call.recipe, call.numbers, vectors)
-        owned = [
-            _Owned(term, z, g, next(arguments) if term.keeps_argument else None)
-            for term, z, g in zip((*rows, *cols), statistics, cotangents, strict=True)
-        ]
         _, *needs = ctx.needs_input_grad
         pairs = replace(call.pairs, x=x, y=y, cache=Cache(gathered=gathered))
         with exactly(x.device.type):
-            gradients, by_term = _weigh(pairs, owned, len(rows), call.engine, needs, ctx.piece)
+            gradients, by_term = _backward(
+                pairs, rows, cols, statistics, list(arguments), cotangents,
+                (call.engine, needs, ctx.piece),
+            )  # fmt: skip
         found = [*gradients, *by_vector([*rows, *cols], by_term)]
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
         return (None, *wanted)
@@ -127,12 +125,36 @@ class _Owned(NamedTuple):
         ]
 
 
+def _forward(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], engine: str, piece: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Statistics and arguments of all terms: a ring for each axis and level of earlier terms."""
+    terms = Levels(rows, cols)
+    statistics: list[Any] = [None] * len(terms.every)
+    arguments: dict[int, Tensor] = {}
+    for some in sweeps(rows, cols):
+        for axis in (0, 1):
+            mine = [k for k in some if (k >= len(rows)) == (axis == 1)]
+            placed = [terms.resolved(k, statistics) for k in mine]
+            now = [term for term, _ in placed]
+            values, found = _gather(pairs, axis, now, engine, piece)
+            terms.take(mine, placed, values, found, statistics, arguments)
+    return statistics, [arguments[k] for k in sorted(arguments)]
+
+
 def _gather(
     pairs: Pairs, axis: int, terms: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
     if not terms:
         return [], []
+    assert pairs.shards is not None, "these pairs have a group"
+    if pairs.shards.paired and all(term.side == POS for term in terms):
+        alone = replace(pairs, shards=None)
+        of_axis = (terms, ()) if axis == 0 else ((), terms)
+        values, arguments, _ = ENGINES[engine].forward(alone, *of_axis)
+        first = pairs.shards.first(1 - axis)
+        return values, [torch.where(at < 0, -1, at + first) for at in arguments]
     wide = widest_float(pairs.x.device)
     blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
     states = [term.monoid.identity(blank) for term in terms]
@@ -160,6 +182,37 @@ def _gather(
 
 
 @refusing
+def _backward(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    cotangents: list[Tensor],
+    how: tuple[str, Sequence[bool], int],
+) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
+    """Gradients by x and y, and by the tensors of each term. how: the engine, which gradients are
+    needed, the piece of the call."""
+    terms = Levels(rows, cols)
+    index = iter(arguments)
+    argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
+    gradients: list[Tensor | None] = [None, None]
+    by_term: dict[int, list[Tensor]] = {}
+    for some in passes(rows, cols):
+        swept = [terms.swept(k, statistics, cotangents) for k in some]
+        owned = [
+            _Owned(term, z, g, argument.get(k)) for k, (term, z, g) in zip(some, swept, strict=True)
+        ]
+        first_column = sum(k < len(rows) for k in some)
+        found, slopes = _weigh(pairs, owned, first_column, *how)
+        for axis, one in enumerate(found):
+            before = gradients[axis]
+            gradients[axis] = one if before is None or one is None else before + one
+        for place, k in enumerate(some):
+            by_term[k] = terms.pass_on(k, slopes.get(place, ()), cotangents)
+    return gradients, by_term
+
+
 def _weigh(
     pairs: Pairs,
     owned: Sequence[_Owned],

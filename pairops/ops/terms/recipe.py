@@ -88,10 +88,9 @@ def _template(word: str) -> Term:
     }  # fmt: skip
 
     def argument(kind: str) -> Argument:
-        place = kind[1:] and int(kind[1:])
-        if place == "":
+        if kind in of_kind:
             return of_kind[kind]
-        return EarlierAt(int(place), kind[0] == "g", kind[0] == "w")
+        return EarlierAt(int(kind[1:]), kind[0] == "g", kind[0] == "w")
 
     above, below = [
         w and (EarlierAt(int(w[1:]), window=True) if w[1:] else holder) for w in windows

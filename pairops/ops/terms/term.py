@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .accumulators import GATHERS, Gather
-from .arguments import Argument, Earlier, EarlierAt, Partner, Table, checked, vector
+from .arguments import (
+    Argument,
+    Earlier,
+    EarlierAt,
+    Operand,
+    Partner,
+    Table,
+    checked,
+    vector,
+)
 from .functions import Function, affine, identity, source_of
 from .plain_numbers import plain_float
 

@@ -9,7 +9,7 @@ from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.arguments import Argument, Partner, Table
+from pairops.ops.terms.arguments import Argument, EarlierAt, Partner, Table
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import POS, Term
 
@@ -103,7 +103,7 @@ class Told:
     def _operand(self, a: Argument) -> tuple[int | None, int, float]:
         if isinstance(a, float):
             return None, 0, a
-        assert not isinstance(a, Table), "no term with a table is compiled"
+        assert not isinstance(a, (Table, EarlierAt)), "no such term is compiled, or comes here"
         values = a.values if isinstance(a, Partner) else a
         if values.stride(0) == 0:
             self.alive.append(values)
