@@ -105,11 +105,15 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
         ctx.save_for_forward(*tensors)
 
 
-def followed_by_autograd_alone(x: Tensor) -> bool:
-    """Is this a tensor with values, of an eager call that nothing but autograd looks at?"""
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def followed_by_autograd_alone(x: Tensor, y: Tensor | None = None) -> bool:
+    """Are these tensors with values, of an eager call that nothing but autograd looks at?"""
     return (
         not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
+        and type(x) in _PLAIN
+        and (y is None or type(y) in _PLAIN)
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0

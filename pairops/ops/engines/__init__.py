@@ -41,12 +41,12 @@ _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph
 _default = os.environ.get("PAIROPS_ENGINE", "auto")
 
 
-def _named() -> str:
-    """The engine that this thread asks for."""
+def asked_for() -> str:
+    """The engine that this thread asks for, or "auto"."""
     return getattr(_ambient, "engine", None) or _default
 
 
-AMBIENT["engine"] = _named
+AMBIENT["engine"] = asked_for
 
 
 def _known(name: str, source: str) -> str:
@@ -73,7 +73,7 @@ def use(engine: str) -> Iterator[None]:
 
 def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
     """The name of the engine that serves this call; ValueError if the named one cannot."""
-    named = _known(_named(), "PAIROPS_ENGINE")
+    named = _known(asked_for(), "PAIROPS_ENGINE")
     if named != "auto":
         reason = ENGINES[named].declines(pairs, rows, cols)
         if reason is not None:

@@ -5,7 +5,7 @@ them, with as many threads as torch has. The results do not depend on the number
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,17 @@ from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Relation
-from pairops.ops.terms.arguments import EarlierAt, Partner, Table
-from pairops.ops.terms.levels import sweeps, without_pairs
+from pairops.ops.terms.arguments import Earlier, EarlierAt, Partner, Table
+from pairops.ops.terms.levels import numbered, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
+
+from .plan import Kind, Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
 NAME = "native"
+TAKES_EARLIER = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
@@ -31,51 +34,39 @@ _TILE = _native.TILE if _native else 1
 _KEPT = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
 
 
-class _Known(NamedTuple):
-    """What follows from the kind of a term: everything but its numbers and vectors."""
-
-    key: str  # as the extension knows it
-    of_numbers: bool  # are all arguments numbers?
-    keeps_argument: bool
-    keeps_bits: bool
-    fill: float
-
-
-_KINDS: dict[Any, _Known] = {}
-
-
-def _known(term: Term) -> _Known:
-    # A small step is mostly Python: what a term is called is found out once.
-    kind = (
-        term.gather, term.side, term.function.name, tuple(map(type, term.args)),
-        term.above is None, term.below is None, term.grad,
-    )  # fmt: skip
-    found = _KINDS.get(kind)
-    if found is None:
-        of_numbers = all(isinstance(a, float) for a in term.args)
-        key, fill = cpu_key(term), term.monoid.fill
-        found = _Known(key, of_numbers, term.keeps_argument, term.keeps_bits, fill)
-        _KINDS[kind] = found
-    return found
-
-
 def missing() -> str | None:
     return MISSING
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    reason = declines_pairs(pairs)
+    if reason is not None:
+        return reason
+    for term in (*rows, *cols):
+        if cpu_key(term) not in SERVED:
+            return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
+    return None
+
+
+def declines_pairs(pairs: Pairs) -> str | None:
+    """Why it can serve no call with these pairs, or None."""
     if MISSING is not None:
         return MISSING
-    if pairs.x.device.type != "cpu":
+    if not pairs.x.is_cpu:
         return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
     if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:
         return "norms are float32; the native kernels read them in float64"
     if any_above(pairs.shape, _MOST):
         return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
-    for term in (*rows, *cols):
-        if cpu_key(term) not in SERVED:
-            return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
     return None
+
+
+def serves(plan: Plan) -> bool:
+    """Are all terms of a call compiled?"""
+    for kind in plan.kinds:  # noqa: SIM110  (a generator is a call for each)
+        if kind.cpu_key not in SERVED:
+            return False
+    return True
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:
@@ -87,33 +78,44 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
     set kept a pair of the tile's mirror image."""
+    plan = plan_of(rows, cols)
+    assert plan is not None, "terms refer to earlier ones"
+    return planned_forward(pairs, rows, cols, plan)
+
+
+def planned_forward(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
     call = _Call(pairs)
-    kinds = [_known(term) for term in rows] + [_known(term) for term in cols]
-    keeping = 0
-    for known in kinds:
-        keeping += known.keeps_bits
-    (n, m), dtype = pairs.shape, pairs.dtype
+    n, m = pairs.shape
     tiles = -(-n // _TILE), -(-m // _TILE)
-    bits = (torch.zeros if keeping else torch.empty)((keeping, *tiles), dtype=torch.uint8)
+    new = torch.zeros if plan.keeping else torch.empty
+    bits = new((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
     plane, size = bits.data_ptr(), tiles[0] * tiles[1]
     statistics: list[Tensor] = []
     arguments: list[Tensor] = []
     terms: list[Any] = []
-    for owned, axis, owners in ((rows, 0, n), (cols, 1, m)):
-        earlier = len(statistics)
-        for term in owned:
-            known = kinds[len(statistics)]
-            value, argument, bit = torch.empty(owners, dtype=dtype), None, None
-            if known.keeps_argument:
-                arguments.append(torch.empty(owners, dtype=torch.int64))
+    kinds = iter(plan.kinds)
+    for axis, owned, owners in ((0, rows, n), (1, cols, m)):
+        call.earlier, call.places = {}, []
+        for term, kind in zip(owned, kinds):  # noqa: B905  (kinds goes on with the columns)
+            value = torch.empty(owners, dtype=call.dtype, device="cpu")
+            argument = bit = None
+            if kind.keeps_argument:
+                arguments.append(torch.empty(owners, dtype=torch.int64, device="cpu"))
                 argument = arguments[-1].data_ptr()
-            if known.keeps_bits:
+            if kind.keeps_bits:
                 bit, plane = plane, plane + size
-            told = call.term(axis, term, known, bit, statistics, earlier)
-            terms.append((*told, known.fill, value.data_ptr(), argument))
+            told = call.term(axis, term, kind, bit)
+            address = call.made(term, value)
+            terms.append((*told, kind.fill, address, argument))
             statistics.append(value)
-    _native.gather(*call.shared, terms, sweeps(rows, cols), *call.settings)
-    _repair(rows, cols, statistics, arguments)
+    _native.gather(*call.shared, terms, plan.sweeps, *call.settings)
+    for k, fill in plan.arguments:
+        if (statistics[k] == fill).any():
+            _repair(rows, cols, statistics, arguments)
+            break
     return statistics, arguments, bits
 
 
@@ -124,6 +126,7 @@ def _repair(
     arguments: Sequence[Tensor],
 ) -> None:
     """Owners without pairs in an earlier term have none: what was made of it was made of ±inf."""
+    rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     index = iter(arguments)
     first = 0
     for owned in (rows, cols):
@@ -147,45 +150,81 @@ def backward(
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Without a slope by arguments a tile takes less time."""
-    same = pairs.y is None
+    plan = plan_of(rows, cols)
+    assert plan is not None, "terms refer to earlier ones"
+    return planned_backward(pairs, rows, cols, statistics, cotangents, bits, needs, plan)
+
+
+def planned_backward(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    bits: Tensor | None,
+    needs: Wanted,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """`backward` of terms that may refer to earlier ones, which all have pairs. Extremes among them
+    are left out."""
     call = _Call(pairs)
-    (n, m), dtype = pairs.shape, pairs.dtype
-    plane, size = 0, 0
-    if bits is not None:
+    n, m = pairs.shape
+    plane = size = 0
+    if bits is not None and plan.keeping:
         plane, size = bits.data_ptr(), bits.shape[1] * bits.shape[2]
     gradients: list[Tensor] = []
     terms: list[Any] = []
     k = 0
-    for owned, axis, owners in ((rows, 0, n), (cols, 1, m)):
+    for axis, owned in enumerate((rows, cols)):
+        call.earlier, call.places = {}, []
         for term in owned:
-            known, bit = _known(term), None
-            if known.keeps_bits and size:
+            kind, bit = plan.kinds[k], None
+            if kind.keeps_bits and size:
                 bit, plane = plane, plane + size
-            slopes: list[int | None] = [None] * len(term.args)
-            if not known.of_numbers:
-                wanted = iter(needs.args[k] if needs.args is not None else [True] * len(term.args))
-                for place, a in enumerate(term.args):
-                    if isinstance(a, float):
-                        continue
-                    length = (n + m - owners) if isinstance(a, Partner) else owners
-                    need = next(wanted)
-                    gradients.append(torch.zeros(length if need else 0, dtype=dtype))
-                    if need:
-                        slopes[place] = gradients[-1].data_ptr()
-            told = call.term(axis, term, known, bit, (), 0)
-            of_owners = call.numbers(statistics[k]), call.numbers(cotangents[k])
-            terms.append((*told, *of_owners, slopes))
+            if kind.swept:
+                slopes: list[int | None] = [None] * kind.arity
+                if not kind.of_numbers:
+                    flags = None if needs.args is None else needs.args[k]
+                    slopes = _slopes(term, axis, (n, m), flags, call.dtype, gradients)
+                told = call.term(axis, term, kind, bit)
+                of_owners = call.numbers(statistics[k]), call.numbers(cotangents[k])
+                terms.append((*told, *of_owners, slopes))
+            call.made(term, statistics[k])
             k += 1
-    dx = torch.zeros(pairs.x.shape, dtype=dtype) if needs[0] else pairs.x.new_empty(0)
-    dy = (
-        torch.zeros(pairs.other.shape, dtype=dtype)
-        if needs[1] and not same
-        else pairs.other.new_empty(0)
-    )
-    addresses = [z.data_ptr() if z.dim() == 2 else None for z in (dx, dy)]
-    if addresses != [None, None] or any(len(z) for z in gradients):
-        _native.weigh(*call.shared, terms, *call.settings, *addresses)
+    dx = dy = pairs.x.new_empty(0)
+    by_x = by_y = None
+    if needs.x:
+        dx = torch.zeros(pairs.x.shape, dtype=call.dtype, device="cpu")
+        by_x = dx.data_ptr()
+    if needs.y and pairs.y is not None:
+        dy = torch.zeros(pairs.y.shape, dtype=call.dtype, device="cpu")
+        by_y = dy.data_ptr()
+    if by_x or by_y or gradients:
+        _native.weigh(*call.shared, terms, *call.settings, by_x, by_y)
     return dx, dy, gradients
+
+
+def _slopes(
+    term: Term,
+    axis: int,
+    shape: tuple[int, int],
+    flags: Sequence[bool] | None,
+    dtype: torch.dtype,
+    gradients: list[Tensor],
+) -> list[int | None]:
+    """Where the gradient by each argument is written, or None; those tensors into `gradients`."""
+    found: list[int | None] = []
+    wanted = iter([True] * len(term.args) if flags is None else flags)
+    for a in term.args:
+        found.append(None)
+        if not isinstance(a, (Tensor, Partner)):
+            continue
+        need = next(wanted)
+        length = shape[1 - axis if isinstance(a, Partner) else axis]
+        gradients.append(torch.zeros(length if need else 0, dtype=dtype, device="cpu"))
+        if need:
+            found[-1] = gradients[-1].data_ptr()
+    return found
 
 
 def bits_shape(
@@ -193,66 +232,65 @@ def bits_shape(
 ) -> tuple[int | torch.SymInt, ...]:
     n, m = pairs.shape
     keeping = sum(term.keeps_bits for term in (*rows, *cols))
-    return keeping, (n + _TILE - 1) // _TILE, (m + _TILE - 1) // _TILE
+    return keeping, -(-n // _TILE), -(-m // _TILE)
 
 
 class _Call:
     """Addresses of one call's tensors, and the tensors, which must live as long."""
 
     def __init__(self, pairs: Pairs) -> None:
-        x, y = pairs.x, pairs.y
-        relation = pairs.relation
+        x, y, relation = pairs.x, pairs.y, pairs.relation
         if relation.addresses is None:
             relation.addresses = _addresses(relation)
         _, intervals, order_x, order_y = relation.addresses
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        # The statistics of the earlier terms of the same owners: by term, and in their order.
+        self.earlier: dict[Term, tuple[int, int]] = {}
+        self.places: list[tuple[int, int]] = []
         self._alive: list[Tensor] = []
         self._same = y is None
         of_x = self._set(x, pairs.scales.x, order_x)
         of_y = None if y is None else self._set(y, pairs.scales.y, order_y)
         self.shared = extension.isa(), of_x, of_y, intervals, self._similarities(pairs)
         # As torch does with its own memory.
-        poison = torch._C._get_deterministic_algorithms()
+        poison: bool = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         self.settings = torch.get_num_threads(), poison
 
-    def term(
-        self,
-        axis: int,
-        term: Term,
-        known: _Known,
-        bit: int | None,
-        statistics: Sequence[Tensor],
-        earlier: int,
-    ) -> tuple[Any, ...]:
-        """What the extension is told of a term. Of the same set a column is a row.
-
-        earlier: the index of the first statistic of the same owners.
-        """
+    def term(self, axis: int, term: Term, kind: Kind, bit: int | None) -> tuple[Any, ...]:
+        """What the extension is told of a term. Of the same set a column is a row."""
         args: Sequence[Any] = term.args
-        if not known.of_numbers:
-            args = [
-                a if isinstance(a, float) else self._operand(a, statistics, earlier)
-                for a in term.args
-            ]
-        above = below = None
-        if term.above is not None:
-            above = self._operand(term.above, statistics, earlier)
-        if term.below is not None:
-            below = self._operand(term.below, statistics, earlier)
-        return known.key, axis == 1 and not self._same, args, above, below, bit
+        if not kind.of_numbers:
+            args = [a if type(a) is float else self._operand(a) for a in args]
+        above = None if term.above is None else self._operand(term.above)
+        below = None if term.below is None else self._operand(term.below)
+        return kind.cpu_key, axis == 1 and not self._same, args, above, below, bit
 
-    def _operand(self, a: Any, statistics: Sequence[Tensor], earlier: int) -> tuple[int, int]:
-        if isinstance(a, EarlierAt):
-            return statistics[earlier + a.place].data_ptr(), 1
-        assert not isinstance(a, Table), "no such term is served"
-        return self.numbers(a.values if isinstance(a, Partner) else a)
+    def made(self, term: Term, statistic: Tensor) -> int:
+        """The address of a statistic, which later terms may refer to."""
+        address = statistic.data_ptr()
+        self.earlier[term] = address, 1
+        self.places += ((address, 1),)
+        return address
+
+    def _operand(self, a: Any) -> tuple[int, int]:
+        kind = type(a)
+        if kind is Term:
+            return self.earlier[a]
+        if kind is EarlierAt:
+            return self.places[a.place]
+        if kind is Earlier:
+            return self.earlier[a.term]
+        assert kind is not Table, "no such term is served"
+        values: Tensor = a.values if kind is Partner else a
+        return self.numbers(values)
 
     def numbers(self, values: Tensor) -> tuple[int, int]:
         """(address, stride) of a vector; a number for all has stride 0."""
         stride = values.stride(0)
         if stride > 1:
             values, stride = values.contiguous(), 1
-        self._alive.append(values)
+        self._alive += (values,)
         return values.data_ptr(), stride
 
     def _set(
@@ -271,15 +309,20 @@ class _Call:
         """Of a small problem tiles, each computed by the first sweep that needs it, and which of
         them have been: for all sweeps with these pairs."""
         prepared = pairs.cache.prepared
-        kept = prepared.get(NAME)
-        if kept is None:
-            (n, m), dtype = pairs.shape, pairs.dtype
+        if NAME not in prepared:
+            n, m = pairs.shape
             tiles = -(-n // _TILE) * -(-m // _TILE)
             count, kept = tiles * _TILE * _TILE, []
-            if 0 < count * dtype.itemsize <= _KEPT:
-                kept = [torch.empty(count, dtype=dtype), torch.zeros(tiles, dtype=torch.uint8)]
+            if 0 < count * self.dtype.itemsize <= _KEPT:
+                kept = [
+                    torch.empty(count, dtype=self.dtype, device="cpu"),
+                    torch.zeros(tiles, dtype=torch.uint8, device="cpu"),
+                ]
             prepared[NAME] = kept
-        return (kept[0].data_ptr(), kept[1].data_ptr()) if kept else None
+        kept = prepared[NAME]
+        if not kept:
+            return None
+        return kept[0].data_ptr(), kept[1].data_ptr()
 
 
 def _addresses(relation: Relation) -> tuple[Any, ...]:

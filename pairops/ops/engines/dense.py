@@ -19,6 +19,7 @@ from pairops.ops.terms.term import ALL, POS, Term
 from .engine import Backward
 
 NAME = "dense"
+TAKES_EARLIER = False
 DEVICE: str | None = None
 backward: Backward | None = None
 

@@ -35,6 +35,7 @@ class Engine(Protocol):
     """A module with these names is one; `ENGINES` lists those that there are."""
 
     NAME: str  # as `pairops.use` takes it
+    TAKES_EARLIER: bool  # may terms of `forward` refer to earlier ones of the call?
     DEVICE: str | None  # what its kernels are for, "cpu" or "cuda"; None: any device
 
     def missing(self) -> str | None:
@@ -52,8 +53,9 @@ class Engine(Protocol):
         """Statistics of the row terms (N,), then of the column terms (M,), in the caller's order;
         of each extreme that keeps its argument the partner that attained it, or −1; tile bits.
 
-        The bits are uint8, 1 where a term's window kept a pair of a tile. Their order is the
-        engine's own: only its `backward` reads them.
+        The bits are uint8, 1 where a term's window kept a pair of a tile: one term after the other
+        along the first axis. Beyond that their order is the engine's own: only its `backward` reads
+        them.
         """
 
     @property

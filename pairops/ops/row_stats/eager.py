@@ -10,126 +10,181 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pairops.ops.autograd.node import in_old_vmap
+from pairops.ops import engines
+from pairops.ops.autograd.node import followed_by_autograd_alone, in_old_vmap
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.engine import Engine
+from pairops.ops.engines.plan import Plan, plan_of
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import exactly
+from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Term, Wanted
 
 from . import levels
 from .backward import by_vector, wanted
 from .nodes import RowStatsCall, differentiable_gradient
+
+_Terms = tuple[Term, ...]
 
 
 class _Told(NamedTuple):
     """A call without the tensors that are saved: they are freed with the graph."""
 
     engine: Engine
+    plan: Plan | None  # where the terms are of numbers and earlier terms alone
     relation: Relation
     scales: Scales
     cache: Cache
-    rows: tuple[Term, ...]
-    cols: tuple[Term, ...]
-    vectors: int
+    rows: _Terms
+    cols: _Terms
     arguments: int
 
 
-def statistics(
-    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: Engine
-) -> tuple[Tensor, ...]:
-    """The statistics of terms of similarities, as `row_stats` returns them."""
-    vectors: list[Tensor] = []
-    for term in rows + cols:
-        for a in (*term.args, term.above, term.below):
-            if a is not None and type(a) is not float:
-                vectors = [z for one in rows + cols for _, z, _ in one.operands()]
+def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
+    """The statistics of terms in which there is nothing to check, cast or agree on, by the CPU's
+    engine; None: take the long way."""
+    if pairs.measure is not None or pairs.shards is not None or not pairs.x.is_cpu:
+        return None
+    if not followed_by_autograd_alone(pairs.x, pairs.y):
+        return None
+    plan = plan_of(rows, cols)
+    if plan is None or not plan.short or not cpu_engine.serves(plan):
+        return None
+    if engines.asked_for() not in ("auto", cpu_engine.NAME):
+        return None
+    if cpu_engine.declines_pairs(pairs) is not None:
+        return None
+    x, y = pairs.x, pairs.y
+    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+        found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
+            pairs, rows, cols, cpu_engine, plan, x, y
+        )
+        return found
+    return tuple(cpu_engine.planned_forward(pairs, rows, cols, plan)[0])
+
+
+def statistics(pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine) -> tuple[Tensor, ...]:
+    """The statistics of final terms, as `row_stats` returns them."""
+    tensors = [z for term in rows + cols for _, z, _ in term.operands()]
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
-        pairs, rows, cols, engine, pairs.x, pairs.y, *vectors
+        pairs, rows, cols, engine, None, pairs.x, pairs.y, *tensors
     )
     return found
 
 
 class _Eager(torch.autograd.Function):
+    """Pairs, terms, who serves them and a plan; x, y and the tensors of the terms → statistics."""
+
     @staticmethod
     def forward(
         ctx: Any,
         pairs: Pairs,
-        rows: tuple[Term, ...],
-        cols: tuple[Term, ...],
+        rows: _Terms,
+        cols: _Terms,
         engine: Engine,
+        plan: Plan | None,
         x: Tensor,
         y: Tensor | None,
-        *vectors: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        values, arguments, bits = levels.forward(engine, pairs, rows, cols)
+        if plan is None:
+            values, arguments, bits = levels.forward(engine, pairs, rows, cols)
+            constant = [k for k, term in enumerate(rows + cols) if not term.grad]
+        else:
+            values, arguments, bits = cpu_engine.planned_forward(pairs, rows, cols, plan)
+            constant = plan.constant  # type: ignore[assignment]
         ctx.set_materialize_grads(False)
-        constant = [z for z, term in zip(values, rows + cols, strict=True) if not term.grad]
         if constant:
-            ctx.mark_non_differentiable(*constant)
-        counts = len(vectors), len(arguments)
-        told = engine, pairs.relation, pairs.scales, pairs.cache, rows, cols
-        ctx.told = _Told(*told, *counts)
-        ctx.save_for_backward(x, y, *vectors, *values, *arguments, bits)
+            ctx.mark_non_differentiable(*[values[k] for k in constant])
+        kept = pairs.relation, pairs.scales, pairs.cache
+        ctx.told = _Told(engine, plan, *kept, rows, cols, len(arguments))
+        ctx.save_for_backward(x, y, bits, *values, *arguments, *tensors)
         return tuple(values)
 
     @staticmethod
     @refusing
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
         told: _Told = ctx.told
-        _, _, _, _, need_x, need_y, *need_vectors = ctx.needs_input_grad
-        x, y, *rest = ctx.saved_tensors
-        bits = rest[-1]
-        vectors, values = rest[: told.vectors], rest[told.vectors : -1 - told.arguments]
-        arguments = rest[len(rest) - 1 - told.arguments : -1]
+        needs = ctx.needs_input_grad[5:]
+        x, y, bits, *rest = ctx.saved_tensors
         terms = told.rows + told.cols
+        values = rest[: len(terms)]
+        arguments = rest[len(terms) : len(terms) + told.arguments]
         # What has no gradient has a cotangent that nobody reads.
         cotangents = [
             g if g is not None else torch.zeros_like(z) if term.grad else z
-            for g, z, term in zip(by_outputs, values, terms, strict=True)
+            for g, z, term in zip(by_outputs, values, terms)  # noqa: B905  (of a node's outputs)
         ]
         pairs = Pairs(x, y, told.relation, told.scales, told.cache)
+        given = pairs, told, values, arguments, bits, cotangents, needs
         if torch.is_grad_enabled() or in_old_vmap():
-            recipe, numbers, _ = pack(told.rows, told.cols)
-            prepared = told.engine.prepare(pairs)
-            call, given = RowStatsCall.of(
-                pairs, recipe, numbers, None, vectors, prepared, told.engine.NAME, terms
-            )
-            needs = [need_x, need_y, *need_vectors]
-            needs += [False] * (len(given) - len(needs))
-            gradients: Sequence[Any] = differentiable_gradient(
-                call, needs, *given, *values, *arguments, bits, *cotangents
-            )
+            gradients = _differentiably(*given, rest[len(terms) + told.arguments :])
+        elif told.plan is None or told.plan.extremes or _without_pairs(told.plan, values):
+            gradients = _of_levels(*given)
         else:
-            gradients = _gradients(
-                pairs, told, values, arguments, bits, cotangents, need_x, need_y, need_vectors
-            )
-        flags = need_x, need_y, *need_vectors
-        return (
-            None, None, None, None,
-            *[g if need else None for g, need in zip(gradients, flags, strict=True)],
-        )  # fmt: skip
+            dx, dy, _ = cpu_engine.planned_backward(
+                pairs, told.rows, told.cols, values, cotangents, bits,
+                Wanted(needs[0], needs[1], True), told.plan,
+            )  # fmt: skip
+            gradients = [dx, dy]
+            if x.dtype != dx.dtype:
+                gradients = [dx.to(x.dtype), dy.to(x.dtype)]
+        wanted = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
+        return (None, None, None, None, None, *wanted)
 
 
-def _gradients(
+def _without_pairs(plan: Plan, values: Sequence[Tensor]) -> bool:
+    """Has an owner no pair in an earlier term that is an argument?"""
+    for k, fill in plan.arguments:  # noqa: SIM110  (a generator is a call for each)
+        if (values[k] == fill).any():
+            return True
+    return False
+
+
+def _of_levels(
     pairs: Pairs,
     told: _Told,
     values: Sequence[Tensor],
     arguments: Sequence[Tensor],
     bits: Tensor,
-    cotangents: Sequence[Tensor],
-    need_x: bool,
-    need_y: bool,
-    need_vectors: Sequence[bool],
+    cotangents: list[Tensor],
+    needs: Sequence[bool],
 ) -> Sequence[Any]:
-    terms = told.rows + told.cols
+    rows, cols = _numbered(told)
+    terms = rows + cols
     with exactly(pairs.x.device.type):
         dx, dy, by_term = levels.backward(
-            told.engine.NAME, pairs, told.rows, told.cols, values, arguments, bits, cotangents,
-            wanted(terms, need_x, need_y, need_vectors),
+            told.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
+            wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip
     # Rounded once, when all is added up.
-    rounded = [g if g is None else g.to(pairs.x.dtype) for g in (dx, dy)]
-    return [*rounded, *by_vector(terms, by_term, need_vectors)] if need_vectors else rounded
+    gradients = [g if g is None else g.to(pairs.x.dtype) for g in (dx, dy)]
+    return [*gradients, *by_vector(terms, by_term, needs[2:])]
+
+
+def _differentiably(
+    pairs: Pairs,
+    told: _Told,
+    values: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    bits: Tensor,
+    cotangents: list[Tensor],
+    needs: Sequence[bool],
+    tensors: Sequence[Tensor],
+) -> Sequence[Any]:
+    """By the long way, on which it is a call of a node itself."""
+    rows, cols = _numbered(told)
+    recipe, numbers, _ = pack(rows, cols)
+    prepared = told.engine.prepare(pairs)
+    call, given = RowStatsCall.of(
+        pairs, recipe, numbers, None, tensors, prepared, told.engine.NAME, rows + cols
+    )
+    flags = [*needs, *[False] * (len(given) - len(needs))]
+    return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
+
+
+def _numbered(told: _Told) -> tuple[_Terms, _Terms]:
+    return numbered(told.rows, told.cols, "rows"), numbered(told.cols, told.rows, "cols")

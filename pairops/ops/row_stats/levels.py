@@ -24,6 +24,8 @@ def forward(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """`engine.forward` of terms that may refer to earlier ones."""
+    if engine.TAKES_EARLIER:
+        return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
     if len(order) == 1:
         return engine.forward(pairs, rows, cols)

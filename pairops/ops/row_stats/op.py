@@ -65,13 +65,14 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")
+    cols = tuple(cols)
     try:
+        at_once = eager.at_once(pairs, rows, cols)
+        if at_once is not None:
+            return _noted(pairs, rows, cols, at_once)
         with exactly(pairs.x.device.type):
             n, m = pairs.shape
-            rows, cols = (
-                numbered(rows, cols, "rows"),
-                numbered(tuple(cols), rows, "cols"),
-            )
+            rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
             rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
             cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
             for term in (*rows, *cols):
@@ -84,7 +85,15 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         if found is error:
             raise
         raise found from error
+    return _noted(pairs, rows, cols, result)
+
+
+def _noted(
+    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """The result, told to who looks on."""
     if getattr(_watching, "calls", None) is not None:
+        rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
         _watching.calls.append(Taken(pairs, rows, cols, result))
     return result
 
@@ -113,7 +122,7 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     serving = engines.ENGINES[engine]
     if serving.backward is None:
         return tuple(levels.forward(serving, pairs, rows, cols)[0])
-    if followed_by_autograd_alone(pairs.x):
+    if followed_by_autograd_alone(pairs.x, pairs.y):
         return eager.statistics(pairs, rows, cols, serving)
     recipe, numbers, vectors = pack(rows, cols)
     prepared = serving.prepare(pairs)

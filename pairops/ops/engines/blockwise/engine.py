@@ -34,6 +34,7 @@ from . import grid as tiles
 from .grid import Grid, Placed, Tile, counts
 
 NAME = "blockwise"
+TAKES_EARLIER = False
 DEVICE: str | None = None
 
 

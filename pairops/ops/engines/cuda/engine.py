@@ -21,6 +21,7 @@ from pairops.ops.terms.term import Term, Wanted
 from .launch import Call
 
 NAME = "cuda"
+TAKES_EARLIER = False
 DEVICE: str | None = "cuda"
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits

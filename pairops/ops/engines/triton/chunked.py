@@ -19,6 +19,7 @@ from pairops.ops.terms.term import Term, Wanted
 from . import engine as triton_engine
 
 NAME = "chunked"
+TAKES_EARLIER = False
 DEVICE: str | None = "cuda"
 
 

@@ -1,0 +1,118 @@
+"""What follows from the kinds of a call's terms, found out once for all calls that are alike.
+
+A small step is mostly Python, and most of that would ask the same of the same terms again.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pairops.ops.terms.arguments import Earlier, EarlierAt
+from pairops.ops.terms.levels import numbered, sweeps
+from pairops.ops.terms.recipe import cpu_key
+from pairops.ops.terms.term import Term
+
+
+class Kind(NamedTuple):
+    """A term without its numbers and tensors."""
+
+    cpu_key: str  # as the extension knows it
+    arity: int
+    of_numbers: bool  # are all arguments numbers?
+    keeps_argument: bool
+    keeps_bits: bool
+    swept: bool  # does a backward sweep differentiate it? The pairs of extremes are few
+    fill: float  # of an owner without pairs
+
+
+class Plan(NamedTuple):
+    """A call without its numbers and tensors."""
+
+    kinds: tuple[Kind, ...]  # of rows, and then of columns
+    rows: int
+    sweeps: list[list[int]]
+    # Are all operands numbers, or earlier terms that get no gradient? Then nothing is to be checked
+    # or cast, and the pairs of extremes apart one sweep makes the whole gradient.
+    short: bool
+    keeping: int  # how many terms keep bits
+    constant: tuple[int, ...]  # the terms that have no gradient
+    extremes: bool  # has one of them a gradient?
+    # Earlier terms that are arguments, and what they are if they found no pair.
+    arguments: tuple[tuple[int, float], ...]
+
+
+_PLANS: dict[Any, Plan | None] = {}
+
+
+def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
+    """The plan of terms that name earlier ones, or of those whose earlier ones are numbered; None
+    if one of them is no earlier one."""
+    key: tuple[Any, ...] = ()
+    for owned in (rows, cols):
+        place: dict[Term, int] = {}
+        for term in owned:
+            key += (_kind(term, place),)
+            place[term] = len(place)
+        key += ("|",)
+    try:
+        return _PLANS[key]
+    except KeyError:
+        found = _PLANS[key] = _made(rows, cols)
+        return found
+
+
+def _kind(term: Term, place: dict[Term, int]) -> tuple[Any, ...]:
+    operands: tuple[Any, ...] = ()
+    for a in (*term.args, term.above, term.below):
+        kind: Any = type(a)
+        if kind is Term:
+            kind = place[a] if a in place else "none"  # noqa: SIM401  (`get` is a call)
+        elif kind is Earlier:
+            kind = (place.get(a.term, "none"), a.grad)
+        elif kind is EarlierAt:
+            kind = a
+        operands += (kind,)
+    return term.gather, term.side, term.function.name, operands, term.grad
+
+
+def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
+    try:
+        rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
+    except (ValueError, TypeError):
+        return None
+    terms = (*rows, *cols)
+    short = all(
+        type(a) is float or a is None or (type(a) is EarlierAt and not a.grad)
+        for term in terms
+        for a in (*term.args, term.above, term.below)
+    )
+    kinds = tuple(
+        [
+            Kind(
+                cpu_key(term),
+                len(term.args),
+                all(type(a) is float for a in term.args),
+                term.keeps_argument,
+                term.keeps_bits,
+                not term.extreme,
+                term.monoid.fill,
+            )
+            for term in terms
+        ]
+    )
+    first = [0] * len(rows) + [len(rows)] * len(cols)
+    places = {
+        first[k] + a.place
+        for k, term in enumerate(terms)
+        for a in term.args
+        if type(a) is EarlierAt and not a.window
+    }
+    return Plan(
+        kinds=kinds,
+        rows=len(rows),
+        sweeps=sweeps(rows, cols),
+        short=short,
+        keeping=sum(kind.keeps_bits for kind in kinds),
+        constant=tuple([k for k, term in enumerate(terms) if not term.grad]),
+        extremes=any(kind.keeps_argument for kind in kinds),
+        arguments=tuple([(k, kinds[k].fill) for k in sorted(places) if kinds[k].fill]),
+    )
