@@ -276,8 +276,8 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* kee
 }
 
 // sets: (address, dtype, n, d) of one or two.  labels: their addresses, or None: paired by index.
-// outputs: as ops/pairs/intervals.py has them.
-void relate(const std::string& isa, const py::list& sets, const py::list& labels,
+// outputs: as ops/pairs/intervals.py has them.  Returns whether every row is kept.
+bool relate(const std::string& isa, const py::list& sets, const py::list& labels,
             const std::optional<std::int64_t>& ignored, bool exclude_self,
             const std::vector<Address>& outputs, int threads) {
     std::vector<Embeddings> given;
@@ -320,6 +320,10 @@ void relate(const std::string& isa, const py::list& sets, const py::list& labels
     for (std::size_t k = 0; next != outputs.end(); ++k)
         inverse_norm(isa, given[k], k == 0 ? keep_x : keep_y, reinterpret_cast<double*>(*next++),
                      threads);
+    const auto all = [](const bool* keep, Index count) {
+        return std::all_of(keep, keep + count, [](bool one) { return one; });
+    };
+    return all(keep_x, n) && (!apart || all(keep_y, given[1].n));
 }
 
 double probe_product(const std::string& isa, Index d, bool backward, int rounds) {

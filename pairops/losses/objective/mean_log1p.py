@@ -19,15 +19,14 @@ def reduce_log1p_exp(
 
     parts: each R_k (N,) and d_k.
     """
-    statistics = [statistic for statistic, _ in parts]
-    divisors = [divisor for _, divisor in parts if not isinstance(divisor, Tensor)]
     if (
-        objective.reduction == "mean"
+        softplus_mean_serves(objective.pairs, parts)
+        and objective.reduction == "mean"
         and objective.weight is None
         and objective.group is None
-        and len(divisors) == len(parts)
-        and softplus_mean_serves(objective.pairs, statistics)
     ):
+        statistics = [statistic for statistic, _ in parts]
+        divisors = [divisor for _, divisor in parts if not isinstance(divisor, Tensor)]
         mean = softplus_mean(objective.pairs, statistics, divisors)
         return objective.answer(mean, **seen)
     losses = None

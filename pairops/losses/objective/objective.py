@@ -144,8 +144,10 @@ def split(
     of.  anchors: (N, D), one for each loss; the argument `name`.  averages_pairs: does the loss
     have the reduction "mean_pairs"?
     """
-    asked = {name: common[name] for name in Asked.__annotations__ if name in common}
     check_embeddings(name, anchors)
+    if not common:
+        return {}, {}
+    asked = {name: common[name] for name in Asked.__annotations__ if name in common}
     reduction, weight = asked.get("reduction", "mean"), asked.get("weight")
     check_reduction(reduction, weight, len(anchors), averages_pairs)
     return_aux = asked.get("return_aux", False)

@@ -23,6 +23,8 @@ def number(
 
     default: what None stands for, where it may stand.
     """
+    if type(value) is float and (0.0 if positive else -math.inf) < value < math.inf:
+        return value
     if value is None and default is not None:
         return default
     if isinstance(value, Tensor):
@@ -35,7 +37,7 @@ def number(
             value = value.reshape(())
         # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
         return value if value.dtype in (torch.float32, torch.float64) else value.float()
-    plain = value if type(value) is float else plain_float(value)
+    plain = plain_float(value)
     if plain is None:
         kind = type(value).__name__
         raise TypeError(f"{name} is {kind}; it must be a number or a tensor with one element")

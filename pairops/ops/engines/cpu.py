@@ -109,8 +109,8 @@ def planned_forward(
                 bit, plane = plane, plane + size
             told = call.term(axis, term, kind, bit)
             address = call.made(term, value)
-            terms.append((*told, kind.fill, address, argument))
-            statistics.append(value)
+            terms += ((*told, kind.fill, address, argument),)
+            statistics += (value,)
     _native.gather(*call.shared, terms, plan.sweeps, *call.settings)
     for k, fill in plan.arguments:
         if (statistics[k] == fill).any():
@@ -188,8 +188,9 @@ def planned_backward(
                     slopes = _slopes(term, axis, (n, m), flags, call.dtype, gradients)
                 told = call.term(axis, term, kind, bit)
                 of_owners = call.numbers(statistics[k]), call.numbers(cotangents[k])
-                terms.append((*told, *of_owners, slopes))
-            call.made(term, statistics[k])
+                terms += ((*told, *of_owners, slopes),)
+            if plan.refers:
+                call.made(term, statistics[k])
             k += 1
     dx = dy = pairs.x.new_empty(0)
     by_x = by_y = None

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     # Are all operands numbers, or earlier terms that get no gradient? Then nothing is to be checked
     # or cast, and the pairs of extremes apart one sweep makes the whole gradient.
     short: bool
+    refers: bool  # does a term refer to an earlier one?
     keeping: int  # how many terms keep bits
     constant: tuple[int, ...]  # the terms that have no gradient
     extremes: bool  # has one of them a gradient?
@@ -111,6 +112,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         rows=len(rows),
         sweeps=sweeps(rows, cols),
         short=short,
+        refers=any(term.earlier() for term in terms),
         keeping=sum(kind.keeps_bits for kind in kinds),
         constant=tuple([k for k, term in enumerate(terms) if not term.grad]),
         extremes=any(kind.keeps_argument for kind in kinds),

@@ -13,11 +13,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
-    if not isinstance(x, Tensor):
+    if type(x) is not Tensor and not isinstance(x, Tensor):
         raise TypeError(f"{name} is {type(x).__name__}; it must be a tensor (N, D)")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} is {x.dtype}; it must be float16, bfloat16, float32 or float64")
-    if x.dim() != 2:
+    if x.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (N, D)")
     if x.shape[1] == 0 and x.shape[0] > 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; D must be at least 1")
@@ -42,6 +42,9 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
     """`values` as int64 on the device of x, checked; of uint64 the same bits, see `one_key`."""
+    if type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device:
+        if values.shape == x.shape[:1]:
+            return values.contiguous()
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
     if values.is_floating_point() or values.is_complex():

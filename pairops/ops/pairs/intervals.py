@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pairops.ops.autograd.node import by_sample
+from pairops.ops.autograd.node import by_sample, followed_by_autograd_alone
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import float32_level, widest_float
@@ -46,6 +46,9 @@ def relate(
     Without y the set is compared with itself, and `exclude_self` says whether a row's own position
     is named. Without labels y_i is the one positive of x_i. There is no gradient.
     """
+    if x.is_cpu and extension.native is not None and not cuda_kernels.relates(x, y):
+        if followed_by_autograd_alone(x, y):
+            return _at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
     found = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
@@ -53,6 +56,56 @@ def relate(
     )  # fmt: skip
     relation, scales, positives, panels = _related(found, y, ref_labels, normalize)
     return relation, scales, Cache({"relation": panels} if panels else {}, positives=positives)
+
+
+def _at_once(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> tuple[Relation, Scales, Cache]:
+    """`relate` of an ordinary eager call on a CPU, without the op: the addresses that the engine
+    will ask for are known here."""
+    n, long = x.shape[0], torch.int64
+    positions = torch.empty((5, n), dtype=long, device="cpu")
+    valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
+    order, valid = positions.data_ptr(), valid_x.data_ptr()
+    alive, outputs, of_y = (positions, valid_x), [order, valid], (order, valid)
+    order_x, begin, end, own, positives = positions.unbind()
+    order_y = order_x
+    given: list[int | None] = [None, None]
+    if labels is not None:
+        given[0] = labels.data_ptr()
+    if ref_labels is not None:
+        order_y = torch.empty_like(ref_labels)
+        valid_y = torch.empty_like(ref_labels, dtype=torch.bool)
+        alive += (order_y, valid_y)
+        of_y = order_y.data_ptr(), valid_y.data_ptr()
+        outputs += of_y
+        given[1] = ref_labels.data_ptr()
+    x = x.contiguous()
+    sets = [(x.data_ptr(), extension.DTYPES[x.dtype], *x.shape)]
+    if y is not None:
+        y = y.contiguous()
+        sets += ((y.data_ptr(), extension.DTYPES[y.dtype], *y.shape),)
+    scale_x = scale_y = None
+    if normalize:
+        scale_x = scale_y = torch.empty(n, dtype=torch.float64, device="cpu")
+        outputs += (scale_x.data_ptr(),)
+        if y is not None:
+            scale_y = torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
+            outputs += (scale_y.data_ptr(),)
+    complete = extension.native.relate(
+        extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
+    )
+    relation = Relation(order_x, order_y, begin, end, own, valid_x, valid_y, complete)
+    row = 8 * n  # bytes
+    intervals = order + row, order + 2 * row, order + 3 * row
+    relation.addresses = alive, intervals, (order, valid), of_y
+    return relation, Scales(scale_x, scale_y), Cache(positives=positives)
 
 
 def _related(

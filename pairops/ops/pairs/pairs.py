@@ -213,7 +213,6 @@ class Pairs:
         if ignore_index is not None and not -_LAST - 1 <= ignore_index <= 2 * _LAST + 1:
             raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
         unit = compares_units(distance, normalize)
-        own_type, ref_type = getattr(labels, "dtype", None), getattr(ref_labels, "dtype", None)
         as_given = labels, ref_labels
         labels = whole_numbers("labels", labels, "x", x)
         if ref_emb is None:
@@ -228,7 +227,7 @@ class Pairs:
             ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
             names = named(x, ref_emb, ids, ref_ids, exclude_self)
             own = own_of(x, ref_emb, exclude_self) if names is None else None
-        if torch.uint64 in (own_type, ref_type):
+        if torch.uint64 in [z.dtype for z in as_given if z is not None]:
             theirs = None if as_given[1] is None else as_given[1].to(x.device)
             labels, ref_labels, ignore_index = one_key(
                 as_given[0].to(x.device), theirs, ignore_index
@@ -236,7 +235,7 @@ class Pairs:
         elif ignore_index is not None and ignore_index > _LAST:
             raise ValueError(
                 f"ignore_index is {ignore_index}; it must be below 2**63, since labels are "
-                f"{own_type}"
+                f"{as_given[0].dtype}"
             )
         if distance == "snr":
             x = centred("x", x, labels, ignore_index, unit)
@@ -252,7 +251,7 @@ class Pairs:
             return replace(pairs, shards=shards)._measured(distance)
         if ref_emb is None:
             known = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
-            pairs = Pairs(x, None, *known, complete=ignore_index is None)
+            pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
         else:
             own = own if names is None else first_named(*names)
             pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
@@ -269,7 +268,7 @@ class Pairs:
     ) -> "Pairs":
         """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
         known = relate(x, y, *keys, ignore_index, False, scaled)
-        pairs = Pairs(x, y, *known, complete=ignore_index is None)
+        pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
         if own is None or y is None or not y.shape[0]:
             return pairs
         relation, position = pairs.relation, places(pairs.relation.order_y)
@@ -315,6 +314,8 @@ class Pairs:
         return pairs._measured(distance)
 
     def _measured(self, distance: Distance) -> "Pairs":
+        if distance in ("cosine", "dot"):
+            return self
         measure = Measure.of(distance, self.x, self.y, self.relation, self.scales, self.dtype)
         return self if measure is None else replace(self, measure=measure)
 

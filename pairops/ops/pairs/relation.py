@@ -26,10 +26,11 @@ class Relation:
     self_index: Tensor  # (N,) int64: the position of the column that the row itself is, or −1
     valid_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
     valid_y: Tensor  # (M,) bool
+    complete: bool = False  # is it known, without looking, that no row is ignored?
     addresses: Any = field(default=None, init=False)  # what the CPU engine makes of these once
 
     def tensors(self) -> list[Tensor]:
-        """The fields in their order, as an op takes them; `Relation(*tensors)` is the inverse."""
+        """The tensors in their order, as an op takes them; `Relation(*tensors)` is the inverse."""
         return [
             self.order_x, self.order_y, self.pos_begin, self.pos_end, self.self_index,
             self.valid_x, self.valid_y,

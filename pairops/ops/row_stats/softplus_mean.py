@@ -20,12 +20,13 @@ from pairops.ops.engines import cuda_engine
 from pairops.ops.pairs.pairs import Pairs
 
 
-def softplus_mean_serves(pairs: Pairs, statistics: Sequence[Tensor]) -> bool:
-    """Did the CUDA engine make these statistics, and are they few and float32?"""
+def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Tensor]]) -> bool:
+    """Did the CUDA engine make these statistics, and are they few and float32? parts: each with its
+    divisor, which must be a number."""
     return (
         cuda_engine.NAME in pairs.cache.prepared
-        and len(statistics) <= cuda_kernels.KERNELS.MOST_STATISTICS
-        and all(statistic.dtype == torch.float32 for statistic in statistics)
+        and len(parts) <= cuda_kernels.KERNELS.MOST_STATISTICS
+        and all(z.dtype == torch.float32 and not isinstance(d, Tensor) for z, d in parts)
     )
 
 
