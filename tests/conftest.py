@@ -28,7 +28,7 @@ if DEVICE == "cpu" and triton_engine.MISSING is None:
 if DEVICE == "cpu":
     from support.cuda_on_host import build
 
-    cuda_kernels.install(build.module(), "cpu")
+    cuda_kernels.BACKEND = cuda_kernels.Backend.of(build.module(), "cpu")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

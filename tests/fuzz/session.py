@@ -122,7 +122,7 @@ def prepare() -> None:
         from support import triton_interpreter
 
         triton_interpreter.prepare()
-    cuda_kernels.install(build.module(), "cpu")
+    cuda_kernels.BACKEND = cuda_kernels.Backend.of(build.module(), "cpu")
 
 
 def _tell(head: str, text: str, error: Exception) -> None:

@@ -93,7 +93,7 @@ def served_terms(
 
 def of_gpus(terms: Iterable[Term]) -> list[Term]:
     """Of these, those that the CUDA kernels are compiled for."""
-    return [term for term in terms if cuda_key(term) in cuda_kernels.KINDS]
+    return [term for term in terms if cuda_key(term) in cuda_kernels.installed().kinds]
 
 
 def terms_for(engine: str, n: int, m: int) -> list[Term]:

@@ -1,38 +1,48 @@
-"""The kernels of `csrc/cuda/`: whether there are any, the shape they serve a call in, and what they
-make of embeddings before they are compared."""
+"""The kernels of `csrc/cuda/`: whether there are any, and the shape in which they serve a call."""
 
 import functools
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import extension
-from .devices import capability, float32_level, on_device
-from .extension import DTYPES
-from .schemas import library
-
-KERNELS: Any = None  # the extension's
-KINDS: dict[str, int] = {}  # of terms, that they are compiled for, and the number of each
-DEVICE = "cuda"
-# May Hopper's own sweeps serve? They are **not measured yet**, and off by default until they are.
-HOPPER = os.environ.get("PAIROPS_HOPPER") == "1"
-RELATED = "cuda"  # where `relate` is a kernel of these, whatever engine is asked next
+from .devices import capability, float32_level
 
 MOST_RELATED = 4096  # rows that are counted rather than sorted, each against all labels
 
 
-def install(kernels: Any, device: str = "cuda") -> None:
-    """Tests install the same kernels as compiled for the CPU."""
-    global KERNELS, KINDS, DEVICE
-    KERNELS, DEVICE = kernels, device
-    KINDS = {kind: number for number, kind in enumerate(kernels.kinds())}
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """Kernels that were compiled, and whom they serve."""
+
+    module: Any  # the part of the extension
+    kinds: dict[str, int]  # of terms, that they are compiled for, and the number of each
+    device: str  # the type of it, of tensors that they take
+    related: str  # the same of those that `relate` is a kernel for, whatever engine is asked next
+    # May Hopper's own sweeps serve? They are **not measured yet**, and off by default until then.
+    hopper: bool
+
+    @staticmethod
+    def of(module: Any, device: str = "cuda") -> "Backend":
+        """The kernels of this module; those that were compiled for the CPU are for tests."""
+        kinds = {kind: number for number, kind in enumerate(module.kinds())}
+        hopper = os.environ.get("PAIROPS_HOPPER") == "1"
+        return Backend(module, kinds, device, related="cuda", hopper=hopper)
 
 
+# Tests put theirs in its place. Ops take no objects, so their bodies find it here.
+BACKEND: Backend | None = None
 if extension.native is not None and extension.native.cuda is not None:
-    install(extension.native.cuda)
+    BACKEND = Backend.of(extension.native.cuda)
+
+
+def installed() -> Backend:
+    """The backend, for who knows that there is one."""
+    assert BACKEND is not None, "this build of pairops has no CUDA kernels"
+    return BACKEND
 
 
 def precision(dtype: torch.dtype, level: str) -> str:
@@ -50,7 +60,7 @@ def precision(dtype: torch.dtype, level: str) -> str:
 
 def relates(x: Tensor, y: Tensor | None) -> bool:
     """Are there kernels that sort these rows by label, and arrange them on the way?"""
-    if KERNELS is None or x.device.type != RELATED or x.dtype == torch.float64:
+    if BACKEND is None or x.device.type != BACKEND.related or x.dtype == torch.float64:
         return False
     if x.is_cuda and reason_against(x.device) is not None:
         return False
@@ -68,7 +78,7 @@ def _reason_against(device: torch.device) -> str | None:
     if known < (8, 0):
         return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
     with torch.cuda.device(device):
-        reason: str | None = KERNELS.reason_against()
+        reason: str | None = installed().module.reason_against()
     return reason
 
 
@@ -77,9 +87,10 @@ reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def on_hopper(device: torch.device) -> bool:
     """Do Hopper's own sweeps serve on this device what they have a shape for?"""
-    if not HOPPER or device.type != DEVICE:
+    backend = installed()
+    if not backend.hopper or device.type != backend.device:
         return False
-    return DEVICE == "cpu" or (capability(device) == (9, 0) and _compiled_for_hopper())
+    return backend.device == "cpu" or (capability(device) == (9, 0) and _compiled_for_hopper())
 
 
 def _compiled_for_hopper() -> bool:
@@ -97,13 +108,15 @@ class Kernels:
 
     def __init__(
         self,
+        backend: Backend,
         dtype: torch.dtype,
         d: int,
         hopper: bool = False,
         width: int | None = None,
         level: str | None = None,
     ) -> None:
-        self.module, self.d, self.hopper = KERNELS, d, hopper
+        self.backend, self.module = backend, backend.module
+        self.d, self.hopper = d, hopper
         self.precision = precision(dtype, float32_level() if level is None else level)
         self._read_shape()
         if width is not None and width != self.width:
@@ -139,73 +152,5 @@ class Arranged(NamedTuple):
     kept: Tensor  # (1,) int32, how many are not ignored; those come first
 
 
-_Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, order, keep
-
-
-def arrange_both(x: _Given, y: _Given | None) -> list[Tensor]:
-    """`Arranged` of one set, or of two one after the other. There is no gradient."""
-    result: list[Tensor] = []
-    for z, *rest in (x,) if y is None else (x, y):
-        result += torch.ops.pairops.arrange(z.detach(), *rest, float32_level())
-    return result
-
-
-def _arrange(
-    z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor, level: str
-) -> list[Tensor]:
-    n, d = z.shape
-    kernels = Kernels(z.dtype, d, level=level)
-    arranged = kernels.room(z)
-    if not n:
-        arranged.kept.zero_()
-    alive = [None if t is None else t.contiguous() for t in (z, scale, order, keep)]
-    given, scales, *places = [_at(t) for t in alive]
-    high, rest = arranged.scales
-    written = [t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)]
-    with on_device(z):
-        kernels.module.arrange(
-            given, DTYPES[z.dtype], n, d, scales, *places, kernels.panels, kernels.parts, *written,
-            stream_of(z),
-        )  # fmt: skip
-    return list(arranged)
-
-
-def relate(
-    kernels: Kernels,
-    z: Tensor,  # (n, d)
-    labels: Tensor | None,  # (n,)
-    others: Tensor | None,  # labels of the other set, if there is one
-    ignore_index: int | None,
-    exclude_self: bool,
-    normalize: bool,
-    places: Sequence[Tensor | None],  # order, lo, hi, own, positives, to be written
-    keep: Tensor | None,
-    scale: Tensor | None,
-    arranged: Sequence[Tensor],
-) -> None:
-    z = z.contiguous()
-    n, d = z.shape
-    rows, (high, rest), kept = arranged
-    with on_device(z):
-        kernels.module.relate(
-            z.data_ptr(), DTYPES[z.dtype], n, d, _at(labels), _at(others),
-            0 if others is None else others.shape[0], ignore_index, exclude_self, normalize,
-            tuple([_at(place) for place in places]), _at(keep), _at(scale),
-            kernels.panels, kernels.parts, tuple([_at(t) for t in (rows, high, rest, kept)]),
-            stream_of(z),
-        )  # fmt: skip
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def stream_of(z: Tensor) -> int:
     return torch.cuda.current_stream(z.device).cuda_stream if z.is_cuda else 0
-
-
-library.impl("arrange", _arrange, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "pairops::arrange",
-    lambda z, *rest: list(Kernels(z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),
-)

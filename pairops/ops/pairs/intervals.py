@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.node import by_sample, followed_by_autograd_alone
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.bindings import extension
+from pairops.ops.bindings import extension, packing
 from pairops.ops.bindings.devices import float32_level, widest_float
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
@@ -170,7 +170,9 @@ def _outputs(
     if normalize:
         result += [z.new_empty(z.shape[0], dtype=scales) for z in (x, y) if z is not None]
     if scales == torch.float64 and cuda_kernels.relates(x, y):
-        kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
+        kernels = cuda_kernels.Kernels(
+            cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level
+        )
         result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
 
@@ -209,9 +211,9 @@ def _by_kernels(
 ) -> None:
     """One launch for x, one for y, which has an order of its own if it has labels."""
     relation, scales, positives, panels = _related(result, y, ref_labels, normalize)
-    kernels = cuda_kernels.Kernels(x.dtype, int(x.shape[1]), level=level)
+    kernels = cuda_kernels.Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level)
     of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
-    cuda_kernels.relate(
+    packing.relate(
         kernels, x, of_x, of_y, ignore_index, exclude_self, normalize,
         [relation.order_x, relation.pos_begin, relation.pos_end, relation.self_index, positives],
         relation.valid_x, scales.x, panels[:3],
@@ -219,7 +221,7 @@ def _by_kernels(
     if y is not None:
         order_y = None if of_y is None else relation.order_y
         valid_y = None if of_y is None else relation.valid_y
-        cuda_kernels.relate(
+        packing.relate(
             kernels, y, of_y, None, ignore_index, exclude_self, normalize,
             [order_y, None, None, None, None], valid_y, scales.y, panels[3:],
         )  # fmt: skip

@@ -25,7 +25,7 @@ def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Ten
     divisor, which must be a number."""
     return (
         cuda_engine.NAME in pairs.cache.prepared
-        and len(parts) <= cuda_kernels.KERNELS.MOST_STATISTICS
+        and len(parts) <= cuda_kernels.installed().module.MOST_STATISTICS
         and all(z.dtype == torch.float32 and not isinstance(d, Tensor) for z, d in parts)
     )
 
@@ -133,7 +133,7 @@ def _soft_mean_op(
     loss, count = _soft_mean_fake(statistics)
     given, kept, _alive = _told(statistics, divisors, keep)
     with on_device(first):
-        cuda_kernels.KERNELS.soft_mean(
+        cuda_kernels.installed().module.soft_mean(
             given, kept, first.shape[0],
             loss.data_ptr(), count.data_ptr(), cuda_kernels.stream_of(first),
         )  # fmt: skip
@@ -151,7 +151,7 @@ def _soft_mean_slopes_op(
     cotangents = _like(statistics)
     given, kept, _alive = _told(statistics, divisors, keep)
     with on_device(first):
-        cuda_kernels.KERNELS.soft_mean_slopes(
+        cuda_kernels.installed().module.soft_mean_slopes(
             gradient.data_ptr(), count.data_ptr(), given,
             kept, first.shape[0],
             [z.data_ptr() for z in cotangents], cuda_kernels.stream_of(first),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import pairops
 from pairops import Pairs, row_stats
-from pairops.ops.terms.term import Term
+from pairops.ops import engines
+from pairops.ops.terms.term import NEG, POS, Term, highest, lowest
 from support.engine_comparison import assert_as_dense
 from support.engine_names import DEVICE, HERE, TRITON, WIDE
 from support.exhaustive import exhaustive_but
@@ -85,6 +86,29 @@ def interpreted(engine: str) -> bool:
 )
 def test_named_cases(engine: str, case: str) -> None:
     compare(engine, case_of(case))
+
+
+@pytest.mark.parametrize("engine", HERE)
+def test_who_attained_an_extreme(engine: str) -> None:
+    """Of rows and of columns, and −1 for an owner without a pair, as the matrix has it."""
+    x, y = torch.randn(40, 8), torch.randn(60, 8)
+    labels, ref_labels = torch.arange(40) // 4, torch.arange(60) // 5  # two classes of y alone
+    pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=ref_labels, distance="dot")
+    rows = [lowest(POS).over(40, 60, pairs.dtype), highest(NEG).over(40, 60, pairs.dtype)]
+    cols = [lowest(POS).over(60, 40, pairs.dtype)]
+    with torch.no_grad():
+        _, found, _ = engines.ENGINES[engine].forward(pairs, rows, cols)
+    s = (x.double() @ y.double().T).cpu()
+    positive = (labels[:, None] == ref_labels).cpu()
+    nearest_positive = torch.where(positive.T, s.T, torch.inf).min(1)
+    expected = [
+        torch.where(positive, s, torch.inf).argmin(1),
+        torch.where(positive, -torch.inf, s).argmax(1),
+        torch.where(nearest_positive.values == torch.inf, -1, nearest_positive.indices),
+    ]
+    assert int((expected[2] < 0).sum()) == 10
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.cpu(), theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

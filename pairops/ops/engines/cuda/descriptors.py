@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
@@ -87,8 +86,9 @@ class Told:
                 for z in (term.above, term.below, *given.get(role.which, (None, None)))
             ]
             by_arg = [along.get((role.which, role.across, k), -1) for k in range(2)]
+            kind = self.kernels.backend.kinds[cuda_key(term)]
             terms.append((
-                cuda_kernels.KINDS[cuda_key(term)], term.side, role.across, [*args, *rest], by_arg,
+                kind, term.side, role.across, [*args, *rest], by_arg,
                 planes.get(role.which),
             ))  # fmt: skip
         pairs = self.pairs

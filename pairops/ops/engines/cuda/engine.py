@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.bindings import extension
+from pairops.ops.bindings import extension, packing
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
@@ -31,14 +31,15 @@ _MOST_DIMENSIONS = 2**16
 def missing() -> str | None:
     if extension.MISSING is not None:
         return extension.MISSING
-    return "this build of pairops has no CUDA kernels" if cuda_kernels.KERNELS is None else None
+    return "this build of pairops has no CUDA kernels" if cuda_kernels.BACKEND is None else None
 
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x, reason = pairs.x, missing()
     if reason is not None:
         return reason
-    if x.device.type != cuda_kernels.DEVICE:
+    backend = cuda_kernels.installed()
+    if x.device.type != backend.device:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
@@ -53,7 +54,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if any_above(pairs.shape, _MOST_ROWS):
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
     for term in (*rows, *cols):
-        if cuda_key(term) not in cuda_kernels.KINDS:
+        if cuda_key(term) not in backend.kinds:
             return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {cuda_key(term)}"
     return None
 
@@ -65,7 +66,7 @@ def prefers_chunks(pairs: Pairs) -> bool:
 
 
 def _is_sliced(dtype: torch.dtype, d: int) -> bool:
-    return bool(Kernels(dtype, d).slice < d)
+    return bool(Kernels(cuda_kernels.installed(), dtype, d).slice < d)
 
 
 _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -76,7 +77,7 @@ def prepare(pairs: Pairs) -> list[Tensor]:
     made = pairs.cache.prepared
     if NAME not in made:
         known, scales = pairs.relation, pairs.scales
-        made[NAME] = made.get("relation") or cuda_kernels.arrange_both(
+        made[NAME] = made.get("relation") or packing.arrange_both(
             (pairs.x, scales.x, known.order_x, known.valid_x),
             None if pairs.y is None else (pairs.y, scales.y, known.order_y, known.valid_y),
         )
@@ -85,7 +86,8 @@ def prepare(pairs: Pairs) -> list[Tensor]:
 
 def _kernels(pairs: Pairs) -> Kernels:
     x, width = pairs.x, int(prepare(pairs)[0].shape[1])
-    return Kernels(x.dtype, int(x.shape[1]), cuda_kernels.on_hopper(x.device), width)
+    hopper = cuda_kernels.on_hopper(x.device)
+    return Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), hopper, width)
 
 
 def _call(pairs: Pairs) -> Call:

@@ -15,6 +15,7 @@ from pairops.ops.bindings import devices
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms import functions
 from pairops.ops.terms.term import Wanted
+from support.cuda_backend import change_backend
 from support.engine_comparison import assert_as_dense
 from support.exhaustive import exhaustive, exhaustive_but
 from support.loss_comparison import compare
@@ -140,11 +141,11 @@ def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
     x, labels = smooth(6, 3), torch.arange(6) // 2
 
     def elsewhere() -> Any:
-        monkeypatch.setattr(cuda_kernels, "DEVICE", "cuda")
+        change_backend(monkeypatch, device="cuda")
         return pairops.ms_loss(x, labels)
 
     def without() -> Any:
-        monkeypatch.setattr(cuda_kernels, "KERNELS", None)
+        monkeypatch.setattr(cuda_kernels, "BACKEND", None)
         return pairops.ms_loss(x, labels)
 
     affine = functions.affine
@@ -197,7 +198,7 @@ def test_a_level_that_changes_after_compilation(
     first: str, then: str, related: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was traced for one level of float32 precision is prepared for it."""
-    monkeypatch.setattr(cuda_kernels, "RELATED", related)
+    change_backend(monkeypatch, related=related)
     x, labels = smooth(50, 20), torch.arange(50) // 5
     exact = x.double().requires_grad_()  # of which the level says nothing
     with pairops.use("dense"):

@@ -17,6 +17,7 @@ from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines import weight_parts
 from pairops.ops.engines.cuda import engine
 from pairops.ops.terms.term import Wanted
+from support.cuda_backend import change_backend
 from support.engine_names import DEVICE
 from support.exhaustive import exhaustive
 from support.loss_comparison import check, compare
@@ -24,7 +25,7 @@ from support.loss_parameters import LABELLED, THOROUGH, TWO_SETS, mined, paramet
 from support.named_cases import Case, embeddings, smooth
 from support.term_problems import of_gpus, results, served_terms, windowed
 
-if DEVICE != "cpu" and not (cuda_kernels.KERNELS and torch.cuda.get_device_capability() == (9, 0)):
+if DEVICE != "cpu" and not (cuda_kernels.BACKEND and torch.cuda.get_device_capability() == (9, 0)):
     pytest.skip("the GPU is no Hopper", allow_module_level=True)
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -34,18 +35,20 @@ SCHEDULES = [("reversed", 0), ("last_warp", 0), ("random_thread", 1), ("random_w
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cuda_kernels, "HOPPER", True)
+    change_backend(monkeypatch, hopper=True)
     # So that weights have one part for bfloat16 rows, as for many, and two for float16 ones.
     monkeypatch.setattr(weight_parts, "FEW", 0)
     yield
     if DEVICE == "cpu":
-        cuda_kernels.KERNELS.set_schedule("lockstep")
+        cuda_kernels.installed().module.set_schedule("lockstep")
 
 
 def test_arrangements_are_the_same() -> None:
     for d in (0, 1, 64, 65, 128, 129, 256, 257, 512, 513):
         for dtype in (*NARROW, torch.float32):
-            one, two = Kernels(dtype, d, True), Kernels(dtype, d, False)
+            one, two = (
+                Kernels(cuda_kernels.installed(), dtype, d, hopper) for hopper in (True, False)
+            )
             assert (one.panels, one.parts, one.slice) == (two.panels, two.parts, two.slice)
             served = dtype != torch.float32 and d <= 512
             assert ((one.rows, one.columns) != (two.rows, two.columns)) == (served and d > 128)
@@ -56,7 +59,9 @@ def test_arrangements_are_the_same() -> None:
 def test_dimensions(d: int, dtype: torch.dtype) -> None:
     """ms_loss everywhere and every loss somewhere, with the same set in one dtype and two in the
     other, by the error rule."""
-    shape = Kernels(dtype, d, cuda_kernels.on_hopper(torch.device(DEVICE)))
+    shape = Kernels(
+        cuda_kernels.installed(), dtype, d, cuda_kernels.on_hopper(torch.device(DEVICE))
+    )
     assert (shape.rows, shape.columns) == (128, 64 if d <= 256 else 32)
     n = 140 if d <= 204 else 70  # ragged, of two blocks and of one
     for k, loss in enumerate([name for name in LABELLED if name in THOROUGH]):
@@ -104,7 +109,7 @@ def test_schedules_change_no_bit(d: int, m: int) -> None:
         with pairops.use("cuda"):
             return results(lambda: row_stats(Pairs.of(leaves[0], labels, **given), *terms), leaves)
 
-    kernels = cuda_kernels.KERNELS
+    kernels = cuda_kernels.installed().module
     kernels.forget_launches()
     first = run()
     sweeps = [name for name in kernels.launched() if name.startswith(("gather", "weigh"))]
@@ -134,5 +139,5 @@ def test_tile_bits(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(a, b)
     assert bool((skipped[0] != 0).any())
     if d <= 128:
-        monkeypatch.setattr(cuda_kernels, "HOPPER", False)
+        change_backend(monkeypatch, hopper=False)
         assert torch.equal(engine.forward(pairs, *terms)[2], bits)

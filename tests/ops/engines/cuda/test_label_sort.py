@@ -14,7 +14,7 @@ from pairops.ops.bindings.extension import DTYPES
 from pairops.ops.pairs import intervals
 from support.engine_names import DEVICE
 
-if cuda_kernels.KERNELS is None:
+if cuda_kernels.BACKEND is None:
     pytest.skip("this build has no CUDA kernels", allow_module_level=True)
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
@@ -37,7 +37,7 @@ def by_kernel(
 ) -> tuple[Tensor, Tensor, Tensor | None, Arranged]:
     """places, keep, scale and the arrangement of one set; unrelated: of one compared with."""
     n, d = z.shape
-    kernels = Kernels(z.dtype, d, level="highest")
+    kernels = Kernels(cuda_kernels.installed(), z.dtype, d, level="highest")
     arranged = kernels.room(z)
     places = torch.full((5, n), -9)
     keep = torch.zeros(n, dtype=torch.bool)
@@ -148,7 +148,7 @@ def test_rows_of_all_sizes(dtype: torch.dtype, d: int) -> None:
 def test_only_the_relation() -> None:
     x, labels = torch.randn(5, 3), torch.tensor([2, 1, 2, 0, 1])
     places = torch.empty(5, 5, dtype=torch.int64)
-    cuda_kernels.KERNELS.relate(
+    cuda_kernels.installed().module.relate(
         x.data_ptr(), "float32", 5, 3, labels.data_ptr(), None, 0, None, True, False,
         tuple([row.data_ptr() for row in places]), None, None, 0, 1, None,
         cuda_kernels.stream_of(x),

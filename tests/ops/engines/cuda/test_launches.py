@@ -10,6 +10,7 @@ import pairops
 from pairops.losses.objective import lone_batches
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import devices
+from support.cuda_backend import change_backend
 
 OWN = [
     "relate", "gather", "gather", "conclude", "gather", "soft_mean",
@@ -40,17 +41,17 @@ class Ops(TorchDispatchMode):
 @pytest.mark.parametrize("n", [128, 512, 1024])
 def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU of 132 processors. Allocations inside the ops are of empty memory."""
-    monkeypatch.setattr(cuda_kernels, "RELATED", "cpu")
+    change_backend(monkeypatch, related="cpu")
     monkeypatch.setattr(devices, "processors", lambda _: 132)
     monkeypatch.setattr(lone_batches._watch, "told", True)  # on a CPU it would look at once
     x = torch.randn(n, 16).bfloat16().requires_grad_()
     labels = torch.arange(n) // 4
     with pairops.use("cuda"):
         pairops.ms_loss(x, labels).backward()
-        cuda_kernels.KERNELS.forget_launches()
+        cuda_kernels.installed().module.forget_launches()
         with Ops() as ops:
             pairops.ms_loss(x, labels).backward()
-    launched = [name.partition(" ")[0] for name in cuda_kernels.KERNELS.launched()]
+    launched = [name.partition(" ")[0] for name in cuda_kernels.installed().module.launched()]
     assert launched == OWN
     by_torch = sorted(name for name in ops.names if not name.startswith(WITHOUT_A_KERNEL))
     assert by_torch == sorted([*TORCH_S, "aten.add_.Tensor"])  # into the gradient that x has
@@ -59,7 +60,7 @@ def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_op_of_a_step_calls_torch_s_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ops do inside, which the count above does not see."""
-    monkeypatch.setattr(cuda_kernels, "RELATED", "cpu")
+    change_backend(monkeypatch, related="cpu")
     monkeypatch.setattr(torch, "zeros", _refused)
     monkeypatch.setattr(torch.Tensor, "to", _refused_if_it_copies(torch.Tensor.to))
     monkeypatch.setattr(torch.Tensor, "contiguous", _refused_if_it_copies(torch.Tensor.contiguous))
