@@ -49,12 +49,12 @@ _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
 # A number, or the address of a vector and its stride: 1, or 0 for one number.
 _Numbers: TypeAlias = float | tuple[int, int]
-# Name, by column?, arguments, above, below, bits; then of gather value and argument of every owner,
-_Gathered: TypeAlias = tuple[
+# Name, by column?, arguments, above, below, bits; then of forward value and argument of every owner,
+_Forward: TypeAlias = tuple[
     str, bool, list[_Numbers], _Numbers | None, _Numbers | None, int | None, int, int | None
 ]
-# of weigh statistics, cotangents and where to add the gradient by each argument.
-_Weighed: TypeAlias = tuple[
+# of backward statistics, cotangents and where to add the gradient by each argument.
+_Backward: TypeAlias = tuple[
     str,
     bool,
     list[_Numbers],
@@ -70,21 +70,21 @@ TILE: int  # rows and columns of a tile of bits
 
 def isas() -> list[str]: ...  # that this machine runs, the best one first
 def terms() -> list[str]: ...  # that are compiled
-def gather(
+def forward(
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
     relation: tuple[int, int, int],  # lo, hi, own (n,) int64
-    terms: list[_Gathered],
+    terms: list[_Forward],
     threads: int,
     poison: bool,
 ) -> None: ...
-def weigh(
+def backward(
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,
     relation: tuple[int, int, int],
-    terms: list[_Weighed],
+    terms: list[_Backward],
     threads: int,
     poison: bool,
     dx: int | None,  # (n, d) zeros

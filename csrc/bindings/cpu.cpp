@@ -9,6 +9,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "bindings/fields.h"
 #include "cpu/label_sort.h"
 #include "cpu/sweep.h"
 #include "recipes.h"
@@ -27,8 +28,6 @@ static const Isa* const all_isas[] = {&isa_baseline};
 #endif
 
 namespace {
-
-using Address = std::uintptr_t;
 
 std::vector<std::string> isas() {
     std::vector<std::string> names;
@@ -101,11 +100,6 @@ std::vector<std::string> terms() {
     return names;
 }
 
-template <class T>
-T* pointer(const py::handle& address) {
-    return address.is_none() ? nullptr : reinterpret_cast<T*>(address.cast<Address>());
-}
-
 Dtype dtype_called(const std::string& name) {
     static const std::unordered_map<std::string, Dtype> dtypes = {{"float16", Dtype::float16},
                                                                   {"bfloat16", Dtype::bfloat16},
@@ -114,53 +108,55 @@ Dtype dtype_called(const std::string& name) {
     return dtypes.at(name);
 }
 
-// (address, dtype, n, d, scale or None, order, keep)
-Embeddings embeddings(const py::tuple& given) {
-    Embeddings set{pointer<void>(given[0]),
-                   dtype_called(given[1].cast<std::string>()),
-                   given[2].cast<Index>(),
-                   given[3].cast<Index>(),
-                   pointer<double>(given[4]),
-                   pointer<Index>(given[5]),
+// scale: or None.
+Embeddings embeddings(const py::handle& given) {
+    const auto [address, dtype, n, d, scale, order, keep] = fields<7>(given, "a set");
+    Embeddings set{pointer<void>(address),
+                   dtype_called(dtype.cast<std::string>()),
+                   n.cast<Index>(),
+                   d.cast<Index>(),
+                   pointer<double>(scale),
+                   pointer<Index>(order),
                    0};
-    const auto* keep = pointer<const bool>(given[6]);
-    for (Index k = 0; k < set.n; ++k) set.kept += keep[k];
+    const auto* kept = pointer<const bool>(keep);
+    for (Index k = 0; k < set.n; ++k) set.kept += kept[k];
     return set;
 }
 
-// A number, or (address, stride).
+// A number, or the address and stride of a vector.
 template <class T>
 Numbers<T> numbers(const py::handle& given) {
     Numbers<T> result;
     if (py::isinstance<py::tuple>(given)) {
-        const auto vector = given.cast<py::tuple>();
-        result.values = pointer<T>(vector[0]);
-        result.stride = vector[1].cast<Index>();
+        const auto [address, stride] = fields<2>(given, "a vector");
+        result.values = pointer<T>(address);
+        result.stride = stride.cast<Index>();
     } else {
         result.number = given.cast<T>();
     }
     return result;
 }
 
-// (name, by_column, args, above or None, below or None, bits or None, ...)
+// What both passes are told of a term. above, below, bits: or None.
 template <class T>
-TermCall<T> term_call(const py::tuple& given) {
-    const Served& known = served().at(given[0].cast<std::string>());
+TermCall<T> term_call(const py::handle& name, const py::handle& by_column, const py::handle& args,
+                      const py::handle& above, const py::handle& below, const py::handle& bits) {
+    const Served& known = served().at(name.cast<std::string>());
     TermCall<T> term;
     term.kernel = known.kernel;
     term.positives = known.positives;
-    term.by_column = given[1].cast<bool>();
+    term.by_column = by_column.cast<bool>();
     term.arity = known.arity;
-    const auto args = given[2].cast<py::sequence>();
+    const auto given = py::reinterpret_borrow<py::sequence>(args);
     for (int k = 0; k < known.arity; ++k) {
-        term.args[k] = numbers<T>(args[k]);
+        term.args[k] = numbers<T>(given[k]);
         term.by_partner[k] = known.by_partner[k];
     }
-    term.has_above = !given[3].is_none();
-    term.has_below = !given[4].is_none();
-    if (term.has_above) term.above = numbers<T>(given[3]);
-    if (term.has_below) term.below = numbers<T>(given[4]);
-    term.bits = pointer<std::uint8_t>(given[5]);
+    term.has_above = !above.is_none();
+    term.has_below = !below.is_none();
+    if (term.has_above) term.above = numbers<T>(above);
+    if (term.has_below) term.below = numbers<T>(below);
+    term.bits = pointer<std::uint8_t>(bits);
     return term;
 }
 
@@ -182,23 +178,24 @@ template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
            const py::tuple& relation, const py::object& similarities, int threads, bool poison,
            std::vector<TermCall<T>> terms, Run run) {
+    const auto [lo, hi, own] = fields<3>(relation, "relation");
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
                  {},
                  y.is_none(),
-                 pointer<Place>(relation[0]),
-                 pointer<Place>(relation[1]),
-                 pointer<Place>(relation[2]),
+                 pointer<Place>(lo),
+                 pointer<Place>(hi),
+                 pointer<Place>(own),
                  std::move(terms),
                  {},
                  threads,
                  poison,
                  asks_python()};
     if (!similarities.is_none()) {
-        const auto kept = similarities.cast<py::tuple>();
-        call.similarities = {pointer<T>(kept[0]), pointer<std::uint8_t>(kept[1])};
+        const auto [tiles, known] = fields<2>(similarities, "similarities");
+        call.similarities = {pointer<T>(tiles), pointer<std::uint8_t>(known)};
     }
-    call.y = call.same ? call.x : embeddings(y.cast<py::tuple>());
+    call.y = call.same ? call.x : embeddings(y);
     try {
         py::gil_scoped_release unlocked;
         run(call);
@@ -209,28 +206,30 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
 
 template <class Visit>
 void visit_type(const py::tuple& x, Visit visit) {
-    x[1].cast<std::string>() == "float64" ? visit(double()) : visit(float());
+    fields<7>(x, "a set")[1].cast<std::string>() == "float64" ? visit(double()) : visit(float());
 }
 
 // sweeps: the terms that are gathered together, one sweep after the other; a later one may have
 // what an earlier one writes as windows and arguments.
-void gather_bound(const std::string& isa, const py::tuple& x, const py::object& y,
+void forward_bound(const std::string& isa, const py::tuple& x, const py::object& y,
                   const py::tuple& relation, const py::object& similarities, const py::list& terms,
                   const std::vector<std::vector<int>>& sweeps, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         std::vector<TermCall<T>> calls;
-        const Index rows = x[2].cast<Index>(),
-                    columns = y.is_none() ? rows : y.cast<py::tuple>()[2].cast<Index>();
+        const Index rows = fields<7>(x, "a set")[2].template cast<Index>();
+        const Index columns =
+            y.is_none() ? rows : fields<7>(y, "a set")[2].template cast<Index>();
         for (const auto& item : terms) {
-            const auto given = item.cast<py::tuple>();
-            calls.push_back(term_call<T>(given));
+            const auto [name, by_column, args, above, below, bits, fill, value, argument] =
+                fields<9>(item, "a term of forward");
+            calls.push_back(term_call<T>(name, by_column, args, above, below, bits));
             TermCall<T>& term = calls.back();
-            term.value = pointer<T>(given[7]);
-            term.argument = pointer<Index>(given[8]);
+            term.value = pointer<T>(value);
+            term.argument = pointer<Index>(argument);
             // What a row that is not kept has.
             const Index owners = term.by_column ? columns : rows;
-            std::fill_n(term.value, owners, given[6].cast<T>());
+            std::fill_n(term.value, owners, fill.template cast<T>());
             if (term.argument) std::fill_n(term.argument, owners, Index(-1));
         }
         for (const std::vector<int>& some : sweeps) {
@@ -242,7 +241,7 @@ void gather_bound(const std::string& isa, const py::tuple& x, const py::object& 
     });
 }
 
-void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y,
+void backward_bound(const std::string& isa, const py::tuple& x, const py::object& y,
                  const py::tuple& relation, const py::object& similarities, const py::list& terms,
                  int threads, bool poison, const py::object& dx, const py::object& dy) {
     visit_type(x, [&](auto zero) {
@@ -250,13 +249,14 @@ void weigh_bound(const std::string& isa, const py::tuple& x, const py::object& y
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
         std::vector<TermCall<T>> calls;
         for (const auto& item : terms) {
-            const auto given = item.cast<py::tuple>();
-            calls.push_back(term_call<T>(given));
+            const auto [name, by_column, args, above, below, bits, statistic, cotangent, slopes] =
+                fields<9>(item, "a term of backward");
+            calls.push_back(term_call<T>(name, by_column, args, above, below, bits));
             TermCall<T>& term = calls.back();
-            term.statistic = numbers<T>(given[6]);
-            term.cotangent = numbers<T>(given[7]);
-            const auto slopes = given[8].cast<py::list>();
-            for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(slopes[k]);
+            term.statistic = numbers<T>(statistic);
+            term.cotangent = numbers<T>(cotangent);
+            const auto by_arg = py::reinterpret_borrow<py::list>(slopes);
+            for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(by_arg[k]);
         }
         sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(calls),
                  [&](const Call<T>& call) { weigh(call, by_x, by_y); });
@@ -275,16 +275,16 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* kee
     });
 }
 
-// sets: (address, dtype, n, d) of one or two.  labels: their addresses, or None: paired by index.
+// sets: one or two.  labels: their addresses, or None: paired by index.
 // outputs: as ops/pairs/intervals.py has them.  Returns whether every row is kept.
 bool relate(const std::string& isa, const py::list& sets, const py::list& labels,
             const std::optional<std::int64_t>& ignored, bool exclude_self,
             const std::vector<Address>& outputs, int threads) {
     std::vector<Embeddings> given;
     for (const auto& item : sets) {
-        const auto set = item.cast<py::tuple>();
-        given.push_back({pointer<void>(set[0]), dtype_called(set[1].cast<std::string>()),
-                         set[2].cast<Index>(), set[3].cast<Index>(), nullptr, nullptr, 0});
+        const auto [address, dtype, rows, d] = fields<4>(item, "a set");
+        given.push_back({pointer<void>(address), dtype_called(dtype.cast<std::string>()),
+                         rows.cast<Index>(), d.cast<Index>(), nullptr, nullptr, 0});
     }
     const auto *label_x = pointer<const std::int64_t>(labels[0]),
                *label_y = pointer<const std::int64_t>(labels[1]);
@@ -352,10 +352,10 @@ void bind(py::module_& module) {
     module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
-    module.def("gather", &gather_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
+    module.def("forward", &forward_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
                py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("sweeps"),
                py::arg("threads"), py::arg("poison"));
-    module.def("weigh", &weigh_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
+    module.def("backward", &backward_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
                py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("threads"),
                py::arg("poison"), py::arg("dx"), py::arg("dy"));
     module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "bindings/fields.h"
 #include "cuda/api.h"
 
 namespace py = pybind11;
@@ -12,68 +13,65 @@ namespace py = pybind11;
 namespace pairops::cuda {
 namespace {
 
-using Address = std::uintptr_t;
-
-template <class T>
-T* pointer(const py::handle& address) {
-    return address.is_none() ? nullptr : reinterpret_cast<T*>(address.cast<Address>());
+Set set_of(const py::handle& given) {
+    const auto [rows, high, rest, order, kept, n] = fields<6>(given, "a set");
+    return {pointer<std::uint16_t>(rows), pointer<float>(high),        pointer<float>(rest),
+            pointer<Index>(order),        pointer<std::int32_t>(kept), n.cast<std::int32_t>()};
 }
 
-// (rows, high, rest, order, kept, n)
-Set set_of(const py::tuple& given) {
-    return {pointer<std::uint16_t>(given[0]), pointer<float>(given[1]),
-            pointer<float>(given[2]),         pointer<Index>(given[3]),
-            pointer<std::int32_t>(given[4]),  given[5].cast<std::int32_t>()};
-}
-
-// (address or None, stride, number)
+// address: or None, of a number.
 int operands_of(const py::list& given, Operand* operands) {
     if (given.size() > MOST_OPERANDS) throw py::value_error("too many operands");
     int n = 0;
     for (const auto& item : given) {
-        const auto one = item.cast<py::tuple>();
-        operands[n++] = {pointer<float>(one[0]), one[1].cast<std::int32_t>(), one[2].cast<float>()};
+        const auto [address, stride, number] = fields<3>(item, "an operand");
+        operands[n++] = {pointer<float>(address), stride.cast<std::int32_t>(),
+                         number.cast<float>()};
     }
     return n;
 }
 
-// (kind, side, across, (slots of two arguments, above, below, statistic, cotangent), (sums by two
-// arguments), bits or None)
-TermCall term_of(const py::tuple& given) {
-    const auto side = given[1].cast<std::string>();
-    const auto slots = given[3].cast<std::vector<int>>(),
-               by_arg = given[4].cast<std::vector<int>>();
+std::int8_t slot(const py::handle& given) { return std::int8_t(given.cast<int>()); }
+
+// Slots of operands, −1: none.  by_arg: which sums the gradients by two arguments are.  bits: or
+// None.
+TermCall term_of(const py::handle& given) {
+    const auto [kind, side, across, slots, by_arg, bits] = fields<6>(given, "a term");
+    const auto [first, second, above, below, statistic, cotangent] = fields<6>(slots, "slots");
+    const auto [by_first, by_second] = fields<2>(by_arg, "sums by arguments");
+    const auto named = side.cast<std::string>();
     TermCall term{};
-    term.kind = given[0].cast<std::int32_t>();
-    term.side = side == "pos" ? Side::pos : side == "neg" ? Side::neg : Side::all;
-    term.across = given[2].cast<bool>();
-    std::int8_t* places[] = {&term.args[0], &term.args[1],   &term.above,
-                             &term.below,   &term.statistic, &term.cotangent};
-    for (int k = 0; k < 6; ++k) *places[k] = std::int8_t(slots.at(k));
-    for (int k = 0; k < 2; ++k) term.by_arg[k] = std::int8_t(by_arg.at(k));
-    term.bits = pointer<std::uint8_t>(given[5]);
+    term.kind = kind.cast<std::int32_t>();
+    term.side = named == "pos" ? Side::pos : named == "neg" ? Side::neg : Side::all;
+    term.across = across.cast<bool>();
+    term.args[0] = slot(first), term.args[1] = slot(second);
+    term.above = slot(above), term.below = slot(below);
+    term.statistic = slot(statistic), term.cotangent = slot(cotangent);
+    term.by_arg[0] = slot(by_first), term.by_arg[1] = slot(by_second);
+    term.bits = pointer<std::uint8_t>(bits);
     return term;
 }
 
-// (rows, cols, (lo, hi, own), band or None, transposed, normalized, band_only, panels,
-// row operands, column operands, terms)
-void read_sweep(const py::tuple& given, Sweep& sweep) {
-    sweep.rows = set_of(given[0].cast<py::tuple>());
-    sweep.cols = set_of(given[1].cast<py::tuple>());
-    const auto relation = given[2].cast<py::tuple>();
-    sweep.lo = pointer<Index>(relation[0]);
-    sweep.hi = pointer<Index>(relation[1]);
-    sweep.own = pointer<Index>(relation[2]);
-    sweep.band = pointer<Index>(given[3]);
-    sweep.transposed = given[4].cast<bool>();
-    sweep.normalized = given[5].cast<bool>();
-    sweep.band_only = given[6].cast<bool>();
-    sweep.panels = given[7].cast<std::int32_t>();
-    sweep.n_row_operands = operands_of(given[8].cast<py::list>(), sweep.row_operands);
-    sweep.n_col_operands = operands_of(given[9].cast<py::list>(), sweep.col_operands);
-    const auto terms = given[10].cast<py::list>();
-    if (terms.size() > MOST_TERMS) throw py::value_error("too many terms");
-    for (const auto& item : terms) sweep.terms[sweep.n_terms++] = term_of(item.cast<py::tuple>());
+// band: or None.
+void read_sweep(const py::handle& given, Sweep& sweep) {
+    const auto [rows, cols, relation, band, transposed, normalized, band_only, panels, row_operands,
+                col_operands, terms] = fields<11>(given, "a sweep");
+    const auto [lo, hi, own] = fields<3>(relation, "relation");
+    sweep.rows = set_of(rows);
+    sweep.cols = set_of(cols);
+    sweep.lo = pointer<Index>(lo);
+    sweep.hi = pointer<Index>(hi);
+    sweep.own = pointer<Index>(own);
+    sweep.band = pointer<Index>(band);
+    sweep.transposed = transposed.cast<bool>();
+    sweep.normalized = normalized.cast<bool>();
+    sweep.band_only = band_only.cast<bool>();
+    sweep.panels = panels.cast<std::int32_t>();
+    sweep.n_row_operands = operands_of(row_operands.cast<py::list>(), sweep.row_operands);
+    sweep.n_col_operands = operands_of(col_operands.cast<py::list>(), sweep.col_operands);
+    const auto every = terms.cast<py::list>();
+    if (every.size() > MOST_TERMS) throw py::value_error("too many terms");
+    for (const auto& item : every) sweep.terms[sweep.n_terms++] = term_of(item);
 }
 
 Precision precision_called(const std::string& name) {
@@ -115,30 +113,35 @@ void relate_bound(Address z, const std::string& dtype, std::int32_t n, std::int3
     call.ignores = ignored.has_value();
     call.excludes_self = exclude_self;
     call.normalized = normalize;
-    Index** to[] = {&call.order, &call.lo, &call.hi, &call.own, &call.positives};
-    for (int k = 0; k < 5; ++k) *to[k] = pointer<Index>(places[k]);
+    const auto [order, lo, hi, own, positives] = fields<5>(places, "places");
+    call.order = pointer<Index>(order);
+    call.lo = pointer<Index>(lo);
+    call.hi = pointer<Index>(hi);
+    call.own = pointer<Index>(own);
+    call.positives = pointer<Index>(positives);
     call.keep = pointer<bool>(keep);
     call.scale = pointer<double>(scale);
     if (written) {
-        call.rows = pointer<std::uint16_t>((*written)[0]);
-        call.high = pointer<float>((*written)[1]);
-        call.rest = pointer<float>((*written)[2]);
-        call.kept = pointer<std::int32_t>((*written)[3]);
+        const auto [rows, high, rest, kept] = fields<4>(*written, "written");
+        call.rows = pointer<std::uint16_t>(rows);
+        call.high = pointer<float>(high);
+        call.rest = pointer<float>(rest);
+        call.kept = pointer<std::int32_t>(kept);
     }
     relate(call, dtype, parts, stream);
 }
 
-// outputs: (value, argument or None, bits or None) of every term.
-void gather_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
-                  const std::string& precision, int d, bool hopper, int splits, Stream stream) {
+// outputs: of every term; argument, bits: or None.
+void forward_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
+                   const std::string& precision, int d, bool hopper, int splits, Stream stream) {
     GatherCall call{};
     read_sweep(sweep, call);
     call.states = pointer<float>(states);
     for (int k = 0; k < call.n_terms; ++k) {
-        const auto output = outputs[k].cast<py::tuple>();
-        call.values[k] = pointer<float>(output[0]);
-        call.arguments[k] = pointer<Index>(output[1]);
-        call.kept_bits[k] = pointer<std::uint8_t>(output[2]);
+        const auto [value, argument, bits] = fields<3>(outputs[k], "an output");
+        call.values[k] = pointer<float>(value);
+        call.arguments[k] = pointer<Index>(argument);
+        call.kept_bits[k] = pointer<std::uint8_t>(bits);
     }
     gather(call, precision_called(precision), d, splits, stream, hopper);
     if (states.is_none()) return;
@@ -151,9 +154,9 @@ void gather_bound(const py::tuple& sweep, const py::object& states, const py::li
     conclude(last, stream);
 }
 
-void weigh_bound(const py::tuple& sweep, const py::object& gradient, Address sums, int n_sums,
-                 bool by_bits, const std::string& precision, int d, bool hopper, int splits,
-                 Stream stream) {
+void backward_bound(const py::tuple& sweep, const py::object& gradient, Address sums, int n_sums,
+                    bool by_bits, const std::string& precision, int d, bool hopper, int splits,
+                    Stream stream) {
     WeighCall call{};
     read_sweep(sweep, call);
     call.by_bits = by_bits;
@@ -172,15 +175,14 @@ void scale_bound(Address gradient, Address x, const std::string& dtype, const py
           dtype, stream);
 }
 
-// statistics: (address, divisor) of each.
 template <class Call>
 void read_soft_mean(const py::list& statistics, const py::object& keep, std::int32_t n,
                     Call& call) {
     if (statistics.size() > MOST_STATISTICS) throw py::value_error("too many statistics");
     for (const auto& item : statistics) {
-        const auto one = item.cast<py::tuple>();
-        call.statistics[call.n_statistics] = pointer<float>(one[0]);
-        call.divisors[call.n_statistics++] = one[1].cast<float>();
+        const auto [address, divisor] = fields<2>(item, "a statistic");
+        call.statistics[call.n_statistics] = pointer<float>(address);
+        call.divisors[call.n_statistics++] = divisor.cast<float>();
     }
     call.keep = pointer<bool>(keep);
     call.n = n;
@@ -239,8 +241,8 @@ void bind(py::module_& module) {
                py::arg("others"), py::arg("n_others"), py::arg("ignored"), py::arg("exclude_self"),
                py::arg("normalize"), py::arg("places"), py::arg("keep"), py::arg("scale"),
                py::arg("panels"), py::arg("parts"), py::arg("written"), py::arg("stream"));
-    module.def("gather", &gather_bound);
-    module.def("weigh", &weigh_bound);
+    module.def("forward", &forward_bound);
+    module.def("backward", &backward_bound);
     module.def("scale", &scale_bound);
     module.def("soft_mean", &soft_mean_bound,
                "The mean over kept rows of the sum of log(1 + exp R) / divisor, and how many rows "

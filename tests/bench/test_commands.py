@@ -175,10 +175,10 @@ def test_mined(bench, capsys):
 @needs_native
 def test_without_bits_every_tile_is_visited(monkeypatch):
     seen = []
-    real = cpu_engine._native.weigh
+    real = cpu_engine._native.backward
     monkeypatch.setattr(
         cpu_engine._native,
-        "weigh",
+        "backward",
         lambda *call: seen.append([t[5] for t in call[4]]) or real(*call),
     )
     steps, _ = steps_of(*learned(200, 16, 8, 1.0))

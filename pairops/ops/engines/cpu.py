@@ -111,7 +111,7 @@ def planned_forward(
             address = call.made(term, value)
             terms += ((*told, kind.fill, address, argument),)
             statistics += (value,)
-    _native.gather(*call.shared, terms, plan.sweeps, *call.settings)
+    _native.forward(*call.shared, terms, plan.sweeps, *call.settings)
     for k, fill in plan.arguments:
         if (statistics[k] == fill).any():
             _repair(rows, cols, statistics, arguments)
@@ -201,7 +201,7 @@ def planned_backward(
         dy = torch.zeros(pairs.y.shape, dtype=call.dtype, device="cpu")
         by_y = dy.data_ptr()
     if by_x or by_y or gradients:
-        _native.weigh(*call.shared, terms, *call.settings, by_x, by_y)
+        _native.backward(*call.shared, terms, *call.settings, by_x, by_y)
     return dx, dy, gradients
 
 

@@ -85,10 +85,10 @@ class Told:
                 -1 if z is None else owner.add(self._operand(z))
                 for z in (term.above, term.below, *given.get(role.which, (None, None)))
             ]
-            by_arg = [along.get((role.which, role.across, k), -1) for k in range(2)]
+            by_arg = tuple([along.get((role.which, role.across, k), -1) for k in range(2)])
             kind = self.kernels.backend.kinds[cuda_key(term)]
             terms.append((
-                kind, term.side, role.across, [*args, *rest], by_arg,
+                kind, term.side, role.across, (*args, *rest), by_arg,
                 planes.get(role.which),
             ))  # fmt: skip
         pairs = self.pairs

@@ -129,7 +129,7 @@ class Call:
             ))  # fmt: skip
         sweep = self._told.sweep(axis, owned, {}, {}, {})
         kernels = self.kernels
-        kernels.module.gather(
+        kernels.module.forward(
             sweep, states, outputs, kernels.precision, kernels.d, kernels.hopper, splits,
             self._stream,
         )  # fmt: skip
@@ -167,7 +167,7 @@ class Call:
         gradient = self._new((splits, n, d)) if embeddings else nothing
         sums = self._new((splits, len(along), n))
         sweep = self._told.sweep(axis, roles, dict(enumerate(given)), along, planes)
-        kernels.module.weigh(
+        kernels.module.backward(
             sweep, gradient.data_ptr() if embeddings else None, sums.data_ptr(), len(along),
             bool(planes), self._weight_precision(), d, kernels.hopper, splits, self._stream,
         )  # fmt: skip

@@ -403,3 +403,9 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
         assert units(value, [mpmath.log1p(mpmath.exp(a)) for a in below.tolist()]) <= 5
     assert slopes[1][len(grid) :].tolist()[:4] == [0, 0, torch.inf, torch.inf]
     assert bool(slopes[1][-1].isnan())
+
+
+def test_a_tuple_of_another_length_is_refused() -> None:
+    """Positions are names on the other side: none may be missing."""
+    with pytest.raises(TypeError, match="a set must be a tuple of 7"):
+        cpu_engine._native.forward("baseline", (0, "float32"), None, (0, 0, 0), [], 1, False)
