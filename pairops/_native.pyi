@@ -49,7 +49,7 @@ _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
 # A number, or the address of a vector and its stride: 1, or 0 for one number.
 _Numbers: TypeAlias = float | tuple[int, int]
-# Name, by column?, arguments, above, below, bits; then of forward value and argument of every owner,
+# Name, by column?, arguments, above, below, bits; then of forward value and argument of each owner,
 _Forward: TypeAlias = tuple[
     str, bool, list[_Numbers], _Numbers | None, _Numbers | None, int | None, int, int | None
 ]

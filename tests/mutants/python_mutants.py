@@ -176,7 +176,7 @@ MUTANTS = [
     ),
     Mutant(
         "tile bits of another engine", BACKWARD,
-        'bits = bits if engine == "blockwise" else None', "bits = bits",
+        "serving, bits = blockwise_engine, None", "serving = blockwise_engine",
         (OF_DERIVATIVES,),
     ),
     Mutant(
