@@ -45,9 +45,9 @@ class Alive(TorchDispatchMode):
         self._note()
         beside = 0
         if op is torch.ops.pairops.gather.default:
-            self._gather(_named(op, args))
+            self._forward(_named(op, args))
         elif op is torch.ops.pairops.weigh.default:
-            beside = self._weigh(_named(op, args))
+            beside = self._backward(_named(op, args))
         elif op is torch.ops.aten.logsumexp.default:
             self._note(args[0].nbytes)  # its kernel makes a copy
         result = op(*args, **(kwargs or {}))
@@ -73,7 +73,7 @@ class Alive(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, ended)
         self.bytes += size
 
-    def _gather(self, given: Mapping[str, Any]) -> None:
+    def _forward(self, given: Mapping[str, Any]) -> None:
         pairs, call, working = self._read(given)
         order = pairs.relation.order_x
         sets = tuple([id(z.untyped_storage()) for z in (pairs.x, pairs.other, order)])
@@ -85,7 +85,7 @@ class Alive(TorchDispatchMode):
         if working.bits is not None:
             self.bytes += working.bits(call) * sum(term.keeps_bits for term, _ in call.owned)
 
-    def _weigh(self, given: Mapping[str, Any]) -> int:
+    def _backward(self, given: Mapping[str, Any]) -> int:
         """What there still is of the gradients besides those that are returned."""
         pairs, call, working = self._read(given)
         call = replace(call, wanted=(given["need_x"], given["need_y"]))

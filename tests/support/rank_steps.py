@@ -89,12 +89,12 @@ def second_lost(x: Tensor, labels: Tensor, **further: Any) -> Tensor:
 
 
 # Bytes that there is no room for.
-SIZE = {"pack": 3 << 20, "gather": 4 << 20, "weigh": 5 << 20}
+SIZE = {"pack": 3 << 20, "forward": 4 << 20, "backward": 5 << 20}
 
 
 @contextlib.contextmanager
 def failing_blocks(what: str) -> Iterator[None]:
-    """There is no memory to gather or weigh the first block, or to pack it before it is sent."""
+    """There is no memory for forward or backward of the first block, or to pack it for others."""
     where, name = (ring_blocks, "_packed") if what == "pack" else (blockwise_engine, what)
 
     def without_memory(*_: Any, **__: Any) -> Any:

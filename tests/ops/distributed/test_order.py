@@ -186,7 +186,7 @@ def test_the_size_below_which_rows_are_gathered_is_agreed_on(ranks: Ranks) -> No
                 f"under(failing_blocks('{what}'), ms, x, labels, group=group)",
                 f"MemoryError: {SIZE[what]} bytes",
             )
-            for what in ("pack", "gather")
+            for what in ("pack", "forward")
         ],
         # In the loss of a memory, which has exchanged ids before.
         (
@@ -213,11 +213,11 @@ def test_a_rank_that_fails_backward_lets_the_others_finish(ranks: Ranks, gathere
     """What it owes in that exchange it hands on. The others need not wait for it, nor it for them,
     and where they are is heard of in the next one."""
     backward = ["back(v[0])", "x.grad.norm()"]
-    failing = ["under(failing_blocks('weigh'), back, v[0])", "None"]
+    failing = ["under(failing_blocks('backward'), back, v[0])", "None"]
     found = taken(ranks, [[SUPCON, *backward], [SUPCON, *failing], [SUPCON, *backward]], gathered)
     kind, said = found[1][1]
     assert kind == "MemoryError"
-    assert said.startswith(f"{SIZE['weigh']} bytes")
+    assert said.startswith(f"{SIZE['backward']} bytes")
     x, labels = rows(12)
     x.requires_grad_()
     pairops.supcon_loss(x, labels).backward()
