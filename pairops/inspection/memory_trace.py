@@ -44,9 +44,9 @@ class Alive(TorchDispatchMode):
     ) -> Any:
         self._note()
         beside = 0
-        if op is torch.ops.pairops.gather.default:
+        if op is torch.ops.pairops.row_stats.default:
             self._forward(_named(op, args))
-        elif op is torch.ops.pairops.weigh.default:
+        elif op is torch.ops.pairops.row_stats_backward.default:
             beside = self._backward(_named(op, args))
         elif op is torch.ops.aten.logsumexp.default:
             self._note(args[0].nbytes)  # its kernel makes a copy

@@ -21,9 +21,9 @@ _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
     "Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
 )
-library.define(f"gather({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
+library.define(f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 library.define(
-    f"weigh({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
+    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
     "bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
 )
 

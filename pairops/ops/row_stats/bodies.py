@@ -1,4 +1,4 @@
-"""The ops `gather` and `weigh`: what they do, and what a compiler is told of their results."""
+"""The ops `row_stats` and `row_stats_backward`: what they do, and what a compiler is told of their results."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from .backward import by_vector
 from .backward import wanted as gradients_wanted
 
 
-def _gather(
+def _forward(
     x: Tensor,
     y: Tensor | None,
     scale_x: Tensor | None,
@@ -38,7 +38,7 @@ def _gather(
         return levels.forward(ENGINES[engine], pairs, rows, cols)
 
 
-def weigh(
+def backward(
     x: Tensor,
     y: Tensor | None,
     scale_x: Tensor | None,
@@ -79,7 +79,7 @@ def weigh(
         return dx, dy, by_vector(terms, by_term, need_vectors)
 
 
-def _gather_fake(
+def _forward_fake(
     x: Tensor,
     y: Tensor | None,
     scale_x: Tensor | None,
@@ -105,7 +105,7 @@ def _gather_fake(
     return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
 
 
-def _weigh_fake(
+def _backward_fake(
     x: Tensor,
     y: Tensor | None,
     _scale_x: Tensor | None,
@@ -139,7 +139,7 @@ def _stand_ins(numbers: list[float], traced: Tensor | None) -> list[float]:
 
 
 # Compiled code knows no other place where a refused allocation could be told from other errors.
-library.impl("gather", refusing(_gather), "CompositeExplicitAutograd")
-library.impl("weigh", refusing(torch.no_grad()(weigh)), "CompositeExplicitAutograd")
-torch.library.register_fake("pairops::gather", _gather_fake)
-torch.library.register_fake("pairops::weigh", _weigh_fake)
+library.impl("row_stats", refusing(_forward), "CompositeExplicitAutograd")
+library.impl("row_stats_backward", refusing(torch.no_grad()(backward)), "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::row_stats", _forward_fake)
+torch.library.register_fake("pairops::row_stats_backward", _backward_fake)

@@ -1,10 +1,10 @@
 """The ops as nodes of torch's graph: statistics, their gradient, and the derivatives of both.
 
-`RowStats` runs the op `gather`, and its backward pass is `_Weigh`, which runs the op `weigh`: an
-engine's sweeps, whatever is to be differentiated later. Only where that comes to pass is the
-gradient recomputed as differentiable torch, a function of the embeddings and of the *statistics*,
-whose own derivatives lead through `RowStats` again: hence differentiable any number of times. (A
-`once_differentiable` backward would be silently wrong for gradient penalties.)
+`RowStats` runs the op `row_stats`, and its backward pass is `_Weigh`, which runs the op
+`row_stats_backward`: an engine's sweeps, whatever is to be differentiated later. Only where that
+comes to pass is the gradient recomputed as differentiable torch, a function of the embeddings and
+of the *statistics*, whose own derivatives lead through `RowStats` again: hence differentiable any
+number of times. (A `once_differentiable` backward would be silently wrong for gradient penalties.)
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class RowStatsCall(NamedTuple):
 
     torch follows a tensor only as an argument of its own, so those of a call stand in one row: x,
     y, vectors, scale_x, scale_y, traced, prepared, relation, which are `given`; then what the op
-    `gather` returned, statistics, arguments, bits; then cotangents. Nothing but this class knows
+    `row_stats` returned, statistics, arguments, bits; then cotangents. Nothing but this class knows
     that order.
     """
 
@@ -61,12 +61,12 @@ class RowStatsCall(NamedTuple):
         counts = len(terms), len(vectors), len(prepared), len(given)
         return RowStatsCall(recipe, numbers, engine, constant, *counts), given
 
-    def gather(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
+    def forward(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
         """Run the op on a row of what is given; its results in a row."""
-        statistics, arguments, bits = torch.ops.pairops.gather(*self._inputs(row))
+        statistics, arguments, bits = torch.ops.pairops.row_stats(*self._inputs(row))
         return (*statistics, *arguments, bits)
 
-    def weigh(self, row: Sequence[Any], needs: Sequence[bool], run: Any) -> tuple[Tensor, ...]:
+    def backward(self, row: Sequence[Any], needs: Sequence[bool], run: Any) -> tuple[Tensor, ...]:
         """The gradients by x, y and the vectors, empty where not needed, of a row of everything.
 
         needs: one for each tensor that is given.  run: the op, or the same as differentiable torch.
@@ -97,17 +97,17 @@ class RowStatsCall(NamedTuple):
         return row[self.given : self.given + self.terms]
 
     def by_given(self, gradients: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
-        """What `weigh` returned for each tensor that is given, None where it is not needed."""
+        """What `backward` returned for each tensor that is given, None where it is not needed."""
         every = [*gradients, *[None] * (self.given - len(gradients))]
         return [g if need else None for g, need in zip(every, needs, strict=True)]
 
 
 class RowStats(Node):
-    """A call and the tensors that are given → statistics, and what `weigh` wants besides."""
+    """A call and the tensors that are given → statistics, and what the backward pass wants besides."""
 
     @staticmethod
     def run(call: RowStatsCall, *given: Tensor | None) -> tuple[Tensor, ...]:
-        return call.gather(given)
+        return call.forward(given)
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
@@ -157,7 +157,7 @@ class _Weigh(Node):
     def run(
         call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        return call.weigh(tensors, needs, torch.ops.pairops.weigh)
+        return call.backward(tensors, needs, torch.ops.pairops.row_stats_backward)
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], _outputs: Any) -> None:
@@ -189,7 +189,7 @@ def _gradient(
     call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
     """`_Weigh.run` as differentiable torch."""
-    return call.weigh(tensors, needs, bodies.weigh)
+    return call.backward(tensors, needs, bodies.backward)
 
 
 def _by_tangents(call: RowStatsCall, moved: tuple[bool, ...], *tensors: Tensor) -> list[Tensor]:
