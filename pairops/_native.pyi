@@ -49,15 +49,24 @@ _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
 # A number, or the address of a vector and its stride: 1, or 0 for one number.
 _Numbers: TypeAlias = float | tuple[int, int]
-# Name, by column?, arguments, above, below, bits; then of forward value and argument of each owner,
+# Name, by column?, arguments, above, below, bits; then of forward the value of an owner without
+# pairs, value and argument of each owner,
 _Forward: TypeAlias = tuple[
-    str, bool, list[_Numbers], _Numbers | None, _Numbers | None, int | None, int, int | None
+    str,
+    bool,
+    Sequence[_Numbers],
+    _Numbers | None,
+    _Numbers | None,
+    int | None,
+    float,
+    int,
+    int | None,
 ]
 # of backward statistics, cotangents and where to add the gradient by each argument.
 _Backward: TypeAlias = tuple[
     str,
     bool,
-    list[_Numbers],
+    Sequence[_Numbers],
     _Numbers | None,
     _Numbers | None,
     int | None,
@@ -75,7 +84,9 @@ def forward(
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
     relation: tuple[int, int, int],  # lo, hi, own (n,) int64
+    similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not kept
     terms: list[_Forward],
+    sweeps: Sequence[Sequence[int]],  # which terms are gathered together, one after the other
     threads: int,
     poison: bool,
 ) -> None: ...
@@ -84,6 +95,7 @@ def backward(
     x: _Embeddings,
     y: _Embeddings | None,
     relation: tuple[int, int, int],
+    similarities: tuple[int, int] | None,
     terms: list[_Backward],
     threads: int,
     poison: bool,
@@ -98,6 +110,6 @@ def relate(
     exclude_self: bool,
     outputs: list[int],
     threads: int,
-) -> None: ...
+) -> bool: ...  # is every row kept?
 def probe_peak(isa: str, rounds: int) -> float: ...
 def probe_product(isa: str, d: int, backward: bool, rounds: int) -> float: ...

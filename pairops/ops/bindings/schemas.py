@@ -23,8 +23,9 @@ _CALL = (
 )
 library.define(f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 library.define(
-    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, Tensor[] cotangents, "
-    "bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, Tensor[] dvectors)"
+    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, "
+    "Tensor[] cotangents, bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, "
+    "Tensor[] dvectors)"
 )
 
 # The mean of log(1 + exp R): row_stats/softplus_mean.py.

@@ -254,9 +254,9 @@ class _Call:
         of_y = None if y is None else self._set(y, pairs.scales.y, order_y)
         self.shared = extension.isa(), of_x, of_y, intervals, self._similarities(pairs)
         # As torch does with its own memory.
-        poison: bool = torch._C._get_deterministic_algorithms()
+        poison = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        self.settings = torch.get_num_threads(), poison
+        self.settings: tuple[int, bool] = torch.get_num_threads(), poison
 
     def term(self, axis: int, term: Term, kind: Kind, bit: int | None) -> tuple[Any, ...]:
         """What the extension is told of a term. Of the same set a column is a row."""

@@ -42,9 +42,9 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
     """`values` as int64 on the device of x, checked; of uint64 the same bits, see `one_key`."""
-    if type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device:
-        if values.shape == x.shape[:1]:
-            return values.contiguous()
+    known = type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device
+    if known and values.shape == x.shape[:1]:
+        return values.contiguous()
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
     if values.is_floating_point() or values.is_complex():

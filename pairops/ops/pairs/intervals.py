@@ -46,9 +46,9 @@ def relate(
     Without y the set is compared with itself, and `exclude_self` says whether a row's own position
     is named. Without labels y_i is the one positive of x_i. There is no gradient.
     """
-    if x.is_cpu and extension.native is not None and not cuda_kernels.relates(x, y):
-        if followed_by_autograd_alone(x, y):
-            return _at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+    by_cpu = x.is_cpu and extension.native is not None and not cuda_kernels.relates(x, y)
+    if by_cpu and followed_by_autograd_alone(x, y):
+        return _at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
     found = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
@@ -73,7 +73,8 @@ def _at_once(
     positions = torch.empty((5, n), dtype=long, device="cpu")
     valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
     order, valid = positions.data_ptr(), valid_x.data_ptr()
-    alive, outputs, of_y = (positions, valid_x), [order, valid], (order, valid)
+    alive: tuple[Tensor, ...] = (positions, valid_x)
+    outputs, of_y = [order, valid], (order, valid)
     order_x, begin, end, own, positives = positions.unbind()
     order_y = order_x
     given: list[int | None] = [None, None]

@@ -4,6 +4,7 @@ None of these is frozen: setting a field of a frozen dataclass is a call, and a 
 small batch is mostly calls.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,13 @@ class Relation:
     complete: bool = False  # is it known, without looking, that no row is ignored?
     addresses: Any = field(default=None, init=False)  # what the CPU engine makes of these once
 
+    @staticmethod
+    def of(tensors: Sequence[Tensor]) -> "Relation":
+        order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y = tensors
+        return Relation(order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y)
+
     def tensors(self) -> list[Tensor]:
-        """The tensors in their order, as an op takes them; `Relation(*tensors)` is the inverse."""
+        """The tensors in their order, as an op takes them; `of` is the inverse."""
         return [
             self.order_x, self.order_y, self.pos_begin, self.pos_end, self.self_index,
             self.valid_x, self.valid_y,

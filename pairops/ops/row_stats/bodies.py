@@ -1,4 +1,4 @@
-"""The ops `row_stats` and `row_stats_backward`: what they do, and what a compiler is told of their results."""
+"""The ops `row_stats` and `row_stats_backward`: what they do, and what compilers are told."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def _forward(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation(*relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
     with torch.no_grad(), exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         return levels.forward(ENGINES[engine], pairs, rows, cols)
@@ -65,7 +65,7 @@ def backward(
     blockwise's whatever the engine was, and its tile bits are of use only to itself.
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation(*relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
     with exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
@@ -93,7 +93,7 @@ def _forward_fake(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation(*relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
     n, m = pairs.shape
     rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]

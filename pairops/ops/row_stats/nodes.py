@@ -103,7 +103,7 @@ class RowStatsCall(NamedTuple):
 
 
 class RowStats(Node):
-    """A call and the tensors that are given → statistics, and what the backward pass wants besides."""
+    """A call and the tensors that are given → statistics, and what their gradient needs besides."""
 
     @staticmethod
     def run(call: RowStatsCall, *given: Tensor | None) -> tuple[Tensor, ...]:
