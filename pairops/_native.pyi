@@ -47,56 +47,50 @@ def probe_gather(
 _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 # Address, dtype, n, d, scales (n,) float64 or None, order (n,) int64, keep (n,) bool.
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
-# A number, or the address of a vector and its stride: 1, or 0 for one number.
-_Numbers: TypeAlias = float | tuple[int, int]
-# Name, by column?, arguments, above, below, bits; then of forward the value of an owner without
-# pairs, value and argument of each owner,
-_Forward: TypeAlias = tuple[
-    str,
-    bool,
-    Sequence[_Numbers],
-    _Numbers | None,
-    _Numbers | None,
-    int | None,
-    float,
-    int,
-    int | None,
-]
-# of backward statistics, cotangents and where to add the gradient by each argument.
-_Backward: TypeAlias = tuple[
-    str,
-    bool,
-    Sequence[_Numbers],
-    _Numbers | None,
-    _Numbers | None,
-    int | None,
-    _Numbers,
-    _Numbers,
-    list[int | None],
-]
+# Name, by column?, where arguments, above and below come from (ops/engines/plan.py), keeps bits?,
+# extreme?, the statistic of an owner without pairs.
+_Planned: TypeAlias = tuple[str, bool, list[int], int, int, bool, bool, float]
+_Vector: TypeAlias = tuple[int, int]  # address and stride: 1, or 0 for one number
 
 TILE: int  # rows and columns of a tile of bits
 
 def isas() -> list[str]: ...  # that this machine runs, the best one first
 def terms() -> list[str]: ...  # that are compiled
+
+class Plan:
+    # The terms of a call without their numbers and vectors; which are gathered together, in turn.
+    def __init__(self, terms: list[_Planned], sweeps: Sequence[Sequence[int]]) -> None: ...
+
 def forward(
+    plan: Plan,
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
     relation: tuple[int, int, int],  # lo, hi, own (n,) int64
     similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not kept
-    terms: list[_Forward],
-    sweeps: Sequence[Sequence[int]],  # which terms are gathered together, one after the other
+    numbers: list[float],  # of all terms, in their order
+    vectors: list[_Vector],
+    statistics: Sequence[int],  # of each term, to be written
+    arguments: list[int | None],
+    bits: int | None,
+    plane: int,  # bytes of bits that one term has
     threads: int,
     poison: bool,
 ) -> None: ...
 def backward(
+    plan: Plan,
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,
     relation: tuple[int, int, int],
     similarities: tuple[int, int] | None,
-    terms: list[_Backward],
+    numbers: list[float],
+    vectors: list[_Vector],
+    statistics: Sequence[int],
+    cotangents: list[_Vector],
+    slopes: list[int | None],  # by each vector that is an argument, zeros to add to
+    bits: int | None,
+    plane: int,
     threads: int,
     poison: bool,
     dx: int | None,  # (n, d) zeros

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "bindings/fields.h"
+#include "bindings/plan.h"
 #include "cpu/label_sort.h"
 #include "cpu/sweep.h"
 #include "recipes.h"
@@ -41,12 +42,6 @@ const Isa& isa_called(const std::string& name) {
         if (isa->name == name && isa->runs_here()) return *isa;
     throw py::value_error("isa is '" + name + "'; it must be one of those that isas() lists");
 }
-
-// What is known of a term by its name.
-struct Served {
-    int kernel, arity;
-    bool positives, by_partner[MOST_ARGUMENTS];
-};
 
 template <class T>
 std::string name_of(const T*) {
@@ -94,6 +89,8 @@ const Names& served() {
     return names;
 }
 
+const Served& served_called(const std::string& name) { return served().at(name); }
+
 std::vector<std::string> terms() {
     std::vector<std::string> names;
     for (const auto& [name, _] : served()) names.push_back(name);
@@ -121,43 +118,6 @@ Embeddings embeddings(const py::handle& given) {
     const auto* kept = pointer<const bool>(keep);
     for (Index k = 0; k < set.n; ++k) set.kept += kept[k];
     return set;
-}
-
-// A number, or the address and stride of a vector.
-template <class T>
-Numbers<T> numbers(const py::handle& given) {
-    Numbers<T> result;
-    if (py::isinstance<py::tuple>(given)) {
-        const auto [address, stride] = fields<2>(given, "a vector");
-        result.values = pointer<T>(address);
-        result.stride = stride.cast<Index>();
-    } else {
-        result.number = given.cast<T>();
-    }
-    return result;
-}
-
-// What both passes are told of a term. above, below, bits: or None.
-template <class T>
-TermCall<T> term_call(const py::handle& name, const py::handle& by_column, const py::handle& args,
-                      const py::handle& above, const py::handle& below, const py::handle& bits) {
-    const Served& known = served().at(name.cast<std::string>());
-    TermCall<T> term;
-    term.kernel = known.kernel;
-    term.positives = known.positives;
-    term.by_column = by_column.cast<bool>();
-    term.arity = known.arity;
-    const auto given = py::reinterpret_borrow<py::sequence>(args);
-    for (int k = 0; k < known.arity; ++k) {
-        term.args[k] = numbers<T>(given[k]);
-        term.by_partner[k] = known.by_partner[k];
-    }
-    term.has_above = !above.is_none();
-    term.has_below = !below.is_none();
-    if (term.has_above) term.above = numbers<T>(above);
-    if (term.has_below) term.below = numbers<T>(below);
-    term.bits = pointer<std::uint8_t>(bits);
-    return term;
 }
 
 // Between blocks of rows, ten times a second: did somebody press Ctrl-C?
@@ -209,56 +169,65 @@ void visit_type(const py::tuple& x, Visit visit) {
     fields<7>(x, "a set")[1].cast<std::string>() == "float64" ? visit(double()) : visit(float());
 }
 
-// sweeps: the terms that are gathered together, one sweep after the other; a later one may have
-// what an earlier one writes as windows and arguments.
-void forward_bound(const std::string& isa, const py::tuple& x, const py::object& y,
-                  const py::tuple& relation, const py::object& similarities, const py::list& terms,
-                  const std::vector<std::vector<int>>& sweeps, int threads, bool poison) {
+Index rows_of(const py::handle& set) { return fields<7>(set, "a set")[2].cast<Index>(); }
+
+// numbers, vectors: of the terms, in their order.  statistics: addresses, one for each term.
+// arguments: one for each term that keeps some, or None.  bits: of all terms, or None; `plane`
+// bytes each.
+void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
+                   const py::object& y, const py::tuple& relation, const py::object& similarities,
+                   const py::list& numbers, const py::list& vectors,
+                   const std::vector<Address>& statistics, const py::list& arguments,
+                   const py::object& bits, std::size_t plane, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
-        std::vector<TermCall<T>> calls;
-        const Index rows = fields<7>(x, "a set")[2].template cast<Index>();
-        const Index columns =
-            y.is_none() ? rows : fields<7>(y, "a set")[2].template cast<Index>();
-        for (const auto& item : terms) {
-            const auto [name, by_column, args, above, below, bits, fill, value, argument] =
-                fields<9>(item, "a term of forward");
-            calls.push_back(term_call<T>(name, by_column, args, above, below, bits));
-            TermCall<T>& term = calls.back();
-            term.value = pointer<T>(value);
-            term.argument = pointer<Index>(argument);
+        Filled<T> filled(plan, y.is_none(), numbers, vectors, statistics,
+                         pointer<std::uint8_t>(bits), plane);
+        const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
+        for (std::size_t k = 0; k < plan.terms.size(); ++k) {
+            TermCall<T>& term = filled.terms[k];
+            term.value = reinterpret_cast<T*>(statistics.at(k));
+            term.argument = pointer<Index>(arguments[k]);
             // What a row that is not kept has.
             const Index owners = term.by_column ? columns : rows;
-            std::fill_n(term.value, owners, fill.template cast<T>());
+            std::fill_n(term.value, owners, T(plan.terms[k].fill));
             if (term.argument) std::fill_n(term.argument, owners, Index(-1));
         }
-        for (const std::vector<int>& some : sweeps) {
+        for (const std::vector<int>& some : plan.sweeps) {
             std::vector<TermCall<T>> now;
-            for (const int k : some) now.push_back(calls[k]);
+            for (const int k : some) now.push_back(filled.terms[k]);
             sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(now),
                      [](const Call<T>& call) { gather(call); });
         }
     });
 }
 
-void backward_bound(const std::string& isa, const py::tuple& x, const py::object& y,
-                 const py::tuple& relation, const py::object& similarities, const py::list& terms,
-                 int threads, bool poison, const py::object& dx, const py::object& dy) {
+// cotangents: (address, stride), one for each term; those of extremes are not read.  slopes: one
+// for each vector, where the gradient by it is added, or None.
+void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
+                    const py::object& y, const py::tuple& relation, const py::object& similarities,
+                    const py::list& numbers, const py::list& vectors,
+                    const std::vector<Address>& statistics, const py::list& cotangents,
+                    const py::list& slopes, const py::object& bits, std::size_t plane, int threads,
+                    bool poison, const py::object& dx, const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
-        std::vector<TermCall<T>> calls;
-        for (const auto& item : terms) {
-            const auto [name, by_column, args, above, below, bits, statistic, cotangent, slopes] =
-                fields<9>(item, "a term of backward");
-            calls.push_back(term_call<T>(name, by_column, args, above, below, bits));
-            TermCall<T>& term = calls.back();
-            term.statistic = numbers<T>(statistic);
-            term.cotangent = numbers<T>(cotangent);
-            const auto by_arg = py::reinterpret_borrow<py::list>(slopes);
-            for (int k = 0; k < term.arity; ++k) term.slope[k] = pointer<T>(by_arg[k]);
+        Filled<T> filled(plan, y.is_none(), numbers, vectors, statistics,
+                         pointer<std::uint8_t>(bits), plane);
+        for (std::size_t k = 0; k < filled.arguments.size(); ++k) {
+            const auto [term, argument] = filled.arguments[k];
+            filled.terms[term].slope[argument] = pointer<T>(slopes[k]);
         }
-        sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(calls),
+        std::vector<TermCall<T>> swept;
+        for (std::size_t k = 0; k < plan.terms.size(); ++k) {
+            if (plan.terms[k].extreme) continue;
+            TermCall<T>& term = filled.terms[k];
+            term.statistic.values = reinterpret_cast<const T*>(statistics.at(k));
+            term.cotangent = Filled<T>::vector(cotangents[k]);
+            swept.push_back(term);
+        }
+        sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(swept),
                  [&](const Call<T>& call) { weigh(call, by_x, by_y); });
     });
 }
@@ -352,12 +321,20 @@ void bind(py::module_& module) {
     module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
-    module.def("forward", &forward_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
-               py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("sweeps"),
-               py::arg("threads"), py::arg("poison"));
-    module.def("backward", &backward_bound, py::arg("isa"), py::arg("x"), py::arg("y"),
-               py::arg("relation"), py::arg("similarities"), py::arg("terms"), py::arg("threads"),
-               py::arg("poison"), py::arg("dx"), py::arg("dy"));
+    py::class_<Plan>(module, "Plan")
+        .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps) {
+                 return Plan(terms, std::move(sweeps), &served_called);
+             }),
+             py::arg("terms"), py::arg("sweeps"));
+    module.def("forward", &forward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
+               py::arg("y"), py::arg("relation"), py::arg("similarities"), py::arg("numbers"),
+               py::arg("vectors"), py::arg("statistics"), py::arg("arguments"), py::arg("bits"),
+               py::arg("plane"), py::arg("threads"), py::arg("poison"));
+    module.def("backward", &backward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
+               py::arg("y"), py::arg("relation"), py::arg("similarities"), py::arg("numbers"),
+               py::arg("vectors"), py::arg("statistics"), py::arg("cotangents"), py::arg("slopes"),
+               py::arg("bits"), py::arg("plane"), py::arg("threads"), py::arg("poison"),
+               py::arg("dx"), py::arg("dy"));
     module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
                py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(

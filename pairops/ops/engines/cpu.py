@@ -15,13 +15,13 @@ from pairops.ops.bindings.extension import DTYPES, MISSING
 from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.relation import Relation
-from pairops.ops.terms.arguments import Earlier, EarlierAt, Partner, Table
+from pairops.ops.pairs.relation import Relation, Scales
+from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.levels import numbered, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .plan import Kind, Plan, plan_of
+from .plan import Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -52,21 +52,31 @@ def declines_pairs(pairs: Pairs) -> str | None:
     """Why it can serve no call with these pairs, or None."""
     if MISSING is not None:
         return MISSING
-    if not pairs.x.is_cpu:
-        return f"x is on {pairs.x.device.type}; the native kernels are for the CPU"
-    if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:
+    x, scale = pairs.x, pairs.scales.x
+    if not x.is_cpu:
+        return f"x is on {x.device.type}; the native kernels are for the CPU"
+    if scale is not None and scale.dtype != torch.float64:
         return "norms are float32; the native kernels read them in float64"
-    if any_above(pairs.shape, _MOST):
-        return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
+    lengths = x.shape[0], x.shape[0] if pairs.y is None else pairs.y.shape[0]
+    if any_above(lengths, _MOST):
+        return f"there are {max(lengths)} rows; the native kernels count {_MOST} at most"
     return None
 
 
 def serves(plan: Plan) -> bool:
-    """Are all terms of a call compiled?"""
-    for kind in plan.kinds:  # noqa: SIM110  (a generator is a call for each)
-        if kind.cpu_key not in SERVED:
-            return False
-    return True
+    """Are all terms of a call compiled? Then the plan is told to the extension, once."""
+    if plan.compiled is None:
+        plan.compiled = False
+        if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
+            terms = [
+                (
+                    kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
+                    kind.keeps_bits, not kind.swept, kind.fill,
+                )
+                for k, kind in enumerate(plan.kinds)
+            ]  # fmt: skip
+            plan.compiled = _native.Plan(terms, plan.sweeps)
+    return plan.compiled is not False
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:
@@ -78,40 +88,39 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
     set kept a pair of the tile's mirror image."""
+    return planned_forward(pairs, rows, cols, _plan(rows, cols))
+
+
+def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
     plan = plan_of(rows, cols)
     assert plan is not None, "terms refer to earlier ones"
-    return planned_forward(pairs, rows, cols, plan)
+    assert serves(plan), "the engine has not declined"
+    return plan
 
 
 def planned_forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
-    call = _Call(pairs)
-    n, m = pairs.shape
+    x, y = pairs.x, pairs.y
+    n = x.shape[0]
+    m = n if y is None else y.shape[0]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    statistics = [torch.empty(n, dtype=dtype, device="cpu") for _ in rows]
+    statistics += [torch.empty(m, dtype=dtype, device="cpu") for _ in cols]
+    arguments: list[Tensor] = []
+    found: list[int | None] = [None] * plan.count
+    for k in plan.extremes:
+        arguments += (torch.empty(n if k < plan.rows else m, dtype=torch.int64, device="cpu"),)
+        found[k] = arguments[-1].data_ptr()
     tiles = -(-n // _TILE), -(-m // _TILE)
     new = torch.zeros if plan.keeping else torch.empty
     bits = new((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
-    plane, size = bits.data_ptr(), tiles[0] * tiles[1]
-    statistics: list[Tensor] = []
-    arguments: list[Tensor] = []
-    terms: list[Any] = []
-    kinds = iter(plan.kinds)
-    for axis, owned, owners in ((0, rows, n), (1, cols, m)):
-        call.earlier, call.places = {}, []
-        for term, kind in zip(owned, kinds):  # noqa: B905  (kinds goes on with the columns)
-            value = torch.empty(owners, dtype=call.dtype, device="cpu")
-            argument = bit = None
-            if kind.keeps_argument:
-                arguments.append(torch.empty(owners, dtype=torch.int64, device="cpu"))
-                argument = arguments[-1].data_ptr()
-            if kind.keeps_bits:
-                bit, plane = plane, plane + size
-            told = call.term(axis, term, kind, bit)
-            address = call.made(term, value)
-            terms += ((*told, kind.fill, address, argument),)
-            statistics += (value,)
-    _native.forward(*call.shared, terms, plan.sweeps, *call.settings)
+    call = _Call(pairs, rows, cols, plan, dtype)
+    _native.forward(
+        plan.compiled, *call.shared, [z.data_ptr() for z in statistics], found,
+        bits.data_ptr() if plan.keeping else None, tiles[0] * tiles[1], *call.settings,
+    )  # fmt: skip
     for k, fill in plan.arguments:
         if (statistics[k] == fill).any():
             _repair(rows, cols, statistics, arguments)
@@ -150,8 +159,7 @@ def backward(
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Without a slope by arguments a tile takes less time."""
-    plan = plan_of(rows, cols)
-    assert plan is not None, "terms refer to earlier ones"
+    plan = _plan(rows, cols)
     return planned_backward(pairs, rows, cols, statistics, cotangents, bits, needs, plan)
 
 
@@ -167,64 +175,49 @@ def planned_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`backward` of terms that may refer to earlier ones, which all have pairs. Extremes among them
     are left out."""
-    call = _Call(pairs)
-    n, m = pairs.shape
-    plane = size = 0
-    if bits is not None and plan.keeping:
-        plane, size = bits.data_ptr(), bits.shape[1] * bits.shape[2]
+    x, y = pairs.x, pairs.y
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    call = _Call(pairs, rows, cols, plan, dtype)
     gradients: list[Tensor] = []
-    terms: list[Any] = []
-    k = 0
-    for axis, owned in enumerate((rows, cols)):
-        call.earlier, call.places = {}, []
-        for term in owned:
-            kind, bit = plan.kinds[k], None
-            if kind.keeps_bits and size:
-                bit, plane = plane, plane + size
-            if kind.swept:
-                slopes: list[int | None] = [None] * kind.arity
-                if not kind.of_numbers:
-                    flags = None if needs.args is None else needs.args[k]
-                    slopes = _slopes(term, axis, (n, m), flags, call.dtype, gradients)
-                told = call.term(axis, term, kind, bit)
-                of_owners = call.numbers(statistics[k]), call.numbers(cotangents[k])
-                terms += ((*told, *of_owners, slopes),)
-            if plan.refers:
-                call.made(term, statistics[k])
-            k += 1
-    dx = dy = pairs.x.new_empty(0)
-    by_x = by_y = None
+    if not plan.short:
+        gradients = _by_arguments(pairs, rows, cols, needs, dtype)
+    dx = dy = x.new_empty(0)
+    by_x = by_y = bit = None
     if needs.x:
-        dx = torch.zeros(pairs.x.shape, dtype=call.dtype, device="cpu")
+        dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
-    if needs.y and pairs.y is not None:
-        dy = torch.zeros(pairs.y.shape, dtype=call.dtype, device="cpu")
+    if needs.y and y is not None:
+        dy = torch.zeros(y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
+    plane = 0
+    if bits is not None and plan.keeping:
+        bit, plane = bits.data_ptr(), bits.shape[1] * bits.shape[2]
+    slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
-        _native.backward(*call.shared, terms, *call.settings, by_x, by_y)
+        told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
+        values = [z.data_ptr() for z in statistics]
+        _native.backward(
+            plan.compiled, *call.shared, values, told, slopes, bit, plane, *call.settings,
+            by_x, by_y,
+        )  # fmt: skip
     return dx, dy, gradients
 
 
-def _slopes(
-    term: Term,
-    axis: int,
-    shape: tuple[int, int],
-    flags: Sequence[bool] | None,
-    dtype: torch.dtype,
-    gradients: list[Tensor],
-) -> list[int | None]:
-    """Where the gradient by each argument is written, or None; those tensors into `gradients`."""
-    found: list[int | None] = []
-    wanted = iter([True] * len(term.args) if flags is None else flags)
-    for a in term.args:
-        found.append(None)
-        if not isinstance(a, (Tensor, Partner)):
-            continue
-        need = next(wanted)
-        length = shape[1 - axis if isinstance(a, Partner) else axis]
-        gradients.append(torch.zeros(length if need else 0, dtype=dtype, device="cpu"))
-        if need:
-            found[-1] = gradients[-1].data_ptr()
+def _by_arguments(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], needs: Wanted, dtype: torch.dtype
+) -> list[Tensor]:
+    """Zeros for the gradient by each tensor that is an argument, none where it is not needed."""
+    found: list[Tensor] = []
+    k = 0
+    for axis, owned in enumerate((rows, cols)):
+        for term in owned:
+            wanted = iter([True] * len(term.args) if needs.args is None else needs.args[k])
+            for a in term.args:
+                if isinstance(a, (Tensor, Partner)):
+                    length = pairs.shape[1 - axis if isinstance(a, Partner) else axis]
+                    length = length if next(wanted) else 0
+                    found.append(torch.zeros(length, dtype=dtype, device="cpu"))
+            k += 1
     return found
 
 
@@ -237,97 +230,74 @@ def bits_shape(
 
 
 class _Call:
-    """Addresses of one call's tensors, and the tensors, which must live as long."""
+    """What both passes are told of a call, and the tensors, which must live as long."""
 
-    def __init__(self, pairs: Pairs) -> None:
-        x, y, relation = pairs.x, pairs.y, pairs.relation
+    def __init__(
+        self,
+        pairs: Pairs,
+        rows: Sequence[Term],
+        cols: Sequence[Term],
+        plan: Plan,
+        dtype: torch.dtype,
+    ) -> None:
+        x, y, relation, scales, cache = pairs.x, pairs.y, pairs.relation, pairs.scales, pairs.cache
+        self._alive: tuple[Any, ...] = ()
         if relation.addresses is None:
-            relation.addresses = _addresses(relation)
+            relation.addresses = _of_relation(relation)
+        if scales.addresses is None:
+            scales.addresses = _of_scales(scales)
+        if cache.similarities is None:
+            cache.similarities = _similarities(x, y, dtype)
         _, intervals, order_x, order_y = relation.addresses
-        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # The statistics of the earlier terms of the same owners: by term, and in their order.
-        self.earlier: dict[Term, tuple[int, int]] = {}
-        self.places: list[tuple[int, int]] = []
-        self._alive: list[Tensor] = []
-        self._same = y is None
-        of_x = self._set(x, pairs.scales.x, order_x)
-        of_y = None if y is None else self._set(y, pairs.scales.y, order_y)
-        self.shared = extension.isa(), of_x, of_y, intervals, self._similarities(pairs)
+        _, scale_x, scale_y = scales.addresses
+        of_x = self._set(x, scale_x, order_x)
+        of_y = None if y is None else self._set(y, scale_y, order_y)
+        numbers = [a for term in rows for a in term.args if type(a) is float]
+        if cols:
+            numbers += [a for term in cols for a in term.args if type(a) is float]
+        vectors = []
+        if not plan.short:
+            tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+            vectors = [(z.data_ptr(), z.stride(0)) for z in tensors]
+        _, similarities = cache.similarities
+        self.shared = (
+            extension.isa(), of_x, of_y, intervals, similarities, numbers, vectors,
+        )  # fmt: skip
         # As torch does with its own memory.
         poison = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        self.settings: tuple[int, bool] = torch.get_num_threads(), poison
-
-    def term(self, axis: int, term: Term, kind: Kind, bit: int | None) -> tuple[Any, ...]:
-        """What the extension is told of a term. Of the same set a column is a row."""
-        args: Sequence[Any] = term.args
-        if not kind.of_numbers:
-            args = [a if type(a) is float else self._operand(a) for a in args]
-        above = None if term.above is None else self._operand(term.above)
-        below = None if term.below is None else self._operand(term.below)
-        return kind.cpu_key, axis == 1 and not self._same, args, above, below, bit
-
-    def made(self, term: Term, statistic: Tensor) -> int:
-        """The address of a statistic, which later terms may refer to."""
-        address = statistic.data_ptr()
-        self.earlier[term] = address, 1
-        self.places += ((address, 1),)
-        return address
-
-    def _operand(self, a: Any) -> tuple[int, int]:
-        kind = type(a)
-        if kind is Term:
-            return self.earlier[a]
-        if kind is EarlierAt:
-            return self.places[a.place]
-        if kind is Earlier:
-            return self.earlier[a.term]
-        assert kind is not Table, "no such term is served"
-        values: Tensor = a.values if kind is Partner else a
-        return self.numbers(values)
-
-    def numbers(self, values: Tensor) -> tuple[int, int]:
-        """(address, stride) of a vector; a number for all has stride 0."""
-        stride = values.stride(0)
-        if stride > 1:
-            values, stride = values.contiguous(), 1
-        self._alive += (values,)
-        return values.data_ptr(), stride
+        self.settings = torch.get_num_threads(), poison
 
     def _set(
-        self, z: Tensor, scale: Tensor | None, order: tuple[int, int]
+        self, z: Tensor, scale: int | None, order: tuple[int, int]
     ) -> tuple[int | str | None, ...]:
         if not z.is_contiguous():
             z = z.contiguous()
-            self._alive.append(z)
-        if scale is not None and not scale.is_contiguous():
-            scale = scale.contiguous()
-            self._alive.append(scale)
-        scales = None if scale is None else scale.data_ptr()
-        return z.data_ptr(), DTYPES[z.dtype], *z.shape, scales, *order
-
-    def _similarities(self, pairs: Pairs) -> tuple[int, int] | None:
-        """Of a small problem tiles, each computed by the first sweep that needs it, and which of
-        them have been: for all sweeps with these pairs."""
-        prepared = pairs.cache.prepared
-        if NAME not in prepared:
-            n, m = pairs.shape
-            tiles = -(-n // _TILE) * -(-m // _TILE)
-            count, kept = tiles * _TILE * _TILE, []
-            if 0 < count * self.dtype.itemsize <= _KEPT:
-                kept = [
-                    torch.empty(count, dtype=self.dtype, device="cpu"),
-                    torch.zeros(tiles, dtype=torch.uint8, device="cpu"),
-                ]
-            prepared[NAME] = kept
-        kept = prepared[NAME]
-        if not kept:
-            return None
-        return kept[0].data_ptr(), kept[1].data_ptr()
+            self._alive += (z,)
+        return z.data_ptr(), DTYPES[z.dtype], *z.shape, scale, *order
 
 
-def _addresses(relation: Relation) -> tuple[Any, ...]:
+def _of_relation(relation: Relation) -> tuple[Any, ...]:
     """What must live as long; intervals; order and validity of rows, and of columns."""
     alive = [z.contiguous() for z in relation.tensors()]
     order_x, order_y, begin, end, own, valid_x, valid_y = [z.data_ptr() for z in alive]
     return alive, (begin, end, own), (order_x, valid_x), (order_y, valid_y)
+
+
+def _of_scales(scales: Scales) -> tuple[Any, ...]:
+    alive = [None if z is None else z.contiguous() for z in (scales.x, scales.y)]
+    return alive, *[None if z is None else z.data_ptr() for z in alive]
+
+
+def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Of a small problem tiles, each computed by the first sweep that needs it, and which of them
+    have been, for all sweeps with these pairs; then their addresses."""
+    n = x.shape[0]
+    m = n if y is None else y.shape[0]
+    tiles = -(-n // _TILE) * -(-m // _TILE)
+    count = tiles * _TILE * _TILE
+    if not 0 < count * dtype.itemsize <= _KEPT:
+        return (), None
+    values = torch.empty(count, dtype=dtype, device="cpu")
+    known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")
+    return (values, known), (values.data_ptr(), known.data_ptr())

@@ -4,6 +4,7 @@ A small step is mostly Python, and most of that would ask the same of the same t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pairops.ops.terms.arguments import Earlier, EarlierAt
@@ -11,34 +12,40 @@ from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term
 
+# Where an operand comes from, as csrc/bindings/plan.h has it: the next number, the next tensor,
+# nowhere; or the statistic of an earlier term, which is its place in the call.
+NUMBER, VECTOR, ABSENT = -1, -2, -3
+
 
 class Kind(NamedTuple):
     """A term without its numbers and tensors."""
 
     cpu_key: str  # as the extension knows it
-    arity: int
-    of_numbers: bool  # are all arguments numbers?
-    keeps_argument: bool
+    args: list[int]  # where they come from
+    above: int
+    below: int
     keeps_bits: bool
     swept: bool  # does a backward sweep differentiate it? The pairs of extremes are few
     fill: float  # of an owner without pairs
 
 
-class Plan(NamedTuple):
+@dataclass(eq=False)
+class Plan:
     """A call without its numbers and tensors."""
 
-    kinds: tuple[Kind, ...]  # of rows, and then of columns
+    kinds: list[Kind]  # of rows, and then of columns
+    count: int
     rows: int
     sweeps: list[list[int]]
     # Are all operands numbers, or earlier terms that get no gradient? Then nothing is to be checked
     # or cast, and the pairs of extremes apart one sweep makes the whole gradient.
     short: bool
-    refers: bool  # does a term refer to an earlier one?
     keeping: int  # how many terms keep bits
-    constant: tuple[int, ...]  # the terms that have no gradient
-    extremes: bool  # has one of them a gradient?
+    constant: list[int]  # the terms that have no gradient
+    extremes: list[int]  # the extremes that have one
     # Earlier terms that are arguments, and what they are if they found no pair.
-    arguments: tuple[tuple[int, float], ...]
+    arguments: list[tuple[int, float]]
+    compiled: Any = None  # the plan as the extension has it; False: it does not serve all terms
 
 
 _PLANS: dict[Any, Plan | None] = {}
@@ -81,27 +88,26 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     except (ValueError, TypeError):
         return None
     terms = (*rows, *cols)
-    short = all(
-        type(a) is float or a is None or (type(a) is EarlierAt and not a.grad)
-        for term in terms
-        for a in (*term.args, term.above, term.below)
-    )
-    kinds = tuple(
-        [
-            Kind(
-                cpu_key(term),
-                len(term.args),
-                all(type(a) is float for a in term.args),
-                term.keeps_argument,
-                term.keeps_bits,
-                not term.extreme,
-                term.monoid.fill,
-            )
-            for term in terms
-        ]
-    )
     first = [0] * len(rows) + [len(rows)] * len(cols)
-    places = {
+
+    def source(k: int, operand: Any) -> int:
+        if type(operand) is EarlierAt:
+            return first[k] + operand.place
+        return ABSENT if operand is None else NUMBER if type(operand) is float else VECTOR
+
+    kinds = [
+        Kind(
+            cpu_key(term),
+            [source(k, a) for a in term.args],
+            source(k, term.above),
+            source(k, term.below),
+            term.keeps_bits,
+            not term.extreme,
+            term.monoid.fill,
+        )
+        for k, term in enumerate(terms)
+    ]
+    earlier = {
         first[k] + a.place
         for k, term in enumerate(terms)
         for a in term.args
@@ -109,12 +115,16 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     }
     return Plan(
         kinds=kinds,
+        count=len(terms),
         rows=len(rows),
         sweeps=sweeps(rows, cols),
-        short=short,
-        refers=any(term.earlier() for term in terms),
+        short=all(
+            type(a) is float or a is None or (type(a) is EarlierAt and not a.grad)
+            for term in terms
+            for a in (*term.args, term.above, term.below)
+        ),
         keeping=sum(kind.keeps_bits for kind in kinds),
-        constant=tuple([k for k, term in enumerate(terms) if not term.grad]),
-        extremes=any(kind.keeps_argument for kind in kinds),
-        arguments=tuple([(k, kinds[k].fill) for k in sorted(places) if kinds[k].fill]),
+        constant=[k for k, term in enumerate(terms) if not term.grad],
+        extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
+        arguments=[(k, kinds[k].fill) for k in sorted(earlier) if kinds[k].fill],
     )

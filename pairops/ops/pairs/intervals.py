@@ -93,12 +93,15 @@ def _at_once(
         y = y.contiguous()
         sets += ((y.data_ptr(), extension.DTYPES[y.dtype], *y.shape),)
     scale_x = scale_y = None
+    at_x = at_y = None
     if normalize:
         scale_x = scale_y = torch.empty(n, dtype=torch.float64, device="cpu")
-        outputs += (scale_x.data_ptr(),)
+        at_x = at_y = scale_x.data_ptr()
+        outputs += (at_x,)
         if y is not None:
             scale_y = torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
-            outputs += (scale_y.data_ptr(),)
+            at_y = scale_y.data_ptr()
+            outputs += (at_y,)
     complete = extension.native.relate(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
@@ -106,7 +109,8 @@ def _at_once(
     row = 8 * n  # bytes
     intervals = order + row, order + 2 * row, order + 3 * row
     relation.addresses = alive, intervals, (order, valid), of_y
-    return relation, Scales(scale_x, scale_y), Cache(positives=positives)
+    scales = Scales(scale_x, scale_y, ((scale_x, scale_y), at_x, at_y))
+    return relation, scales, Cache(positives=positives)
 
 
 def _related(

@@ -64,6 +64,7 @@ class Scales:
 
     x: Tensor | None = None  # (N,) in the widest dtype of the device
     y: Tensor | None = None  # (M,)
+    addresses: Any = None  # what the CPU engine makes of these once
 
 
 @dataclass(eq=False)
@@ -75,3 +76,4 @@ class Cache:
     # By axis, where a group gathers all rows once: the others' embeddings, keys, and positions.
     gathered: dict[int, list[Tensor]] = field(default_factory=dict)
     positives: Tensor | None = None  # (N,) int64, how many a row has; None: not counted yet
+    similarities: Any = None  # those of a small problem, by the CPU engine, if it keeps them

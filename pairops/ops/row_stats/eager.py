@@ -95,7 +95,7 @@ class _Eager(torch.autograd.Function):
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
         else:
             values, arguments, bits = cpu_engine.planned_forward(pairs, rows, cols, plan)
-            constant = plan.constant  # type: ignore[assignment]
+            constant = plan.constant
         ctx.set_materialize_grads(False)
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])

@@ -1,0 +1,117 @@
+// The plan of a call: what of its terms is known without their numbers and vectors. Python makes it
+// once for all calls that are alike, so a call hands in addresses and numbers alone.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings/fields.h"
+#include "cpu/sweep.h"
+
+namespace pairops::cpu {
+
+// What is known of a term by its name.
+struct Served {
+    int kernel, arity;
+    bool positives, by_partner[MOST_ARGUMENTS];
+};
+
+// Where an argument or a window comes from: the next number, the next vector, nowhere, or the
+// statistic of an earlier term, which is its place in the call.
+constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
+
+struct PlannedTerm {
+    Served known;
+    bool by_column;  // of two sets
+    std::vector<int> args;
+    int above, below;
+    bool keeps_bits, extreme;
+    double fill;  // the statistic of an owner without pairs
+};
+
+struct Plan {
+    std::vector<PlannedTerm> terms;
+    std::vector<std::vector<int>> sweeps;  // which terms are gathered together, in turn
+
+    // terms: (name, by column, arguments, above, below, keeps bits, extreme, fill) each.
+    Plan(const pybind11::list& given, std::vector<std::vector<int>> sweeps,
+         const Served& (*served)(const std::string&))
+        : sweeps(std::move(sweeps)) {
+        for (const auto& item : given) {
+            const auto [name, by_column, args, above, below, bits, extreme, fill] =
+                fields<8>(item, "a term of a plan");
+            terms.push_back({served(name.cast<std::string>()), by_column.cast<bool>(),
+                             args.cast<std::vector<int>>(), above.cast<int>(), below.cast<int>(),
+                             bits.cast<bool>(), extreme.cast<bool>(), fill.cast<double>()});
+        }
+    }
+};
+
+// The terms of one call: a plan with its numbers, vectors and statistics.
+template <class T>
+class Filled {
+   public:
+    // vectors: (address, stride) each.  bits: of all terms that keep some, `plane` bytes each.
+    Filled(const Plan& plan, bool same, const pybind11::list& numbers,
+           const pybind11::list& vectors, const std::vector<Address>& statistics,
+           std::uint8_t* bits, std::size_t plane)
+        : numbers_(numbers), vectors_(vectors), statistics_(statistics) {
+        for (const PlannedTerm& planned : plan.terms) {
+            TermCall<T> term;
+            term.kernel = planned.known.kernel;
+            term.positives = planned.known.positives;
+            term.by_column = planned.by_column && !same;
+            term.arity = planned.known.arity;
+            for (int k = 0; k < term.arity; ++k) {
+                term.args[k] = operand(planned.args[k], int(terms.size()), k);
+                term.by_partner[k] = planned.known.by_partner[k];
+            }
+            term.has_above = planned.above != ABSENT;
+            term.has_below = planned.below != ABSENT;
+            if (term.has_above) term.above = operand(planned.above);
+            if (term.has_below) term.below = operand(planned.below);
+            if (planned.keeps_bits && bits) {
+                term.bits = bits;
+                bits += plane;
+            }
+            terms.push_back(term);
+        }
+    }
+
+    static Numbers<T> vector(const pybind11::handle& given) {
+        const auto [address, stride] = fields<2>(given, "a vector");
+        Numbers<T> result;
+        result.values = pointer<T>(address);
+        result.stride = stride.template cast<Index>();
+        return result;
+    }
+
+    std::vector<TermCall<T>> terms;
+    // Of each vector that is an argument: the term, and which of its arguments.
+    std::vector<std::pair<int, int>> arguments;
+
+   private:
+    Numbers<T> operand(int from, int term = -1, int argument = -1) {
+        Numbers<T> result;
+        if (from == NUMBER) {
+            result.number = T(numbers_[next_number_++].template cast<double>());
+        } else if (from == VECTOR) {
+            if (term >= 0) arguments.push_back({term, argument});
+            result = vector(vectors_[next_vector_++]);
+        } else {
+            result.values = reinterpret_cast<const T*>(statistics_.at(from));
+        }
+        return result;
+    }
+
+    const pybind11::list &numbers_, &vectors_;
+    const std::vector<Address>& statistics_;
+    std::size_t next_number_ = 0, next_vector_ = 0;
+};
+
+}  // namespace pairops::cpu
