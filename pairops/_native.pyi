@@ -87,6 +87,7 @@ def backward(
     numbers: list[float],
     vectors: list[_Vector],
     statistics: Sequence[int],
+    arguments: list[int | None],  # of extremes: then nothing is swept
     cotangents: list[_Vector],
     slopes: list[int | None],  # by each vector that is an argument, zeros to add to
     bits: int | None,

@@ -202,14 +202,16 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
     });
 }
 
+// arguments: of extremes with a gradient, or None; where there is one, no other term has one.
 // cotangents: (address, stride), one for each term; those of extremes are not read.  slopes: one
 // for each vector, where the gradient by it is added, or None.
 void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                     const py::object& y, const py::tuple& relation, const py::object& similarities,
                     const py::list& numbers, const py::list& vectors,
-                    const std::vector<Address>& statistics, const py::list& cotangents,
-                    const py::list& slopes, const py::object& bits, std::size_t plane, int threads,
-                    bool poison, const py::object& dx, const py::object& dy) {
+                    const std::vector<Address>& statistics, const py::list& arguments,
+                    const py::list& cotangents, const py::list& slopes, const py::object& bits,
+                    std::size_t plane, int threads, bool poison, const py::object& dx,
+                    const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
@@ -219,16 +221,24 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
             const auto [term, argument] = filled.arguments[k];
             filled.terms[term].slope[argument] = pointer<T>(slopes[k]);
         }
-        std::vector<TermCall<T>> swept;
+        std::vector<TermCall<T>> swept, extremes;
         for (std::size_t k = 0; k < plan.terms.size(); ++k) {
-            if (plan.terms[k].extreme) continue;
             TermCall<T>& term = filled.terms[k];
+            term.argument = pointer<Index>(arguments[k]);
+            if (term.argument) {
+                term.cotangent = Filled<T>::vector(cotangents[k]);
+                extremes.push_back(term);
+            }
+            if (plan.terms[k].extreme) continue;
             term.statistic.values = reinterpret_cast<const T*>(statistics.at(k));
             term.cotangent = Filled<T>::vector(cotangents[k]);
             swept.push_back(term);
         }
-        sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(swept),
-                 [&](const Call<T>& call) { weigh(call, by_x, by_y); });
+        const bool few = !extremes.empty();
+        sweep<T>(isa, x, y, relation, similarities, threads, poison,
+                 std::move(few ? extremes : swept), [&](const Call<T>& call) {
+                     few ? weigh_extremes(call, by_x, by_y) : weigh(call, by_x, by_y);
+                 });
     });
 }
 
@@ -332,9 +342,9 @@ void bind(py::module_& module) {
                py::arg("plane"), py::arg("threads"), py::arg("poison"));
     module.def("backward", &backward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
                py::arg("y"), py::arg("relation"), py::arg("similarities"), py::arg("numbers"),
-               py::arg("vectors"), py::arg("statistics"), py::arg("cotangents"), py::arg("slopes"),
-               py::arg("bits"), py::arg("plane"), py::arg("threads"), py::arg("poison"),
-               py::arg("dx"), py::arg("dy"));
+               py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
+               py::arg("cotangents"), py::arg("slopes"), py::arg("bits"), py::arg("plane"),
+               py::arg("threads"), py::arg("poison"), py::arg("dx"), py::arg("dy"));
     module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
                py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(

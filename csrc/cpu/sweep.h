@@ -79,6 +79,11 @@ void gather(const Call<T>& call);
 template <class T>
 void weigh(const Call<T>& call, T* dx, T* dy);
 
+// The same of extremes of s itself, each of whose terms has `argument`, the partner that attained
+// it or -1, or has null and no gradient.
+template <class T>
+void weigh_extremes(const Call<T>& call, T* dx, T* dy);
+
 struct OutOfMemory : std::bad_alloc {
     std::string message;
     explicit OutOfMemory(std::size_t bytes);

@@ -167,7 +167,8 @@ def labelled(
 ) -> Objective:
     """The objective of a loss over labels. fixed: keywords of `Pairs.of` that the loss decides."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
-    return Objective.of(Pairs.of(x, labels, **pairing, **fixed), **asked)
+    pairs = Pairs.of_checked(x, labels, **pairing, **fixed)
+    return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:

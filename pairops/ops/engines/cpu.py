@@ -42,6 +42,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     reason = declines_pairs(pairs)
     if reason is not None:
         return reason
+    if any_above(pairs.shape, _MOST):
+        return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
     for term in (*rows, *cols):
         if cpu_key(term) not in SERVED:
             return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
@@ -57,9 +59,6 @@ def declines_pairs(pairs: Pairs) -> str | None:
         return f"x is on {x.device.type}; the native kernels are for the CPU"
     if scale is not None and scale.dtype != torch.float64:
         return "norms are float32; the native kernels read them in float64"
-    lengths = x.shape[0], x.shape[0] if pairs.y is None else pairs.y.shape[0]
-    if any_above(lengths, _MOST):
-        return f"there are {max(lengths)} rows; the native kernels count {_MOST} at most"
     return None
 
 
@@ -88,7 +87,10 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
     set kept a pair of the tile's mirror image."""
-    return planned_forward(pairs, rows, cols, _plan(rows, cols))
+    statistics, arguments, bits = planned_forward(pairs, rows, cols, _plan(rows, cols))
+    if bits is None:
+        bits = torch.empty(bits_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
+    return statistics, arguments, bits
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
@@ -100,26 +102,30 @@ def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
 
 def planned_forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """`forward` of terms that may refer to earlier ones, all in one call of the extension. Without
+    bits where no term keeps any."""
     x, y = pairs.x, pairs.y
     n = x.shape[0]
     m = n if y is None else y.shape[0]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     statistics = [torch.empty(n, dtype=dtype, device="cpu") for _ in rows]
-    statistics += [torch.empty(m, dtype=dtype, device="cpu") for _ in cols]
+    if cols:
+        statistics += [torch.empty(m, dtype=dtype, device="cpu") for _ in cols]
     arguments: list[Tensor] = []
     found: list[int | None] = [None] * plan.count
     for k in plan.extremes:
         arguments += (torch.empty(n if k < plan.rows else m, dtype=torch.int64, device="cpu"),)
         found[k] = arguments[-1].data_ptr()
     tiles = -(-n // _TILE), -(-m // _TILE)
-    new = torch.zeros if plan.keeping else torch.empty
-    bits = new((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
+    bits = at = None
+    if plan.keeping:
+        bits = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
+        at = bits.data_ptr()
     call = _Call(pairs, rows, cols, plan, dtype)
     _native.forward(
         plan.compiled, *call.shared, [z.data_ptr() for z in statistics], found,
-        bits.data_ptr() if plan.keeping else None, tiles[0] * tiles[1], *call.settings,
+        at, tiles[0] * tiles[1], *call.settings,
     )  # fmt: skip
     for k, fill in plan.arguments:
         if (statistics[k] == fill).any():
@@ -142,7 +148,7 @@ def _repair(
         for k, term in enumerate(owned, first):
             argument = next(index) if term.grad and term.extreme else None
             missing = without_pairs(term, owned, statistics[first : first + len(owned)])
-            if missing is not None:
+            if missing is not None and missing.any():
                 statistics[k].masked_fill_(missing, term.monoid.fill)
                 if argument is not None:
                     argument.masked_fill_(missing, -1)
@@ -160,7 +166,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Without a slope by arguments a tile takes less time."""
     plan = _plan(rows, cols)
-    return planned_backward(pairs, rows, cols, statistics, cotangents, bits, needs, plan)
+    given = statistics, [], cotangents, bits, needs
+    dx, dy, gradients = planned_backward(pairs, rows, cols, *given, plan)
+    blank = pairs.x.new_empty(0)
+    return blank if dx is None else dx, blank if dy is None else dy, gradients
 
 
 def planned_backward(
@@ -168,21 +177,24 @@ def planned_backward(
     rows: Sequence[Term],
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     bits: Tensor | None,
     needs: Wanted,
     plan: Plan,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`backward` of terms that may refer to earlier ones, which all have pairs. Extremes among them
-    are left out."""
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """`backward` of terms that may refer to earlier ones, which all have pairs.
+
+    arguments: of extremes, where `plan.few` says that all terms are such; else extremes among the
+    terms are left out.
+    """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     call = _Call(pairs, rows, cols, plan, dtype)
     gradients: list[Tensor] = []
     if not plan.short:
         gradients = _by_arguments(pairs, rows, cols, needs, dtype)
-    dx = dy = x.new_empty(0)
-    by_x = by_y = bit = None
+    dx = dy = by_x = by_y = bit = None
     if needs.x:
         dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
@@ -196,8 +208,11 @@ def planned_backward(
     if by_x or by_y or gradients:
         told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         values = [z.data_ptr() for z in statistics]
+        found: list[int | None] = [None] * plan.count
+        for k, argument in zip(plan.extremes, arguments):  # noqa: B905  (none, or all)
+            found[k] = argument.data_ptr()
         _native.backward(
-            plan.compiled, *call.shared, values, told, slopes, bit, plane, *call.settings,
+            plan.compiled, *call.shared, values, found, told, slopes, bit, plane, *call.settings,
             by_x, by_y,
         )  # fmt: skip
     return dx, dy, gradients

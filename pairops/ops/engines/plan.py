@@ -43,6 +43,7 @@ class Plan:
     keeping: int  # how many terms keep bits
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
+    few: bool  # are all terms extremes of s itself? Then the CPU's engine needs no sweep
     # Earlier terms that are arguments, and what they are if they found no pair.
     arguments: list[tuple[int, float]]
     compiled: Any = None  # the plan as the extension has it; False: it does not serve all terms
@@ -126,5 +127,6 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         keeping=sum(kind.keeps_bits for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
+        few=not any(kind.swept or kind.args for kind in kinds),
         arguments=[(k, kinds[k].fill) for k in sorted(earlier) if kinds[k].fill],
     )

@@ -201,8 +201,29 @@ class Pairs:
         group: True or a process group of torch.distributed: x and ref_emb are this rank's rows, and
         are compared with the rows of all ranks. Every rank must call; see docs/distributed.md.
         """
-        group = Group.of(group)
         check_embeddings("x", x)
+        return Pairs.of_checked(
+            x, labels, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids,
+            exclude_self=exclude_self, ignore_index=ignore_index, distance=distance,
+            normalize=normalize, group=Group.of(group),
+        )  # fmt: skip
+
+    @staticmethod
+    def of_checked(
+        x: Tensor,
+        labels: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+        exclude_self: bool | Literal["auto"] = "auto",
+        ignore_index: int | None = -100,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Group | None = None,
+    ) -> "Pairs":
+        """`of`, for a loss that has checked x and agreed with the other ranks."""
         if exclude_self != "auto" and not isinstance(exclude_self, bool):
             raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
         if ignore_index is not None and type(ignore_index) is not int:

@@ -90,6 +90,7 @@ class _Eager(torch.autograd.Function):
         y: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
+        bits: Tensor | None
         if plan is None:
             values, arguments, bits = levels.forward(engine, pairs, rows, cols)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
@@ -122,26 +123,29 @@ class _Eager(torch.autograd.Function):
         given = pairs, told, values, arguments, bits, cotangents, needs
         if torch.is_grad_enabled() or in_old_vmap():
             gradients = _differentiably(*given, rest[len(terms) + told.arguments :])
-        elif told.plan is None or told.plan.extremes or _without_pairs(told.plan, values):
+        elif told.plan is None or not _in_one_pass(told.plan, values):
             gradients = _of_levels(*given)
         else:
             dx, dy, _ = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, values, cotangents, bits,
+                pairs, told.rows, told.cols, values, arguments, cotangents, bits,
                 Wanted(needs[0], needs[1], True), told.plan,
             )  # fmt: skip
             gradients = [dx, dy]
-            if x.dtype != dx.dtype:
-                gradients = [dx.to(x.dtype), dy.to(x.dtype)]
+            if values[0].dtype != x.dtype:
+                gradients = [None if g is None else g.to(x.dtype) for g in gradients]
         wanted = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *wanted)
 
 
-def _without_pairs(plan: Plan, values: Sequence[Tensor]) -> bool:
-    """Has an owner no pair in an earlier term that is an argument?"""
+def _in_one_pass(plan: Plan, values: Sequence[Tensor]) -> bool:
+    """Does the engine make the whole gradient at once? Not where extremes stand beside other terms,
+    nor where an earlier term that is an argument found no pair of some owner."""
+    if plan.extremes and not plan.few:
+        return False
     for k, fill in plan.arguments:  # noqa: SIM110  (a generator is a call for each)
         if (values[k] == fill).any():
-            return True
-    return False
+            return False
+    return True
 
 
 def _of_levels(
@@ -149,7 +153,7 @@ def _of_levels(
     told: _Told,
     values: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor,
+    bits: Tensor | None,
     cotangents: list[Tensor],
     needs: Sequence[bool],
 ) -> Sequence[Any]:
@@ -170,13 +174,15 @@ def _differentiably(
     told: _Told,
     values: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor,
+    bits: Tensor | None,
     cotangents: list[Tensor],
     needs: Sequence[bool],
     tensors: Sequence[Tensor],
 ) -> Sequence[Any]:
     """By the long way, on which it is a call of a node itself."""
     rows, cols = _numbered(told)
+    if bits is None:
+        bits = values[0].new_empty(told.engine.bits_shape(pairs, rows, cols), dtype=torch.uint8)
     recipe, numbers, _ = pack(rows, cols)
     prepared = told.engine.prepare(pairs)
     call, given = RowStatsCall.of(

@@ -21,7 +21,7 @@ from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly
-from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.arguments import EarlierAt, Partner, Table
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term
@@ -39,13 +39,19 @@ class Taken(NamedTuple):
     statistics: tuple[Tensor, ...]
 
 
-_watching = threading.local()
+class _Watching(threading.local):
+    """Who looks on at the calls of this thread."""
+
+    calls: list[Taken] | None = None
+
+
+_watching = _Watching()
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Taken]]:
     """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
-    before = getattr(_watching, "calls", None)
+    before = _watching.calls
     calls: list[Taken] = []
     _watching.calls = calls
     try:
@@ -69,7 +75,7 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     try:
         at_once = eager.at_once(pairs, rows, cols)
         if at_once is not None:
-            return _noted(pairs, rows, cols, at_once)
+            return at_once if _watching.calls is None else _noted(pairs, rows, cols, at_once)
         with exactly(pairs.x.device.type):
             n, m = pairs.shape
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
@@ -92,7 +98,7 @@ def _noted(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The result, told to who looks on."""
-    if getattr(_watching, "calls", None) is not None:
+    if _watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
         _watching.calls.append(Taken(pairs, rows, cols, result))
     return result
@@ -157,7 +163,7 @@ def _of_tensors(term: Term, owners: int, pairs: Pairs) -> Term:
     """The term with numbers that stay on the device: one value per owner, the same for all."""
     args = [
         a
-        if isinstance(a, (Tensor, Partner, Table))
+        if isinstance(a, (Tensor, Partner, Table, EarlierAt))
         else pairs.x.new_full((), a, dtype=pairs.dtype).expand(owners)
         for a in term.args
     ]

@@ -125,15 +125,13 @@ def resolved(
 
 
 def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor]) -> Tensor | None:
-    """(N,) the owners for which an earlier term that is an argument found no pair; None: none is
-    known to be one. On a GPU that is not waited for."""
+    """(N,) the owners for which an earlier term that is an argument found no pair; None: no such
+    term is an argument."""
     missing = None
     for a in term.args:
         if type(a) is EarlierAt and not a.window and terms[a.place].gather != "sum":
             found = statistics[a.place] == terms[a.place].monoid.fill
             missing = found if missing is None else missing | found
-    if missing is not None and missing.device.type == "cpu" and not missing.any():
-        return None
     return missing
 
 
