@@ -74,7 +74,7 @@ def check(
     x: Tensor, y: Tensor | None, labels: Tensor | None, others: Tensor | None, *rest: Any
 ) -> None:
     ignored, exclude_self, normalize = rest
-    expected = intervals._by_torch(x, y, labels, others, *rest, "highest", torch.float64)
+    expected = intervals._by_torch(x, y, labels, others, *rest, torch.float64)
     places, keep, scale, arranged = by_kernel(x, labels, others, *rest)
     assert torch.equal(places, expected[0])
     assert torch.equal(keep, expected[1])
@@ -155,5 +155,5 @@ def test_only_the_relation() -> None:
     )  # fmt: skip
     assert torch.equal(
         places,
-        intervals._by_torch(x, None, labels, None, None, True, False, "highest", torch.float64)[0],
+        intervals._by_torch(x, None, labels, None, None, True, False, torch.float64)[0],
     )
