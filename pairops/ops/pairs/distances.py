@@ -112,7 +112,8 @@ class Measure:
         its pairs, and so is this. axis: 1 in `cols=`."""
 
         def argument(values: Tensor, of_axis: int) -> Argument:
-            values = values if term.grad else values.detach()
+            # A view for each use: its gradients are added up in the order of the uses, last first.
+            values = values.view_as(values) if term.grad else values.detach()
             return values if axis == of_axis else Partner(values)
 
         args = [*term.args, argument(self.a, 0), argument(self.b, 1), self.floor]
