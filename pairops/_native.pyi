@@ -70,7 +70,7 @@ def forward(
     similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not kept
     numbers: list[float],  # of all terms, in their order
     vectors: list[_Vector],
-    statistics: Sequence[int],  # of each term, to be written
+    statistics: int,  # of rows and then of columns, without a gap; to be written
     arguments: list[int | None],
     bits: int | None,
     plane: int,  # bytes of bits that one term has
@@ -86,7 +86,7 @@ def backward(
     similarities: tuple[int, int] | None,
     numbers: list[float],
     vectors: list[_Vector],
-    statistics: Sequence[int],
+    statistics: int,
     arguments: list[int | None],  # of extremes: then nothing is swept
     cotangents: list[_Vector],
     slopes: list[int | None],  # by each vector that is an argument, zeros to add to

@@ -171,22 +171,23 @@ void visit_type(const py::tuple& x, Visit visit) {
 
 Index rows_of(const py::handle& set) { return fields<7>(set, "a set")[2].cast<Index>(); }
 
-// numbers, vectors: of the terms, in their order.  statistics: addresses, one for each term.
+// numbers, vectors: of the terms, in their order.  statistics: of all terms, one after the other.
 // arguments: one for each term that keeps some, or None.  bits: of all terms, or None; `plane`
 // bytes each.
 void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                    const py::object& y, const py::tuple& relation, const py::object& similarities,
-                   const py::list& numbers, const py::list& vectors,
-                   const std::vector<Address>& statistics, const py::list& arguments,
-                   const py::object& bits, std::size_t plane, int threads, bool poison) {
+                   const py::list& numbers, const py::list& vectors, Address statistics,
+                   const py::list& arguments, const py::object& bits, std::size_t plane,
+                   int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
-        Filled<T> filled(plan, y.is_none(), numbers, vectors, statistics,
-                         pointer<std::uint8_t>(bits), plane);
         const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
+        Filled<T> filled(plan, y.is_none(), numbers, vectors,
+                         plan.places(statistics, rows, columns, sizeof(T)),
+                         pointer<std::uint8_t>(bits), plane);
         for (std::size_t k = 0; k < plan.terms.size(); ++k) {
             TermCall<T>& term = filled.terms[k];
-            term.value = reinterpret_cast<T*>(statistics.at(k));
+            term.value = reinterpret_cast<T*>(filled.statistics[k]);
             term.argument = pointer<Index>(arguments[k]);
             // What a row that is not kept has.
             const Index owners = term.by_column ? columns : rows;
@@ -207,15 +208,16 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
 // for each vector, where the gradient by it is added, or None.
 void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                     const py::object& y, const py::tuple& relation, const py::object& similarities,
-                    const py::list& numbers, const py::list& vectors,
-                    const std::vector<Address>& statistics, const py::list& arguments,
-                    const py::list& cotangents, const py::list& slopes, const py::object& bits,
-                    std::size_t plane, int threads, bool poison, const py::object& dx,
-                    const py::object& dy) {
+                    const py::list& numbers, const py::list& vectors, Address statistics,
+                    const py::list& arguments, const py::list& cotangents, const py::list& slopes,
+                    const py::object& bits, std::size_t plane, int threads, bool poison,
+                    const py::object& dx, const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
-        Filled<T> filled(plan, y.is_none(), numbers, vectors, statistics,
+        const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
+        Filled<T> filled(plan, y.is_none(), numbers, vectors,
+                         plan.places(statistics, rows, columns, sizeof(T)),
                          pointer<std::uint8_t>(bits), plane);
         for (std::size_t k = 0; k < filled.arguments.size(); ++k) {
             const auto [term, argument] = filled.arguments[k];
@@ -230,7 +232,7 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
                 extremes.push_back(term);
             }
             if (plan.terms[k].extreme) continue;
-            term.statistic.values = reinterpret_cast<const T*>(statistics.at(k));
+            term.statistic.values = reinterpret_cast<const T*>(filled.statistics[k]);
             term.cotangent = Filled<T>::vector(cotangents[k]);
             swept.push_back(term);
         }

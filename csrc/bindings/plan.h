@@ -50,6 +50,16 @@ struct Plan {
                              bits.cast<bool>(), extreme.cast<bool>(), fill.cast<double>()});
         }
     }
+
+    // Where the statistic of each term stands: those of rows and then of columns, without a gap.
+    std::vector<Address> places(Address first, Index rows, Index columns, std::size_t size) const {
+        std::vector<Address> found;
+        for (const PlannedTerm& term : terms) {
+            found.push_back(first);
+            first += Address(term.by_column ? columns : rows) * size;
+        }
+        return found;
+    }
 };
 
 // The terms of one call: a plan with its numbers, vectors and statistics.
@@ -58,9 +68,9 @@ class Filled {
    public:
     // vectors: (address, stride) each.  bits: of all terms that keep some, `plane` bytes each.
     Filled(const Plan& plan, bool same, const pybind11::list& numbers,
-           const pybind11::list& vectors, const std::vector<Address>& statistics,
-           std::uint8_t* bits, std::size_t plane)
-        : numbers_(numbers), vectors_(vectors), statistics_(statistics) {
+           const pybind11::list& vectors, std::vector<Address> places, std::uint8_t* bits,
+           std::size_t plane)
+        : statistics(std::move(places)), numbers_(numbers), vectors_(vectors) {
         for (const PlannedTerm& planned : plan.terms) {
             TermCall<T> term;
             term.kernel = planned.known.kernel;
@@ -91,6 +101,7 @@ class Filled {
         return result;
     }
 
+    const std::vector<Address> statistics;
     std::vector<TermCall<T>> terms;
     // Of each vector that is an argument: the term, and which of its arguments.
     std::vector<std::pair<int, int>> arguments;
@@ -104,13 +115,12 @@ class Filled {
             if (term >= 0) arguments.push_back({term, argument});
             result = vector(vectors_[next_vector_++]);
         } else {
-            result.values = reinterpret_cast<const T*>(statistics_.at(from));
+            result.values = reinterpret_cast<const T*>(statistics.at(from));
         }
         return result;
     }
 
     const pybind11::list &numbers_, &vectors_;
-    const std::vector<Address>& statistics_;
     std::size_t next_number_ = 0, next_vector_ = 0;
 };
 

@@ -5,7 +5,7 @@ them, with as many threads as torch has. The results do not depend on the number
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,10 +87,12 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
     set kept a pair of the tile's mirror image."""
-    statistics, arguments, bits = planned_forward(pairs, rows, cols, _plan(rows, cols))
+    made = planned_forward(pairs, rows, cols, _plan(rows, cols))
+    bits = made.bits
     if bits is None:
         bits = torch.empty(bits_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
-    return statistics, arguments, bits
+    # The results of an op may not be views of one another.
+    return [z.clone() for z in made.statistics], made.arguments, bits
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
@@ -100,18 +102,22 @@ def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
     return plan
 
 
-def planned_forward(
-    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan
-) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """`forward` of terms that may refer to earlier ones, all in one call of the extension. Without
-    bits where no term keeps any."""
+class Made(NamedTuple):
+    """What `planned_forward` makes."""
+
+    statistics: tuple[Tensor, ...]  # views of one tensor, one after the other
+    arguments: list[Tensor]
+    bits: Tensor | None  # None where no term keeps any
+    whole: bool  # has each earlier term that is an argument found a pair of every owner?
+
+
+def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan) -> Made:
+    """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
     x, y = pairs.x, pairs.y
     n = x.shape[0]
     m = n if y is None else y.shape[0]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    statistics = [torch.empty(n, dtype=dtype, device="cpu") for _ in rows]
-    if cols:
-        statistics += [torch.empty(m, dtype=dtype, device="cpu") for _ in cols]
+    every = torch.empty(plan.rows * n + (plan.count - plan.rows) * m, dtype=dtype, device="cpu")
     arguments: list[Tensor] = []
     found: list[int | None] = [None] * plan.count
     for k in plan.extremes:
@@ -124,14 +130,17 @@ def planned_forward(
         at = bits.data_ptr()
     call = _Call(pairs, rows, cols, plan, dtype)
     _native.forward(
-        plan.compiled, *call.shared, [z.data_ptr() for z in statistics], found,
-        at, tiles[0] * tiles[1], *call.settings,
+        plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
+        *call.settings,
     )  # fmt: skip
+    sizes = [n] * plan.rows + [m] * (plan.count - plan.rows)
+    statistics, whole = torch.split_with_sizes(every, sizes), True
     for k, fill in plan.arguments:
         if (statistics[k] == fill).any():
             _repair(rows, cols, statistics, arguments)
+            whole = False
             break
-    return statistics, arguments, bits
+    return Made(statistics, arguments, bits, whole)
 
 
 def _repair(
@@ -207,15 +216,25 @@ def planned_backward(
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
         told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
-        values = [z.data_ptr() for z in statistics]
         found: list[int | None] = [None] * plan.count
         for k, argument in zip(plan.extremes, arguments):  # noqa: B905  (none, or all)
             found[k] = argument.data_ptr()
+        every = _one_after_the_other(statistics)
         _native.backward(
-            plan.compiled, *call.shared, values, found, told, slopes, bit, plane, *call.settings,
-            by_x, by_y,
+            plan.compiled, *call.shared, every.data_ptr(), found, told, slopes, bit, plane,
+            *call.settings, by_x, by_y,
         )  # fmt: skip
     return dx, dy, gradients
+
+
+def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
+    """A tensor at the address of all: the first of them, as `planned_forward` made them."""
+    last = statistics[0].data_ptr()
+    for z in statistics[:-1]:
+        last += z.nbytes
+    if statistics[-1].data_ptr() == last:
+        return statistics[0]
+    return torch.cat([*statistics])
 
 
 def _by_arguments(
@@ -267,9 +286,7 @@ class _Call:
         _, scale_x, scale_y = scales.addresses
         of_x = self._set(x, scale_x, order_x)
         of_y = None if y is None else self._set(y, scale_y, order_y)
-        numbers = [a for term in rows for a in term.args if type(a) is float]
-        if cols:
-            numbers += [a for term in cols for a in term.args if type(a) is float]
+        numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
         vectors = []
         if not plan.short:
             tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]

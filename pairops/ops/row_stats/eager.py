@@ -41,6 +41,7 @@ class _Told(NamedTuple):
     rows: _Terms
     cols: _Terms
     arguments: int
+    whole: bool  # has each earlier term that is an argument found a pair of every owner?
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
@@ -51,7 +52,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
     if not followed_by_autograd_alone(pairs.x, pairs.y):
         return None
     plan = plan_of(rows, cols)
-    if plan is None or not plan.short or not cpu_engine.serves(plan):
+    if plan is None or not plan.short or not (plan.compiled or cpu_engine.serves(plan)):
         return None
     if engines.asked_for() not in ("auto", cpu_engine.NAME):
         return None
@@ -63,7 +64,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
             pairs, rows, cols, cpu_engine, plan, x, y
         )
         return found
-    return tuple(cpu_engine.planned_forward(pairs, rows, cols, plan)[0])
+    return cpu_engine.planned_forward(pairs, rows, cols, plan).statistics
 
 
 def statistics(pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine) -> tuple[Tensor, ...]:
@@ -90,18 +91,20 @@ class _Eager(torch.autograd.Function):
         y: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
+        values: Sequence[Tensor]
         bits: Tensor | None
         if plan is None:
             values, arguments, bits = levels.forward(engine, pairs, rows, cols)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
+            whole = False
         else:
-            values, arguments, bits = cpu_engine.planned_forward(pairs, rows, cols, plan)
+            values, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
             constant = plan.constant
         ctx.set_materialize_grads(False)
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
         kept = pairs.relation, pairs.scales, pairs.cache
-        ctx.told = _Told(engine, plan, *kept, rows, cols, len(arguments))
+        ctx.told = _Told(engine, plan, *kept, rows, cols, len(arguments), whole)
         ctx.save_for_backward(x, y, bits, *values, *arguments, *tensors)
         return tuple(values)
 
@@ -111,54 +114,69 @@ class _Eager(torch.autograd.Function):
         told: _Told = ctx.told
         needs = ctx.needs_input_grad[5:]
         x, y, bits, *rest = ctx.saved_tensors
-        terms = told.rows + told.cols
-        values = rest[: len(terms)]
-        arguments = rest[len(terms) : len(terms) + told.arguments]
-        # What has no gradient has a cotangent that nobody reads.
-        cotangents = [
-            g if g is not None else torch.zeros_like(z) if term.grad else z
-            for g, z, term in zip(by_outputs, values, terms)  # noqa: B905  (of a node's outputs)
-        ]
-        pairs = Pairs(x, y, told.relation, told.scales, told.cache)
-        given = pairs, told, values, arguments, bits, cotangents, needs
-        if torch.is_grad_enabled() or in_old_vmap():
-            gradients = _differentiably(*given, rest[len(terms) + told.arguments :])
-        elif told.plan is None or not _in_one_pass(told.plan, values):
-            gradients = _of_levels(*given)
-        else:
+        pairs, plan = Pairs(x, y, told.relation, told.scales, told.cache), told.plan
+        again = torch.is_grad_enabled() or in_old_vmap()
+        if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
+            values, arguments = rest[: plan.count], rest[plan.count :]
+            cotangents = _cotangents(by_outputs, values, plan)
             dx, dy, _ = cpu_engine.planned_backward(
                 pairs, told.rows, told.cols, values, arguments, cotangents, bits,
-                Wanted(needs[0], needs[1], True), told.plan,
+                Wanted(needs[0], needs[1], True), plan,
             )  # fmt: skip
-            gradients = [dx, dy]
+            gradients: Sequence[Any] = (dx, dy)
             if values[0].dtype != x.dtype:
                 gradients = [None if g is None else g.to(x.dtype) for g in gradients]
+        else:
+            gradients = _by_the_long_way(pairs, told, by_outputs, bits, rest, needs, again)
         wanted = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *wanted)
 
 
-def _in_one_pass(plan: Plan, values: Sequence[Tensor]) -> bool:
-    """Does the engine make the whole gradient at once? Not where extremes stand beside other terms,
-    nor where an earlier term that is an argument found no pair of some owner."""
-    if plan.extremes and not plan.few:
-        return False
-    for k, fill in plan.arguments:  # noqa: SIM110  (a generator is a call for each)
-        if (values[k] == fill).any():
-            return False
-    return True
+def _cotangents(
+    given: Sequence[Tensor | None], values: Sequence[Tensor], plan: Plan
+) -> list[Tensor]:
+    """Zeros for a statistic that nobody used; of one without gradient nobody reads what it has."""
+    found = [values[0] if g is None else g for g in given]
+    for k, g in enumerate(given):
+        if g is None and k not in plan.constant:
+            found[k] = torch.zeros_like(values[k])
+    return found
 
 
-def _of_levels(
+def _by_the_long_way(
     pairs: Pairs,
     told: _Told,
-    values: Sequence[Tensor],
-    arguments: Sequence[Tensor],
+    by_outputs: Sequence[Tensor | None],
     bits: Tensor | None,
-    cotangents: list[Tensor],
+    rest: list[Tensor],
     needs: Sequence[bool],
+    again: bool,
 ) -> Sequence[Any]:
-    rows, cols = _numbered(told)
+    """Level by level; `again`: differentiably, or of several cotangents at once.
+
+    rest: statistics, arguments of extremes, tensors of the terms.
+    """
+    rows = numbered(told.rows, told.cols, "rows")
+    cols = numbered(told.cols, told.rows, "cols")
     terms = rows + cols
+    values, rest = rest[: len(terms)], rest[len(terms) :]
+    arguments, tensors = rest[: told.arguments], rest[told.arguments :]
+    if bits is None:
+        shape = told.engine.bits_shape(pairs, rows, cols)
+        bits = values[0].new_empty(shape, dtype=torch.uint8)
+    # What has no gradient has a cotangent that nobody reads.
+    cotangents = [
+        g if g is not None else torch.zeros_like(z) if term.grad else z
+        for g, z, term in zip(by_outputs, values, terms, strict=True)
+    ]
+    if again:
+        recipe, numbers, _ = pack(rows, cols)
+        prepared = told.engine.prepare(pairs)
+        call, given = RowStatsCall.of(
+            pairs, recipe, numbers, None, tensors, prepared, told.engine.NAME, terms
+        )
+        flags = [*needs, *[False] * (len(given) - len(needs))]
+        return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
     with exactly(pairs.x.device.type):
         dx, dy, by_term = levels.backward(
             told.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
@@ -167,30 +185,3 @@ def _of_levels(
     # Rounded once, when all is added up.
     gradients = [g if g is None else g.to(pairs.x.dtype) for g in (dx, dy)]
     return [*gradients, *by_vector(terms, by_term, needs[2:])]
-
-
-def _differentiably(
-    pairs: Pairs,
-    told: _Told,
-    values: Sequence[Tensor],
-    arguments: Sequence[Tensor],
-    bits: Tensor | None,
-    cotangents: list[Tensor],
-    needs: Sequence[bool],
-    tensors: Sequence[Tensor],
-) -> Sequence[Any]:
-    """By the long way, on which it is a call of a node itself."""
-    rows, cols = _numbered(told)
-    if bits is None:
-        bits = values[0].new_empty(told.engine.bits_shape(pairs, rows, cols), dtype=torch.uint8)
-    recipe, numbers, _ = pack(rows, cols)
-    prepared = told.engine.prepare(pairs)
-    call, given = RowStatsCall.of(
-        pairs, recipe, numbers, None, tensors, prepared, told.engine.NAME, rows + cols
-    )
-    flags = [*needs, *[False] * (len(given) - len(needs))]
-    return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
-
-
-def _numbered(told: _Told) -> tuple[_Terms, _Terms]:
-    return numbered(told.rows, told.cols, "rows"), numbered(told.cols, told.rows, "cols")
