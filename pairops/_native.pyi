@@ -105,6 +105,6 @@ def relate(
     exclude_self: bool,
     outputs: list[int],
     threads: int,
-) -> bool: ...  # is every row kept?
+) -> tuple[bool, bool]: ...  # is every row kept, and has each of x a positive?
 def probe_peak(isa: str, rounds: int) -> float: ...
 def probe_product(isa: str, d: int, backward: bool, rounds: int) -> float: ...

@@ -257,10 +257,11 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* kee
 }
 
 // sets: one or two.  labels: their addresses, or None: paired by index.
-// outputs: as ops/pairs/intervals.py has them.  Returns whether every row is kept.
-bool relate(const std::string& isa, const py::list& sets, const py::list& labels,
-            const std::optional<std::int64_t>& ignored, bool exclude_self,
-            const std::vector<Address>& outputs, int threads) {
+// outputs: as ops/pairs/intervals.py has them.  Returns whether every row is
+// kept, and whether every row of x has a positive.
+std::pair<bool, bool> relate(const std::string& isa, const py::list& sets, const py::list& labels,
+                             const std::optional<std::int64_t>& ignored, bool exclude_self,
+                             const std::vector<Address>& outputs, int threads) {
     std::vector<Embeddings> given;
     for (const auto& item : sets) {
         const auto [address, dtype, rows, d] = fields<4>(item, "a set");
@@ -304,7 +305,8 @@ bool relate(const std::string& isa, const py::list& sets, const py::list& labels
     const auto all = [](const bool* keep, Index count) {
         return std::all_of(keep, keep + count, [](bool one) { return one; });
     };
-    return all(keep_x, n) && (!apart || all(keep_y, given[1].n));
+    const bool positive = std::all_of(positives, positives + n, [](Index k) { return k > 0; });
+    return {all(keep_x, n) && (!apart || all(keep_y, given[1].n)), positive};
 }
 
 double probe_product(const std::string& isa, Index d, bool backward, int rounds) {

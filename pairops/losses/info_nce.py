@@ -42,10 +42,9 @@ def info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = paired(x, y, common)
-    pairs = objective.pairs
-    n, m = pairs.shape
+    n, m = x.shape[0], y.shape[0]
     terms = _own_and_others(scale)
-    near, pos, neg, *of_cols = row_stats(pairs, *terms, cols=terms if symmetric else ())
+    near, pos, neg, *of_cols = row_stats(objective.pairs, *terms, cols=terms if symmetric else ())
     losses, seen = log1p_exp(neg - pos), {}
     if objective.return_aux:
         seen["rows"] = torch.logaddexp(neg, pos) + scale * near

@@ -174,7 +174,8 @@ def labelled(
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
     """The objective of a loss over two sets that belong together row by row."""
     asked, comparing = split(common, x)
-    return Objective.of(Pairs.paired(x, y, **comparing), **asked)
+    pairs = Pairs.paired_checked(x, y, **comparing)
+    return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
 def check_one_for_each(x: Tensor, y: Tensor) -> None:

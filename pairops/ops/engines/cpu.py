@@ -135,7 +135,9 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
     )  # fmt: skip
     sizes = [n] * plan.rows + [m] * (plan.count - plan.rows)
     statistics, whole = torch.split_with_sizes(every, sizes), True
-    for k, fill in plan.arguments:
+    for k, fill, by_positive in plan.arguments:
+        if by_positive and pairs.relation.all_positive:
+            continue
         if (statistics[k] == fill).any():
             _repair(rows, cols, statistics, arguments)
             whole = False
@@ -175,8 +177,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Without a slope by arguments a tile takes less time."""
     plan = _plan(rows, cols)
-    given = statistics, [], cotangents, bits, needs
-    dx, dy, gradients = planned_backward(pairs, rows, cols, *given, plan)
+    dx, dy, gradients = planned_backward(
+        pairs, rows, cols, statistics, [], cotangents, bits, needs, plan
+    )
     blank = pairs.x.new_empty(0)
     return blank if dx is None else dx, blank if dy is None else dy, gradients
 
@@ -284,8 +287,14 @@ class _Call:
             cache.similarities = _similarities(x, y, dtype)
         _, intervals, order_x, order_y = relation.addresses
         _, scale_x, scale_y = scales.addresses
-        of_x = self._set(x, scale_x, order_x)
-        of_y = None if y is None else self._set(y, scale_y, order_y)
+        given: Any
+        if cache.sets is None:
+            given = self._set(x), None if y is None else self._set(y)
+        else:  # once: what is kept lives longer than the embeddings may
+            *given, self._alive = cache.sets
+            cache.sets = None
+        of_x = *given[0], scale_x, *order_x
+        of_y = None if y is None else (*given[1], scale_y, *order_y)
         numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
         vectors = []
         if not plan.short:
@@ -300,13 +309,11 @@ class _Call:
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         self.settings = torch.get_num_threads(), poison
 
-    def _set(
-        self, z: Tensor, scale: int | None, order: tuple[int, int]
-    ) -> tuple[int | str | None, ...]:
+    def _set(self, z: Tensor) -> tuple[int | str, ...]:
         if not z.is_contiguous():
             z = z.contiguous()
             self._alive += (z,)
-        return z.data_ptr(), DTYPES[z.dtype], *z.shape, scale, *order
+        return z.data_ptr(), DTYPES[z.dtype], *z.shape
 
 
 def _of_relation(relation: Relation) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pairops.ops.terms.arguments import Earlier, EarlierAt
 from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import POS, Term
 
 # Where an operand comes from, as csrc/bindings/plan.h has it: the next number, the next tensor,
 # nowhere; or the statistic of an earlier term, which is its place in the call.
@@ -44,8 +44,9 @@ class Plan:
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
     few: bool  # are all terms extremes of s itself? Then the CPU's engine needs no sweep
-    # Earlier terms that are arguments, and what they are if they found no pair.
-    arguments: list[tuple[int, float]]
+    # Earlier terms that are arguments: what they are if they found no pair, and whether they find
+    # one of every owner that has a positive.
+    arguments: list[tuple[int, float, bool]]
     compiled: Any = None  # the plan as the extension has it; False: it does not serve all terms
 
 
@@ -56,31 +57,28 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     """The plan of terms that name earlier ones, or of those whose earlier ones are numbered; None
     if one of them is no earlier one."""
     key: tuple[Any, ...] = ()
+    # In one piece: a function for each term would be a call for each.
     for owned in (rows, cols):
         place: dict[Term, int] = {}
-        for term in owned:
-            key += (_kind(term, place),)
-            place[term] = len(place)
+        for k, term in enumerate(owned):
+            operands: tuple[Any, ...] = ()
+            for a in (*term.args, term.above, term.below):
+                kind: Any = type(a)
+                if kind is Term:
+                    kind = place[a] if a in place else "none"  # noqa: SIM401
+                elif kind is Earlier:
+                    kind = (place.get(a.term, "none"), a.grad)
+                elif kind is EarlierAt:
+                    kind = a
+                operands += (kind,)
+            key += ((term.gather, term.side, term.function.name, operands, term.grad),)
+            place[term] = k
         key += ("|",)
     try:
         return _PLANS[key]
     except KeyError:
         found = _PLANS[key] = _made(rows, cols)
         return found
-
-
-def _kind(term: Term, place: dict[Term, int]) -> tuple[Any, ...]:
-    operands: tuple[Any, ...] = ()
-    for a in (*term.args, term.above, term.below):
-        kind: Any = type(a)
-        if kind is Term:
-            kind = place[a] if a in place else "none"  # noqa: SIM401  (`get` is a call)
-        elif kind is Earlier:
-            kind = (place.get(a.term, "none"), a.grad)
-        elif kind is EarlierAt:
-            kind = a
-        operands += (kind,)
-    return term.gather, term.side, term.function.name, operands, term.grad
 
 
 def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
@@ -128,5 +126,9 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
         few=not any(kind.swept or kind.args for kind in kinds),
-        arguments=[(k, kinds[k].fill) for k in sorted(earlier) if kinds[k].fill],
+        arguments=[
+            (k, kinds[k].fill, terms[k].side == POS and terms[k].above is terms[k].below is None)
+            for k in sorted(earlier)
+            if kinds[k].fill
+        ],
     )

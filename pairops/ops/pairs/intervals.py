@@ -88,10 +88,12 @@ def _at_once(
         outputs += of_y
         given[1] = ref_labels.data_ptr()
     x = x.contiguous()
-    sets = [(x.data_ptr(), extension.DTYPES[x.dtype], *x.shape)]
+    of_x = x.data_ptr(), extension.DTYPES[x.dtype], *x.shape
+    other, sets = None, [of_x]
     if y is not None:
         y = y.contiguous()
-        sets += ((y.data_ptr(), extension.DTYPES[y.dtype], *y.shape),)
+        other = y.data_ptr(), extension.DTYPES[y.dtype], *y.shape
+        sets += (other,)
     scale_x = scale_y = None
     at_x = at_y = None
     if normalize:
@@ -102,15 +104,17 @@ def _at_once(
             scale_y = torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
             at_y = scale_y.data_ptr()
             outputs += (at_y,)
-    complete = extension.native.relate(
+    complete, all_positive = extension.native.relate(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
-    relation = Relation(order_x, order_y, begin, end, own, valid_x, valid_y, complete)
+    # Of the columns of another set it is known where they are paired one by one.
+    all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))
+    relation = Relation(order_x, order_y, begin, end, own, valid_x, valid_y, complete, all_positive)
     row = 8 * n  # bytes
     intervals = order + row, order + 2 * row, order + 3 * row
     relation.addresses = alive, intervals, (order, valid), of_y
     scales = Scales(scale_x, scale_y, ((scale_x, scale_y), at_x, at_y))
-    return relation, scales, Cache(positives=positives)
+    return relation, scales, Cache(positives=positives, sets=(of_x, other, (x, y)))
 
 
 def _related(

@@ -312,8 +312,21 @@ class Pairs:
         y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize,
         group: as in `Pairs.of`.
         """
-        group = Group.of(group)
         check_embeddings("x", x)
+        return Pairs.paired_checked(
+            x, y, distance=distance, normalize=normalize, group=Group.of(group)
+        )
+
+    @staticmethod
+    def paired_checked(
+        x: Tensor,
+        y: Tensor,
+        *,
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Group | None = None,
+    ) -> "Pairs":
+        """`paired`, for a loss that has checked x and agreed with the other ranks."""
         check_embeddings("y", y, like=("x", x))
         if y.shape[0] < x.shape[0]:
             raise ValueError(
@@ -325,7 +338,7 @@ class Pairs:
         elif distance in ("l2", "sqeuclidean") and not unit:
             x, y = wide(x), wide(y)
         # What is without a partner needs an order of its own, as labels give.
-        apart = len(x) != len(y)
+        apart = x.shape[0] != y.shape[0]
         of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
         known = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
         pairs = Pairs(x, y, *known, complete=True)

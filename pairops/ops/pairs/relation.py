@@ -27,7 +27,9 @@ class Relation:
     self_index: Tensor  # (N,) int64: the position of the column that the row itself is, or −1
     valid_x: Tensor  # (N,) bool: False for an ignored row; those come last in order_x
     valid_y: Tensor  # (M,) bool
-    complete: bool = False  # is it known, without looking, that no row is ignored?
+    # Is it known, without looking, that no row is ignored, and that all have a positive?
+    complete: bool = False
+    all_positive: bool = False
     addresses: Any = field(default=None, init=False)  # what the CPU engine makes of these once
 
     @staticmethod
@@ -76,4 +78,5 @@ class Cache:
     # By axis, where a group gathers all rows once: the others' embeddings, keys, and positions.
     gathered: dict[int, list[Tensor]] = field(default_factory=dict)
     positives: Tensor | None = None  # (N,) int64, how many a row has; None: not counted yet
+    sets: Any = None  # what the CPU engine is told of the embeddings, for its next call
     similarities: Any = None  # those of a small problem, by the CPU engine, if it keeps them
