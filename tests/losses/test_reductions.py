@@ -46,11 +46,12 @@ def assert_same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.usefixtures("small_tiles", "open_engine")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("reduction", ["mean", "mean_nonzero", "sum", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", LABELLED)
 def test_reductions(name: str, weighted: bool, reduction: str) -> None:
+    """Of what an engine found, whichever it was."""
     x, labels = some_alone_some_ignored()
     weight = torch.rand(60, dtype=DOUBLE).requires_grad_() if weighted else None
     ignored = labels == -100

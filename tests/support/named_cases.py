@@ -200,13 +200,20 @@ def turned(case: Case) -> Case:
     return Case((x.double() @ turn).to(x.dtype), case.labels, keywords, case.oracle, case.y_grad)
 
 
-def smaller(case: Case) -> Case:
-    """The case with at most 60 anchors and 90 references."""
+def smaller(case: Case, n: int = 60, m: int = 90, d: int = 123) -> Case:
+    """The case with at most n anchors, m references and d features."""
     keywords = {
-        name: value[:90] if name in ("ref_emb", "ref_labels", "ref_ids") else value
+        name: value[:m] if name in ("ref_emb", "ref_labels", "ref_ids") else value
         for name, value in case.keywords.items()
     }
-    return Case(case.x[:60], case.labels[:60], keywords, case.oracle, case.y_grad)
+    if "ids" in keywords:
+        keywords["ids"] = keywords["ids"][:n]
+    x = case.x[:n]
+    if x.shape[1] > d:
+        x = x[:, :d].contiguous()
+        if "ref_emb" in keywords:
+            keywords["ref_emb"] = keywords["ref_emb"][:, :d].contiguous()
+    return Case(x, case.labels[:n], keywords, case.oracle, case.y_grad)
 
 
 CASES: dict[str, Maker] = {
