@@ -16,7 +16,9 @@ from support.exhaustive import exhaustive_but
 from support.loss_parameters import AGAINST_PROXIES, LABELLED, parameters, with_rest
 from support.named_cases import smooth
 
-FURTHER_DISTANCES = {
+LAST_DISTANCES = {
+    "circle_loss": "dot",  # of similarities alone
+    "proxy_anchor_loss": "dot",
     "ms_loss": "snr",
     "contrastive_loss": "sqeuclidean",
     "triplet_loss": "snr",
@@ -24,7 +26,6 @@ FURTHER_DISTANCES = {
     "supcon_loss": "dot",
 }
 REDUCTIONS = ["mean", "mean_nonzero", "sum", "none"]
-SIMILAR_ONLY = ["circle_loss", "proxy_anchor_loss"]
 FORMS: dict[str, list[dict[str, Any]]] = {
     "ms_loss": [{}, {"epsilon": None}],
     "contrastive_loss": [{}, {"reduction": "mean_pairs"}],
@@ -41,17 +42,14 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
-    """Every loss and form on l2, which goes furthest from a product, and some on the others; what
-    reductions do is the same for all losses, so they take turns."""
+    """Every loss and form once: on l2, which goes furthest from a product, and the last of some on
+    another. What reductions do is the same for all losses, so they take turns."""
     reductions = itertools.cycle(REDUCTIONS)
     found = []
     for name in losses.__all__:
         for form in FORMS.get(name, parameters(name)[:1]):
-            distance = "dot" if name in SIMILAR_ONLY else "l2"
-            found.append((name, {"reduction": next(reductions), "distance": distance, **form}))
-    for name, distance in FURTHER_DISTANCES.items():
-        form = FORMS.get(name, parameters(name)[:1])[-1]
-        found.append((name, {"reduction": next(reductions), "distance": distance, **form}))
+            found.append((name, {"reduction": next(reductions), "distance": "l2", **form}))
+        found[-1][1]["distance"] = LAST_DISTANCES.get(name, "l2")
     return found
 
 
@@ -87,7 +85,7 @@ def agree(ours: Any, eager: Any, sizes: tuple[int, ...]) -> None:
     "case",
     exhaustive_but(
         [(case,) for case in cases()],
-        lambda case: case[0] == "triplet_loss" and case[1]["distance"] == "l2",
+        lambda case: case[0] == "triplet_loss" and case[1].get("mining") == "semihard",
     ),
     ids=in_words,
 )
@@ -98,6 +96,10 @@ def test_every_distance_for_any_size(case: tuple[str, dict[str, Any]]) -> None:
         return loss(*case, x)
 
     agree(torch.compile(eager, fullgraph=True, dynamic=True, backend="eager"), eager, (24,))
+
+
+# With labels, of any loss, with what is learned, against proxies, over two sets.
+RESIZED = ["LabelledLoss", "MarginLoss", "ProxyAnchorLoss", "SigLIPLoss", "SupConLoss"]
 
 
 def module(name: str) -> torch.nn.Module:
@@ -116,7 +118,10 @@ def module(name: str) -> torch.nn.Module:
     "name", exhaustive_but([(name,) for name in nn.__all__], lambda name: name == "MarginLoss")
 )
 def test_every_module_with_sizes_that_change(name: str) -> None:
-    """As torch.compile decides by itself: the first size is a constant, the next is not."""
+    """As torch.compile decides by itself: the first size is a constant, the next is not.
+
+    What a Module calls is compiled for any size above: of each kind one sees a second size.
+    """
     torch._dynamo.reset()
     layer = module(name)
 
@@ -126,7 +131,7 @@ def test_every_module_with_sizes_that_change(name: str) -> None:
         return lambda x: run(x, torch.arange(len(x)) % 5)
 
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    agree(call(compiled), call(layer), (24, 20, 31))
+    agree(call(compiled), call(layer), (24, 20) if name in RESIZED else (24,))
 
 
 @pytest.mark.parametrize("engine", ["blockwise", "dense"])
@@ -156,8 +161,8 @@ ANNEALED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("name", "engine"),
     exhaustive_but(
-        [*((name, "auto") for name in ANNEALED), ("ms_loss", "blockwise"), ("ms_loss", "dense")],
-        lambda name, engine: name == "supcon_loss" or engine == "blockwise",
+        [*((name, "auto") for name in ANNEALED), ("ms_loss", "blockwise")],
+        lambda name, _: name == "supcon_loss",
     ),
 )
 def test_a_number_that_changes_at_every_step_is_an_input(name: str, engine: str) -> None:
@@ -168,7 +173,7 @@ def test_a_number_that_changes_at_every_step_is_an_input(name: str, engine: str)
 @pytest.mark.parametrize(
     ("name", "engine"),
     exhaustive_but(
-        [("supcon_loss", "blockwise"), *itertools.product(ANNEALED, ["chunked", "triton"])],
+        [("supcon_loss", "blockwise"), ("ms_loss", "chunked"), ("contrastive_loss", "triton")],
         lambda name, engine: (name, engine) == ("supcon_loss", "blockwise"),
     ),
 )
@@ -187,8 +192,8 @@ def anneal(name: str, engine: str) -> None:
     compiled = torch.compile(ANNEALED[name], fullgraph=True, backend=counter)
     labels = torch.arange(24) % 5
     with pairops.use(engine):
-        for step in range(6):
-            t = 0.3 - 0.04 * step
+        for step in range(4):
+            t = 0.3 - 0.06 * step
             agree(
                 lambda x, t=t: compiled(x, labels, t),
                 lambda x, t=t: ANNEALED[name](x, labels, t),
