@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
 from support.engine_names import TRITON
 from support.error_rule import Dense, assert_within_rule
+from support.exhaustive import exhaustive_but
 from support.project import EXAMPLES, ROOT
 from support.term_problems import problem
 
@@ -57,8 +59,13 @@ VALUES: dict[str, Callable[..., Any]] = {
 PAIR_FUNCTIONS = {name: Function(value, name=f"test_{name}") for name, value in VALUES.items()}
 
 
-@pytest.mark.parametrize("engine", TRITON)
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    exhaustive_but(
+        itertools.product(VALUES, TRITON),
+        lambda name, engine: engine == "triton" or name == "library",
+    ),
+)
 def test_values_and_derived_slopes(name: str, engine: str) -> None:
     x, labels, _ = problem(n=40, d=6)
 
