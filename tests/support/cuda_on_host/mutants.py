@@ -33,6 +33,7 @@ class Mutant(NamedTuple):
     # Who is asked first: "result" (wrong, or an error of the machine), "address" or "thread".
     by: str = "result"
     case: str = ONE_SET
+    first: str = "gather"  # of an edit of both, the kernel that is asked first
     # What is compiled: the kernels of one shape.
     gather: str = "gather_in<Plain64>(GatherCall, int, int, Stream)"
     weigh: str = "weigh_in<Plain64, 1>(WeighCall, int, Stream)"
@@ -76,7 +77,7 @@ MUTANTS = [
     Mutant("swizzle of a lane's row", MMA, "(in_block % 8)", "(in_block % 4)"),
     Mutant("no second part of y", MMA,
            "multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);",
-           "{}").split(),
+           "{}", first="weigh").split(),
     # What lies beyond a set, or does not count.
     Mutant("row guard of masks", SCHEDULER, "if (row >= kept_rows) continue;", "", "address"),
     Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address"),
@@ -91,7 +92,8 @@ MUTANTS = [
     Mutant("own pair counts", SCHEDULER, "if (place == own) continue;", ""),
     Mutant("sums of ignored rows", BACKWARD,
            "kept ? sum.result().value : 0.f", "sum.result().value"),
-    Mutant("bits of one role", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;"),
+    Mutant("bits of one role", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;",
+           first="weigh"),
     # Numbers.
     Mutant("half of a quad's merge", "tile/epilogue_forward.h",
            "for (int across = 1; across <= 2; across *= 2)",
@@ -124,7 +126,7 @@ MUTANTS = [
     Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
     Mutant("no second phase", SM90, "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
     Mutant("no wait for s", SM90, "wgmma_wait<0>(s);", "").hopper(),
-    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "").hopper(),
+    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "", first="weigh").hopper(),
     Mutant("states are read early", SM90, "group_sync(1, S::workers);", "").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
@@ -159,8 +161,9 @@ class Bench:
         self.flavours, self.machine, self.run = flavours, machine, run
         self.lock = threading.Lock()
         self.known: dict[tuple[str, str], str] = {}  # objects of kernels that are not mutated
+        self.mutated: dict[Path, list[str]] = {}  # and of those that are, by their source
 
-    def program(self, mutant: Mutant, detector: str, csrc: Path) -> Path:
+    def program(self, mutant: Mutant, detector: str, csrc: Path, edited: tuple[str, ...]) -> Path:
         flavour = self.flavours[DETECTORS[detector][0]]
         folder = csrc.parent / flavour.name
         flags = (*flavour.flags, "-w") if flavour.flags else ("-O1", "-w")
@@ -168,10 +171,12 @@ class Bench:
         new: list[str] = []  # compiled from the copy
         old: list[str] = []
         for kernel in ("gather", "weigh"):
-            source = csrc.parent / f"{kernel}.cu"
+            source = folder / f"{kernel}.cu"
             source.write_text(HEADER % getattr(mutant, kernel))
-            if kernel in affected(mutant.file):
-                new += build.compile_each([source], folder, flags, csrc)
+            if kernel in edited:
+                if source not in self.mutated:
+                    self.mutated[source] = build.compile_each([source], folder, flags, csrc)
+                new += self.mutated[source]
             else:
                 key = flavour.name, getattr(mutant, kernel)
                 with self.lock:
@@ -179,7 +184,7 @@ class Bench:
                         to = COPIES / "right" / str(len(self.known))
                         (self.known[key],) = build.compile_each([source], to, flags)
                 old.append(self.known[key])
-        if "api" in affected(mutant.file):
+        if "api" in edited:
             new += build.compile_each([csrc / "cuda" / "api.cu"], folder, flags, csrc)
         else:
             old.append(str(flavour.objects / "api.cu.o"))
@@ -189,11 +194,16 @@ class Bench:
         return Path(folder / "sweeps_test")
 
     def caught(self, mutant: Mutant, detector: str, csrc: Path) -> str | None:
-        """How, if it is."""
-        program = self.program(mutant, detector, csrc)
+        """How, if it is: by one kernel, so that the other need not be compiled, or by both."""
         _, choice, schedules = DETECTORS[detector]
-        status, said = self.run(program, *choice, mutant.case, *schedules)
-        if status == 0:
+        status, said = 0, ""
+        every = affected(mutant.file)
+        for edited in [(mutant.first,), every] if len(every) > 1 else [every]:
+            program = self.program(mutant, detector, csrc, edited)
+            status, said = self.run(program, *choice, mutant.case, *schedules)
+            if status != 0:
+                break
+        else:
             return None
         if status not in (1, 2, -signal.SIGABRT, -signal.SIGSEGV):
             raise RuntimeError(f"{mutant.name}: exit status {status}: {said}")
