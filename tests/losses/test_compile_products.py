@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 import pairops
 from pairops import losses, nn
 from pairops.ops.row_stats import op
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 from support.loss_parameters import AGAINST_PROXIES, LABELLED, parameters, with_rest
 from support.named_cases import smooth
 
@@ -81,14 +81,8 @@ def agree(ours: Any, eager: Any, sizes: tuple[int, ...]) -> None:
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize(
-    "case",
-    exhaustive_but(
-        [(case,) for case in cases()],
-        lambda case: case[0] == "triplet_loss" and case[1].get("mining") == "semihard",
-    ),
-    ids=in_words,
-)
+@exhaustive
+@pytest.mark.parametrize("case", cases(), ids=in_words)
 def test_every_distance_for_any_size(case: tuple[str, dict[str, Any]]) -> None:
     torch._dynamo.reset()
 
@@ -134,7 +128,9 @@ def test_every_module_with_sizes_that_change(name: str) -> None:
     agree(call(compiled), call(layer), (24, 20) if name in RESIZED else (24,))
 
 
-@pytest.mark.parametrize("engine", ["blockwise", "dense"])
+@pytest.mark.parametrize(
+    "engine", exhaustive_but(["blockwise", "dense"], lambda engine: engine == "blockwise")
+)
 def test_positive_pairs_as_rows_on_engines_in_torch(engine: str) -> None:
     """Their number is known when the graph runs."""
     torch._dynamo.reset()
