@@ -138,37 +138,6 @@ def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
         assert seen == expected[engine], engine
 
 
-@pytest.mark.slow
-@exhaustive
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
-def test_an_ignore_index_that_changes_between_calls_of_inductor() -> None:
-    """Inductor's integer arithmetic on symbols is not aot_eager's."""
-    torch._dynamo.reset()
-
-    def loss(x: Tensor, labels: Tensor, ignored: int) -> Tensor:
-        return pairops.ms_loss(x, labels, ignore_index=ignored)
-
-    compiled = torch.compile(loss, fullgraph=True)
-    x, labels, _ = inputs()
-    for ignored in (1, 2, 3, 2**62):
-        torch.testing.assert_close(compiled(x, labels, ignored), loss(x, labels, ignored))
-
-
-@pytest.mark.slow
-@exhaustive
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
-def test_compile_with_inductor() -> None:
-    torch._dynamo.reset()
-    x, labels, t = inputs()
-    compiled = torch.compile(LOSSES["ms_loss"], fullgraph=True, dynamic=True)
-    for a, b in zip(
-        torch.autograd.grad(compiled(x, labels, t), (x, t)),
-        torch.autograd.grad(LOSSES["ms_loss"](x, labels, t), (x, t)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(("name", "engine"), ON_ENGINES, indirect=["engine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
