@@ -16,9 +16,11 @@ from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.indexing import places
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import exactly, product, scaled
+from pairops.ops.row_stats import levels
+from pairops.ops.row_stats.levels import Levels
 from pairops.ops.row_stats.op import Taken, watched
 from pairops.ops.terms.arguments import Partner, Table
-from pairops.ops.terms.term import ALL, POS, Term
+from pairops.ops.terms.term import ALL, POS, Term, Wanted
 
 
 @refusing
@@ -95,12 +97,36 @@ def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | Non
         rows, into = matches.nonzero().unbind(1)
     block = Block(pairs, rows, cols)
     weights = block.t.new_zeros(block.t.shape)
-    terms = [(0, term) for term in call.rows] + [(1, term) for term in call.cols]
-    for (axis, term), statistic in zip(terms, call.statistics, strict=True):
-        given = cotangent.get(id(statistic))
-        if given is not None:
-            weights += block.weights(term, axis, statistic.detach(), given)
+    terms = Levels(call.rows, call.cols)
+    statistics = [z.detach() for z in call.statistics]
+    given = [cotangent.get(id(z)) for z in call.statistics]
+    if any(a.grad for term in terms.every for a in term.earlier()):
+        given = _passed_on(pairs, call, statistics, given)
+    for k, g in enumerate(given):
+        if g is not None and terms.every[k].grad:
+            term, value, weight = terms.swept(k, statistics, {k: g})
+            weights += block.weights(term, int(k >= len(call.rows)), value, weight)
     return weights.new_zeros(len(wanted), len(cols)).index_add(0, into, weights)
+
+
+def _passed_on(
+    pairs: Pairs, call: Taken, statistics: list[Tensor], of_value: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The cotangents, with what earlier terms get from those that pass their gradient on."""
+    rows = tuple([pairs.measured(term, 0) for term in call.rows])
+    cols = tuple([pairs.measured(term, 1) for term in call.cols])
+    found = [
+        torch.zeros_like(z) if g is None else g for g, z in zip(of_value, statistics, strict=True)
+    ]
+    terms = Levels(rows, cols)
+    arguments = [
+        _indices_of(pairs, terms.resolved(k, statistics)[0], int(k >= len(rows)))
+        for k, term in enumerate(terms.every)
+        if term.keeps_argument
+    ]
+    given = statistics, arguments, None, found, Wanted(False, False)
+    levels.backward("blockwise", pairs, rows, cols, *given)
+    return [*found]
 
 
 class Block:
@@ -162,6 +188,11 @@ def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     """The caller's index of the partner that attains an extreme, −1 where there is none."""
     owners, partners = pairs.shape if axis == 0 else pairs.shape[::-1]
     term = pairs.measured(term.over(owners, partners, pairs.dtype), axis)
+    return _indices_of(pairs, term, axis)
+
+
+def _indices_of(pairs: Pairs, term: Term, axis: int) -> Tensor:
+    """The same of a term of similarities."""
     with torch.no_grad():
         terms = ([term], []) if axis == 0 else ([], [term])
         _, (index,), _ = ENGINES["blockwise"].forward(pairs, *terms)

@@ -60,15 +60,17 @@ def backward(
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
     bits: Tensor | None,
-    cotangents: Sequence[Tensor],
+    cotangents: list[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """`of_terms` of terms that may refer to earlier ones."""
+    """`of_terms` of terms that may refer to earlier ones.
+
+    cotangents: what an earlier term gets from one that passes its gradient on is added there.
+    """
     terms = Levels(rows, cols)
     if not any(term.earlier() for term in terms.every):
         given = statistics, arguments, bits, cotangents, wanted
         return of_terms(pairs, rows, cols, engine, *given)
-    statistics, cotangents = list(statistics), list(cotangents)
     index = iter(arguments)
     argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
     planes = terms.split(ENGINES[engine], pairs, bits)
@@ -143,7 +145,7 @@ class Levels:
                 arguments[k] = at if missing is None else torch.where(missing, -1, at)
 
     def swept(
-        self, k: int, statistics: Sequence[Tensor], cotangents: Sequence[Tensor]
+        self, k: int, statistics: Sequence[Tensor], cotangents: Any
     ) -> tuple[Term, Tensor, Tensor]:
         """Term k as it is differentiated, its statistic and cotangent."""
         term, missing = self.resolved(k, statistics)
