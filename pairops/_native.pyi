@@ -97,6 +97,16 @@ def backward(
     dx: int | None,  # (n, d) zeros
     dy: int | None,
 ) -> None: ...
+def mean(
+    wide: bool,  # float64, else float32
+    pieces: list[tuple[str, int, int, float, float]],  # shape, plus, minus or -1, offset, weight
+    n: int,
+    count: int,  # terms
+    statistics: int,  # of all terms, one after the other
+    positives: int | None,  # (n,) int64
+    slopes: int,  # as statistics; zeros to add to
+    mean: int,  # (1,) to be written
+) -> None: ...
 def relate(
     isa: str,
     sets: list[tuple[int, str, int, int]],  # address, dtype, n, d of x and, if there is one, y

@@ -12,6 +12,7 @@
 #include "bindings/fields.h"
 #include "bindings/plan.h"
 #include "cpu/label_sort.h"
+#include "cpu/mean.h"
 #include "cpu/sweep.h"
 #include "recipes.h"
 
@@ -244,6 +245,34 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
     });
 }
 
+// pieces: (shape, plus, minus or -1, offset, weight).  statistics, slopes: of `count` terms, one
+// after the other, n numbers each.  mean: one number, to be written.
+void mean_bound(bool wide, const py::list& given, Index n, int count, Address statistics,
+                const py::object& positives, Address slopes, Address mean_at) {
+    static const std::unordered_map<std::string, Shape> shapes = {{"log1p_exp", Shape::log1p_exp},
+                                                                  {"hinge", Shape::hinge},
+                                                                  {"linear", Shape::linear},
+                                                                  {"less_mean", Shape::less_mean}};
+    std::vector<Piece> pieces;
+    for (const auto& item : given) {
+        const auto [shape, plus, minus, offset, weight] = fields<5>(item, "a piece");
+        pieces.push_back({shapes.at(shape.cast<std::string>()), plus.cast<int>(), minus.cast<int>(),
+                          offset.cast<double>(), weight.cast<double>()});
+    }
+    const auto* counts = pointer<const Index>(positives);
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        std::vector<const T*> from;
+        std::vector<T*> to;
+        for (Index k = 0; k < count; ++k) {
+            from.push_back(reinterpret_cast<const T*>(statistics) + k * n);
+            to.push_back(reinterpret_cast<T*>(slopes) + k * n);
+        }
+        *reinterpret_cast<T*>(mean_at) = T(mean(pieces, n, from, counts, to));
+    };
+    wide ? run(double()) : run(float());
+}
+
 void inverse_norm(const std::string& isa, const Embeddings& set, const bool* keep, double* out,
                   int threads) {
     const auto& kernels = isa_called(isa).kernels<float>();
@@ -349,6 +378,9 @@ void bind(py::module_& module) {
                py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
                py::arg("cotangents"), py::arg("slopes"), py::arg("bits"), py::arg("plane"),
                py::arg("threads"), py::arg("poison"), py::arg("dx"), py::arg("dy"));
+    module.def("mean", &mean_bound, py::arg("wide"), py::arg("pieces"), py::arg("n"),
+               py::arg("count"), py::arg("statistics"), py::arg("positives"), py::arg("slopes"),
+               py::arg("mean"));
     module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
                py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(

@@ -6,12 +6,12 @@ from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.functions import circle_pull, circle_push
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
-from .objective.mean_log1p import log1p_exp
 from .objective.objective import labelled, similar_only
 from .objective.scalars import number
 

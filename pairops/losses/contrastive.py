@@ -13,6 +13,7 @@ from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import linear
 from pairops.ops.terms.functions import affine, hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, total
 
@@ -58,9 +59,10 @@ def contrastive_loss(
         pushing = total(NEG, 1.0, 0.0, function=affine, above=threshold(push, pairs))
     else:
         pushing = total(NEG, 1.0, push, function=hinge)
-    pos, neg = row_stats(pairs, total(POS, -1.0, pull, function=hinge), pushing)
+    pulling = total(POS, -1.0, pull, function=hinge)
     if not objective.averages_pairs:
-        return objective.value(pos + neg)
+        return objective.of_pieces((pulling, pushing), [linear(pulling), linear(pushing)])
+    pos, neg = row_stats(pairs, pulling, pushing)
     pulled, pushed = _active(pairs, pull, push)
     return objective.mean_pairs((pos, pulled), (neg, pushed))
 

@@ -10,11 +10,11 @@ from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import log1p_exp, softplus_of
 from pairops.ops.terms.accumulators import log_add_exp
-from pairops.ops.terms.term import NEG, POS, Term, highest, lse, total
+from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
 from .objective.keywords import Paired, Value
-from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, check_one_for_each, paired, split
 from .objective.scalars import number
 
@@ -42,21 +42,18 @@ def info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = paired(x, y, common)
-    n, m = x.shape[0], y.shape[0]
-    terms = _own_and_others(scale)
-    near, pos, neg, *of_cols = row_stats(objective.pairs, *terms, cols=terms if symmetric else ())
-    losses, seen = log1p_exp(neg - pos), {}
-    if objective.return_aux:
-        seen["rows"] = torch.logaddexp(neg, pos) + scale * near
+    ways: list[tuple[Term, ...]] = [_own_and_others(scale)]
     if symmetric:
-        near, pos, neg = [z[:n] for z in of_cols] if m > n else of_cols
-        losses = (losses + log1p_exp(neg - pos)) / 2
-        if objective.return_aux:
-            seen["cols"] = torch.logaddexp(neg, pos) + scale * near
-    return objective.value(losses, **seen)
+        ways += (_own_and_others(scale),)
+    pieces = [softplus_of(neg, pos, weight=1 / len(ways)) for _, pos, neg in ways]
+    seen = {}
+    if objective.return_aux:
+        seen = dict(zip(("rows", "cols"), [lse(ALL, scale, 0.0) for _ in ways], strict=False))
+        ways = [(*way, every) for way, every in zip(ways, seen.values(), strict=True)]
+    return objective.of_pieces(ways[0], pieces, ways[1] if symmetric else (), **seen)
 
 
-def _own_and_others(scale: float | Tensor) -> tuple[Term, Term, Term]:
+def _own_and_others(scale: float | Tensor) -> tuple[Term, ...]:
     """The similarity of an anchor's own pair; that times `scale`, and log Σ e^{scale s} of the
     others, both less it: the loss is theirs, and small ones are not lost in large numbers."""
     near = highest(POS, grad=False)

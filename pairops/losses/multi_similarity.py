@@ -4,13 +4,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
-from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import softplus_of
 from pairops.ops.terms.functions import affine
-from pairops.ops.terms.term import NEG, POS, highest, lowest, lse
+from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, lse
 
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
-from .objective.mean_log1p import reduce_log1p_exp
 from .objective.objective import labelled
 from .objective.scalars import number
 
@@ -49,20 +48,18 @@ def ms_loss(
     objective = labelled(x, labels, common)
     pairs = objective.pairs
     base = pairs.at(number("base", base))
-    if slack is None:
-        pos, neg = row_stats(pairs, lse(POS, -alpha, base), lse(NEG, beta, base))
-        mined = {}
-    else:
+    far = near = None
+    mined: tuple[Term, ...] = ()
+    if slack is not None:
         warn_without_positives(pairs)
         # What a threshold is less ε is the threshold of what is less ε, to the last bit.
         far = lowest(POS, 1.0, slack, function=affine, grad=False)
         near = highest(NEG, 1.0, -slack, function=affine, grad=False)
-        above, below, neg, pos = row_stats(
-            pairs, far, near, lse(NEG, beta, base, above=far), lse(POS, -alpha, base, below=near)
-        )
-        mined = {"above": above, "below": below}
-    return reduce_log1p_exp(
-        [(pos, alpha), (neg, beta)], objective, **mined, positive=pos, negative=neg
+        mined = far, near
+    neg, pos = lse(NEG, beta, base, above=far), lse(POS, -alpha, base, below=near)
+    pieces = softplus_of(pos, weight=1 / alpha), softplus_of(neg, weight=1 / beta)
+    return objective.of_pieces(
+        (*mined, neg, pos), pieces, below=near, above=far, positive=pos, negative=neg
     )
 
 
@@ -86,5 +83,6 @@ def mlcd_loss(
     """
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common)
-    pos, neg = row_stats(objective.pairs, lse(POS, -scale, 0.0), lse(NEG, scale, 0.0))
-    return reduce_log1p_exp([(pos, 1.0), (neg, 1.0)], objective, positive=pos, negative=neg)
+    pos, neg = lse(POS, -scale, 0.0), lse(NEG, scale, 0.0)
+    pieces = softplus_of(pos), softplus_of(neg)
+    return objective.of_pieces((pos, neg), pieces, positive=pos, negative=neg)

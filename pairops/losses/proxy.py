@@ -12,12 +12,12 @@ from pairops.ops.pairs.checks import as_index, check_embeddings, is_number
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.plain_numbers import plain_float
 from pairops.ops.terms.term import NEG, POS, highest, lse, total
 
 from .objective.keywords import Asked, Value
 from .objective.lone_batches import warn_without_positives
-from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, similar_only, split
 from .objective.scalars import number, readable
 

@@ -4,7 +4,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.distributed.agreement import collective
-from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import linear
 from pairops.ops.terms.functions import softplus
 from pairops.ops.terms.term import NEG, POS, total
 
@@ -32,9 +32,6 @@ def siglip_loss(
     """
     scale, bias = number("scale", scale), number("bias", bias)
     objective = paired(x, y, common)
-    pos, neg = row_stats(
-        objective.pairs,
-        total(POS, -scale, -bias, function=softplus),
-        total(NEG, scale, bias, function=softplus),
-    )
-    return objective.value(pos + neg)
+    pos = total(POS, -scale, -bias, function=softplus)
+    neg = total(NEG, scale, bias, function=softplus)
+    return objective.of_pieces((pos, neg), [linear(pos), linear(neg)])

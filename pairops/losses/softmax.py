@@ -9,13 +9,13 @@ from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import less_mean, softplus_of
 from pairops.ops.terms.arguments import Earlier
 from pairops.ops.terms.functions import softplus_from
 from pairops.ops.terms.term import ALL, NEG, POS, highest, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
-from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled, split
 from .objective.scalars import number
 
@@ -44,14 +44,12 @@ def supcon_loss(
     objective = labelled(x, labels, common)
     pairs = objective.pairs
     warn_without_positives(pairs)
-    near, positives = highest(POS, grad=False), pairs.positives()
-    _, neg, pos, sums = row_stats(
-        pairs, near, lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
-    )
+    near = highest(POS, grad=False)
+    neg, pos = lse(NEG, scale, near), lse(POS, scale, near)
+    sums = total(POS, scale, near)
     # log Σ over all less the log Σ over positives, and of several of these less their mean.
-    worse = torch.where(positives > 0, neg - pos, -torch.inf)
-    apart = torch.where(positives > 1, pos - sums / positives.clamp(min=1), 0)
-    return objective.value(log1p_exp(worse) + apart, all=lse(ALL, scale, 0.0))
+    pieces = softplus_of(neg, pos), less_mean(pos, sums)
+    return objective.of_pieces((near, neg, pos, sums), pieces, all=lse(ALL, scale, 0.0))
 
 
 @collective()
@@ -134,11 +132,12 @@ def nca_loss(
     pairs = objective.pairs
     warn_without_positives(pairs)
     near = highest(POS, grad=False)
-    _, pos, neg = row_stats(pairs, near, lse(POS, scale, near), lse(NEG, scale, near))
     # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
-    worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
-    sides = {"positive": lse(POS, scale, 0.0), "negative": lse(NEG, scale, 0.0)}
-    return objective.value(log1p_exp(worse), **sides)
+    pos, neg = lse(POS, scale, near), lse(NEG, scale, near)
+    return objective.of_pieces(
+        (near, pos, neg), [softplus_of(neg, pos)],
+        positive=lse(POS, scale, 0.0), negative=lse(NEG, scale, 0.0),
+    )  # fmt: skip
 
 
 @collective()
@@ -173,9 +172,8 @@ def n_pair_loss(
     objective = Objective.of(pairs, **asked)
     warn_without_positives(pairs)
     near = highest(POS, grad=False)
-    _, neg, pos = row_stats(pairs, near, lse(NEG, 1.0, near), total(POS, 1.0, near))
-    worse = torch.where(pairs.positives() > 0, neg - pos, -torch.inf)
-    return objective.value(log1p_exp(worse), all=lse(ALL, 1.0, 0.0))
+    neg, pos = lse(NEG, 1.0, near), total(POS, 1.0, near)
+    return objective.of_pieces((near, neg, pos), [softplus_of(neg, pos)], all=lse(ALL, 1.0, 0.0))
 
 
 def _first_two(

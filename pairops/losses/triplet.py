@@ -9,13 +9,13 @@ from typing_extensions import Unpack
 from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import hinge_of, log1p_exp, softplus_of
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.functions import hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
-from .objective.mean_log1p import log1p_exp
 from .objective.objective import Objective, labelled
 from .objective.scalars import number
 
@@ -55,8 +55,9 @@ def triplet_loss(
     objective = labelled(x, labels, common, averages_pairs=mining != "hard")
     warn_without_positives(objective.pairs)
     if mining == "hard":
-        far, near = row_stats(objective.pairs, lowest(POS), highest(NEG))
-        return objective.value(_penalty(near - far + margin, soft))
+        far, near = lowest(POS), highest(NEG)
+        shape = softplus_of if soft else hinge_of
+        return objective.of_pieces((far, near), [shape(near, far, offset=margin)])
     if mining == "semihard":
         return _semihard(objective, margin, soft)
     return _all(objective, margin, soft)

@@ -1,6 +1,6 @@
 """The objective of a call: one loss per anchor, weighted and reduced to what is trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.row_stats.pieces import Piece, losses_of
+from pairops.ops.row_stats.small_mean import small_mean
+from pairops.ops.row_stats.softplus_mean import softplus_mean, softplus_mean_serves
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
 
@@ -87,6 +90,42 @@ class Objective:
         return self.answer(
             reduce(losses, self.pairs, self.weight, self.reduction, self.group), **seen
         )
+
+    def of_pieces(
+        self,
+        rows: tuple[Term, ...],
+        pieces: Sequence[Piece],
+        cols: tuple[Term, ...] = (),
+        *,
+        below: Term | None = None,
+        above: Term | None = None,
+        **log_sum_exps: Term,
+    ) -> Value:
+        """The sum of pieces of statistics of every anchor, reduced.
+
+        below, above, log_sum_exps: as in `answer`, as terms, of these or of others.
+        """
+        pairs = self.pairs
+        plain = self.reduction == "mean" and self.weight is None and self.group is None
+        if plain and not self.return_aux:
+            mean = small_mean(pairs, rows, cols, pieces)
+            if mean is not None:
+                return mean
+        values = row_stats(pairs, *rows, cols=cols)
+        by_term = dict(zip(rows + cols, values, strict=True))
+        seen: dict[str, Any] = {}
+        if self.return_aux:
+            given = {"below": below, "above": above, **log_sum_exps}
+            seen = {name: by_term.get(term, term) for name, term in given.items()}  # type: ignore[arg-type]
+        parts = [(by_term[piece.plus], piece.weight) for piece in pieces]
+        only_soft = [piece.shape == "log1p_exp" and piece.minus is None for piece in pieces]
+        if plain and all(only_soft) and softplus_mean_serves(pairs, parts):
+            divisors = [1 / weight for _, weight in parts if not isinstance(weight, Tensor)]
+            return self.answer(softplus_mean(pairs, [z for z, _ in parts], divisors), **seen)
+        n = pairs.x.shape[0]
+        if cols:  # of columns beyond the rows nobody is an anchor
+            by_term |= {term: by_term[term][:n] for term in cols}
+        return self.value(losses_of(pieces, by_term, pairs), **seen)
 
     def mean_pairs(self, *parts: tuple[Tensor, Tensor], **seen: Any) -> Value:
         """Of parts (sums over an anchor's pairs, numbers of these), each (N,): their averages over

@@ -32,6 +32,7 @@ DEVICE: str | None = "cpu"
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
 _TILE = _native.TILE if _native else 1
 _KEPT = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
+SMALL = 512 * 512  # pairs of a call of which they are kept, in float32
 
 
 def missing() -> str | None:
@@ -190,7 +191,7 @@ def planned_backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    cotangents: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | Tensor,
     bits: Tensor | None,
     needs: Wanted,
     plan: Plan,
@@ -198,7 +199,7 @@ def planned_backward(
     """`backward` of terms that may refer to earlier ones, which all have pairs.
 
     arguments: of extremes, where `plan.few` says that all terms are such; else extremes among the
-    terms are left out.
+    terms are left out.  cotangents: also as the rows of one contiguous tensor.
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -218,7 +219,11 @@ def planned_backward(
         bit, plane = bits.data_ptr(), bits.shape[1] * bits.shape[2]
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
-        told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
+        if isinstance(cotangents, Tensor):
+            at, row = cotangents.data_ptr(), cotangents.stride(0) * dtype.itemsize
+            told = [(at + k * row, 1) for k in range(plan.count)]
+        else:
+            told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
         for k, argument in zip(plan.extremes, arguments):  # noqa: B905  (none, or all)
             found[k] = argument.data_ptr()
@@ -228,6 +233,25 @@ def planned_backward(
             *call.settings, by_x, by_y,
         )  # fmt: skip
     return dx, dy, gradients
+
+
+def mean(
+    pieces: list[Any],
+    statistics: Sequence[Tensor],
+    positives: Tensor,
+    slopes: Tensor,
+    mean: Tensor,
+) -> None:
+    """Write the mean over anchors of the sum of pieces, and its slopes by every statistic.
+
+    pieces: (shape, plus, minus or −1, offset, weight), see `row_stats/pieces.py`.  statistics: one
+    after the other, as `planned_forward` makes them.  slopes: zeros, a row for each.
+    """
+    first = statistics[0]
+    _native.mean(
+        first.dtype == torch.float64, pieces, first.shape[0], len(statistics), first.data_ptr(),
+        positives.data_ptr(), slopes.data_ptr(), mean.data_ptr(),
+    )  # fmt: skip
 
 
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:

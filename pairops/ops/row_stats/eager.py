@@ -47,6 +47,20 @@ class _Told(NamedTuple):
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
     """The statistics of terms in which there is nothing to check, cast or agree on, by the CPU's
     engine; None: take the long way."""
+    plan = plan_at_once(pairs, rows, cols)
+    if plan is None:
+        return None
+    x, y = pairs.x, pairs.y
+    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+        found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
+            pairs, rows, cols, cpu_engine, plan, x, y
+        )
+        return found
+    return cpu_engine.planned_forward(pairs, rows, cols, plan).statistics
+
+
+def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> Plan | None:
+    """The plan of a call that the CPU's engine serves at once, or None."""
     if pairs.measure is not None or pairs.shards is not None or not pairs.x.is_cpu:
         return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
@@ -56,15 +70,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         return None
     if engines.asked_for() not in ("auto", cpu_engine.NAME):
         return None
-    if cpu_engine.declines_pairs(pairs) is not None:
-        return None
-    x, y = pairs.x, pairs.y
-    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
-            pairs, rows, cols, cpu_engine, plan, x, y
-        )
-        return found
-    return cpu_engine.planned_forward(pairs, rows, cols, plan).statistics
+    return plan if cpu_engine.declines_pairs(pairs) is None else None
 
 
 def statistics(pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine) -> tuple[Tensor, ...]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from pairops.losses.objective.mean_log1p import log1p_exp
 from torch import Tensor
 from torch.nn import functional as F
 
 import pairops
 from pairops import NEG, Function, Pairs, highest, lse, row_stats, total
-from pairops.losses.objective.mean_log1p import log1p_exp
 from pairops.ops.engines.triton import translate
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS

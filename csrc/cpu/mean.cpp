@@ -1,0 +1,66 @@
+// The mean of losses and its slopes, one anchor after the other in double.
+#include "cpu/mean.h"
+
+#include <cmath>
+#include <limits>
+
+namespace pairops::cpu {
+
+namespace {
+
+struct Sloped {
+    double value, slope;
+};
+
+Sloped log1p_exp(double u) {
+    const double small = std::exp(-std::abs(u));
+    const double value = (u > 0 ? u : 0) + std::log1p(small);
+    return {std::isnan(u) ? u : value, (u > 0 ? 1 : small) / (1 + small)};
+}
+
+// As torch has it, a NaN is not below 0.
+Sloped hinge(double u) { return u <= 0 ? Sloped{0, 0} : Sloped{u, 1}; }
+
+}  // namespace
+
+template <class T>
+double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T*>& statistics,
+            const Index* positives, const std::vector<T*>& slopes) {
+    constexpr double nothing = -std::numeric_limits<double>::infinity();
+    double total = 0;
+    for (Index i = 0; i < n; ++i) {
+        double loss = 0;
+        for (const Piece& piece : pieces) {
+            const double plus = double(statistics[piece.plus][i]);
+            const double minus = piece.minus < 0 ? 0 : double(statistics[piece.minus][i]);
+            Sloped by_plus{0, 0};
+            double by_minus = 0;
+            if (piece.shape == Shape::linear) {
+                by_plus = {plus, 1};
+            } else if (piece.shape == Shape::less_mean) {
+                const double count = double(positives[i]);
+                if (count > 1) {
+                    by_plus = {plus - minus / count, 1};
+                    by_minus = -1 / count;
+                }
+            } else if (plus != nothing) {
+                const double u = plus - minus + piece.offset;
+                by_plus = piece.shape == Shape::hinge ? hinge(u) : log1p_exp(u);
+                by_minus = -by_plus.slope;
+            }
+            loss += piece.weight * by_plus.value;
+            const double share = piece.weight / double(n);
+            slopes[piece.plus][i] += T(share * by_plus.slope);
+            if (piece.minus >= 0) slopes[piece.minus][i] += T(share * by_minus);
+        }
+        total += loss;
+    }
+    return total / double(n);
+}
+
+template double mean(const std::vector<Piece>&, Index, const std::vector<const float*>&,
+                     const Index*, const std::vector<float*>&);
+template double mean(const std::vector<Piece>&, Index, const std::vector<const double*>&,
+                     const Index*, const std::vector<double*>&);
+
+}  // namespace pairops::cpu

@@ -1,0 +1,26 @@
+// The mean of losses that are small functions of an anchor's statistics, and its slopes.
+#pragma once
+
+#include <vector>
+
+#include "cpu/simd/kernel_table.h"
+
+namespace pairops::cpu {
+
+// With u = plus - minus + offset, of an anchor: weight log(1 + e^u), 0 where plus is -inf;
+// weight [u]+; weight plus; or weight (plus - minus / positives) of an anchor with two or more.
+enum class Shape { log1p_exp, hinge, linear, less_mean };
+
+struct Piece {
+    Shape shape;
+    int plus, minus;  // which statistics; minus may be -1: none
+    double offset, weight;
+};
+
+// statistics, slopes: (n,) each; slopes are zeros to add to.  positives: (n,), read by less_mean
+// alone.
+template <class T>
+double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T*>& statistics,
+            const Index* positives, const std::vector<T*>& slopes);
+
+}  // namespace pairops::cpu

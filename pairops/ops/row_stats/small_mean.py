@@ -1,0 +1,132 @@
+"""The mean loss of a small batch on a CPU: statistics, mean and slopes in one node of the graph.
+
+There a step is mostly Python and nodes. What the engine kept of the forward pass, the similarities
+too, is of some 512 × 512 pairs at most: whoever wants more than one ordinary gradient of it has it
+computed again, by the way that large batches take.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pairops.ops.autograd.node import in_old_vmap
+from pairops.ops.distributed.allocation import refusing
+from pairops.ops.engines import cpu_engine
+from pairops.ops.engines.plan import Plan
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term, Wanted
+
+from . import eager
+from .pieces import Piece, losses_of
+
+_Terms = tuple[Term, ...]
+
+
+class _Told(NamedTuple):
+    plan: Plan
+    pairs: Pairs  # without embeddings
+    rows: _Terms
+    cols: _Terms
+    pieces: Sequence[Piece]
+    whole: bool
+
+
+def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]) -> Tensor | None:
+    """The mean over all anchors of the sum of pieces; None: take the long way."""
+    x, y, relation = pairs.x, pairs.y, pairs.relation
+    n = x.shape[0]
+    m = n if y is None else y.shape[0]
+    if not relation.complete or (cols and m != n) or not 0 < n * m <= cpu_engine.SMALL:
+        return None
+    place: dict[Term, int] = {}
+    for k, term in enumerate(rows + cols):
+        place[term] = k
+    told: list[Any] = []
+    for shape, plus, minus, offset, weight in pieces:
+        if type(offset) is not float or type(weight) is not float:
+            return None
+        told += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
+    plan = eager.plan_at_once(pairs, rows, cols)
+    if plan is None:
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, told, x, y)  # type: ignore[no-untyped-call]
+        return mean
+    return _made(pairs, rows, cols, plan, told)[0]
+
+
+def _made(
+    pairs: Pairs, rows: _Terms, cols: _Terms, plan: Plan, told: list[Any]
+) -> tuple[Tensor, Tensor, Any]:
+    """The mean, its slopes by every statistic, and what was made for them."""
+    made = cpu_engine.planned_forward(pairs, rows, cols, plan)
+    first, n = made.statistics[0], pairs.x.shape[0]
+    mean = torch.empty((), dtype=first.dtype, device="cpu")
+    slopes = torch.zeros((plan.count, n), dtype=first.dtype, device="cpu")
+    cpu_engine.mean(told, made.statistics, pairs.positives(), slopes, mean)
+    return mean, slopes, made
+
+
+class _SmallMean(torch.autograd.Function):
+    """Pairs, terms, pieces and plans; x, y → the mean."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pairs: Pairs,
+        rows: _Terms,
+        cols: _Terms,
+        pieces: Sequence[Piece],
+        plan: Plan,
+        told: list[Any],
+        x: Tensor,
+        y: Tensor | None,
+    ) -> Tensor:
+        mean, slopes, made = _made(pairs, rows, cols, plan, told)
+        kept = Pairs(x.new_empty(0), None, pairs.relation, pairs.scales, pairs.cache, True)
+        ctx.told = _Told(plan, kept, rows, cols, pieces, made.whole)
+        ctx.save_for_backward(x, y, made.bits, made.statistics[0], slopes, *made.arguments)
+        return mean
+
+    @staticmethod
+    @refusing
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        told: _Told = ctx.told
+        _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
+        x, y, bits, first, slopes, *arguments = ctx.saved_tensors
+        plan, kept = told.plan, told.pairs
+        pairs = Pairs(x, y, kept.relation, kept.scales, kept.cache, True)
+        again = torch.is_grad_enabled() or in_old_vmap()
+        if again or not told.whole or (plan.extremes and not plan.few):
+            dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
+        else:
+            dx, dy, _ = cpu_engine.planned_backward(
+                pairs, told.rows, told.cols, (first,), arguments, slopes * gradient, bits,
+                Wanted(need_x, need_y, True), plan,
+            )  # fmt: skip
+            if first.dtype != x.dtype:
+                dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
+        return None, None, None, None, None, None, dx if need_x else None, dy if need_y else None
+
+
+def _once_more(
+    told: _Told, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients as large batches have them; in grad mode differentiable."""
+    create = torch.is_grad_enabled()
+    x, y = pairs.x, pairs.y
+    with torch.enable_grad():
+        # Of aliases, so that neither is reached through the other.
+        leaf = x.view_as(x) if create else x.detach().requires_grad_(need_x)
+        other = y if y is None else y.view_as(y) if create else y.detach().requires_grad_(need_y)
+        again = Pairs(leaf, other, pairs.relation, pairs.scales, pairs.cache, True)
+        values = eager.at_once(again, told.rows, told.cols)
+        assert values is not None, "the same call was served"
+        by_term = dict(zip(told.rows + told.cols, values, strict=True))
+        mean = losses_of(told.pieces, by_term, again).mean()
+        both = (leaf, need_x), (other, need_y)
+        wanted = [z for z, need in both if need and z is not None]
+        found = iter(torch.autograd.grad(mean, wanted, gradient, create_graph=create))
+    return next(found) if need_x else None, next(found) if need_y else None
