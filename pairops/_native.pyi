@@ -104,7 +104,7 @@ def mean(
     count: int,  # terms
     statistics: int,  # of all terms, one after the other
     positives: int | None,  # (n,) int64
-    slopes: int,  # as statistics; zeros to add to
+    slopes: int,  # as statistics, to be written
     mean: int,  # (1,) to be written
 ) -> None: ...
 def relate(

@@ -268,6 +268,7 @@ void mean_bound(bool wide, const py::list& given, Index n, int count, Address st
             from.push_back(reinterpret_cast<const T*>(statistics) + k * n);
             to.push_back(reinterpret_cast<T*>(slopes) + k * n);
         }
+        std::fill_n(reinterpret_cast<T*>(slopes), n * count, T(0));
         *reinterpret_cast<T*>(mean_at) = T(mean(pieces, n, from, counts, to));
     };
     wide ? run(double()) : run(float());

@@ -93,7 +93,7 @@ def forward(
     if bits is None:
         bits = torch.empty(bits_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
     # The results of an op may not be views of one another.
-    return [z.clone() for z in made.statistics], made.arguments, bits
+    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, bits
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
@@ -106,7 +106,8 @@ def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
 class Made(NamedTuple):
     """What `planned_forward` makes."""
 
-    statistics: tuple[Tensor, ...]  # views of one tensor, one after the other
+    every: Tensor  # the statistics, one after the other
+    sizes: list[int]  # of each
     arguments: list[Tensor]
     bits: Tensor | None  # None where no term keeps any
     whole: bool  # has each earlier term that is an argument found a pair of every owner?
@@ -134,16 +135,16 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
         plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
         *call.settings,
     )  # fmt: skip
-    sizes = [n] * plan.rows + [m] * (plan.count - plan.rows)
-    statistics, whole = torch.split_with_sizes(every, sizes), True
+    sizes, whole = [n] * plan.rows + [m] * (plan.count - plan.rows), True
     for k, fill, by_positive in plan.arguments:
         if by_positive and pairs.relation.all_positive:
             continue
+        statistics = torch.split_with_sizes(every, sizes)
         if (statistics[k] == fill).any():
             _repair(rows, cols, statistics, arguments)
             whole = False
             break
-    return Made(statistics, arguments, bits, whole)
+    return Made(every, sizes, arguments, bits, whole)
 
 
 def _repair(
@@ -199,7 +200,7 @@ def planned_backward(
     """`backward` of terms that may refer to earlier ones, which all have pairs.
 
     arguments: of extremes, where `plan.few` says that all terms are such; else extremes among the
-    terms are left out.  cotangents: also as the rows of one contiguous tensor.
+    terms are left out.  cotangents: also one after the other, of sets of one length.
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -220,7 +221,7 @@ def planned_backward(
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
         if isinstance(cotangents, Tensor):
-            at, row = cotangents.data_ptr(), cotangents.stride(0) * dtype.itemsize
+            at, row = cotangents.data_ptr(), x.shape[0] * dtype.itemsize
             told = [(at + k * row, 1) for k in range(plan.count)]
         else:
             told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
@@ -235,23 +236,19 @@ def planned_backward(
     return dx, dy, gradients
 
 
-def mean(
-    pieces: list[Any],
-    statistics: Sequence[Tensor],
-    positives: Tensor,
-    slopes: Tensor,
-    mean: Tensor,
-) -> None:
-    """Write the mean over anchors of the sum of pieces, and its slopes by every statistic.
+def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over anchors of the sum of pieces, and its slopes by every statistic.
 
-    pieces: (shape, plus, minus or −1, offset, weight), see `row_stats/pieces.py`.  statistics: one
-    after the other, as `planned_forward` makes them.  slopes: zeros, a row for each.
+    pieces: (shape, plus, minus or −1, offset, weight), see `row_stats/pieces.py`.  every: n
+    statistics of each term, one after the other; so are the slopes.
     """
-    first = statistics[0]
+    mean = torch.empty((), dtype=every.dtype, device="cpu")
+    slopes = torch.empty_like(every)
     _native.mean(
-        first.dtype == torch.float64, pieces, first.shape[0], len(statistics), first.data_ptr(),
+        every.dtype == torch.float64, pieces, n, every.shape[0] // n, every.data_ptr(),
         positives.data_ptr(), slopes.data_ptr(), mean.data_ptr(),
     )  # fmt: skip
+    return mean, slopes
 
 
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:

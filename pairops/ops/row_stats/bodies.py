@@ -70,7 +70,7 @@ def backward(
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
         dx, dy, by_term = levels.backward(
-            engine, pairs, rows, cols, statistics, arguments, bits, cotangents,
+            engine, pairs, rows, cols, statistics, arguments, bits, [*cotangents],
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
         # Rounded once, when all is added up.

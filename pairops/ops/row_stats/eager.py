@@ -56,7 +56,8 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
             pairs, rows, cols, cpu_engine, plan, x, y
         )
         return found
-    return cpu_engine.planned_forward(pairs, rows, cols, plan).statistics
+    made = cpu_engine.planned_forward(pairs, rows, cols, plan)
+    return tuple(made.every.split(made.sizes))
 
 
 def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> Plan | None:
@@ -104,7 +105,10 @@ class _Eager(torch.autograd.Function):
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
             whole = False
         else:
-            values, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
+            every, sizes, arguments, bits, whole = cpu_engine.planned_forward(
+                pairs, rows, cols, plan
+            )
+            values = torch.split_with_sizes(every, sizes)
             constant = plan.constant
         ctx.set_materialize_grads(False)
         if constant:

@@ -16,6 +16,7 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.plan import Plan
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.terms.term import Term, Wanted
 
 from . import eager
@@ -26,7 +27,9 @@ _Terms = tuple[Term, ...]
 
 class _Told(NamedTuple):
     plan: Plan
-    pairs: Pairs  # without embeddings
+    relation: Relation
+    scales: Scales
+    cache: Cache
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
@@ -54,19 +57,8 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
         mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, told, x, y)  # type: ignore[no-untyped-call]
         return mean
-    return _made(pairs, rows, cols, plan, told)[0]
-
-
-def _made(
-    pairs: Pairs, rows: _Terms, cols: _Terms, plan: Plan, told: list[Any]
-) -> tuple[Tensor, Tensor, Any]:
-    """The mean, its slopes by every statistic, and what was made for them."""
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
-    first, n = made.statistics[0], pairs.x.shape[0]
-    mean = torch.empty((), dtype=first.dtype, device="cpu")
-    slopes = torch.zeros((plan.count, n), dtype=first.dtype, device="cpu")
-    cpu_engine.mean(told, made.statistics, pairs.positives(), slopes, mean)
-    return mean, slopes, made
+    return cpu_engine.mean(told, n, made.every, pairs.positives())[0]
 
 
 class _SmallMean(torch.autograd.Function):
@@ -84,10 +76,11 @@ class _SmallMean(torch.autograd.Function):
         x: Tensor,
         y: Tensor | None,
     ) -> Tensor:
-        mean, slopes, made = _made(pairs, rows, cols, plan, told)
-        kept = Pairs(x.new_empty(0), None, pairs.relation, pairs.scales, pairs.cache, True)
-        ctx.told = _Told(plan, kept, rows, cols, pieces, made.whole)
-        ctx.save_for_backward(x, y, made.bits, made.statistics[0], slopes, *made.arguments)
+        every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
+        mean, slopes = cpu_engine.mean(told, x.shape[0], every, pairs.positives())
+        kept = pairs.relation, pairs.scales, pairs.cache
+        ctx.told = _Told(plan, *kept, rows, cols, pieces, whole)
+        ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
         return mean
 
     @staticmethod
@@ -95,18 +88,17 @@ class _SmallMean(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         told: _Told = ctx.told
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
-        x, y, bits, first, slopes, *arguments = ctx.saved_tensors
-        plan, kept = told.plan, told.pairs
-        pairs = Pairs(x, y, kept.relation, kept.scales, kept.cache, True)
+        x, y, bits, every, slopes, *arguments = ctx.saved_tensors
+        plan, pairs = told.plan, Pairs(x, y, told.relation, told.scales, told.cache, True)
         again = torch.is_grad_enabled() or in_old_vmap()
         if again or not told.whole or (plan.extremes and not plan.few):
             dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
         else:
             dx, dy, _ = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, (first,), arguments, slopes * gradient, bits,
+                pairs, told.rows, told.cols, (every,), arguments, slopes * gradient, bits,
                 Wanted(need_x, need_y, True), plan,
             )  # fmt: skip
-            if first.dtype != x.dtype:
+            if every.dtype != x.dtype:
                 dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
         return None, None, None, None, None, None, dx if need_x else None, dy if need_y else None
 
