@@ -16,7 +16,7 @@ from .ops.pairs.pairs import Pairs
 from .ops.row_stats.op import row_stats
 from .ops.terms.arguments import partner, table
 from .ops.terms.functions import Function
-from .ops.terms.term import ALL, NEG, POS, Term, highest, lowest, lse, total
+from .ops.terms.term import ALL, NEG, POS, Earlier, Term, highest, lowest, lse, total
 from .training.cached_step import cached_step
 from .training.cross_batch_memory import CrossBatchMemory
 
@@ -31,6 +31,7 @@ __all__ = [
     "POS",
     "Aux",
     "CrossBatchMemory",
+    "Earlier",
     "Function",
     "Pairs",
     "Term",

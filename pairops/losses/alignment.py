@@ -10,7 +10,7 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import finite
-from pairops.ops.terms.arguments import Argument, table
+from pairops.ops.terms.arguments import Given, table
 from pairops.ops.terms.functions import Function, attended
 from pairops.ops.terms.term import NEG, POS, lse, total
 
@@ -91,7 +91,7 @@ def sms_loss(
     gamma, tau = number("gamma", gamma), number("tau", tau)
     tolerance = number("tolerance", tolerance)
     check_one_for_each(x, y)
-    others: list[Argument] = [0.0, 0.0]
+    others: list[Given] = [0.0, 0.0]
     of_own: float | Tensor = 1.0
     if relevance is not None:
         values, a, b = _looked_up(relevance, x_classes, y_classes, x)

@@ -10,9 +10,8 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import less_mean, softplus_of
-from pairops.ops.terms.arguments import Earlier
 from pairops.ops.terms.functions import softplus_from
-from pairops.ops.terms.term import ALL, NEG, POS, highest, lse, total
+from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 
 from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives

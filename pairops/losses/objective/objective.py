@@ -11,7 +11,7 @@ from torch.utils._pytree import register_pytree_node
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.checks import check_embeddings
-from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of
 from pairops.ops.row_stats.small_mean import small_mean
@@ -206,14 +206,14 @@ def labelled(
 ) -> Objective:
     """The objective of a loss over labels. fixed: keywords of `Pairs.of` that the loss decides."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
-    pairs = Pairs.of_checked(x, labels, **pairing, **fixed)
+    pairs = pairs_by_label(x, labels, **pairing, **fixed)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
     """The objective of a loss over two sets that belong together row by row."""
     asked, comparing = split(common, x)
-    pairs = Pairs.paired_checked(x, y, **comparing)
+    pairs = pairs_by_index(x, y, **comparing)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 

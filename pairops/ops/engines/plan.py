@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pairops.ops.terms.arguments import Earlier, EarlierAt
+from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
-from pairops.ops.terms.term import POS, Term
+from pairops.ops.terms.term import POS, Earlier, Term
 
 # Where an operand comes from, as csrc/bindings/plan.h has it: the next number, the next tensor,
 # nowhere; or the statistic of an earlier term, which is its place in the call.

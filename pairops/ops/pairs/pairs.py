@@ -202,81 +202,11 @@ class Pairs:
         are compared with the rows of all ranks. Every rank must call; see docs/distributed.md.
         """
         check_embeddings("x", x)
-        return Pairs.of_checked(
+        return pairs_by_label(
             x, labels, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids,
             exclude_self=exclude_self, ignore_index=ignore_index, distance=distance,
             normalize=normalize, group=Group.of(group),
         )  # fmt: skip
-
-    @staticmethod
-    def of_checked(
-        x: Tensor,
-        labels: Tensor,
-        *,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        ids: Tensor | None = None,
-        ref_ids: Tensor | None = None,
-        exclude_self: bool | Literal["auto"] = "auto",
-        ignore_index: int | None = -100,
-        distance: Distance = "cosine",
-        normalize: bool | None = None,
-        group: Group | None = None,
-    ) -> "Pairs":
-        """`of`, for a loss that has checked x and agreed with the other ranks."""
-        if exclude_self != "auto" and not isinstance(exclude_self, bool):
-            raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
-        if ignore_index is not None and type(ignore_index) is not int:
-            kind, whole = type(ignore_index).__name__, plain_int(ignore_index)
-            if whole is None:
-                raise TypeError(f"ignore_index is {kind}; it must be an int or None")
-            ignore_index = whole
-        if ignore_index is not None and not -_LAST - 1 <= ignore_index <= 2 * _LAST + 1:
-            raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
-        unit = compares_units(distance, normalize)
-        as_given = labels, ref_labels
-        labels = whole_numbers("labels", labels, "x", x)
-        if ref_emb is None:
-            for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
-                if given is not None:
-                    raise ValueError(f"{name} is given without ref_emb; it must come with one")
-            own, names = arange(x) if group is not None and exclude_self else None, None
-        else:
-            check_embeddings("ref_emb", ref_emb, like=("x", x))
-            if ref_labels is None:
-                raise ValueError("ref_labels is None; it must be given with ref_emb")
-            ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
-            names = named(x, ref_emb, ids, ref_ids, exclude_self)
-            own = own_of(x, ref_emb, exclude_self) if names is None else None
-        if torch.uint64 in [z.dtype for z in as_given if z is not None]:
-            theirs = None if as_given[1] is None else as_given[1].to(x.device)
-            labels, ref_labels, ignore_index = one_key(
-                as_given[0].to(x.device), theirs, ignore_index
-            )
-        elif ignore_index is not None and ignore_index > _LAST:
-            raise ValueError(
-                f"ignore_index is {ignore_index}; it must be below 2**63, since labels are "
-                f"{as_given[0].dtype}"
-            )
-        if distance == "snr":
-            x = centred("x", x, labels, ignore_index, unit)
-            if ref_emb is not None:
-                ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
-        elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
-            x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
-        scaled = unit and distance != "snr"
-        if group is not None:
-            told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
-            shards = Shards.of(group, told, (labels, ref_labels), own, names, ignore_index)
-            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
-            return replace(pairs, shards=shards)._measured(distance)
-        if ref_emb is None:
-            known = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
-            pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
-        else:
-            own = own if names is None else first_named(*names)
-            pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
-        return pairs._measured(distance)
 
     @staticmethod
     def between(
@@ -313,45 +243,111 @@ class Pairs:
         group: as in `Pairs.of`.
         """
         check_embeddings("x", x)
-        return Pairs.paired_checked(
-            x, y, distance=distance, normalize=normalize, group=Group.of(group)
-        )
-
-    @staticmethod
-    def paired_checked(
-        x: Tensor,
-        y: Tensor,
-        *,
-        distance: Distance = "cosine",
-        normalize: bool | None = None,
-        group: Group | None = None,
-    ) -> "Pairs":
-        """`paired`, for a loss that has checked x and agreed with the other ranks."""
-        check_embeddings("y", y, like=("x", x))
-        if y.shape[0] < x.shape[0]:
-            raise ValueError(
-                f"y has {y.shape[0]} rows; it must have at least {x.shape[0]}, one for each of x"
-            )
-        unit = compares_units(distance, normalize)
-        if distance == "snr":
-            x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
-        elif distance in ("l2", "sqeuclidean") and not unit:
-            x, y = wide(x), wide(y)
-        # What is without a partner needs an order of its own, as labels give.
-        apart = x.shape[0] != y.shape[0]
-        of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
-        known = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
-        pairs = Pairs(x, y, *known, complete=True)
-        if group is not None:
-            shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
-            pairs = replace(pairs, shards=shards)
-        return pairs._measured(distance)
+        return pairs_by_index(x, y, distance=distance, normalize=normalize, group=Group.of(group))
 
     def _measured(self, distance: Distance) -> "Pairs":
         if distance in ("cosine", "dot"):
             return self
         measure = Measure.of(distance, self.x, self.y, self.relation, self.scales, self.dtype)
         return self if measure is None else replace(self, measure=measure)
+
+
+def pairs_by_label(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    exclude_self: bool | Literal["auto"] = "auto",
+    ignore_index: int | None = -100,
+    distance: Distance = "cosine",
+    normalize: bool | None = None,
+    group: Group | None = None,
+) -> Pairs:
+    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks."""
+    if exclude_self != "auto" and not isinstance(exclude_self, bool):
+        raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
+    if ignore_index is not None and type(ignore_index) is not int:
+        kind, whole = type(ignore_index).__name__, plain_int(ignore_index)
+        if whole is None:
+            raise TypeError(f"ignore_index is {kind}; it must be an int or None")
+        ignore_index = whole
+    if ignore_index is not None and not -_LAST - 1 <= ignore_index <= 2 * _LAST + 1:
+        raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
+    unit = compares_units(distance, normalize)
+    as_given = labels, ref_labels
+    labels = whole_numbers("labels", labels, "x", x)
+    if ref_emb is None:
+        for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
+            if given is not None:
+                raise ValueError(f"{name} is given without ref_emb; it must come with one")
+        own, names = arange(x) if group is not None and exclude_self else None, None
+    else:
+        check_embeddings("ref_emb", ref_emb, like=("x", x))
+        if ref_labels is None:
+            raise ValueError("ref_labels is None; it must be given with ref_emb")
+        ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+        names = named(x, ref_emb, ids, ref_ids, exclude_self)
+        own = own_of(x, ref_emb, exclude_self) if names is None else None
+    if torch.uint64 in [z.dtype for z in as_given if z is not None]:
+        theirs = None if as_given[1] is None else as_given[1].to(x.device)
+        labels, ref_labels, ignore_index = one_key(as_given[0].to(x.device), theirs, ignore_index)
+    elif ignore_index is not None and ignore_index > _LAST:
+        raise ValueError(
+            f"ignore_index is {ignore_index}; it must be below 2**63, since labels are "
+            f"{as_given[0].dtype}"
+        )
+    if distance == "snr":
+        x = centred("x", x, labels, ignore_index, unit)
+        if ref_emb is not None:
+            ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
+    elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
+        x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
+    scaled = unit and distance != "snr"
+    if group is not None:
+        told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
+        shards = Shards.of(group, told, (labels, ref_labels), own, names, ignore_index)
+        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
+        return replace(pairs, shards=shards)._measured(distance)
+    if ref_emb is None:
+        known = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
+        pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
+    else:
+        own = own if names is None else first_named(*names)
+        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
+    return pairs._measured(distance)
+
+
+def pairs_by_index(
+    x: Tensor,
+    y: Tensor,
+    *,
+    distance: Distance = "cosine",
+    normalize: bool | None = None,
+    group: Group | None = None,
+) -> Pairs:
+    """`Pairs.paired`, for a loss that has checked x and agreed with the other ranks."""
+    check_embeddings("y", y, like=("x", x))
+    if y.shape[0] < x.shape[0]:
+        raise ValueError(
+            f"y has {y.shape[0]} rows; it must have at least {x.shape[0]}, one for each of x"
+        )
+    unit = compares_units(distance, normalize)
+    if distance == "snr":
+        x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
+    elif distance in ("l2", "sqeuclidean") and not unit:
+        x, y = wide(x), wide(y)
+    # What is without a partner needs an order of its own, as labels give.
+    apart = x.shape[0] != y.shape[0]
+    of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
+    known = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
+    pairs = Pairs(x, y, *known, complete=True)
+    if group is not None:
+        shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
+        pairs = replace(pairs, shards=shards)
+    return pairs._measured(distance)
 
 
 def _told(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:

@@ -1,15 +1,12 @@
 """Arguments of a pair function: numbers, vectors of owners or partners, tables, earlier terms."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .plain_numbers import plain_float
-
-if TYPE_CHECKING:
-    from .term import Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +28,6 @@ class Table:
         return self.values, self.owners, self.partners
 
 
-@dataclass(eq=False)
-class Earlier:
-    """The statistic of an earlier term of the same call, one value per owner.
-
-    A term in the place of an argument is the same: a constant. With `grad=True` the gradient by the
-    argument goes on to the earlier term.
-    """
-
-    term: "Term"
-    grad: bool = False
-
-
 class Operand(NamedTuple):
     """A tensor of a term."""
 
@@ -62,7 +47,8 @@ class EarlierAt(NamedTuple):
     window: bool = False
 
 
-Argument = float | Tensor | Partner | Table | EarlierAt
+Given = float | Tensor | Partner | Table
+Argument = Given | EarlierAt
 
 
 def partner(values: Tensor) -> Partner:

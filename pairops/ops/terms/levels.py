@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Earlier, EarlierAt, Partner
-from .term import POS, Term
+from .arguments import EarlierAt, Partner
+from .term import POS, Earlier, Term
 
 
 def numbered(terms: Sequence[Term], others: Sequence[Term], name: str) -> tuple[Term, ...]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from .accumulators import GATHERS, Gather
 from .arguments import (
     Argument,
-    Earlier,
     EarlierAt,
+    Given,
     Operand,
     Partner,
     Table,
@@ -183,6 +183,18 @@ class Term:
         return GATHERS[self.gather, self.keeps_argument]
 
 
+@dataclass(eq=False)
+class Earlier:
+    """The statistic of an earlier term of the same call, one value per owner.
+
+    A term in the place of an argument is the same: a constant. With `grad=True` the gradient by the
+    argument goes on to the earlier term.
+    """
+
+    term: Term
+    grad: bool = False
+
+
 class Wanted(NamedTuple):
     """Which gradients an engine is to return."""
 
@@ -198,7 +210,7 @@ class Wanted(NamedTuple):
 
 def total(
     side: str,
-    *args: "Argument | Term | Earlier",
+    *args: "Given | Term | Earlier",
     function: Function = affine,
     above: Tensor | Term | None = None,
     below: Tensor | Term | None = None,
@@ -209,7 +221,7 @@ def total(
 
 def lse(
     side: str,
-    *args: "Argument | Term | Earlier",
+    *args: "Given | Term | Earlier",
     function: Function = affine,
     above: Tensor | Term | None = None,
     below: Tensor | Term | None = None,
@@ -220,7 +232,7 @@ def lse(
 
 def lowest(
     side: str,
-    *args: "Argument | Term | Earlier",
+    *args: "Given | Term | Earlier",
     function: Function = identity,
     above: Tensor | Term | None = None,
     below: Tensor | Term | None = None,
@@ -232,7 +244,7 @@ def lowest(
 
 def highest(
     side: str,
-    *args: "Argument | Term | Earlier",
+    *args: "Given | Term | Earlier",
     function: Function = identity,
     above: Tensor | Term | None = None,
     below: Tensor | Term | None = None,
