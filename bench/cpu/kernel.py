@@ -29,6 +29,7 @@ from bench.report import columns, number, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.engines.plan import plan_of
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import NEG, POS, Wanted, highest, lse, total
 
@@ -58,22 +59,26 @@ class Job:
 
 
 def sweeps(loss: str, n: int, d: int) -> Iterator[tuple[str, Step]]:
-    """The two calls of the engine that the loss makes, once it knows its references."""
+    """The two calls of the engine that the loss makes."""
     given = problem(Setting(loss, n, d))
     x, other = given.x.detach(), given.other.detach()
     labelled = takes_labels(loss)
     pairs = Pairs.of(x, other) if labelled else Pairs.paired(x, other)
     scale = 1 / 0.1 if labelled else 1 / 0.07
-    near = cpu_engine.forward(pairs, [highest(POS, grad=False)], [])[0][0]
+    near = highest(POS, grad=False)
     neg, pos, sums = lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
-    rows, cols = ([neg, pos, sums], []) if labelled else ([neg, sums], [neg])
-    statistics, _, bits = cpu_engine.forward(pairs, rows, cols)
-    cotangents = [torch.full((n,), sign / n) for sign in (1, -1, 1)]
-    needs = Wanted(True, not labelled, args=[[False]] * 3)  # by no reference
-    yield "forward", lambda: cpu_engine.forward(pairs, rows, cols)
+    rows, cols = ((near, neg, pos, sums), ()) if labelled else ((near, sums, neg),) * 2
+    plan = plan_of(rows, cols)
+    assert plan is not None and cpu_engine.serves(plan), "the terms are compiled"  # noqa: PT018
+    made = cpu_engine.planned_forward(pairs, rows, cols, plan)
+    slopes = torch.full_like(made.every, 1 / n)
+    needs = Wanted(True, not labelled, True)
+    yield "forward", lambda: cpu_engine.planned_forward(pairs, rows, cols, plan)
     yield (
         "backward",
-        lambda: cpu_engine.backward(pairs, rows, cols, statistics, cotangents, bits, needs),
+        lambda: cpu_engine.planned_backward(
+            pairs, rows, cols, (made.every,), [], slopes, made.bits, needs, plan
+        ),
     )
 
 

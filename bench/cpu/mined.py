@@ -40,12 +40,12 @@ def learned(n: int, d: int, per_class: int, noise: float) -> tuple[Tensor, Tenso
 
 
 def without_bits(*call: Any) -> Any:
-    """native.backward that visits every tile."""
-    *others, _, needs = call
-    return sweep_backward(*others, None, needs)
+    """The engine's backward sweep, through every tile."""
+    *others, _, needs, plan = call
+    return planned_backward(*others, None, needs, plan)
 
 
-sweep_backward = cpu_engine.backward
+planned_backward = cpu_engine.planned_backward
 
 
 def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
@@ -61,7 +61,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
 
     def sweep(bits: Tensor | None) -> Tensor:
         needs = Wanted(True, False)
-        return sweep_backward(pairs, [mined], [], [statistic], [cotangent], bits, needs)[0]
+        return cpu_engine.backward(pairs, [mined], [], [statistic], [cotangent], bits, needs)[0]
 
     leaf = x.clone().requires_grad_()
     with pairops.use("native"):
@@ -71,7 +71,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
         return torch.autograd.grad(value, leaf, retain_graph=True)[0]
 
     def backward_everywhere() -> Tensor:
-        with mock.patch.object(cpu_engine, "backward", without_bits):
+        with mock.patch.object(cpu_engine, "planned_backward", without_bits):
             return backward()
 
     steps: dict[str, Step] = {

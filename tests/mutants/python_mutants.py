@@ -187,8 +187,8 @@ MUTANTS = [
     # What engines are told.
     Mutant(
         "the compiled engine takes gradients for statistics", NATIVE,
-        "given = call.numbers(statistics[k]), call.numbers(cotangents[k]), slopes",
-        "given = call.numbers(cotangents[k]), call.numbers(statistics[k]), slopes",
+        "told = [(z.data_ptr(), z.stride(0)) for z in cotangents]",
+        "told = [(z.data_ptr(), z.stride(0)) for z in statistics]",
         (OF_CPU,),
     ),
     Mutant(

@@ -34,7 +34,11 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
                 total.merge(one);
             }
         }
-        if (cols) total.merge(static_cast<const G*>(cols)[first / n]);
+        if (cols) {
+            G one = static_cast<const G*>(cols)[first / n];
+            UnderTop<G>::settle(one);
+            total.merge(one);
+        }
         const auto result = total.result();
         for (int k = 0; k < n && first + k < count; ++k) {
             value[caller[first + k]] = result.value[k];

@@ -96,6 +96,7 @@ class Objective:
         rows: tuple[Term, ...],
         pieces: Sequence[Piece],
         cols: tuple[Term, ...] = (),
+        /,
         *,
         below: Term | None = None,
         above: Term | None = None,
@@ -107,16 +108,18 @@ class Objective:
         """
         pairs = self.pairs
         plain = self.reduction == "mean" and self.weight is None and self.group is None
-        if plain and not self.return_aux:
-            mean = small_mean(pairs, rows, cols, pieces)
-            if mean is not None:
-                return mean
-        values = row_stats(pairs, *rows, cols=cols)
+        mean = small_mean(pairs, rows, cols, pieces) if plain else None
+        if mean is not None and not self.return_aux:
+            return mean
+        with torch.set_grad_enabled(torch.is_grad_enabled() and mean is None):
+            values = row_stats(pairs, *rows, cols=cols)
         by_term = dict(zip(rows + cols, values, strict=True))
         seen: dict[str, Any] = {}
         if self.return_aux:
             given = {"below": below, "above": above, **log_sum_exps}
             seen = {name: by_term.get(term, term) for name, term in given.items()}  # type: ignore[arg-type]
+        if mean is not None:
+            return self.answer(mean, **seen)
         parts = [(by_term[piece.plus], piece.weight) for piece in pieces]
         only_soft = [piece.shape == "log1p_exp" and piece.minus is None for piece in pieces]
         if plain and all(only_soft) and softplus_mean_serves(pairs, parts):

@@ -45,19 +45,19 @@ class _Watching(threading.local):
     calls: list[Taken] | None = None
 
 
-_watching = _Watching()
+watching = _Watching()
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Taken]]:
     """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
-    before = _watching.calls
+    before = watching.calls
     calls: list[Taken] = []
-    _watching.calls = calls
+    watching.calls = calls
     try:
         yield calls
     finally:
-        _watching.calls = before
+        watching.calls = before
 
 
 def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     try:
         at_once = eager.at_once(pairs, rows, cols)
         if at_once is not None:
-            return at_once if _watching.calls is None else _noted(pairs, rows, cols, at_once)
+            return at_once if watching.calls is None else _noted(pairs, rows, cols, at_once)
         with exactly(pairs.x.device.type):
             n, m = pairs.shape
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
@@ -98,9 +98,9 @@ def _noted(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The result, told to who looks on."""
-    if _watching.calls is not None:
+    if watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-        _watching.calls.append(Taken(pairs, rows, cols, result))
+        watching.calls.append(Taken(pairs, rows, cols, result))
     return result
 
 

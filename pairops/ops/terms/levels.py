@@ -74,7 +74,8 @@ def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -
     """The short ones that a long one waits for which waits for short ones alone."""
     result: set[int] = set()
     for k, is_short in enumerate(short):
-        found, todo = set[int](), needs[k] - done
+        found: set[int] = set()
+        todo = needs[k] - done
         while todo:
             found |= todo
             todo = {j for one in todo for j in needs[one]} - done - found

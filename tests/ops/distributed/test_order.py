@@ -16,6 +16,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 BOTH = pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
 
 MS, SUPCON = "ms(x, labels, group=group)", "supcon(x, labels, group=group)"
+NT_XENT = "pairops.nt_xent_loss(x, labels, group=group)"
 OWN = "pairops.pair_loss(x, labels, pairops.total('neg', 1.0, 0.0), combine={}, group=group)"
 BY_HAND = "pairops.row_stats(pairops.Pairs.of(x, labels, group=group), pairops.lse('neg', 1.0, {}))"
 
@@ -225,8 +226,8 @@ def test_a_rank_that_fails_backward_lets_the_others_finish(ranks: Ranks, gathere
     for rank in (0, 2):
         norm = float(3 * x.grad[4 * rank : 4 * rank + 4].norm())
         assert found[rank][2] == pytest.approx(norm, rel=1e-12)
-    # Of ms_loss there is another ring, in which the one who failed is not.
-    steps = [[MS, "back(v[0])"], [MS, failing[0], SUPCON], [MS, "back(v[0])"]]
+    # Of nt_xent_loss there is another ring, in which the one who failed is not.
+    steps = [[NT_XENT, "back(v[0])"], [NT_XENT, failing[0], SUPCON], [NT_XENT, "back(v[0])"]]
     found = taken(ranks, steps, gathered)
     for got in (found[0][1], found[1][2], found[2][1]):
         assert got == found[0][1]

@@ -34,19 +34,19 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
     sizes = [rows] * size
     keys = others * rows * INDEX
 
-    # Gather: far; near and neg; pos. Weigh: neg and pos, each with its window, R and dR.
+    # Forward: far; near and neg; pos. Backward: neg and pos at once, each with window, R and dR.
     ms = 3 * passed(others, rows, known=1, travelling=0)
-    ms += 2 * passed(others, rows, known=1, travelling=3)
+    ms += passed(others, rows, known=1, travelling=6)
     problem = Problem("ms_loss", {})
     for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes)):
         assert got["p2p"] == ms
         # What they were given, each ring, and the mean and its gradient, which headers carry.
-        assert got["all_gather"] == others * (1 + 3 + 2 + 2) * HEADER + keys
+        assert got["all_gather"] == others * (1 + 3 + 1 + 2) * HEADER + keys
         assert got["all_reduce"] == 0
 
-    # y past x: gather, and weigh with the reference, R and dR of y's one term. x past y: with those
-    # of x's two.
-    clip = passed(others, rows, known=1, travelling=0) + passed(others, rows, known=1, travelling=3)
+    # References lie on their own rank. y past x: forward, and backward with the reference, R and dR
+    # of both of y's terms. x past y: with those of x's.
+    clip = passed(others, rows, known=1, travelling=0) + passed(others, rows, known=1, travelling=6)
     clip += passed(others, rows, known=2, travelling=0)
     clip += passed(others, rows, known=2, travelling=6)
     problem = Problem("info_nce_loss", {})
@@ -61,9 +61,9 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
         size, "support.rank_functions:sent", problem.shared(sizes, gathered=GATHERED)
     ):
         once = others * rows * (D * NUMBER + INDEX)
-        weighed = 2 * others * rows * 3 * NUMBER
+        weighed = others * rows * 6 * NUMBER
         assert got["p2p"] == 0
-        assert got["all_gather"] == others * (1 + 1 + 2 + 2) * HEADER + keys + once + weighed
+        assert got["all_gather"] == others * (1 + 1 + 1 + 2) * HEADER + keys + once + weighed
 
 
 @pytest.mark.slow

@@ -284,7 +284,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "an argument that is text": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, "1", 0.0)),  # type: ignore[arg-type]
         TypeError,
-        r"argument 0 of affine is str; it must be a number, a tensor, partner\(tensor\) or table",
+        r"argument 0 of affine is str; it must be a number, a tensor, partner\(tensor\), table",
     ),
     "a complex argument": (
         lambda: row_stats(Pairs.of(X, LABELS), total(NEG, X[:, 0] * 1j, 0.0)),

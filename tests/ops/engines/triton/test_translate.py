@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from pairops.losses.objective.mean_log1p import log1p_exp
 from torch import Tensor
 from torch.nn import functional as F
 
 import pairops
 from pairops import NEG, Function, Pairs, highest, lse, row_stats, total
 from pairops.ops.engines.triton import translate
+from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms import functions
 from pairops.ops.terms.functions import FUNCTIONS
 from support.engine_names import TRITON
