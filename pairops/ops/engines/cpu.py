@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pairops.ops.bindings import extension
-from pairops.ops.bindings.extension import DTYPES, MISSING
+from pairops.ops.bindings.extension import MISSING
 from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.relation import Relation, Scales
 from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.levels import numbered, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
+from .cpu_addresses import TILE, Call
 from .plan import Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
@@ -30,8 +29,6 @@ TAKES_EARLIER = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
-_TILE = _native.TILE if _native else 1
-_KEPT = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
 SMALL = 512 * 512  # pairs of a call of which they are kept, in float32
 
 
@@ -125,12 +122,12 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
     for k in plan.extremes:
         arguments += (torch.empty(n if k < plan.rows else m, dtype=torch.int64, device="cpu"),)
         found[k] = arguments[-1].data_ptr()
-    tiles = -(-n // _TILE), -(-m // _TILE)
+    tiles = -(-n // TILE), -(-m // TILE)
     bits = at = None
     if plan.keeping:
         bits = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
         at = bits.data_ptr()
-    call = _Call(pairs, rows, cols, plan, dtype)
+    call = Call(pairs, rows, cols, plan, dtype)
     _native.forward(
         plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
         *call.settings,
@@ -204,7 +201,7 @@ def planned_backward(
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    call = _Call(pairs, rows, cols, plan, dtype)
+    call = Call(pairs, rows, cols, plan, dtype)
     gradients: list[Tensor] = []
     if not plan.short:
         gradients = _by_arguments(pairs, rows, cols, needs, dtype)
@@ -284,80 +281,4 @@ def bits_shape(
 ) -> tuple[int | torch.SymInt, ...]:
     n, m = pairs.shape
     keeping = sum(term.keeps_bits for term in (*rows, *cols))
-    return keeping, -(-n // _TILE), -(-m // _TILE)
-
-
-class _Call:
-    """What both passes are told of a call, and the tensors, which must live as long."""
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        rows: Sequence[Term],
-        cols: Sequence[Term],
-        plan: Plan,
-        dtype: torch.dtype,
-    ) -> None:
-        x, y, relation, scales, cache = pairs.x, pairs.y, pairs.relation, pairs.scales, pairs.cache
-        self._alive: tuple[Any, ...] = ()
-        if relation.addresses is None:
-            relation.addresses = _of_relation(relation)
-        if scales.addresses is None:
-            scales.addresses = _of_scales(scales)
-        if cache.similarities is None:
-            cache.similarities = _similarities(x, y, dtype)
-        _, intervals, order_x, order_y = relation.addresses
-        _, scale_x, scale_y = scales.addresses
-        given: Any
-        if cache.sets is None:
-            given = self._set(x), None if y is None else self._set(y)
-        else:  # once: what is kept lives longer than the embeddings may
-            *given, self._alive = cache.sets
-            cache.sets = None
-        of_x = *given[0], scale_x, *order_x
-        of_y = None if y is None else (*given[1], scale_y, *order_y)
-        numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
-        vectors = []
-        if not plan.short:
-            tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-            vectors = [(z.data_ptr(), z.stride(0)) for z in tensors]
-        _, similarities = cache.similarities
-        self.shared = (
-            extension.isa(), of_x, of_y, intervals, similarities, numbers, vectors,
-        )  # fmt: skip
-        # As torch does with its own memory.
-        poison = torch._C._get_deterministic_algorithms()
-        poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        self.settings = torch.get_num_threads(), poison
-
-    def _set(self, z: Tensor) -> tuple[int | str, ...]:
-        if not z.is_contiguous():
-            z = z.contiguous()
-            self._alive += (z,)
-        return z.data_ptr(), DTYPES[z.dtype], *z.shape
-
-
-def _of_relation(relation: Relation) -> tuple[Any, ...]:
-    """What must live as long; intervals; order and validity of rows, and of columns."""
-    alive = [z.contiguous() for z in relation.tensors()]
-    order_x, order_y, begin, end, own, valid_x, valid_y = [z.data_ptr() for z in alive]
-    return alive, (begin, end, own), (order_x, valid_x), (order_y, valid_y)
-
-
-def _of_scales(scales: Scales) -> tuple[Any, ...]:
-    alive = [None if z is None else z.contiguous() for z in (scales.x, scales.y)]
-    return alive, *[None if z is None else z.data_ptr() for z in alive]
-
-
-def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Of a small problem tiles, each computed by the first sweep that needs it, and which of them
-    have been, for all sweeps with these pairs; then their addresses."""
-    n = x.shape[0]
-    m = n if y is None else y.shape[0]
-    tiles = -(-n // _TILE) * -(-m // _TILE)
-    count = tiles * _TILE * _TILE
-    if not 0 < count * dtype.itemsize <= _KEPT:
-        return (), None
-    values = torch.empty(count, dtype=dtype, device="cpu")
-    known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")
-    return (values, known), (values.data_ptr(), known.data_ptr())
+    return keeping, -(-n // TILE), -(-m // TILE)

@@ -17,6 +17,7 @@ from pairops.ops.bindings.devices import float32_level, widest_float
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
 
+from .relate_at_once import relate_at_once
 from .relation import Cache, Relation, Scales
 from .similarity import constant_inverse_norm
 
@@ -48,7 +49,7 @@ def relate(
     """
     by_cpu = x.is_cpu and extension.native is not None and not cuda_kernels.relates(x, y)
     if by_cpu and followed_by_autograd_alone(x, y):
-        return _at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+        return relate_at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
     found = torch.ops.pairops.relate(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
@@ -56,65 +57,6 @@ def relate(
     )  # fmt: skip
     relation, scales, positives, panels = _related(found, y, ref_labels, normalize)
     return relation, scales, Cache({"relation": panels} if panels else {}, positives=positives)
-
-
-def _at_once(
-    x: Tensor,
-    y: Tensor | None,
-    labels: Tensor | None,
-    ref_labels: Tensor | None,
-    ignore_index: int | None,
-    exclude_self: bool,
-    normalize: bool,
-) -> tuple[Relation, Scales, Cache]:
-    """`relate` of an ordinary eager call on a CPU, without the op: the addresses that the engine
-    will ask for are known here."""
-    n, long = x.shape[0], torch.int64
-    positions = torch.empty((5, n), dtype=long, device="cpu")
-    valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
-    order, valid = positions.data_ptr(), valid_x.data_ptr()
-    alive: tuple[Tensor, ...] = (positions, valid_x)
-    outputs, of_y = [order, valid], (order, valid)
-    order_x, begin, end, own, positives = positions.unbind()
-    order_y = order_x
-    given: list[int | None] = [None, None]
-    if labels is not None:
-        given[0] = labels.data_ptr()
-    if ref_labels is not None:
-        order_y = torch.empty_like(ref_labels)
-        valid_y = torch.empty_like(ref_labels, dtype=torch.bool)
-        alive += (order_y, valid_y)
-        of_y = order_y.data_ptr(), valid_y.data_ptr()
-        outputs += of_y
-        given[1] = ref_labels.data_ptr()
-    x = x.contiguous()
-    of_x = x.data_ptr(), extension.DTYPES[x.dtype], *x.shape
-    other, sets = None, [of_x]
-    if y is not None:
-        y = y.contiguous()
-        other = y.data_ptr(), extension.DTYPES[y.dtype], *y.shape
-        sets += (other,)
-    scale_x = scale_y = None
-    at_x = at_y = None
-    if normalize:
-        scale_x = scale_y = torch.empty(n, dtype=torch.float64, device="cpu")
-        at_x = at_y = scale_x.data_ptr()
-        outputs += (at_x,)
-        if y is not None:
-            scale_y = torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
-            at_y = scale_y.data_ptr()
-            outputs += (at_y,)
-    complete, all_positive = extension.native.relate(
-        extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
-    )
-    # Of the columns of another set it is known where they are paired one by one.
-    all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))
-    relation = Relation(order_x, order_y, begin, end, own, valid_x, valid_y, complete, all_positive)
-    row = 8 * n  # bytes
-    intervals = order + row, order + 2 * row, order + 3 * row
-    relation.addresses = alive, intervals, (order, valid), of_y
-    scales = Scales(scale_x, scale_y, ((scale_x, scale_y), at_x, at_y))
-    return relation, scales, Cache(positives=positives, sets=(of_x, other, (x, y)))
 
 
 def _related(

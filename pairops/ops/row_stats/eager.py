@@ -122,7 +122,7 @@ class _Eager(torch.autograd.Function):
     @refusing
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
         told: _Told = ctx.told
-        needs = ctx.needs_input_grad[5:]
+        _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
         pairs, plan = Pairs(x, y, told.relation, told.scales, told.cache), told.plan
         again = torch.is_grad_enabled() or in_old_vmap()

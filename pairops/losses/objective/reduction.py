@@ -1,0 +1,92 @@
+"""From the losses of anchors to what is trained on: weights, sums and means, over all ranks."""
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings.devices import widest_float
+from pairops.ops.distributed.group import Group
+from pairops.ops.pairs.pairs import Pairs
+
+from .keywords import Reduction
+from .scalars import readable
+
+_REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+
+
+def reduce(
+    losses: Tensor,
+    pairs: Pairs,
+    weight: Tensor | None,
+    reduction: Reduction,
+    group: Group | None = None,
+) -> Tensor:
+    """(N,) losses, weighted and reduced.
+
+    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
+    with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
+    anchor.  mean_pairs, where a loss has it: see `average`. With a group sums and numbers are those
+    of all ranks, and of "none" the rows are this rank's.
+    """
+    counted = None
+    if reduction == "mean_nonzero":
+        counted = pairs.relation.valid_x & ~(losses <= 0)
+    elif not pairs.complete:
+        counted = pairs.relation.valid_x
+    if counted is not None:
+        losses = torch.where(counted, losses, 0)
+    if weight is not None:
+        weight = weight.to(losses.dtype)
+        losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
+    if reduction == "none":
+        if group is not None:  # whoever failed tells the others before they go on
+            group.meet("the end")
+        return losses
+    if reduction == "sum":
+        return over_ranks(losses.sum(), group)
+    if group is None and counted is None:
+        return losses.mean() if losses.shape[0] else losses.sum()  # the mean of nothing is 0
+    count = losses.new_tensor(len(losses)) if counted is None else counted.sum()
+    return _quotient(losses.sum(), count, group)
+
+
+def average(
+    sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None, group: Group | None = None
+) -> Tensor:
+    """Σ w_i sums_i / Σ counts_i: the average over pairs of losses that are sums over pairs.
+
+    It is each loss that says which pairs count; 0 where none does.
+    """
+    if weight is not None:
+        weight = weight.to(sums.dtype)
+        sums = sums * (weight if pairs.complete else torch.where(pairs.relation.valid_x, weight, 0))
+    return _quotient(sums.sum(), counts.sum(), group)
+
+
+def _quotient(total: Tensor, count: Tensor, group: Group | None) -> Tensor:
+    if group is None:
+        return total / count.clamp(min=1)
+    dtype = widest_float(total.device)
+    sums = over_ranks(torch.stack([total.to(dtype), count.to(dtype)]), group)
+    return (sums[0] / sums[1].clamp(min=1)).to(total.dtype)
+
+
+def over_ranks(values: Tensor, group: Group | None) -> Tensor:
+    return values if group is None else group.total(values)
+
+
+def check_reduction(
+    reduction: Reduction, weight: Tensor | None, n: int, averages_pairs: bool = False
+) -> None:
+    """What `reduce` will be given, checked before anything is computed."""
+    names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
+    if reduction not in names:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({n},)")
+    if readable(weight) and bool((weight < 0).any()):
+        raise ValueError(f"weight has the value {float(weight.min())}; none may be below 0")

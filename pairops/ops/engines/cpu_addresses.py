@@ -1,0 +1,95 @@
+"""Addresses of one call's tensors, as the CPU engine's extension is told them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.bindings import extension
+from pairops.ops.bindings.extension import DTYPES
+from pairops.ops.bindings.extension import native as _native
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Relation, Scales
+from pairops.ops.terms.term import Term
+
+from .plan import Plan
+
+TILE = _native.TILE if _native else 1
+KEPT = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
+
+
+class Call:
+    """What both passes are told of a call, and the tensors, which must live as long."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        rows: Sequence[Term],
+        cols: Sequence[Term],
+        plan: Plan,
+        dtype: torch.dtype,
+    ) -> None:
+        x, y, relation, scales, cache = pairs.x, pairs.y, pairs.relation, pairs.scales, pairs.cache
+        self._alive: tuple[Any, ...] = ()
+        if relation.addresses is None:
+            relation.addresses = _of_relation(relation)
+        if scales.addresses is None:
+            scales.addresses = _of_scales(scales)
+        if cache.similarities is None:
+            cache.similarities = _similarities(x, y, dtype)
+        _, intervals, order_x, order_y = relation.addresses
+        _, scale_x, scale_y = scales.addresses
+        given: Any
+        if cache.sets is None:
+            given = self._set(x), None if y is None else self._set(y)
+        else:  # once: what is kept lives longer than the embeddings may
+            *given, self._alive = cache.sets
+            cache.sets = None
+        of_x = *given[0], scale_x, *order_x
+        of_y = None if y is None else (*given[1], scale_y, *order_y)
+        numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
+        vectors = []
+        if not plan.short:
+            tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+            vectors = [(z.data_ptr(), z.stride(0)) for z in tensors]
+        _, similarities = cache.similarities
+        self.shared = (
+            extension.isa(), of_x, of_y, intervals, similarities, numbers, vectors,
+        )  # fmt: skip
+        # As torch does with its own memory.
+        poison = torch._C._get_deterministic_algorithms()
+        poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        self.settings = torch.get_num_threads(), poison
+
+    def _set(self, z: Tensor) -> tuple[int | str, ...]:
+        if not z.is_contiguous():
+            z = z.contiguous()
+            self._alive += (z,)
+        return z.data_ptr(), DTYPES[z.dtype], *z.shape
+
+
+def _of_relation(relation: Relation) -> tuple[Any, ...]:
+    """What must live as long; intervals; order and validity of rows, and of columns."""
+    alive = [z.contiguous() for z in relation.tensors()]
+    order_x, order_y, begin, end, own, valid_x, valid_y = [z.data_ptr() for z in alive]
+    return alive, (begin, end, own), (order_x, valid_x), (order_y, valid_y)
+
+
+def _of_scales(scales: Scales) -> tuple[Any, ...]:
+    alive = [None if z is None else z.contiguous() for z in (scales.x, scales.y)]
+    return alive, *[None if z is None else z.data_ptr() for z in alive]
+
+
+def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Of a small problem tiles, each computed by the first sweep that needs it, and which of them
+    have been, for all sweeps with these pairs; then their addresses."""
+    n = x.shape[0]
+    m = n if y is None else y.shape[0]
+    tiles = -(-n // TILE) * -(-m // TILE)
+    count = tiles * TILE * TILE
+    if not 0 < count * dtype.itemsize <= KEPT:
+        return (), None
+    values = torch.empty(count, dtype=dtype, device="cpu")
+    known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")
+    return (values, known), (values.data_ptr(), known.data_ptr())

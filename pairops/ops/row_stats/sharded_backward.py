@@ -1,0 +1,190 @@
+"""The gradient of row statistics over the rows of all ranks: the second ring of `sharded.py`."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pairops.ops.distributed.allocation import refusing
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.levels import passes
+from pairops.ops.terms.term import Term, Wanted
+
+from .backward import of_terms
+from .levels import Levels
+from .ring_blocks import WEIGH, passing, within
+
+
+class Owned(NamedTuple):
+    """A term with what its owners know."""
+
+    term: Term
+    statistic: Tensor
+    cotangent: Tensor
+    argument: Tensor | None  # who attained an extreme
+
+    def tensors(self) -> list[Tensor]:
+        """One row for each owner; what travels with them, and is taken apart in this order."""
+        known = [self.statistic, self.cotangent]
+        return [
+            *self.term.tensors("owner", "window"),
+            *known,
+            *([] if self.argument is None else [self.argument]),
+        ]
+
+
+@refusing
+def backward(
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    cotangents: list[Tensor],
+    how: tuple[str, Sequence[bool], int],
+) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
+    """Gradients by x and y, and by the tensors of each term. how: the engine, which gradients are
+    needed, the piece of the call."""
+    terms = Levels(rows, cols)
+    index = iter(arguments)
+    argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
+    gradients: list[Tensor | None] = [None, None]
+    by_term: dict[int, list[Tensor]] = {}
+    for some in passes(rows, cols):
+        swept = [terms.swept(k, statistics, cotangents) for k in some]
+        owned = [
+            Owned(term, z, g, argument.get(k)) for k, (term, z, g) in zip(some, swept, strict=True)
+        ]
+        first_column = sum(k < len(rows) for k in some)
+        found, slopes = _weigh(pairs, owned, first_column, *how)
+        for axis, one in enumerate(found):
+            before = gradients[axis]
+            gradients[axis] = one if before is None or one is None else before + one
+        for place, k in enumerate(some):
+            by_term[k] = terms.pass_on(k, slopes.get(place, ()), cotangents)
+    return gradients, by_term
+
+
+def _weigh(
+    pairs: Pairs,
+    owned: Sequence[Owned],
+    rows: int,
+    engine: str,
+    needs: Sequence[bool],
+    piece: int,
+) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
+    """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
+    active = [k for k, known in enumerate(owned) if known.term.grad]
+    of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
+    by_term = {
+        k: [torch.zeros_like(z) for _, z, has_grad in owned[k].term.operands() if has_grad]
+        for k in active
+    }
+    gradients: list[Tensor | None] = [None, None]
+    any_vector = any(by_term.values())  # not who needs a gradient, on which ranks might differ
+    for axis in (0, 1):
+        if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
+            continue
+        mine, theirs = of_axis[axis], of_axis[1 - axis]
+        if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
+            theirs = mine
+        gradients[axis] = _weigh_local(
+            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term, piece
+        )
+    return gradients, by_term
+
+
+def _weigh_local(
+    pairs: Pairs,
+    axis: int,
+    terms: tuple[list[int], list[int]],
+    owned: Sequence[Owned],
+    engine: str,
+    need: bool,
+    by_term: dict[int, list[Tensor]],
+    piece: int,
+) -> Tensor | None:
+    """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
+    of every vector which has one value for each of them.
+
+    terms: those that the local ones own, and those that the others own.
+    """
+    mine, theirs = terms
+    local = pairs.x if axis == 0 else pairs.other
+    assert pairs.shards is not None, "these pairs have a group"
+    last = pairs.shards.first(axis) + len(local)
+    total: Tensor | None = None
+    travelling = [z for k in mine for z in owned[k].term.tensors("partner")]
+    travelling += [z for k in theirs for z in owned[k].tensors()]
+    with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
+        for first, block, came in blocks:
+            rest = iter(came)
+            here = [
+                Owned(
+                    known.term.between(iter(known.term.tensors("owner", "window")), rest),
+                    known.statistic,
+                    known.cotangent,
+                    within(known.argument, first, first + block.shape[1 - axis]),
+                )
+                for known in (owned[k] for k in mine)
+            ]
+            there = []
+            for known in (owned[k] for k in theirs):
+                term = known.term.between(rest, iter(known.term.tensors("partner")))
+                statistic, cotangent = next(rest), next(rest)
+                argument = next(rest) if known.argument is not None else None
+                argument = within(argument, last - len(local), last)
+                there.append(Owned(term, statistic, cotangent, argument))
+            both = (here, there) if axis == 0 else (there, here)
+            every = [*both[0], *both[1]]
+            *by_set, vectors = of_terms(
+                block,
+                [known.term for known in both[0]],
+                [known.term for known in both[1]],
+                engine,
+                [known.statistic for known in every],
+                [known.argument for known in every if known.argument is not None],
+                None,
+                [known.cotangent for known in every],
+                Wanted(need and axis == 0, need and axis == 1),
+            )
+            of_others = [block.other if axis == 0 else block.x, *came]
+            found = by_set[axis]
+            if found is not None:  # in grad mode there is one block
+                total = _joined(found, of_others) if total is None else total.add_(found)
+            of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
+            order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+            for place, (k, is_mine) in enumerate(order):
+                roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
+                for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
+                    if (role == "owner") == is_mine:
+                        by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+            del by_set, found  # or it would still be there when that of the next block is made
+    return None if total is None else total.to(local.dtype)
+
+
+def _joined(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """`gradient`, in grad mode as a function of `others`, whatever it was made of.
+
+    Without a pair nothing was made of what was gathered, and this rank would not come to the sum
+    over the ranks that its gradient is.
+    """
+    if not torch.is_grad_enabled():
+        return gradient
+    result: Tensor = _Joined.apply(gradient, *others)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *others: Tensor) -> Tensor:
+        ctx.shapes = [(z.shape, z.dtype) for z in others]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        zeros = [g.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.shapes]
+        return g, *[z if need else None for z, need in zip(zeros, needs, strict=True)]
