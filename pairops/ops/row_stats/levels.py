@@ -115,6 +115,7 @@ class Levels:
     def __init__(self, rows: Sequence[Term], cols: Sequence[Term]) -> None:
         self.rows, self.cols = rows, cols
         self.every = [*rows, *cols]
+        self._known: tuple[dict[Any, Tensor], dict[Any, Tensor]] = ({}, {})
 
     def first(self, k: int) -> int:
         """The index of the first term of the owners of term k."""
@@ -123,7 +124,8 @@ class Levels:
     def resolved(self, k: int, statistics: Sequence[Tensor]) -> tuple[Term, Tensor | None]:
         first = self.first(k)
         alike = self.rows if first == 0 and k < len(self.rows) else self.cols
-        return resolved(self.every[k], alike, statistics[first : first + len(alike)])
+        known = self._known[k >= len(self.rows)]
+        return resolved(self.every[k], alike, statistics[first : first + len(alike)], known)
 
     def take(
         self,

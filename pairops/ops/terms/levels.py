@@ -103,23 +103,34 @@ def passes(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
 
 
 def resolved(
-    term: Term, terms: Sequence[Term], statistics: Sequence[Tensor]
+    term: Term, terms: Sequence[Term], statistics: Sequence[Tensor], known: dict[Any, Tensor]
 ) -> tuple[Term, Tensor | None]:
     """The term with statistics in place of earlier terms, and which of its owners have no pairs.
 
     terms: those of the same owners, with their statistics.  An owner for which an earlier term that
     is an argument found no pair has none; 1 stands in the place of such an argument, since
-    functions may divide by it.
+    functions may divide by it.  known: what other terms were resolved to, of the same statistics:
+    on a GPU each of these is a launch.
     """
     if not term.earlier():
         return term, None
-    missing = without_pairs(term, terms, statistics)
+    places = [a.place for a in term.args if type(a) is EarlierAt and not a.window]
+    missing = known.get((*places,))
+    if missing is None:
+        missing = without_pairs(term, terms, statistics)
+        if missing is not None:
+            known[(*places,)] = missing
 
     def value(a: Any) -> Any:
         if not isinstance(a, EarlierAt):
             return a
         statistic = statistics[a.place] if a.grad else statistics[a.place].detach()
-        return statistic if missing is None or a.window else torch.where(missing, 1.0, statistic)
+        if missing is None or a.window:
+            return statistic
+        which = (*places, a)
+        if which not in known:
+            known[which] = torch.where(missing, 1.0, statistic)
+        return known[which]
 
     args = tuple([value(a) for a in term.args])
     return replace(term, args=args, above=value(term.above), below=value(term.below)), missing
