@@ -115,11 +115,11 @@ def resolved(
     if not term.earlier():
         return term, None
     places = [a.place for a in term.args if type(a) is EarlierAt and not a.window]
-    missing = known.get((*places,))
+    missing = known.get(tuple(places))
     if missing is None:
         missing = without_pairs(term, terms, statistics)
         if missing is not None:
-            known[(*places,)] = missing
+            known[tuple(places)] = missing
 
     def value(a: Any) -> Any:
         if not isinstance(a, EarlierAt):
