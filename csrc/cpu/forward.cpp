@@ -60,7 +60,8 @@ class Gather {
     int find_mate(std::size_t k) const {
         const TermCall<T>& term = call_.terms[k];
         if (!kernel(k).gather_both || term.by_column || !term.takes_numbers()) return -1;
-        if (sweep_.triangle) return int(k);
+        // Of the positives alone there are few, and one maximum for a tile would cost digits.
+        if (sweep_.triangle) return sweep_.of_positives ? -1 : int(k);
         if (term.has_above || term.has_below) return -1;  // each has bits of its own
         for (std::size_t j = 0; j < call_.terms.size(); ++j) {
             const TermCall<T>& other = call_.terms[j];
