@@ -15,7 +15,7 @@ from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.arguments import Partner
-from pairops.ops.terms.levels import numbered, without_pairs
+from pairops.ops.terms.levels import numbered, resolved, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
@@ -138,30 +138,47 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
             continue
         statistics = torch.split_with_sizes(every, sizes)
         if (statistics[k] == fill).any():
-            _repair(rows, cols, statistics, arguments)
+            _repair(pairs, rows, cols, statistics, arguments, bits)
             whole = False
             break
     return Made(every, sizes, arguments, bits, whole)
 
 
 def _repair(
+    pairs: Pairs,
     rows: Sequence[Term],
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
+    bits: Tensor | None,
 ) -> None:
-    """Owners without pairs in an earlier term have none: what was made of it was made of ±inf."""
+    """Owners without pairs in an earlier term have none: what was made of it was made of ±inf.
+    What was made of that in turn is gathered again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-    index = iter(arguments)
+    argument, plane = iter(arguments), iter([] if bits is None else bits)
     first = 0
-    for owned in (rows, cols):
-        for k, term in enumerate(owned, first):
-            argument = next(index) if term.grad and term.extreme else None
-            missing = without_pairs(term, owned, statistics[first : first + len(owned)])
+    for axis, owned in enumerate((rows, cols)):
+        mine = statistics[first : first + len(owned)]
+        changed: set[int] = set()
+        for k, term in enumerate(owned):
+            at = next(argument) if term.keeps_argument else None
+            kept = next(plane) if term.keeps_bits else None
+            if any(a.place in changed for a in term.earlier()):
+                again, _ = resolved(term, owned, mine)
+                alone = ((again,), ()) if axis == 0 else ((), (again,))
+                made = planned_forward(pairs, *alone, _plan(*alone))
+                mine[k].copy_(made.every)
+                if at is not None:
+                    at.copy_(made.arguments[0])
+                if kept is not None and made.bits is not None:
+                    kept.copy_(made.bits[0])
+                changed.add(k)
+            missing = without_pairs(term, owned, mine)
             if missing is not None and missing.any():
-                statistics[k].masked_fill_(missing, term.monoid.fill)
-                if argument is not None:
-                    argument.masked_fill_(missing, -1)
+                mine[k].masked_fill_(missing, term.monoid.fill)
+                if at is not None:
+                    at.masked_fill_(missing, -1)
+                changed.add(k)
         first += len(owned)
 
 

@@ -91,7 +91,7 @@ def backward(
             pairs, now[:split], now[split:], engine,
             [value for _, value, _ in swept],
             [argument[k] for k in some if k in argument],
-            torch.cat(kept) if kept else bits,
+            torch.cat(kept) if kept else bits[:0] if planes and bits is not None else bits,
             [cotangent for _, _, cotangent in swept],
             wanted._replace(args=flags),
         )  # fmt: skip

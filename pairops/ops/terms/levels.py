@@ -74,7 +74,7 @@ def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -
     """The short ones that a long one waits for which waits for short ones alone."""
     result: set[int] = set()
     for k, is_short in enumerate(short):
-        found: set[int] = set()
+        found: set[int] = set()  # not set[int](), which torch.compile cannot trace
         todo = needs[k] - done
         while todo:
             found |= todo
