@@ -4,7 +4,7 @@
 them, with as many threads as torch has. The results do not depend on the number of threads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -155,7 +155,8 @@ def _repair(
     """Owners without pairs in an earlier term have none: what was made of it was made of ±inf.
     What was made of that in turn is gathered again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-    argument, plane = iter(arguments), iter([] if bits is None else bits)
+    argument = iter(arguments)
+    plane: Iterator[Tensor] = iter(() if bits is None else bits)
     first = 0
     for axis, owned in enumerate((rows, cols)):
         mine = statistics[first : first + len(owned)]
@@ -164,9 +165,9 @@ def _repair(
             at = next(argument) if term.keeps_argument else None
             kept = next(plane) if term.keeps_bits else None
             if any(a.place in changed for a in term.earlier()):
-                again, _ = resolved(term, owned, mine)
-                alone = ((again,), ()) if axis == 0 else ((), (again,))
-                made = planned_forward(pairs, *alone, _plan(*alone))
+                again, _ = resolved(term, owned, mine, {})
+                of_rows, of_cols = ((again,), ()) if axis == 0 else ((), (again,))
+                made = planned_forward(pairs, of_rows, of_cols, _plan(of_rows, of_cols))
                 mine[k].copy_(made.every)
                 if at is not None:
                     at.copy_(made.arguments[0])
