@@ -91,10 +91,13 @@ void Sweep<T>::open_stripe(int first, int tiles) {
     stripe_ = Place(first) * TILE;
 }
 
+// Of a tile of similarities that are kept; 0: nobody has begun it.
+constexpr std::uint8_t KNOWN = 1, BEGUN = 2;
+
 template <class T>
 bool Sweep<T>::unknown(int r, int c) const {
     const std::uint8_t* known = call.similarities.known;
-    return !known || !__atomic_load_n(known + place(r, c), __ATOMIC_ACQUIRE);
+    return !known || __atomic_load_n(known + place(r, c), __ATOMIC_ACQUIRE) != KNOWN;
 }
 
 template <class T>
@@ -179,12 +182,18 @@ template <class T>
 const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                                 const Range* ranges, T* s) const {
     T* const tiles = call.similarities.tiles;
-    if (tiles) s = tiles + place(r, c) * TILE * TILE;
-    if (!unknown(r, c)) return s;
+    T* const kept = tiles ? tiles + place(r, c) * TILE * TILE : nullptr;
+    if (!unknown(r, c)) return kept;
+    // Another call may sweep the same pairs: of those that miss a tile one writes it.
+    std::uint8_t* const state = kept ? call.similarities.known + place(r, c) : nullptr;
+    std::uint8_t missing = 0;
+    const bool mine = state && __atomic_compare_exchange_n(state, &missing, BEGUN, false,
+                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    if (mine) s = kept;
     if (band) pack_columns(tile.col, tile.cols, columns);
     const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
-    if (tiles) __atomic_store_n(call.similarities.known + place(r, c), 1, __ATOMIC_RELEASE);
+    if (mine) __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);
     return s;
 }
 

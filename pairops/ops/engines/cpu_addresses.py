@@ -36,24 +36,27 @@ class Call:
             relation.addresses = _of_relation(relation)
         if scales.addresses is None:
             scales.addresses = _of_scales(scales)
-        if cache.similarities is None:
-            cache.similarities = _similarities(x, y, dtype)
+        # Another thread may do the same at the same time: what this call took it keeps alive.
+        kept, sets = cache.similarities, cache.sets
+        if kept is None:
+            kept = cache.similarities = _similarities(x, y, dtype)
+        tensors, similarities = kept
         _, intervals, order_x, order_y = relation.addresses
         _, scale_x, scale_y = scales.addresses
         given: Any
-        if cache.sets is None:
+        if sets is None:
             given = self._set(x), None if y is None else self._set(y)
         else:  # once: what is kept lives longer than the embeddings may
-            *given, self._alive = cache.sets
+            *given, self._alive = sets
             cache.sets = None
+        self._alive += tensors
         of_x = *given[0], scale_x, *order_x
         of_y = None if y is None else (*given[1], scale_y, *order_y)
         numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
         vectors = []
         if not plan.short:
-            tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-            vectors = [(z.data_ptr(), z.stride(0)) for z in tensors]
-        _, similarities = cache.similarities
+            operands = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+            vectors = [(z.data_ptr(), z.stride(0)) for z in operands]
         self.shared = (
             extension.isa(), of_x, of_y, intervals, similarities, numbers, vectors,
         )  # fmt: skip
