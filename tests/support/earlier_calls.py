@@ -95,6 +95,12 @@ CALLS: dict[str, list[Step]] = {
         lambda at: lse(NEG, 2.0, at.carried(3), above=at.window(0)),
         lambda at: highest(NEG, below=at.window(0)),
     ],
+    "gradients of what has none": [
+        near,
+        lambda at: lse(NEG, 2.0, at.carried(0)),
+        lambda at: lowest(POS, 1.0, at.carried(1), function=affine, grad=False),
+        lambda at: lse(POS, 2.0, at.carried(2)),
+    ],
     "an extreme with a gradient": [
         lambda _: lowest(POS),
         lambda at: highest(NEG, below=at.window(0)),

@@ -87,19 +87,21 @@ def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -
 def passes(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
     """The indices of the terms that one pass after the other differentiates.
 
-    A term that passes its gradient on stands in a pass before the one that gets it.
+    A term that passes its gradient on stands in a pass before the one that gets it; one without a
+    gradient is in none.
     """
     terms = [(0, term) for term in rows] + [(len(rows), term) for term in cols]
     level = [0] * len(terms)
     for k in reversed(range(len(terms))):
         first, term = terms[k]
         for a in term.earlier():
-            if a.grad:
+            if a.grad and term.grad:
                 level[first + a.place] = max(level[first + a.place], level[k] + 1)
-    return [
-        [k for k, mine in enumerate(level) if mine == one]
-        for one in range(max(level, default=0) + 1)
-    ]
+    found: list[list[int]] = [[] for _ in range(max(level, default=0) + 1)]
+    for k, (_, term) in enumerate(terms):
+        if term.grad:
+            found[level[k]].append(k)
+    return [some for some in found if some]
 
 
 def resolved(
@@ -124,10 +126,11 @@ def resolved(
     def value(a: Any) -> Any:
         if not isinstance(a, EarlierAt):
             return a
-        statistic = statistics[a.place] if a.grad else statistics[a.place].detach()
+        has_grad = a.grad and term.grad and terms[a.place].grad
+        statistic = statistics[a.place] if has_grad else statistics[a.place].detach()
         if missing is None or a.window:
             return statistic
-        which = (*places, a)
+        which = (*places, a, has_grad)
         if which not in known:
             known[which] = torch.where(missing, 1.0, statistic)
         return known[which]
