@@ -10,7 +10,7 @@ from torch import Tensor
 import pairops
 from pairops import ALL, NEG, POS, Pairs, Term, highest, lowest, lse, row_stats, total
 from pairops.ops.bindings import extension
-from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.engines import cpu_addresses
 from pairops.ops.terms.functions import hinge
 from support.error_rule import Dense, assert_within_rule
 
@@ -107,7 +107,7 @@ def test_the_same_bits_whether_kept_or_not(
         found, kept = asked(order, *given)
         alone, _ = asked(order, *given, apart=True)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu_engine, "KEPT", 0)
+            patch.setattr(cpu_addresses, "KEPT", 0)
             again, none = asked(order, *given)
         assert (kept, none) == (True, False), dtype
         for terms, mine, by_itself, other in zip(ORDERS[order], found, alone, again, strict=True):
@@ -127,9 +127,9 @@ def test_losses_have_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -
     for n in (33, 200, 500):
         x, labels, _ = batch(n, 0, torch.float32)
         seen = []
-        for most in (cpu_engine.KEPT, 0):
+        for most in (cpu_addresses.KEPT, 0):
             with monkeypatch.context() as patch:
-                patch.setattr(cpu_engine, "KEPT", most)
+                patch.setattr(cpu_addresses, "KEPT", most)
                 value = getattr(pairops, name)(x, labels, distance="cosine")
                 seen.append([value.detach(), *torch.autograd.grad(value, x)])
         assert_bits(*seen)
