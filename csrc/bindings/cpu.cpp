@@ -365,7 +365,8 @@ void bind(py::module_& module) {
     module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
-    py::class_<Plan>(module, "Plan")
+    // A plain type, as the stub says.
+    py::class_<Plan>(module, "Plan", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps) {
                  return Plan(terms, std::move(sweeps), &served_called);
              }),
