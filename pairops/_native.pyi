@@ -66,6 +66,7 @@ def forward(
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
+    measure: tuple[str, bool] | None,  # a distance, and are its anchors the columns?
     relation: tuple[int, int, int],  # lo, hi, own (n,) int64
     similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not kept
     numbers: list[float],  # of all terms, in their order
@@ -82,6 +83,7 @@ def backward(
     isa: str,
     x: _Embeddings,
     y: _Embeddings | None,
+    measure: tuple[str, bool] | None,
     relation: tuple[int, int, int],
     similarities: tuple[int, int] | None,
     numbers: list[float],

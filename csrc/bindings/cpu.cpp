@@ -133,10 +133,19 @@ std::function<bool()> asks_python() {
     };
 }
 
+// (distance, are the anchors the columns?), or None: by similarity.
+Measure measure_of(const py::object& given) {
+    static const std::unordered_map<std::string, Distance> distances = {
+        {"l2", Distance::l2}, {"sqeuclidean", Distance::sqeuclidean}, {"snr", Distance::snr}};
+    if (given.is_none()) return {};
+    const auto [name, anchors_are_columns] = fields<2>(given, "a measure");
+    return {distances.at(name.cast<std::string>()), anchors_are_columns.cast<bool>()};
+}
+
 // Calls run(call) without the interpreter's lock. similarities: addresses of tiles and of what is
 // known of them, or None.
 template <class T, class Run>
-void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
+void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
            const py::tuple& relation, const py::object& similarities, int threads, bool poison,
            std::vector<TermCall<T>> terms, Run run) {
     const auto [lo, hi, own] = fields<3>(relation, "relation");
@@ -144,6 +153,7 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y,
                  embeddings(x),
                  {},
                  y.is_none(),
+                 measure,
                  pointer<Place>(lo),
                  pointer<Place>(hi),
                  pointer<Place>(own),
@@ -176,10 +186,10 @@ Index rows_of(const py::handle& set) { return fields<7>(set, "a set")[2].cast<In
 // arguments: one for each term that keeps some, or None.  bits: of all terms, or None; `plane`
 // bytes each.
 void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
-                   const py::object& y, const py::tuple& relation, const py::object& similarities,
-                   const py::list& numbers, const py::list& vectors, Address statistics,
-                   const py::list& arguments, const py::object& bits, std::size_t plane,
-                   int threads, bool poison) {
+                   const py::object& y, const py::object& measure, const py::tuple& relation,
+                   const py::object& similarities, const py::list& numbers, const py::list& vectors,
+                   Address statistics, const py::list& arguments, const py::object& bits,
+                   std::size_t plane, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
@@ -198,8 +208,8 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
         for (const std::vector<int>& some : plan.sweeps) {
             std::vector<TermCall<T>> now;
             for (const int k : some) now.push_back(filled.terms[k]);
-            sweep<T>(isa, x, y, relation, similarities, threads, poison, std::move(now),
-                     [](const Call<T>& call) { gather(call); });
+            sweep<T>(isa, x, y, measure_of(measure), relation, similarities, threads, poison,
+                     std::move(now), [](const Call<T>& call) { gather(call); });
         }
     });
 }
@@ -208,11 +218,12 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
 // cotangents: (address, stride), one for each term; those of extremes are not read.  slopes: one
 // for each vector, where the gradient by it is added, or None.
 void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
-                    const py::object& y, const py::tuple& relation, const py::object& similarities,
-                    const py::list& numbers, const py::list& vectors, Address statistics,
-                    const py::list& arguments, const py::list& cotangents, const py::list& slopes,
-                    const py::object& bits, std::size_t plane, int threads, bool poison,
-                    const py::object& dx, const py::object& dy) {
+                    const py::object& y, const py::object& measure, const py::tuple& relation,
+                    const py::object& similarities, const py::list& numbers,
+                    const py::list& vectors, Address statistics, const py::list& arguments,
+                    const py::list& cotangents, const py::list& slopes, const py::object& bits,
+                    std::size_t plane, int threads, bool poison, const py::object& dx,
+                    const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
@@ -229,6 +240,7 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
             TermCall<T>& term = filled.terms[k];
             term.argument = pointer<Index>(arguments[k]);
             if (term.argument) {
+                term.statistic.values = reinterpret_cast<const T*>(filled.statistics[k]);
                 term.cotangent = Filled<T>::vector(cotangents[k]);
                 extremes.push_back(term);
             }
@@ -238,7 +250,7 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
             swept.push_back(term);
         }
         const bool few = !extremes.empty();
-        sweep<T>(isa, x, y, relation, similarities, threads, poison,
+        sweep<T>(isa, x, y, measure_of(measure), relation, similarities, threads, poison,
                  std::move(few ? extremes : swept), [&](const Call<T>& call) {
                      few ? weigh_extremes(call, by_x, by_y) : weigh(call, by_x, by_y);
                  });
@@ -372,12 +384,12 @@ void bind(py::module_& module) {
              }),
              py::arg("terms"), py::arg("sweeps"));
     module.def("forward", &forward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
-               py::arg("y"), py::arg("relation"), py::arg("similarities"), py::arg("numbers"),
-               py::arg("vectors"), py::arg("statistics"), py::arg("arguments"), py::arg("bits"),
-               py::arg("plane"), py::arg("threads"), py::arg("poison"));
+               py::arg("y"), py::arg("measure"), py::arg("relation"), py::arg("similarities"),
+               py::arg("numbers"), py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
+               py::arg("bits"), py::arg("plane"), py::arg("threads"), py::arg("poison"));
     module.def("backward", &backward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
-               py::arg("y"), py::arg("relation"), py::arg("similarities"), py::arg("numbers"),
-               py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
+               py::arg("y"), py::arg("measure"), py::arg("relation"), py::arg("similarities"),
+               py::arg("numbers"), py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
                py::arg("cotangents"), py::arg("slopes"), py::arg("bits"), py::arg("plane"),
                py::arg("threads"), py::arg("poison"), py::arg("dx"), py::arg("dy"));
     module.def("mean", &mean_bound, py::arg("wide"), py::arg("pieces"), py::arg("n"),

@@ -39,6 +39,12 @@ class Weigh {
             }
             slopes_.push_back(std::move(slopes));
         }
+        // Squared norms of unit rows are constants.
+        if (sweep_.squares_x && !call.x.scale) {
+            if (dx) factors_x_ = zeros(sweep_.padded(false));
+            if (call.same ? sweep_.triangle && dx : dy != nullptr)
+                factors_y_ = zeros(sweep_.padded(true));
+        }
     }
 
     void run() {
@@ -68,16 +74,19 @@ class Weigh {
         Buffer<T> rows[MOST_ARGUMENTS], columns[MOST_ARGUMENTS];
     };
     struct Workspace {
-        Buffer<T> rows, columns, s, w, dx, by_col, x_slices, y_slices;
+        // by_col: gradients by arguments of the tile's columns, and last what leads through their
+        // squared norms.
+        Buffer<T> rows, columns, s, w, w_cols, dx, by_col, x_slices, y_slices;
         std::vector<T*> out = std::vector<T*>(TILE);
 
         explicit Workspace(const Weigh& weigh)
             : rows(TILE * weigh.call_.x.d, weigh.call_.poison),
               columns(weigh.sweep_.columns_per_thread(), weigh.call_.poison),
-              s(TILE * TILE, weigh.call_.poison),
+              s(weigh.sweep_.similarities_per_thread(), weigh.call_.poison),
               w(TILE * TILE, weigh.call_.poison),
+              w_cols(weigh.call_.measure.directed() ? TILE * TILE : 0, weigh.call_.poison),
               dx(weigh.dx_ ? TILE * weigh.width_ : 0, weigh.call_.poison),
-              by_col(MOST_ARGUMENTS * TILE * weigh.call_.terms.size(), weigh.call_.poison),
+              by_col(weigh.by_col_size(), weigh.call_.poison),
               x_slices(weigh.adds_transposed() ? TILE * weigh.width_ : 0, weigh.call_.poison),
               y_slices(weigh.sweep_.band ? TILE * weigh.width_ : 0, weigh.call_.poison) {}
     };
@@ -134,8 +143,9 @@ class Weigh {
             }
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
-            tile.s = sweep_.similarities(r, c, tile, w.rows, w.columns, ranges, w.s);
+            const T* t = sweep_.look(r, c, tile, w.rows, w.columns, ranges, w.s);
             weigh(tile, r, c, w);
+            if (sweep_.squares_x) through_closeness(tile, t, r, c, ranges, w);
             if (dx_) {
                 const T* slices =
                     sweep_.band ? w.y_slices : y_slices_ + (c - begin) * TILE * width_;
@@ -159,7 +169,11 @@ class Weigh {
                 for (Index k = 0; k < call_.x.d; ++k) out[k] += w.dx[i * width_ + k];
             }
         // Nothing is added to these rows any more.
-        if (dx_ && end == sweep_.col_tiles) kernels_.through_scale(call_.x, row, rows, dx_);
+        if (dx_ && end == sweep_.col_tiles) {
+            if (call_.same && factors_y_)
+                for (Place i = row; i < row + rows; ++i) factors_x_[i] += factors_y_[i];
+            kernels_.through_scale(call_.x, row, rows, factors_x_, dx_);
+        }
         order.finish(r);
         return true;
     }
@@ -170,7 +184,9 @@ class Weigh {
     // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
     void weigh(const Tile<T>& tile, int r, int c, Workspace& w) const {
         std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
-        std::fill_n(static_cast<T*>(w.by_col), MOST_ARGUMENTS * TILE * call_.terms.size(), T(0));
+        if (call_.measure.directed())
+            std::fill_n(static_cast<T*>(w.w_cols), tile.rows * TILE, T(0));
+        std::fill_n(static_cast<T*>(w.by_col), by_col_size(), T(0));
         for (std::size_t k = 0; k < call_.terms.size(); ++k) {
             if (!active(k, tile, r, c)) continue;
             const TermCall<T>& term = call_.terms[k];
@@ -184,11 +200,34 @@ class Weigh {
             // have had their gradients already.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
-            if (!term.by_column) kernel.weigh_rows(tile, given, w.w);
+            if (!term.by_column) kernel.weigh_rows(tile, given, weights(w, false));
             if (term.by_column || call_.same)
-                kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain, w.w);
+                kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain,
+                                  weights(w, true));
         }
     }
+
+    // Where pair weights of such owners are added up.
+    T* weights(Workspace& w, bool owners_are_columns) const {
+        const bool apart = call_.measure.directed() && !sweep_.anchors_are_rows(owners_are_columns);
+        return apart ? w.w_cols : w.w;
+    }
+
+    // t: closeness without the anchor's share.
+    void through_closeness(const Tile<T>& tile, const T* t, int r, int c, const Range* ranges,
+                           Workspace& w) const {
+        // As for arguments: what a tile visits as its own mirror image, it adds to rows alone.
+        const bool of_cols = factors_y_ && !(call_.same && r == c);
+        const bool directed = call_.measure.directed();
+        kernels_.through_closeness({call_.measure.distance, t, w.w, w.w_cols,
+                                    directed ? sweep_.share_x + tile.row : nullptr,
+                                    directed ? sweep_.share_y + tile.col : nullptr,
+                                    factors_x_ ? factors_x_ + tile.row : nullptr,
+                                    of_cols ? w.by_col + by_col_size() - TILE : nullptr},
+                                   tile.rows, tile.cols, ranges);
+    }
+
+    std::size_t by_col_size() const { return (MOST_ARGUMENTS * call_.terms.size() + 1) * TILE; }
 
     void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w) {
         if (adds_transposed() && !(call_.same && r == c)) {
@@ -198,6 +237,9 @@ class Weigh {
             kernels_.accumulate(w.w, true, tile.rows, tile.cols, w.x_slices,
                                 TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
         }
+        if (factors_y_)
+            for (int j = 0; j < tile.cols; ++j)
+                factors_y_[tile.col + j] += w.by_col[by_col_size() - TILE + j];
         for (std::size_t k = 0; k < call_.terms.size(); ++k)
             for (int a = 0; a < MOST_ARGUMENTS; ++a)
                 if (slopes_[k].columns[a])
@@ -210,7 +252,7 @@ class Weigh {
         for_each(sweep_.threads(), sweep_.col_tiles, [&](int c) {
             const Place first = Place(c) * TILE;
             const int count = int(std::min(Place(TILE), call_.y.kept - first));
-            kernels_.through_scale(call_.y, first, count, dy_);
+            kernels_.through_scale(call_.y, first, count, factors_y_, dy_);
         });
     }
 
@@ -233,6 +275,8 @@ class Weigh {
     Index width_;         // d in whole slices
     Buffer<T> y_slices_;  // of a stripe
     std::vector<Slopes> slopes_;
+    // Of each row and column, what leads through its squared norm is this times itself.
+    Buffer<T> factors_x_, factors_y_;
     bool ordered_;  // something is added by column
 };
 

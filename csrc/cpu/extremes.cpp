@@ -14,9 +14,33 @@ std::vector<Place> places(const Embeddings& set) {
     return found;
 }
 
+// `factor` is 0 but for distances, where weights are large and rows near: their difference is made
+// first.
 template <class T>
-void add_scaled(const T* from, T weight, Index d, T* to) {
-    for (Index k = 0; k < d; ++k) to[k] += weight * from[k];
+void add_pair(const T* other, T weight, const T* own, T factor, Index d, T* to) {
+    if (factor == T(0))
+        for (Index k = 0; k < d; ++k) to[k] += weight * other[k];
+    else
+        for (Index k = 0; k < d; ++k)
+            to[k] += weight * (other[k] - own[k]) + (factor + weight) * own[k];
+}
+
+// What the gradient by the closeness t of a pair becomes: its weight by similarity, and what the
+// squared norms of the anchor and of its partner are multiplied by.
+template <class T>
+struct Through {
+    T weight, of_anchor, of_partner;
+};
+
+template <class T>
+Through<T> through(Distance distance, T t, T gradient, T share) {
+    if (distance == Distance::none) return {gradient, 0, 0};
+    if (t == T(0)) return {0, 0, 0};
+    const T slope = t != t ? t : distance == Distance::l2 ? T(-1) / t : T(2) * share;
+    const T weight = gradient * slope;
+    // t is -share times the squared distance.
+    const T by_share = distance == Distance::snr ? T(2) * share * gradient * t : T(0);
+    return {weight, -weight - by_share, -weight};
 }
 
 }  // namespace
@@ -39,18 +63,28 @@ void weigh_extremes(const Call<T>& call, T* dx, T* dy) {
         for (Place k = 0; k < mine.kept; ++k) {
             const Index i = mine.order[k], j = term.argument[i];
             if (j < 0) continue;
-            const T weight = term.cotangent.at(i);
+            const bool owner_is_anchor = turned == call.measure.anchors_are_columns;
+            T share(1);
+            if (call.measure.directed()) {
+                kernels.squares(owner_is_anchor ? mine : theirs, owner_is_anchor ? k : place[j], 1,
+                                &share);
+                share = share_of(share, d);
+            }
+            const Through<T> by =
+                through(call.measure.distance, term.statistic.at(i), term.cotangent.at(i), share);
             // One row is a panel of one row: its slices lie one after the other.
             kernels.pack_slices(mine, k, 1, kernels.panel_cols, owner);
             kernels.pack_slices(theirs, place[j], 1, kernels.panel_cols, partner);
-            if (by_mine) add_scaled<T>(partner, weight, d, by_mine + i * d);
-            if (by_theirs) add_scaled<T>(owner, weight, d, by_theirs + j * d);
+            const T of_owner = owner_is_anchor ? by.of_anchor : by.of_partner;
+            const T of_partner = owner_is_anchor ? by.of_partner : by.of_anchor;
+            if (by_mine) add_pair<T>(partner, by.weight, owner, of_owner, d, by_mine + i * d);
+            if (by_theirs) add_pair<T>(owner, by.weight, partner, of_partner, d, by_theirs + j * d);
         }
     }
     const auto through_scale = [&](const Embeddings& set, T* gradient) {
         if (!gradient) return;
         for (Place first = 0; first < set.kept; first += TILE)
-            kernels.through_scale(set, first, int(std::min(Place(TILE), set.kept - first)),
+            kernels.through_scale(set, first, int(std::min(Place(TILE), set.kept - first)), nullptr,
                                   gradient);
     };
     through_scale(call.x, dx);

@@ -47,7 +47,7 @@ class Gather {
         explicit Workspace(const Gather& gather)
             : rows(TILE * gather.call_.x.d, gather.call_.poison),
               columns(gather.sweep_.columns_per_thread(), gather.call_.poison),
-              s(TILE * TILE, gather.call_.poison) {
+              s(gather.sweep_.similarities_per_thread(), gather.call_.poison) {
             for (const TermCall<T>& term : gather.call_.terms) {
                 const std::size_t state = gather.kernels_.terms[term.kernel].state;
                 of_rows.emplace_back(TILE * state, gather.call_.poison);
@@ -61,7 +61,7 @@ class Gather {
         const TermCall<T>& term = call_.terms[k];
         if (!kernel(k).gather_both || term.by_column || !term.takes_numbers()) return -1;
         // Of the positives alone there are few, and one maximum for a tile would cost digits.
-        if (sweep_.triangle) return sweep_.of_positives ? -1 : int(k);
+        if (sweep_.triangle) return sweep_.of_positives || call_.measure.directed() ? -1 : int(k);
         if (term.has_above || term.has_below) return -1;  // each has bits of its own
         for (std::size_t j = 0; j < call_.terms.size(); ++j) {
             const TermCall<T>& other = call_.terms[j];
@@ -96,8 +96,7 @@ class Gather {
                 packed = true;
             }
             Range memory[TILE];
-            tile.s = sweep_.similarities(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory),
-                                         w.s);
+            sweep_.look(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {
                 const TermCall<T>& term = call_.terms[k];

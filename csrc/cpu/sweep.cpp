@@ -70,6 +70,15 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
         own_.push_back(own);
     }
 
+    if (call.measure.distance != Distance::none) {
+        squares_x = squared(call.x, padded(false));
+        squares_y = call.same ? squares_x : squared(call.y, padded(true));
+    }
+    if (call.measure.directed()) {
+        share_x = shares(squares_x, padded(false));
+        share_y = call.same ? share_x : shares(squares_y, padded(true));
+    }
+
     for (const TermCall<T>& term : call.terms) {
         Operands<T> given{};
         for (int k = 0; k < term.arity; ++k)
@@ -121,6 +130,23 @@ const T* Sweep<T>::sorted(const Numbers<T>& numbers, bool of_columns) {
     Buffer<T> values(padded(of_columns), call.poison);
     for (Place k = 0; k < set.kept; ++k) values[k] = numbers.at(set.order[k]);
     std::fill(values + set.kept, values + padded(of_columns), T(0));
+    vectors_.push_back(std::move(values));
+    return vectors_.back();
+}
+
+template <class T>
+const T* Sweep<T>::squared(const Embeddings& set, std::size_t padded) {
+    Buffer<T> values(padded, call.poison);
+    kernels.squares(set, 0, int(set.kept), values);
+    std::fill(values + set.kept, values + padded, T(0));
+    vectors_.push_back(std::move(values));
+    return vectors_.back();
+}
+
+template <class T>
+const T* Sweep<T>::shares(const T* squares, std::size_t padded) {
+    Buffer<T> values(padded, call.poison);
+    for (std::size_t k = 0; k < padded; ++k) values[k] = share_of(squares[k], call.x.d);
     vectors_.push_back(std::move(values));
     return vectors_.back();
 }
@@ -193,8 +219,30 @@ const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows
     if (band) pack_columns(tile.col, tile.cols, columns);
     const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
+    if (squares_x)
+        kernels.closeness(call.measure.distance, squares_x + tile.row, squares_y + tile.col,
+                          tile.rows, tile.cols, ranges, s);
     if (mine) __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);
     return s;
+}
+
+template <class T>
+const T* Sweep<T>::look(int r, int c, Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
+                        T* s) const {
+    const T* const t = similarities(r, c, tile, rows, columns, ranges, s);
+    tile.s = tile.s_of_cols = t;
+    if (!call.measure.directed()) return t;
+    T* const shared[] = {s + TILE * TILE, s + 2 * TILE * TILE};
+    const auto seen = [&](bool owners_are_columns) {
+        const bool of_rows = anchors_are_rows(owners_are_columns);
+        T* const out = shared[of_rows];
+        kernels.times_share(t, of_rows ? share_x + tile.row : nullptr,
+                            of_rows ? nullptr : share_y + tile.col, tile.rows, tile.cols, out);
+        return out;
+    };
+    tile.s = tile.s_of_cols = seen(false);
+    if (call.same) tile.s_of_cols = seen(true);
+    return t;
 }
 
 template <class T>

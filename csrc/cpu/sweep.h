@@ -53,10 +53,19 @@ struct TermCall {
 
 // The similarities of a small problem, from its first sweep to its last: tiles one after the other,
 // (row tiles, column tiles, TILE, TILE), and for each whether it has been computed. Null: not kept.
+// Of a distance they are closeness, of snr without the anchor's share.
 template <class T>
 struct Similarities {
     T* tiles = nullptr;
     std::uint8_t* known = nullptr;
+};
+
+// How near two rows are. Only snr has an anchor, whose variance it divides by.
+struct Measure {
+    Distance distance = Distance::none;
+    bool anchors_are_columns = false;
+
+    bool directed() const { return distance == Distance::snr; }
 };
 
 // For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
@@ -65,6 +74,7 @@ struct Call {
     const Kernels<T>& kernels;
     Embeddings x, y;
     bool same;
+    Measure measure;
     const Place *lo, *hi, *own;  // (x.n,)
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
@@ -73,14 +83,20 @@ struct Call {
     std::function<bool()> interrupted;
 };
 
+// 1 / variance of rows of d entries with this squared norm; 0 for one without variance.
+template <class T>
+T share_of(T square, Index d) {
+    return square < T(1e-24 * double(d - 1)) ? T(0) : 1 / square;
+}
+
 template <class T>
 void gather(const Call<T>& call);
 // dx (x.n, d), dy (y.n, d): zeros to add to, or null where not wanted. For the same set dx is all.
 template <class T>
 void weigh(const Call<T>& call, T* dx, T* dy);
 
-// The same of extremes of s itself, each of whose terms has `argument`, the partner that attained
-// it or -1, or has null and no gradient.
+// The same of extremes of closeness itself, each of whose terms has `argument`, the partner that
+// attained it or -1, or has null and no gradient.
 template <class T>
 void weigh_extremes(const Call<T>& call, T* dx, T* dy);
 
@@ -138,11 +154,21 @@ class Sweep {
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
     // Are the similarities of tile (r, c) still to be computed?
     bool unknown(int r, int c) const;
-    // The tile's similarities: those that are kept, or of packed `rows` into `s`; `columns` is a
-    // workspace of columns_per_thread().
-    const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
-                          const Range* ranges, T* s) const;
+    // Gives the tile its similarities or closeness: what is kept, or made of packed `rows`. It
+    // returns closeness without the anchor's share. `columns` and `s` are workspaces of
+    // columns_per_thread() and similarities_per_thread().
+    const T* look(int r, int c, Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
+                  T* s) const;
+    std::size_t similarities_per_thread() const {
+        return std::size_t(call.measure.directed() ? 3 : 1) * TILE * TILE;
+    }
     std::size_t columns_per_thread() const { return band ? TILE * std::size_t(call.y.d) : 0; }
+    // Are rows the anchors of a term as its rows see it, and as its columns do?
+    bool anchors_are_rows(bool owners_are_columns) const {
+        return call.measure.anchors_are_columns == (call.same && owners_are_columns);
+    }
+    // (padded,) squared norms, and of snr 1 / variance, of rows and of columns.
+    const T *squares_x = nullptr, *squares_y = nullptr, *share_x = nullptr, *share_y = nullptr;
     // Bit (r, c) of a term.
     std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
     // Of what a team is worth waking for.
@@ -154,6 +180,10 @@ class Sweep {
 
    private:
     std::size_t place(int r, int c) const { return std::size_t(r) * col_tiles + c; }
+    const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
+                          const Range* ranges, T* s) const;
+    const T* squared(const Embeddings& set, std::size_t padded);
+    const T* shares(const T* squares, std::size_t padded);
     void pack_columns(Place first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 

@@ -2,6 +2,7 @@
 // PAIROPS_TARGET is defined. Only the names that this header defines may leave that file.
 #pragma once
 
+#include "cpu/simd/closeness.h"
 #include "cpu/simd/kernel_table.h"
 #include "cpu/simd/microkernel.h"
 #include "cpu/simd/packing.h"
@@ -31,6 +32,10 @@ struct KernelsOf {
         multiply<L, n_rows>,
         accumulate<L, n_rows>,
         through_scale<T>,
+        squares<T>,
+        closeness<Wide, n_rows>,
+        times_share<Wide>,
+        through_closeness<Wide, n_rows>,
         inverse_norm,
         peak<L>,
     };

@@ -17,6 +17,9 @@ constexpr int MOST_ARGUMENTS = 3;  // of a pair function
 
 enum class Dtype { float16, bfloat16, float32, float64 };
 
+// None: a pair is as close as it is similar. Else its closeness is minus the distance.
+enum class Distance { none, l2, sqeuclidean, snr };
+
 // A set of embeddings as the caller has it. s_ij = r_i r_j <x_i, y_j>.
 struct Embeddings {
     const void* z;  // (n, d)
@@ -27,10 +30,11 @@ struct Embeddings {
     Place kept;           // how many are not ignored
 };
 
-// One tile of similarities and what is known of its rows and columns.
+// One tile of similarities, or of closeness, and what is known of its rows and columns.
 template <class T>
 struct Tile {
-    const T* s;  // (TILE, TILE)
+    // (TILE, TILE), as rows see it and as columns do: these differ where a distance has an anchor.
+    const T *s, *s_of_cols;
     int rows, cols;
     Place row, col;  // the first of each
     bool positives;  // may a positive pair be in it?
@@ -75,6 +79,18 @@ struct Range {
     int begin, end;
 };
 
+// Pair weights of a tile by closeness, and where those by similarity and their sums go.
+template <class T>
+struct ThroughCloseness {
+    Distance distance;
+    const T* t;       // (TILE, TILE) closeness, of snr before the anchor's share
+    T* w;             // (TILE, TILE) weights by t; of snr those of pairs whose anchor is the row
+    const T* w_cols;  // and of pairs whose anchor is the column; else null
+    const T *share_rows, *share_cols;  // 1 / variance of the tile's rows and columns; else null
+    // What leads through squared norms is added, as a factor of each row of embeddings; or null.
+    T *of_rows, *of_cols;
+};
+
 template <class T>
 struct Kernels {
     int panel_rows, panel_cols;  // of the micro-kernel
@@ -96,7 +112,20 @@ struct Kernels {
     void (*accumulate)(const T* w, bool transposed, int n_rows, int n_cols, const T* slices,
                        std::size_t stride, Index d, const Range* ranges, T* const* out);
     // g = r (g − u <u, g>), u = r x: the gradient by rows of x, at the caller's index, in place.
-    void (*through_scale)(const Embeddings&, Place first, int count, T* g);
+    // Without a scale it is g + f x; f: one factor for each place, or null: 0.
+    void (*through_scale)(const Embeddings&, Place first, int count, const T* factors, T* g);
+
+    // Squared norms of scaled rows [first, first + count).
+    void (*squares)(const Embeddings&, Place first, int count, T* out);
+    // Similarities become closeness, in place; of snr without the anchor's share. a, b: squared
+    // norms of the tile's rows and columns.
+    void (*closeness)(Distance, const T* a, const T* b, int n_rows, int n_cols, const Range* ranges,
+                      T* s);
+    // out = share · t, by one of both, the other of which is null.
+    void (*times_share)(const T* t, const T* of_rows, const T* of_cols, int n_rows, int n_cols,
+                        T* out);
+    void (*through_closeness)(const ThroughCloseness<T>&, int n_rows, int n_cols,
+                              const Range* ranges);
 
     // 1/‖z_i‖ of rows [first, first + count) in the caller's order; 0 for one below 1e-12 and for
     // one that is not kept.

@@ -171,13 +171,14 @@ inline void inverse_norm(const Embeddings& set, Index first, int count, const bo
 }
 
 template <class T>
-void through_scale(const Embeddings& set, Place first, int count, T* g) {
+void through_scale(const Embeddings& set, Place first, int count, const T* factors, T* g) {
     for (Place place = first; place < first + count; ++place) {
         T* out = g + set.order[place] * set.d;
         visit_row(set, set.order[place], [&](const auto* row) {
             if (!set.scale) {
                 // A dot product's gradient is finite where slopes are constant; a NaN has to show.
-                for (Index k = 0; k < set.d; ++k) out[k] += T(0) * T(widened(row[k]));
+                const T factor = factors ? factors[place] : T(0);
+                for (Index k = 0; k < set.d; ++k) out[k] += factor * T(widened(row[k]));
                 return;
             }
             // By entries of the unit row: a row's own, or r², need not be within range.

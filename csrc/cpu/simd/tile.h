@@ -111,6 +111,8 @@ struct Visit {
         }
     };
 
+    const T* similarities() const { return by_row ? tile.s : tile.s_of_cols; }
+
     // The columns in which row i can have a pair.
     Range columns(int i) const {
         if (Term::side != Side::pos) return {0, tile.cols};
@@ -129,7 +131,7 @@ struct Visit {
             G row = by_row ? states[i] : G::identity();
             with_arguments(i, [&](auto... args) {
                 for (int j = range.begin; j < range.end; j += L::count) {
-                    const L s = L::load(tile.s + i * TILE + j);
+                    const L s = L::load(similarities() + i * TILE + j);
                     L f = rounded(F::value(s, args.at(j)...));
                     Columns<L> at = nowhere<L>();
                     if constexpr (G::keeps_argument)
@@ -159,7 +161,7 @@ struct Visit {
             L row_sums[MOST_ARGUMENTS] = {L(T(0)), L(T(0)), L(T(0))};
             with_arguments(i, [&](auto... args) {
                 for (int j = range.begin; j < range.end; j += L::count) {
-                    const L s = L::load(tile.s + i * TILE + j);
+                    const L s = L::load(similarities() + i * TILE + j);
                     const L f = rounded(F::value(s, args.at(j)...));
                     const auto slopes = F::slopes(s, args.at(j)...);
                     const Statistic<L> of = {statistic.at(j), nowhere<L>()};

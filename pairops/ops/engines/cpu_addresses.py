@@ -52,13 +52,15 @@ class Call:
         self._alive += tensors
         of_x = *given[0], scale_x, *order_x
         of_y = None if y is None else (*given[1], scale_y, *order_y)
+        measure = pairs.measure
+        compared = None if measure is None else (measure.name, measure.anchors == 1)
         numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
         vectors = []
         if not plan.short:
             operands = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
             vectors = [(z.data_ptr(), z.stride(0)) for z in operands]
         self.shared = (
-            extension.isa(), of_x, of_y, intervals, similarities, numbers, vectors,
+            extension.isa(), of_x, of_y, compared, intervals, similarities, numbers, vectors,
         )  # fmt: skip
         # As torch does with its own memory.
         poison = torch._C._get_deterministic_algorithms()
