@@ -106,9 +106,11 @@ def margin_loss(
         warn_without_positives(pairs)
     place = pairs.at(beta)
     pull, push = place + margin, place - margin
-    pos, neg = row_stats(
-        pairs, total(POS, -1.0, pull, function=hinge), total(NEG, 1.0, push, function=hinge)
-    )
+    pulling = total(POS, -1.0, pull, function=hinge)
+    pushing = total(NEG, 1.0, push, function=hinge)
+    if not (triplets or objective.averages_pairs):
+        return objective.of_pieces((pulling, pushing), [linear(pulling), linear(pushing)])
+    pos, neg = row_stats(pairs, pulling, pushing)
     times_pos, times_neg = (1, 1) if not triplets else reversed(pairs.counts())
     losses = times_pos * pos + times_neg * neg
     if not objective.averages_pairs:
