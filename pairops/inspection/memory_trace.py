@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pairops.ops.engines import ENGINES, as_taken
 from pairops.ops.engines.memory import WORKING, Call, Working
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Relation, Scales
 from pairops.ops.row_stats.backward import of_terms
@@ -83,7 +85,9 @@ class Alive(TorchDispatchMode):
         for met, beside in meetings(call, self._ranks, weighing=False):
             self._note(beside + self._prepared_anew(met, working) + working.forward(met))
         if working.bits is not None:
-            self.bytes += working.bits(call) * sum(term.keeps_bits for term, _ in call.owned)
+            engine = ENGINES[self._engine or given["engine"]]
+            rows, cols = as_taken(engine, pairs, call.rows, call.cols)
+            self.bytes += working.bits(call) * sum(term.keeps_bits for term in (*rows, *cols))
 
     def _backward(self, given: Mapping[str, Any]) -> int:
         """What there still is of the gradients besides those that are returned."""
@@ -135,7 +139,8 @@ class Alive(TorchDispatchMode):
     def _read(self, given: Mapping[str, Any]) -> tuple[Pairs, Call, Working]:
         """The arguments that both ops share."""
         x, y, scales = given["x"], given["y"], Scales(given["scale_x"], given["scale_y"])
-        pairs = Pairs(x, y, Relation(*given["relation"]), scales)
+        measure = Measure.of(given["measure"])
+        pairs = Pairs(x, y, Relation(*given["relation"]), scales, measure=measure)
         rows, cols = unpack(given["recipe"], given["numbers"], given["vectors"])
         call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols)
         return pairs, call, WORKING[self._engine or given["engine"]]

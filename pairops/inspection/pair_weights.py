@@ -113,19 +113,17 @@ def _passed_on(
     pairs: Pairs, call: Taken, statistics: list[Tensor], of_value: list[Tensor | None]
 ) -> list[Tensor | None]:
     """The cotangents, with what earlier terms get from those that pass their gradient on."""
-    rows = tuple([pairs.measured(term, 0) for term in call.rows])
-    cols = tuple([pairs.measured(term, 1) for term in call.cols])
     found = [
         torch.zeros_like(z) if g is None else g for g, z in zip(of_value, statistics, strict=True)
     ]
-    terms = Levels(rows, cols)
+    terms = Levels(call.rows, call.cols)
     arguments = [
-        _indices_of(pairs, terms.resolved(k, statistics)[0], int(k >= len(rows)))
+        extreme_indices(pairs, terms.resolved(k, statistics)[0], int(k >= len(call.rows)))
         for k, term in enumerate(terms.every)
         if term.keeps_argument
     ]
     given = statistics, arguments, None, found, Wanted(False, False)
-    levels.backward("blockwise", pairs, rows, cols, *given)
+    levels.backward("blockwise", pairs, call.rows, call.cols, *given)
     return [*found]
 
 
@@ -144,7 +142,7 @@ class Block:
             )
         )  # fmt: skip
         s = product(x, y)
-        self.t = s if pairs.measure is None else pairs.measure.of_block(s, rows, cols)
+        self.t = s if pairs.measure is None else pairs.squares().of_block(s, rows, cols)
         relation = pairs.relation
         row, place = places(relation.order_x)[rows], places(relation.order_y)[cols]
         begin, end, own = (
@@ -187,13 +185,8 @@ class Block:
 def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     """The caller's index of the partner that attains an extreme, −1 where there is none."""
     owners, partners = pairs.shape if axis == 0 else pairs.shape[::-1]
-    term = pairs.measured(term.over(owners, partners, pairs.dtype), axis)
-    return _indices_of(pairs, term, axis)
-
-
-def _indices_of(pairs: Pairs, term: Term, axis: int) -> Tensor:
-    """The same of a term of similarities."""
+    term = term.over(owners, partners, pairs.dtype)
+    terms = ((term,), ()) if axis == 0 else ((), (term,))
     with torch.no_grad():
-        terms = ([term], []) if axis == 0 else ([], [term])
-        _, (index,), _ = ENGINES["blockwise"].forward(pairs, *terms)
-    return torch.as_tensor(index)
+        _, (index,), _ = levels.forward(ENGINES["blockwise"], pairs, *terms)
+    return index

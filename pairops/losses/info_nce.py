@@ -143,7 +143,7 @@ def decoupled_contrastive_loss(
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
     pairs = objective.pairs
     # snr divides by the variance of the anchor, which is a row of y the other way.
-    directed = pairs.measure is not None and pairs.measure.share is not None
+    directed = pairs.measure is not None and pairs.measure.directed
     at_once = (x, y) if symmetric and not directed else (x,)
     losses = _decoupled(objective, pairs, at_once, comparing, scale, spread)
     if symmetric and directed:

@@ -84,8 +84,8 @@ def _negatives(pairs: Pairs, push: float | Tensor) -> tuple[Tensor, Tensor]:
     if pairs.y is None:
         (rows,) = row_stats(pairs, term)
         return rows, rows
-    if pairs.measure is None or pairs.measure.share is None:
+    if pairs.measure is None or not pairs.measure.directed:
         rows, cols = row_stats(pairs, term, cols=[term])
         return rows, cols
-    turned = replace(pairs, measure=pairs.measure.of_columns(pairs.x.shape[1]))
+    turned = replace(pairs, measure=pairs.measure.turned())
     return row_stats(pairs, term)[0], row_stats(turned, cols=[term])[0]

@@ -127,4 +127,4 @@ class Sorted:
             return s
         known = self._pairs.relation
         rows, cols = known.order_x[begin:end], known.order_y[first:last]
-        return self._pairs.measure.of_block(s, rows, cols)
+        return self._pairs.squares().of_block(s, rows, cols)

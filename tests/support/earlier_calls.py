@@ -211,15 +211,26 @@ def on_a_rank(group: Any, given: dict[str, Any]) -> list[Tensor]:
     """Statistics of this rank's rows, gradients, and second derivatives."""
     x, y = [z.clone().requires_grad_() for z in (given["x"], given["y"])]
     with mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given["gathered"]):
-        statistics = at_once(
-            Pairs.of(
-                x, given["labels"], ref_emb=y, ref_labels=given["ref_labels"], group=group,
-                distance=given["distance"],
-            ),
-            given["name"], given["cols"],
+        pairs = Pairs.of(
+            x, given["labels"], ref_emb=y, ref_labels=given["ref_labels"], group=group,
+            distance=given["distance"],
         )  # fmt: skip
-        live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
-        total = torch.stack([r.square().sum() for r in live]).sum()
-        g = torch.autograd.grad(total, [x, y], create_graph=True)
-        second = torch.autograd.grad(sum((z**2).sum() for z in g), [x, y])
+        statistics = at_once(pairs, given["name"], given["cols"])
+        return _derived(statistics, [x, y])
+
+
+def on_a_rank_of_one_set(group: Any, given: dict[str, Any]) -> list[Tensor]:
+    """The same of terms of rows and of columns in one call, where a column is a row."""
+    x = given["x"].clone().requires_grad_()
+    with mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given["gathered"]):
+        pairs = Pairs.of(x, given["labels"], group=group, distance=given["distance"])
+        rows, cols = terms_of(given["name"]), terms_of(given["of_columns"])
+        return _derived(row_stats(pairs, *rows, cols=cols), [x])
+
+
+def _derived(statistics: tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
+    live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
+    total = torch.stack([r.square().sum() for r in live]).sum()
+    g = torch.autograd.grad(total, leaves, create_graph=True)
+    second = torch.autograd.grad(sum((z**2).sum() for z in g), leaves)
     return [z.detach() for z in (*statistics, *g, *second)]

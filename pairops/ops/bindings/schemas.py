@@ -16,10 +16,11 @@ library.define(
 # Embeddings as the CUDA kernels multiply them: bindings/cuda.py.
 library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]")
 
-# Row statistics and their gradient: row_stats/op.py. relation: the fields of `Relation`.
+# Row statistics and their gradient: row_stats/op.py. relation: the fields of `Relation`.  measure:
+# the key of a `Measure`, or "".
 _CALL = (
-    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor[] prepared, "
-    "Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, str measure, "
+    "Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
 )
 library.define(f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 library.define(

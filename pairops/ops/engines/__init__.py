@@ -17,11 +17,11 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
-from .engine import Engine
+from .engine import Engine, as_taken, bits_shape, reason_against
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "Engine", "choose", "use"]
+__all__ = ["ENGINES", "Engine", "as_taken", "bits_shape", "choose", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 _ENGINES: list[Engine] = [
@@ -75,12 +75,12 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
     """The name of the engine that serves this call; ValueError if the named one cannot."""
     named = _known(asked_for(), "PAIROPS_ENGINE")
     if named != "auto":
-        reason = ENGINES[named].declines(pairs, rows, cols)
+        reason = reason_against(ENGINES[named], pairs, rows, cols)
         if reason is not None:
             raise ValueError(f"engine {named!r} cannot serve this call: {reason}")
         return named
     for name in _preferred(pairs):
-        if ENGINES[name].declines(pairs, rows, cols) is None:
+        if reason_against(ENGINES[name], pairs, rows, cols) is None:
             return name
     raise AssertionError("dense serves every call")
 

@@ -20,6 +20,7 @@ from .engine import Backward
 
 NAME = "dense"
 TAKES_EARLIER = False
+TAKES_DISTANCES = False
 DEVICE: str | None = None
 backward: Backward | None = None
 

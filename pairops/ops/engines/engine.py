@@ -36,6 +36,9 @@ class Engine(Protocol):
 
     NAME: str  # as `pairops.use` takes it
     TAKES_EARLIER: bool  # may terms of `forward` refer to earlier ones of the call?
+    # May the pairs have a measure, and terms and their windows be of closeness then? Gradients by x
+    # and y are then whole. An engine that says False is told terms of similarities, see `as_taken`.
+    TAKES_DISTANCES: bool
     DEVICE: str | None  # what its kernels are for, "cpu" or "cuda"; None: any device
 
     def missing(self) -> str | None:
@@ -66,3 +69,31 @@ class Engine(Protocol):
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], /
     ) -> tuple[int | torch.SymInt, ...]:
         """The shape of the bits, which nothing but shapes decides."""
+
+
+def as_taken(
+    engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[Sequence[Term], Sequence[Term]]:
+    """Terms that are `over` these pairs as the engine takes them: composed with the distance of the
+    pairs, if there is one and the engine knows none."""
+    if pairs.measure is None or engine.TAKES_DISTANCES:
+        return rows, cols
+    squares = pairs.squares()
+    of_rows = [squares.of_term(term, 0) for term in rows]
+    return of_rows, [squares.of_term(term, 1) for term in cols]
+
+
+def reason_against(
+    engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> str | None:
+    """Why the engine cannot serve this call, or None."""
+    with torch.no_grad():
+        return engine.declines(pairs, *as_taken(engine, pairs, rows, cols))
+
+
+def bits_shape(
+    engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[int | torch.SymInt, ...]:
+    """The shape of the bits that the engine returns of this call."""
+    with torch.no_grad():
+        return engine.bits_shape(pairs, *as_taken(engine, pairs, rows, cols))

@@ -8,7 +8,7 @@ the engines compute: neither a matrix of distances nor one of differences.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Term
 
-from .indexing import pick_rows
 from .relation import Relation, Scales
 from .similarity import inverse_norm, scaled, wide
 
@@ -76,40 +75,75 @@ def centred(
     return apart - torch.where(flat, apart, 0).detach()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Measure:
-    """A distance between the rows of some pairs."""
+    """A distance between rows and columns."""
 
-    name: Distance
-    a: Tensor  # (N,) squared norms of the rows
+    name: str  # "l2", "sqeuclidean" or "snr"
+    anchors: int = 0  # 1: the columns are the anchors, as matters to a distance that is `directed`
+
+    @staticmethod
+    def of(key: str) -> "Measure | None":
+        """The inverse of `key`; None, of a similarity, for ""."""
+        return _MEASURES[key]
+
+    @property
+    def key(self) -> str:
+        """The measure as ops take it."""
+        return self.name + " of columns" * self.anchors
+
+    @property
+    def directed(self) -> bool:
+        """Does the distance depend on which of two rows is the anchor? snr divides by its
+        variance."""
+        return self.name == "snr"
+
+    def turned(self) -> "Measure":
+        """The same distance where the columns are the anchors if the rows were, and the rows if the
+        columns were."""
+        return replace(self, anchors=1 - self.anchors) if self.directed else self
+
+
+_MEASURES: dict[str, Measure | None] = {"": None} | {
+    measure.key: measure
+    for measure in (Measure("l2"), Measure("sqeuclidean"), Measure("snr"), Measure("snr", 1))
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """What a distance takes of rows and columns besides similarities."""
+
+    measure: Measure
+    a: Tensor  # (N,) squared norms of the rows, 0 for one that is not kept
     b: Tensor  # (M,) of the columns
-    share: Tensor | None  # (N,) 1/a_i, 0 where a_i vanishes: snr divides by the anchor's variance
+    share: Tensor | None  # 1 over those of the anchors, 0 where they vanish, if it is directed
     floor: float  # q below floor·(a + b) is rounding error, and the distance 0
-    anchors: int = 0  # the axis of `share`: 1, (M,), if the columns are the anchors
 
     @staticmethod
     def of(
-        name: Distance,
+        measure: Measure,
         x: Tensor,  # (N, D)
         y: Tensor | None,  # (M, D); None: the same set
         relation: Relation,
         scales: Scales,
         dtype: torch.dtype,
-    ) -> "Measure | None":
-        """None for a similarity."""
-        if name in ("cosine", "dot"):
-            return None
-
+    ) -> "Squares":
+        """In grad mode functions of x and y, but for unit vectors."""
         a = _squares(x, relation.valid_x, scales.x, dtype)
         b = a if y is None else _squares(y, relation.valid_y, scales.y, dtype)
         share = None
-        if name == "snr":
-            share = _reciprocal(a, x.shape[1])
-        return Measure(name, a, b, share, 16 * torch.finfo(dtype).eps)
+        if measure.directed:
+            share = _reciprocal(a if measure.anchors == 0 else b, x.shape[1])
+        return Squares(measure, a, b, share, 16 * torch.finfo(dtype).eps)
 
     def of_term(self, term: Term, axis: int) -> Term:
-        """The same term of closeness instead of similarity, its windows too; of one that is `over`
-        its pairs, and so is this. axis: 1 in `cols=`."""
+        """A term of closeness as one of similarities, its windows too; of one that is `over` its
+        pairs, and so is this. axis: 1 in `cols=`.
+
+        The tensors of the term come first among those of the new one, then a, b and `share`, then
+        the windows.
+        """
 
         def argument(values: Tensor, of_axis: int) -> Argument:
             # A view for each use: its gradients are added up in the order of the uses, last first.
@@ -118,33 +152,46 @@ class Measure:
 
         args = [*term.args, argument(self.a, 0), argument(self.b, 1), self.floor]
         if self.share is not None:
-            args.append(argument(self.share, self.anchors))
+            args.append(argument(self.share, self.measure.anchors))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z for z in (term.above, term.below) if z is not None]
-        function = getattr(_MADE, _measured(term.function.name, self.name, windows, term.gather))
+        made = _measured(term.function.name, self.measure.name, windows, term.gather)
+        function = getattr(_MADE, made)
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 
     def of_block(self, s: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """Closeness of similarities (R, C) of these rows and columns."""
         args = [self.a[rows].unsqueeze(1), self.b[cols], self.floor]
         if self.share is not None:
-            mine = self.share[rows].unsqueeze(1) if self.anchors == 0 else self.share[cols]
-            args.append(mine)
-        closeness: Tensor = _CLOSENESS[self.name][0](s, *args)
+            by_row = self.measure.anchors == 0
+            args.append(self.share[rows].unsqueeze(1) if by_row else self.share[cols])
+        closeness: Tensor = _CLOSENESS[self.measure.name][0](s, *args)
         return closeness
 
-    def of_rows(self, index: Tensor) -> "Measure":
-        """The measure of pairs that have these rows."""
-        share = self.share
-        if share is not None and self.anchors == 0:
-            share = pick_rows(share, index)
-        return replace(self, a=pick_rows(self.a, index), share=share)
+    def wanted(self, x: bool, y: bool) -> list[bool]:
+        """Is a gradient by a, by b and by `share` wanted, where one by rows or by columns is?"""
+        by_anchors = (x, y)[self.measure.anchors]
+        return [x, y] if self.share is None else [x, y, by_anchors]
 
-    def of_columns(self, features: int) -> "Measure":
-        """How near the rows are to the columns, which are the anchors now."""
-        if self.share is None:
-            return self
-        return replace(self, share=_reciprocal(self.b, features), anchors=1)
+    def gradient(
+        self, slopes: Sequence[Sequence[Tensor]], axes: Sequence[int], rows: Tensor, kept: Tensor
+    ) -> Tensor:
+        """The gradient by rows (N, D) that leads through their squared norms; 0 for a row that is
+        not kept, whatever it holds.
+
+        slopes: of each term those by a, b and `share`.  axes: 0 if a is of these rows, 1 if b is;
+        both of one set.
+        """
+
+        def by(k: int) -> Tensor:
+            return functools.reduce(torch.add, [of_term[k] for of_term in slopes])
+
+        by_square = functools.reduce(torch.add, [by(axis) for axis in axes])
+        if self.share is not None and self.measure.anchors in axes:
+            by_share = torch.where(self.share == 0, 0, by(2))
+            by_square = by_square - self.share * (self.share * by_share)
+        rows = torch.where(kept.unsqueeze(1), rows, 0).to(by_square.dtype)
+        return torch.where(kept.unsqueeze(1), 2 * by_square.unsqueeze(1) * rows, 0)
 
 
 def _squares(z: Tensor, kept: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -13,13 +13,13 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.plain_numbers import plain_int
-from pairops.ops.terms.term import Term
 
 from .checks import check_embeddings, named, one_key, own_of, whole_numbers
-from .distances import Distance, Measure, centred, compares_units
+from .distances import Distance, Measure, Squares, centred, compares_units
 from .indexing import arange, first_named, places
 from .intervals import relate
 from .relation import Cache, Relation, Scales
@@ -102,10 +102,18 @@ class Pairs:
         """The closeness of a pair that `value` names: a similarity, or a distance."""
         return value if self.measure is None else -value
 
-    def measured(self, term: Term, axis: int) -> Term:
-        """A term that is `over` these as engines take it, a function of similarities. axis: 1 for
-        one in `cols=`."""
-        return term if self.measure is None else self.measure.of_term(term, axis)
+    def squares(self) -> Squares:
+        """What the distance of these pairs takes of rows and columns: made whenever it is asked
+        for, since in grad mode gradients lead through it, but where nobody follows it made once."""
+        assert self.measure is not None, "a similarity takes nothing else"
+        given = self.measure, self.x, self.y, self.relation, self.scales, self.dtype
+        if torch.is_grad_enabled() or not followed_by_autograd_alone(self.x, self.y):
+            return Squares.of(*given)
+        key, made = self.measure.key, self.cache.squares
+        if key not in made:
+            made[key] = Squares.of(*given)
+        found: Squares = made[key]
+        return found
 
     def in_units(self, closeness: Tensor) -> Tensor:
         """The similarities or distances of pairs as close as this."""
@@ -246,10 +254,7 @@ class Pairs:
         return pairs_by_index(x, y, distance=distance, normalize=normalize, group=Group.of(group))
 
     def _measured(self, distance: Distance) -> "Pairs":
-        if distance in ("cosine", "dot"):
-            return self
-        measure = Measure.of(distance, self.x, self.y, self.relation, self.scales, self.dtype)
-        return self if measure is None else replace(self, measure=measure)
+        return self if distance in ("cosine", "dot") else replace(self, measure=Measure(distance))
 
 
 def pairs_by_label(

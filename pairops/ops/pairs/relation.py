@@ -78,5 +78,6 @@ class Cache:
     # By axis, where a group gathers all rows once: the others' embeddings, keys, and positions.
     gathered: dict[int, list[Tensor]] = field(default_factory=dict)
     positives: Tensor | None = None  # (N,) int64, how many a row has; None: not counted yet
+    squares: dict[str, Any] = field(default_factory=dict)  # by distance, without a gradient
     sets: Any = None  # what the CPU engine is told of the embeddings, for its next call
     similarities: Any = None  # those of a small problem, by the CPU engine, if it keeps them

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pairops.ops.engines import ENGINES
 from pairops.ops.engines.blockwise import engine as blockwise_engine
+from pairops.ops.pairs.distances import Squares
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import scaled, through_scale
@@ -43,6 +45,7 @@ def of_terms(
     """The gradients by x and y, None if not wanted, and by the tensors of each term that have one.
 
     In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
+    By x and y is also what leads through the squared norms of a distance.
     """
     serving = ENGINES[engine]
     if torch.is_grad_enabled():
@@ -52,7 +55,15 @@ def of_terms(
     assert serving.backward is not None, "torch differentiates that engine's forward itself"
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
     swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
-    gradients: list[tuple[Tensor, Tensor]] = []
+    extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
+    composed: list[int] = []  # the terms that are differentiated as functions of similarities
+    if pairs.measure is not None:
+        composed = extremes if serving.TAKES_DISTANCES else swept + extremes
+    own = {k: sum(z.has_grad for z in terms[k][1].operands()) for k in composed}
+    squares = pairs.squares() if composed else None
+    if squares is not None:
+        terms, wanted = _composed(squares, pairs, terms, composed, wanted)
+    gradients: list[tuple[Tensor | None, Tensor | None]] = []
     by_term: dict[int, list[Tensor]] = {}
     if swept:
         dx, dy, flat = serving.backward(
@@ -68,7 +79,6 @@ def of_terms(
         remaining = iter(flat)
         for k in swept:
             by_term[k] = [next(remaining) for z in terms[k][1].operands() if z.has_grad]
-    extremes = [k for k, (_, term) in enumerate(terms) if term.keeps_argument]
     if extremes:
         rows_of = (
             scaled(pairs.x, pairs.scales.x, pairs.dtype),
@@ -86,11 +96,46 @@ def of_terms(
         if wanted.y:
             dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
         gradients.append((dx, dy))
+    if squares is not None:
+        slopes = [by_term[k][own[k] :] for k in composed]
+        by_term |= {k: by_term[k][: own[k]] for k in composed}
+        if pairs.scales.x is None:
+            axes, known = (0,) if pairs.y is not None else (0, 1), pairs.relation
+            of_x, of_y = (pairs.x, known.valid_x), (pairs.other, known.valid_y)
+            gradients.append(
+                (
+                    squares.gradient(slopes, axes, *of_x) if wanted.x else None,
+                    squares.gradient(slopes, (1,), *of_y) if wanted.y else None,
+                )
+            )
 
     def added(k: int) -> Tensor:
-        return functools.reduce(torch.add, [g[k] for g in gradients])
+        return functools.reduce(torch.add, [z for g in gradients if (z := g[k]) is not None])
 
     return added(0) if wanted.x else None, added(1) if wanted.y else None, by_term
+
+
+_Terms = list[tuple[int, Term]]  # with the axis of their owners
+
+
+def _composed(
+    squares: Squares, pairs: Pairs, terms: _Terms, composed: Sequence[int], wanted: Wanted
+) -> tuple[_Terms, Wanted]:
+    """The terms, some of them composed with the distance, and what an engine is to return then: by
+    squared norms where a gradient leads through them, never by windows."""
+    made, args = list(terms), []
+    constant = pairs.scales.x is not None  # of unit vectors
+    need_y = wanted.x if pairs.y is None else wanted.y
+    by_squares = squares.wanted(wanted.x and not constant, need_y and not constant)
+    for k, (axis, term) in enumerate(terms):
+        count = sum(z.has_grad for z in term.operands())
+        args.append([True] * count if wanted.args is None else [*wanted.args[k]])
+        if k in composed:
+            args[k] += by_squares + [False] * len(term.windows())
+            # The pair of an extreme was inside of its window, whatever rounding says now.
+            alone = replace(term, above=None, below=None) if term.extreme else term
+            made[k] = axis, squares.of_term(alone, axis)
+    return made, wanted._replace(args=args, rounded=wanted.rounded and constant)
 
 
 def by_vector(

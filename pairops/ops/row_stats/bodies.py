@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.engines import ENGINES
+from pairops.ops.engines import ENGINES, bits_shape
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import exactly
@@ -24,6 +25,7 @@ def _forward(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
     numbers: list[float],
@@ -32,7 +34,7 @@ def _forward(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
     with torch.no_grad(), exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         return levels.forward(ENGINES[engine], pairs, rows, cols)
@@ -44,6 +46,7 @@ def backward(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
     numbers: list[float],
@@ -65,7 +68,7 @@ def backward(
     blockwise's whatever the engine was, and its tile bits are of use only to itself.
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
     with exactly(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
@@ -85,6 +88,7 @@ def _forward_fake(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
     numbers: list[float],
@@ -93,7 +97,7 @@ def _forward_fake(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache)
+    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
     n, m = pairs.shape
     rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]
@@ -101,7 +105,7 @@ def _forward_fake(
     arguments = [
         x.new_empty(length, dtype=torch.int64) for term, length in owners if term.keeps_argument
     ]
-    bits = ENGINES[engine].bits_shape(pairs, rows, cols)
+    bits = bits_shape(ENGINES[engine], pairs, rows, cols)
     return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
 
 
@@ -111,6 +115,7 @@ def _backward_fake(
     _scale_x: Tensor | None,
     _scale_y: Tensor | None,
     _relation: list[Tensor],
+    _measure: str,
     _prepared: list[Tensor],
     vectors: list[Tensor],
     numbers: list[float],

@@ -16,6 +16,7 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.engine import Engine
 from pairops.ops.engines.plan import Plan, plan_of
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import exactly
@@ -38,10 +39,14 @@ class _Told(NamedTuple):
     relation: Relation
     scales: Scales
     cache: Cache
+    measure: Measure | None
     rows: _Terms
     cols: _Terms
     arguments: int
     whole: bool  # has each earlier term that is an argument found a pair of every owner?
+
+    def pairs(self, x: Tensor, y: Tensor | None) -> Pairs:
+        return Pairs(x, y, self.relation, self.scales, self.cache, measure=self.measure)
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
@@ -113,7 +118,7 @@ class _Eager(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
-        kept = pairs.relation, pairs.scales, pairs.cache
+        kept = pairs.relation, pairs.scales, pairs.cache, pairs.measure
         ctx.told = _Told(engine, plan, *kept, rows, cols, len(arguments), whole)
         ctx.save_for_backward(x, y, bits, *values, *arguments, *tensors)
         return tuple(values)
@@ -124,7 +129,7 @@ class _Eager(torch.autograd.Function):
         told: _Told = ctx.told
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
-        pairs, plan = Pairs(x, y, told.relation, told.scales, told.cache), told.plan
+        pairs, plan = told.pairs(x, y), told.plan
         again = torch.is_grad_enabled() or in_old_vmap()
         if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
             values, arguments = rest[: plan.count], rest[plan.count :]
@@ -172,7 +177,7 @@ def _by_the_long_way(
     values, rest = rest[: len(terms)], rest[len(terms) :]
     arguments, tensors = rest[: told.arguments], rest[told.arguments :]
     if bits is None:
-        shape = told.engine.bits_shape(pairs, rows, cols)
+        shape = engines.bits_shape(told.engine, pairs, rows, cols)
         bits = values[0].new_empty(shape, dtype=torch.uint8)
     # What has no gradient has a cotangent that nobody reads.
     cotangents = [

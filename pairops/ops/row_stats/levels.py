@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.engines import ENGINES
-from pairops.ops.engines.engine import Engine
+from pairops.ops.engines import ENGINES, Engine, as_taken, bits_shape
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
 from pairops.ops.terms.term import Term, Wanted
@@ -24,11 +23,11 @@ def forward(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """`engine.forward` of terms that may refer to earlier ones."""
-    if engine.TAKES_EARLIER:
+    if engine.TAKES_EARLIER and (engine.TAKES_DISTANCES or pairs.measure is None):
         return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
     if len(order) == 1:
-        return engine.forward(pairs, rows, cols)
+        return engine.forward(pairs, *as_taken(engine, pairs, rows, cols))
     terms = Levels(rows, cols)
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
@@ -38,7 +37,8 @@ def forward(
         placed = [terms.resolved(k, statistics) for k in some]
         split = sum(k < len(rows) for k in some)
         now = [term for term, _ in placed]
-        values, found, bits = engine.forward(pairs, now[:split], now[split:])
+        taken = as_taken(engine, pairs, now[:split], now[split:])
+        values, found, bits = engine.forward(pairs, *taken)
         terms.take(some, placed, values, found, statistics, arguments)
         first = 0
         for k, term in zip(some, now, strict=True):
@@ -173,7 +173,7 @@ class Levels:
         """How much of the bits of a call is term k's, along their first axis."""
         term = (self.every[k],)
         alone = (term, ()) if k < len(self.rows) else ((), term)
-        return int(engine.bits_shape(pairs, *alone)[0])
+        return int(bits_shape(engine, pairs, *alone)[0])
 
     def split(self, engine: Engine, pairs: Pairs, bits: Tensor | None) -> dict[int, Tensor]:
         """The bits of each term that keeps some."""

@@ -32,6 +32,7 @@ class RowStatsCall(NamedTuple):
     that order.
     """
 
+    measure: str  # the key of the distance of the pairs
     recipe: str
     numbers: list[float]
     engine: str
@@ -59,7 +60,8 @@ class RowStatsCall(NamedTuple):
         )  # fmt: skip
         constant = tuple([k for k, term in enumerate(terms) if not term.grad])
         counts = len(terms), len(vectors), len(prepared), len(given)
-        return RowStatsCall(recipe, numbers, engine, constant, *counts), given
+        measure = "" if pairs.measure is None else pairs.measure.key
+        return RowStatsCall(measure, recipe, numbers, engine, constant, *counts), given
 
     def forward(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
         """Run the op on a row of what is given; its results in a row."""
@@ -88,7 +90,7 @@ class RowStatsCall(NamedTuple):
         scale_x, scale_y, traced, *rest = rest[self.vectors :]
         prepared, relation = rest[: self.prepared], rest[self.prepared :]
         return (
-            x, y, scale_x, scale_y, relation, prepared, vectors,
+            x, y, scale_x, scale_y, relation, self.measure, prepared, vectors,
             self.numbers, self.recipe, self.engine, traced,
         )  # fmt: skip
 

@@ -114,9 +114,6 @@ def _check_device(term: Term, device: torch.device) -> None:
 
 
 def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
-    if pairs.measure is not None:
-        rows = tuple([pairs.measured(term, 0) for term in rows])
-        cols = tuple([pairs.measured(term, 1) for term in cols])
     compiling = torch.compiler.is_compiling()
     if compiling and not _reads_at_once(pairs.x.device):
         n, m = pairs.shape

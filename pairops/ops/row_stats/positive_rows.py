@@ -69,7 +69,6 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
         y=pairs.other,
         scales=Scales(None if pairs.scales.x is None else pairs.scales.x[anchor], pairs.scales.y),
         complete=True,
-        measure=None if pairs.measure is None else pairs.measure.of_rows(anchor),
         relation=replace(pairs.relation, valid_x=torch.ones_like(anchor, dtype=torch.bool)),
         copies_of=anchor,
         cache=Cache(),

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,7 +46,9 @@ def passing(
         else:
             sets, keys = (rows, pairs.other), (key, shards.keys[1])
             own = within(own_of_rows[0], columns, columns + pairs.shape[1])
-        return Pairs.between(*sets, keys, own, shards.ignore_index, pairs.scales.x is not None)
+        scaled = pairs.scales.x is not None
+        block = Pairs.between(*sets, keys, own, shards.ignore_index, scaled)
+        return replace(block, measure=pairs.measure)
 
     def meet(way: str, *sent: Tensor) -> None:
         kinds = ", ".join(map(row_of, sent))

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import untraced
-from pairops.ops.engines import ENGINES
+from pairops.ops.engines import ENGINES, Engine, as_taken
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import exactly
-from pairops.ops.terms.levels import sweeps
+from pairops.ops.terms.levels import after, sweeps
 from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import POS, Term
 
@@ -35,13 +35,13 @@ from .sharded_backward import backward
 def taken(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
-    """The statistics of terms of similarities, as `row_stats` returns them."""
+    """The statistics of terms that are `over` these pairs, as `row_stats` returns them."""
     if ENGINES[engine].backward is None:
         raise ValueError(
             f"engine {engine!r} cannot serve this call: it weighs no blocks, and a group needs that"
         )
-    if pairs.y is None:  # a column is a row
-        rows, cols = (*rows, *cols), ()
+    if pairs.y is None and not (pairs.measure is not None and pairs.measure.directed):
+        rows, cols = (*rows, *after(cols, len(rows))), ()  # a column is a row
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
     call = ShardedCall(pairs, recipe, numbers, engine, constant)
@@ -130,11 +130,13 @@ def _gather(
     """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
     if not terms:
         return [], []
+    if pairs.y is None and axis == 1:  # a column is a row that others are anchors for
+        assert pairs.measure is not None, "by a similarity there are terms of rows alone"
+        pairs, axis = replace(pairs, measure=pairs.measure.turned()), 0
     assert pairs.shards is not None, "these pairs have a group"
     if pairs.shards.paired and all(term.side == POS for term in terms):
         alone = replace(pairs, shards=None)
-        of_axis = (terms, ()) if axis == 0 else ((), terms)
-        values, arguments, _ = ENGINES[engine].forward(alone, *of_axis)
+        values, arguments = _forward_of(ENGINES[engine], alone, axis, terms)
         first = pairs.shards.first(1 - axis)
         return values, [torch.where(at < 0, -1, at + first) for at in arguments]
     wide = widest_float(pairs.x.device)
@@ -145,9 +147,7 @@ def _gather(
         for first, block, came in blocks:
             met = iter(came)
             placed = [term.between(iter(term.tensors("owner", "window")), met) for term in terms]
-            values, arguments, _ = ENGINES[engine].forward(
-                block, *((placed, []) if axis == 0 else ([], placed))
-            )
+            values, arguments = _forward_of(ENGINES[engine], block, axis, placed)
             found = iter(arguments)
             for k, (term, value) in enumerate(zip(terms, values, strict=True)):
                 argument = None
@@ -161,3 +161,12 @@ def _gather(
     return [
         term.monoid.result(state).to(pairs.dtype) for term, state in zip(terms, states, strict=True)
     ], arguments
+
+
+def _forward_of(
+    engine: Engine, pairs: Pairs, axis: int, terms: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Statistics and arguments of terms of rows (axis 0) or columns (1)."""
+    of_axis: tuple[Sequence[Term], Sequence[Term]] = (terms, ()) if axis == 0 else ((), terms)
+    values, arguments, _ = engine.forward(pairs, *as_taken(engine, pairs, *of_axis))
+    return values, arguments

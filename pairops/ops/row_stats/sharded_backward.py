@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.levels import passes
 from pairops.ops.terms.term import Term, Wanted
@@ -15,6 +17,14 @@ from pairops.ops.terms.term import Term, Wanted
 from .backward import of_terms
 from .levels import Levels
 from .ring_blocks import WEIGH, passing, within
+
+
+class Way(NamedTuple):
+    """Terms that one sweep of a block differentiates, by their indices, and by which distance."""
+
+    mine: Sequence[int]  # terms that the local rows own
+    theirs: Sequence[int]  # those that the others own
+    measure: Measure | None
 
 
 class Owned(NamedTuple):
@@ -87,11 +97,14 @@ def _weigh(
     for axis in (0, 1):
         if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
             continue
-        mine, theirs = of_axis[axis], of_axis[1 - axis]
+        measure, mine, theirs = pairs.measure, of_axis[axis], of_axis[1 - axis]
+        ways = [Way(mine, theirs, measure)]
         if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
-            theirs = mine
+            ways = [Way(active, active, measure)]
+            if measure is not None and measure.directed:
+                ways = [Way(mine, theirs, measure), Way(theirs, mine, measure.turned())]
         gradients[axis] = _weigh_local(
-            pairs, axis, (mine, theirs), owned, engine, needs[axis], by_term, piece
+            pairs, axis, ways, owned, engine, needs[axis], by_term, piece
         )
     return gradients, by_term
 
@@ -99,7 +112,7 @@ def _weigh(
 def _weigh_local(
     pairs: Pairs,
     axis: int,
-    terms: tuple[list[int], list[int]],
+    ways: Sequence[Way],
     owned: Sequence[Owned],
     engine: str,
     need: bool,
@@ -108,61 +121,65 @@ def _weigh_local(
 ) -> Tensor | None:
     """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
     of every vector which has one value for each of them.
-
-    terms: those that the local ones own, and those that the others own.
     """
-    mine, theirs = terms
     local = pairs.x if axis == 0 else pairs.other
     assert pairs.shards is not None, "these pairs have a group"
     last = pairs.shards.first(axis) + len(local)
     total: Tensor | None = None
-    travelling = [z for k in mine for z in owned[k].term.tensors("partner")]
-    travelling += [z for k in theirs for z in owned[k].tensors()]
+    travelling: list[Tensor] = []
+    for way in ways:
+        travelling += [z for k in way.mine for z in owned[k].term.tensors("partner")]
+        travelling += [z for k in way.theirs for z in owned[k].tensors()]
     with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
         for first, block, came in blocks:
-            rest = iter(came)
-            here = [
-                Owned(
-                    known.term.between(iter(known.term.tensors("owner", "window")), rest),
-                    known.statistic,
-                    known.cotangent,
-                    within(known.argument, first, first + block.shape[1 - axis]),
+            rest, of_others = iter(came), [block.other if axis == 0 else block.x, *came]
+            for way in ways:
+                here = [
+                    Owned(
+                        known.term.between(iter(known.term.tensors("owner", "window")), rest),
+                        known.statistic,
+                        known.cotangent,
+                        within(known.argument, first, first + block.shape[1 - axis]),
+                    )
+                    for known in (owned[k] for k in way.mine)
+                ]
+                there = []
+                for known in (owned[k] for k in way.theirs):
+                    term = known.term.between(rest, iter(known.term.tensors("partner")))
+                    statistic, cotangent = next(rest), next(rest)
+                    argument = next(rest) if known.argument is not None else None
+                    argument = within(argument, last - len(local), last)
+                    there.append(Owned(term, statistic, cotangent, argument))
+                both = (here, there) if axis == 0 else (there, here)
+                every = [*both[0], *both[1]]
+                *by_set, vectors = of_terms(
+                    replace(block, measure=way.measure),
+                    [known.term for known in both[0]],
+                    [known.term for known in both[1]],
+                    engine,
+                    [known.statistic for known in every],
+                    [known.argument for known in every if known.argument is not None],
+                    None,
+                    [known.cotangent for known in every],
+                    Wanted(need and axis == 0, need and axis == 1),
                 )
-                for known in (owned[k] for k in mine)
-            ]
-            there = []
-            for known in (owned[k] for k in theirs):
-                term = known.term.between(rest, iter(known.term.tensors("partner")))
-                statistic, cotangent = next(rest), next(rest)
-                argument = next(rest) if known.argument is not None else None
-                argument = within(argument, last - len(local), last)
-                there.append(Owned(term, statistic, cotangent, argument))
-            both = (here, there) if axis == 0 else (there, here)
-            every = [*both[0], *both[1]]
-            *by_set, vectors = of_terms(
-                block,
-                [known.term for known in both[0]],
-                [known.term for known in both[1]],
-                engine,
-                [known.statistic for known in every],
-                [known.argument for known in every if known.argument is not None],
-                None,
-                [known.cotangent for known in every],
-                Wanted(need and axis == 0, need and axis == 1),
-            )
-            of_others = [block.other if axis == 0 else block.x, *came]
-            found = by_set[axis]
-            if found is not None:  # in grad mode there is one block
-                total = _joined(found, of_others) if total is None else total.add_(found)
-            of_mine, of_theirs = [(k, True) for k in mine], [(k, False) for k in theirs]
-            order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
-            for place, (k, is_mine) in enumerate(order):
-                roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
-                for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
-                    if (role == "owner") == is_mine:
-                        by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
-            del by_set, found  # or it would still be there when that of the next block is made
+                found = by_set[axis]
+                if found is not None:
+                    total = _joined(found, of_others) if total is None else _added(total, found)
+                of_mine, of_theirs = [(k, True) for k in way.mine], [(k, False) for k in way.theirs]
+                order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+                for place, (k, is_mine) in enumerate(order):
+                    roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
+                    for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
+                        if (role == "owner") == is_mine:
+                            by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
+                del by_set, found  # or it would still be there when the next one is made
     return None if total is None else total.to(local.dtype)
+
+
+def _added(total: Tensor, found: Tensor) -> Tensor:
+    """Their sum, in the place of the first where nobody differentiates it."""
+    return total + found if torch.is_grad_enabled() else total.add_(found)
 
 
 def _joined(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from pairops.ops.autograd.node import in_old_vmap
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.plan import Plan
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.terms.term import Term, Wanted
@@ -31,10 +32,14 @@ class _Told(NamedTuple):
     relation: Relation
     scales: Scales
     cache: Cache
+    measure: Measure | None
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
     whole: bool
+
+    def pairs(self, x: Tensor, y: Tensor | None) -> Pairs:
+        return Pairs(x, y, self.relation, self.scales, self.cache, True, self.measure)
 
 
 def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]) -> Tensor | None:
@@ -81,7 +86,7 @@ class _SmallMean(torch.autograd.Function):
     ) -> Tensor:
         every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
         mean, slopes = cpu_engine.mean(told, x.shape[0], every, pairs.positives())
-        kept = pairs.relation, pairs.scales, pairs.cache
+        kept = pairs.relation, pairs.scales, pairs.cache, pairs.measure
         ctx.told = _Told(plan, *kept, rows, cols, pieces, whole)
         ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
         return mean
@@ -92,7 +97,7 @@ class _SmallMean(torch.autograd.Function):
         told: _Told = ctx.told
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
         x, y, bits, every, slopes, *arguments = ctx.saved_tensors
-        plan, pairs = told.plan, Pairs(x, y, told.relation, told.scales, told.cache, True)
+        plan, pairs = told.plan, told.pairs(x, y)
         again = torch.is_grad_enabled() or in_old_vmap()
         if again or not told.whole or (plan.extremes and not plan.few):
             dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
@@ -116,7 +121,7 @@ def _once_more(
         # Of aliases, so that neither is reached through the other.
         leaf = x.view_as(x) if create else x.detach().requires_grad_(need_x)
         other = y if y is None else y.view_as(y) if create else y.detach().requires_grad_(need_y)
-        again = Pairs(leaf, other, pairs.relation, pairs.scales, pairs.cache, True)
+        again = told.pairs(leaf, other)
         values = eager.at_once(again, told.rows, told.cols)
         assert values is not None, "the same call was served"
         by_term = dict(zip(told.rows + told.cols, values, strict=True))

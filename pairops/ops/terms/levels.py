@@ -51,6 +51,25 @@ def _numbered(k: int, term: Term, terms: Sequence[Term], others: Sequence[Term],
     return replace(term, args=args, above=above, below=below)
 
 
+def after(terms: Sequence[Term], count: int) -> tuple[Term, ...]:
+    """The terms as they stand behind `count` others of the same owners."""
+
+    def place(a: Any) -> Any:
+        return a._replace(place=a.place + count) if type(a) is EarlierAt else a
+
+    return tuple(
+        [
+            replace(
+                term,
+                args=tuple([place(a) for a in term.args]),
+                above=place(term.above),
+                below=place(term.below),
+            )
+            for term in terms
+        ]
+    )
+
+
 def sweeps(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
     """The indices among (*rows, *cols) of the terms that one sweep after the other gathers.
 
@@ -116,7 +135,7 @@ def resolved(
     """
     if not term.earlier():
         return term, None
-    places = [a.place for a in term.args if type(a) is EarlierAt and not a.window]
+    places = [a.place for a in term.args if type(a) is EarlierAt]
     missing = known.get(tuple(places))
     if missing is None:
         missing = without_pairs(term, terms, statistics)
@@ -144,7 +163,7 @@ def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor
     term is an argument."""
     missing = None
     for a in term.args:
-        if type(a) is EarlierAt and not a.window and terms[a.place].gather != "sum":
+        if type(a) is EarlierAt and terms[a.place].gather != "sum":
             found = statistics[a.place] == terms[a.place].monoid.fill
             missing = found if missing is None else missing | found
     return missing

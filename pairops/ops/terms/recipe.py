@@ -7,7 +7,7 @@ A `Term` holds tensors and a callable; an op takes neither. So terms travel as a
     term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
     kinds  = one letter per argument, left out if all are f:
              f a number, o one value per owner, p one value per partner, t a table,
-             e0 the first of the row terms (or column terms), g0 with its gradient, w0 a threshold
+             e0 the first of the row terms (or column terms), g0 with its gradient
     > <    = a window, `above=` or `below=`; >0 is one by the first term
     @      = an extreme that keeps its argument, and so has a gradient
 """
@@ -33,7 +33,7 @@ def key(term: Term) -> str:
 
 def _letter(argument: Argument) -> str:
     if isinstance(argument, EarlierAt):
-        return f"{'g' if argument.grad else 'w' if argument.window else 'e'}{argument.place}"
+        return f"{'g' if argument.grad else 'e'}{argument.place}"
     return {float: "f", Partner: "p", Table: "t"}.get(type(argument), "o")
 
 
@@ -90,7 +90,7 @@ def _template(word: str) -> Term:
     def argument(kind: str) -> Argument:
         if kind in of_kind:
             return of_kind[kind]
-        return EarlierAt(int(kind[1:]), kind[0] == "g", kind[0] == "w")
+        return EarlierAt(int(kind[1:]), kind[0] == "g")
 
     above, below = [
         w and (EarlierAt(int(w[1:]), window=True) if w[1:] else holder) for w in windows

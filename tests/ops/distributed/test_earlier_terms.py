@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.earlier_calls import CALLS, batch, on_a_rank
+from support.earlier_calls import CALLS, batch, on_a_rank, on_a_rank_of_one_set
 from support.gloo_ranks import Ranks
 from support.rank_problems import GATHERED, RING, assert_equal
 
@@ -36,6 +36,29 @@ def test_one_call_over_ranks(ranks: Ranks, name: str, cols: bool, gathered: int)
             for k, truth in enumerate(one):
                 ours = torch.cat([got[k] for got in found])
                 assert_equal(f"{size} ranks, {distance}: result {k}", *finite(ours, truth), 1e-9)
+
+
+@pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
+@pytest.mark.parametrize("distance", ["cosine", "sqeuclidean", "snr"])
+def test_of_one_set(ranks: Ranks, distance: str, gathered: int) -> None:
+    """Of rows and of columns at once: a column is a row, for which snr has others for anchors."""
+    x, labels, _ = batch("mixed")
+    given = {
+        "x": x, "labels": labels, "name": "gradient", "of_columns": "windows",
+        "gathered": gathered, "distance": distance,
+    }  # fmt: skip
+    one = on_a_rank_of_one_set(None, given)
+    for size, (rows, _) in SIZES.items():
+        shares = [
+            {**given, "x": of_x, "labels": of_labels}
+            for of_x, of_labels in zip(x.split(rows), labels.split(rows), strict=True)
+        ]
+        found = ranks.run(size, "support.earlier_calls:on_a_rank_of_one_set", shares)
+        for got in found:
+            assert isinstance(got, list), got
+        for k, truth in enumerate(one):
+            ours = torch.cat([got[k] for got in found])
+            assert_equal(f"{size} ranks, {distance}: result {k}", *finite(ours, truth), 1e-9)
 
 
 def finite(ours: torch.Tensor, truth: torch.Tensor) -> list[torch.Tensor]:

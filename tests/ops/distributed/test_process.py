@@ -55,6 +55,15 @@ def test_bytes_that_a_step_sends_are_those_of_the_docs(ranks: gloo_ranks.Ranks, 
         assert got["all_gather"] == others * (1 + 2 + 2 + 2) * HEADER
         assert got["all_reduce"] == 0
 
+    # Of a distance nothing travels but its embeddings: both terms at once, back with R and dR.
+    hinges = passed(others, rows, known=1, travelling=0) + passed(
+        others, rows, known=1, travelling=4
+    )
+    for distance in ("dot", "l2", "snr"):
+        problem = Problem("contrastive_loss", {"distance": distance, "neg_margin": 0.4})
+        for got in ranks.run(size, "support.rank_functions:sent", problem.shared(sizes)):
+            assert got["p2p"] == hinges, distance
+
     # Gathered, the embeddings and keys are sent once for all, and then only what is of statistics.
     problem = Problem("ms_loss", {})
     for got in ranks.run(

@@ -35,6 +35,7 @@ from .grid import Grid, Placed, Tile, counts
 
 NAME = "blockwise"
 TAKES_EARLIER = False
+TAKES_DISTANCES = False
 DEVICE: str | None = None
 
 

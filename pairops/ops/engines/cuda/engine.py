@@ -22,6 +22,7 @@ from .launch import Call
 
 NAME = "cuda"
 TAKES_EARLIER = False
+TAKES_DISTANCES = False
 DEVICE: str | None = "cuda"
 
 _MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits

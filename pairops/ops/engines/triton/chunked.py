@@ -20,6 +20,7 @@ from . import engine as triton_engine
 
 NAME = "chunked"
 TAKES_EARLIER = False
+TAKES_DISTANCES = False
 DEVICE: str | None = "cuda"
 
 

@@ -46,6 +46,7 @@ def _without() -> str | None:
 
 NAME = "triton"
 TAKES_EARLIER = False
+TAKES_DISTANCES = False
 DEVICE: str | None = "cuda"
 MISSING = _without()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
