@@ -264,7 +264,8 @@ void mean_bound(bool wide, const py::list& given, Index n, int count, Address st
     static const std::unordered_map<std::string, Shape> shapes = {{"log1p_exp", Shape::log1p_exp},
                                                                   {"hinge", Shape::hinge},
                                                                   {"linear", Shape::linear},
-                                                                  {"less_mean", Shape::less_mean}};
+                                                                  {"less_mean", Shape::less_mean},
+                                                                  {"per_pair", Shape::per_pair}};
     std::vector<Piece> pieces;
     for (const auto& item : given) {
         const auto [shape, plus, minus, offset, weight] = fields<5>(item, "a piece");

@@ -18,6 +18,19 @@ Sloped log1p_exp(double u) {
     return {std::isnan(u) ? u : value, (u > 0 ? 1 : small) / (1 + small)};
 }
 
+// Counts of nothing are 0, over which a sum is 0 too.
+template <class T>
+double average(const Piece& piece, Index n, const T* sums, const T* counts, T* slopes) {
+    double sum = 0, count = 0;
+    for (Index i = 0; i < n; ++i) {
+        sum += double(sums[i]);
+        count += double(counts[i]);
+    }
+    const double share = piece.weight / (count > 1 ? count : 1);
+    for (Index i = 0; i < n; ++i) slopes[i] += T(share);
+    return share * sum;
+}
+
 // As torch has it, a NaN is not below 0.
 Sloped hinge(double u) { return u <= 0 ? Sloped{0, 0} : Sloped{u, 1}; }
 
@@ -31,6 +44,7 @@ double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T
     for (Index i = 0; i < n; ++i) {
         double loss = 0;
         for (const Piece& piece : pieces) {
+            if (piece.shape == Shape::per_pair) continue;
             const double plus = double(statistics[piece.plus][i]);
             const double minus = piece.minus < 0 ? 0 : double(statistics[piece.minus][i]);
             Sloped by_plus{0, 0};
@@ -55,7 +69,12 @@ double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T
         }
         total += loss;
     }
-    return total / double(n);
+    double result = total / double(n);
+    for (const Piece& piece : pieces)
+        if (piece.shape == Shape::per_pair)
+            result += average(piece, n, statistics[piece.plus], statistics[piece.minus],
+                              slopes[piece.plus]);
+    return result;
 }
 
 template double mean(const std::vector<Piece>&, Index, const std::vector<const float*>&,

@@ -9,7 +9,8 @@ namespace pairops::cpu {
 
 // With u = plus - minus + offset, of an anchor: weight log(1 + e^u), 0 where plus is -inf;
 // weight [u]+; weight plus; or weight (plus - minus / positives) of an anchor with two or more.
-enum class Shape { log1p_exp, hinge, linear, less_mean };
+// Of all anchors together: per_pair, weight times the sum of plus over that of minus, counts.
+enum class Shape { log1p_exp, hinge, linear, less_mean, per_pair };
 
 struct Piece {
     Shape shape;

@@ -185,7 +185,7 @@ class Block:
 def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     """The caller's index of the partner that attains an extreme, −1 where there is none."""
     owners, partners = pairs.shape if axis == 0 else pairs.shape[::-1]
-    term = term.over(owners, partners, pairs.dtype)
+    term = term.over(owners, partners, pairs.dtype, pairs.x.device)
     terms = ((term,), ()) if axis == 0 else ((), (term,))
     with torch.no_grad():
         _, (index,), _ = levels.forward(ENGINES["blockwise"], pairs, *terms)

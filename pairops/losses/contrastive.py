@@ -10,17 +10,16 @@ from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import as_index, check_embeddings, is_number, whole_numbers
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.row_stats.pieces import linear
+from pairops.ops.row_stats.pieces import linear, per_pair
 from pairops.ops.terms.functions import affine, hinge, one, softplus
-from pairops.ops.terms.term import NEG, POS, total
+from pairops.ops.terms.term import NEG, POS, Term, total
 
 from .objective.keywords import Labelled, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
-from .objective.scalars import number, readable, threshold
+from .objective.scalars import number, readable
 
 
 @collective()
@@ -56,15 +55,16 @@ def contrastive_loss(
         raise ValueError(f'negatives is {negatives!r}; it must be "hinge" or "raw"')
     if negatives == "raw":
         similar_only('contrastive_loss with negatives="raw"', pairs)
-        pushing = total(NEG, 1.0, 0.0, function=affine, above=threshold(push, pairs))
+        pushing = total(NEG, 1.0, 0.0, function=affine, above=push)
     else:
         pushing = total(NEG, 1.0, push, function=hinge)
     pulling = total(POS, -1.0, pull, function=hinge)
     if not objective.averages_pairs:
         return objective.of_pieces((pulling, pushing), [linear(pulling), linear(pushing)])
-    pos, neg = row_stats(pairs, pulling, pushing)
-    pulled, pushed = _active(pairs, pull, push)
-    return objective.mean_pairs((pos, pulled), (neg, pushed))
+    pulled, pushed = _active(pull, push)
+    return objective.of_pieces(
+        (pulling, pushing, pulled, pushed), [per_pair(pulling, pulled), per_pair(pushing, pushed)]
+    )
 
 
 @collective("beta")
@@ -110,12 +110,13 @@ def margin_loss(
     pushing = total(NEG, 1.0, push, function=hinge)
     if not (triplets or objective.averages_pairs):
         return objective.of_pieces((pulling, pushing), [linear(pulling), linear(pushing)])
-    pos, neg = row_stats(pairs, pulling, pushing)
-    times_pos, times_neg = (1, 1) if not triplets else reversed(pairs.counts())
+    counting = _active(pull, push) if objective.averages_pairs else ()
+    pos, neg, *active = row_stats(pairs, pulling, pushing, *counting)
+    times_pos, times_neg = reversed(pairs.counts()) if triplets else (1, 1)
     losses = times_pos * pos + times_neg * neg
     if not objective.averages_pairs:
         return objective.value(losses)
-    pulled, pushed = _active(pairs, pull, push)
+    pulled, pushed = active
     return objective.mean_pairs((losses, times_pos * pulled + times_neg * pushed))
 
 
@@ -156,14 +157,9 @@ def binomial_deviance_loss(
     return objective.value(pos / positives.clamp(min=1) + neg / negatives.clamp(min=1))
 
 
-def _active(pairs: Pairs, pull: float | Tensor, push: float | Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) numbers of an anchor's positives below `pull`, and of its negatives above `push`."""
-    pulled, pushed = row_stats(
-        pairs,
-        total(POS, function=one, below=threshold(pull, pairs)),
-        total(NEG, function=one, above=threshold(push, pairs)),
-    )
-    return pulled, pushed
+def _active(pull: float | Tensor, push: float | Tensor) -> tuple[Term, Term]:
+    """Numbers of an anchor's positives below `pull`, and of its negatives above `push`."""
+    return total(POS, function=one, below=pull), total(NEG, function=one, above=push)
 
 
 def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:

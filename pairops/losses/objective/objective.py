@@ -99,12 +99,12 @@ class Objective:
         above: Term | None = None,
         **log_sum_exps: Term,
     ) -> Value:
-        """The sum of pieces of statistics of every anchor, reduced.
+        """The sum of pieces of statistics of every anchor, reduced; or of averages over pairs.
 
         below, above, log_sum_exps: as in `answer`, as terms, of these or of others.
         """
         pairs = self.pairs
-        plain = self.reduction == "mean" and self.weight is None and self.group is None
+        plain = self.reduction in ("mean", "mean_pairs") and self.weight is self.group is None
         mean = small_mean(pairs, rows, cols, pieces) if plain else None
         if mean is not None and not self.return_aux:
             return mean
@@ -117,6 +117,9 @@ class Objective:
             seen = {name: by_term.get(term, term) for name, term in given.items()}  # type: ignore[arg-type]
         if mean is not None:
             return self.answer(mean, **seen)
+        if self.averages_pairs:
+            averages = [(by_term[piece.plus], by_term[piece.minus]) for piece in pieces]  # type: ignore[index]
+            return self.mean_pairs(*averages, **seen)
         parts = [(by_term[piece.plus], piece.weight) for piece in pieces]
         only_soft = [piece.shape == "log1p_exp" and piece.minus is None for piece in pieces]
         if plain and all(only_soft) and softplus_mean_serves(pairs, parts):

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from pairops.ops.autograd.node import transforming
-from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.plain_numbers import plain_float
 
 
@@ -44,13 +43,6 @@ def number(
     if not (0 if positive else -math.inf) < plain < math.inf:
         raise ValueError(f"{name} is {value}; it must be a finite number{' above 0' * positive}")
     return plain
-
-
-def threshold(value: float | Tensor, pairs: Pairs) -> Tensor:
-    """A number as the window of a term; no gradient reaches it there."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=pairs.dtype, device=pairs.x.device)
 
 
 def readable(values: Tensor) -> bool:

@@ -54,7 +54,12 @@ class Call:
         of_y = None if y is None else (*given[1], scale_y, *order_y)
         measure = pairs.measure
         compared = None if measure is None else (measure.name, measure.anchors == 1)
-        numbers = [a for term in (*rows, *cols) for a in term.args if type(a) is float]
+        numbers = [
+            a
+            for term in (*rows, *cols)
+            for a in (*term.args, term.above, term.below)
+            if type(a) is float
+        ]
         vectors = []
         if not plan.short:
             operands = [z for term in (*rows, *cols) for _, z, _ in term.operands()]

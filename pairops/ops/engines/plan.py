@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pairops.ops.terms.arguments import EarlierAt
+from pairops.ops.terms.functions import one
 from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import POS, Earlier, Term
@@ -25,7 +26,9 @@ class Kind(NamedTuple):
     above: int
     below: int
     keeps_bits: bool
-    swept: bool  # does a backward sweep differentiate it? The pairs of extremes are few
+    swept: (
+        bool  # does a backward sweep differentiate it? Pairs of extremes are few, a count is flat
+    )
     fill: float  # of an owner without pairs
 
 
@@ -101,7 +104,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
             source(k, term.above),
             source(k, term.below),
             term.keeps_bits,
-            not term.extreme,
+            not term.extreme and term.function is not one,
             term.monoid.fill,
         )
         for k, term in enumerate(terms)

@@ -79,8 +79,9 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         with exactly(pairs.x.device.type):
             n, m = pairs.shape
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-            rows = tuple([term.over(n, m, pairs.dtype) for term in rows])
-            cols = tuple([term.over(m, n, pairs.dtype) for term in cols])
+            kind = pairs.dtype, pairs.x.device
+            rows = tuple([term.over(n, m, *kind) for term in rows])
+            cols = tuple([term.over(m, n, *kind) for term in cols])
             for term in (*rows, *cols):
                 _check_device(term, pairs.x.device)
             result = _taken(pairs, rows, cols)

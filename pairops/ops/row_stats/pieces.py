@@ -11,7 +11,8 @@ from pairops.ops.terms.term import Term
 
 
 class Piece(NamedTuple):
-    """Of an anchor weight · shape(plus, minus, offset), where both are statistics of it."""
+    """Of an anchor weight · shape(plus, minus, offset), where both are statistics of it; per_pair
+    is of all anchors."""
 
     shape: str
     plus: Term
@@ -44,6 +45,26 @@ def linear(plus: Term) -> Piece:
 def less_mean(plus: Term, sums: Term) -> Piece:
     """plus − sums / number of positives, for an anchor with two or more; of fewer it is 0."""
     return Piece("less_mean", plus, sums)
+
+
+def per_pair(sums: Term, counts: Term) -> Piece:
+    """Of all anchors together Σ sums / Σ counts, 0 where nothing is counted: an average over pairs.
+
+    A loss has pieces of this kind alone, or none.
+    """
+    return Piece("per_pair", sums, counts)
+
+
+def mean_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: Pairs) -> Tensor:
+    """The mean of the losses of all anchors, or what averages over pairs add up to."""
+    if pieces[0].shape != "per_pair":
+        return losses_of(pieces, statistics, pairs).mean()
+    averages = []
+    for piece in pieces:
+        assert piece.minus is not None, "an average is over something"
+        counted = statistics[piece.minus].sum().clamp(min=1)
+        averages.append(statistics[piece.plus].sum() / counted)
+    return torch.stack(averages).sum()
 
 
 def losses_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: Pairs) -> Tensor:

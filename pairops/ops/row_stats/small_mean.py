@@ -22,7 +22,7 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import eager
 from .op import watching
-from .pieces import Piece, losses_of
+from .pieces import Piece, mean_of
 
 _Terms = tuple[Term, ...]
 
@@ -125,7 +125,7 @@ def _once_more(
         values = eager.at_once(again, told.rows, told.cols)
         assert values is not None, "the same call was served"
         by_term = dict(zip(told.rows + told.cols, values, strict=True))
-        mean = losses_of(told.pieces, by_term, again).mean()
+        mean = mean_of(told.pieces, by_term, again)
         both = (leaf, need_x), (other, need_y)
         wanted = [z for z, need in both if need and z is not None]
         found = iter(torch.autograd.grad(mean, wanted, gradient, create_graph=create))

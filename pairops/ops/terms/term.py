@@ -34,8 +34,8 @@ class Term:
     constant, with `Earlier(term, grad=True)` one that passes its gradient on. Gradients reach all
     tensors among them.
 
-    above, below: thresholds (N,) per owner, or earlier terms, without gradient. Pairs with
-    s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
+    above, below: thresholds, numbers, tensors (N,) per owner, or earlier terms, without gradient.
+    Pairs with s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
 
     An owner for which an earlier term found no pair, so that its statistic is infinite, has none in
     a term that refers to it either.
@@ -61,12 +61,17 @@ class Term:
         if not self.grad and self.gather not in ("lowest", "highest"):
             raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
         for name, bound in (("above", self.above), ("below", self.below)):
-            if bound is not None and not isinstance(bound, (Tensor, Term, EarlierAt)):
+            known = bound is None or type(bound) is float
+            if known or isinstance(bound, (Tensor, Term, EarlierAt)):
+                continue
+            number = plain_float(bound)
+            if number is None:
                 kind = type(bound).__name__
                 raise TypeError(
-                    f"{name} is {kind}; it must be a tensor (N,) or with one element, or an "
-                    "earlier term of the call"
+                    f"{name} is {kind}; it must be a number, a tensor (N,) or with one element, "
+                    "or an earlier term of the call"
                 )
+            setattr(self, name, number)
         if self.side not in (POS, NEG, ALL):
             raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
         if len(self.args) != self.function.arity:
@@ -75,16 +80,30 @@ class Term:
                 f"but the term gives {len(self.args)}"
             )
 
-    def over(self, owners: int, partners: int, dtype: torch.dtype) -> "Term":
-        """This term with every tensor checked, in `dtype`, one value per owner or partner."""
+    def over(
+        self,
+        owners: int,
+        partners: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> "Term":
+        """This term with every tensor checked, in `dtype`, one value per owner or partner.
+
+        device: where windows are that are given as numbers; None: on the CPU.
+        """
         args = [
             checked(f"argument {k} of {self.function.name}", a, owners, partners, dtype, self.grad)
             for k, a in enumerate(self.args)
         ]
-        above, below = (
-            vector(name, bound, owners, dtype, False) if isinstance(bound, Tensor) else bound
-            for name, bound in (("above", self.above), ("below", self.below))
-        )
+        windows = []
+        for name, given in (("above", self.above), ("below", self.below)):
+            bound = given
+            if isinstance(bound, float):
+                bound = torch.full((), bound, dtype=dtype, device=device or "cpu")
+            if isinstance(bound, Tensor):
+                bound = vector(name, bound, owners, dtype, False)
+            windows.append(bound)
+        above, below = windows
         if all(isinstance(a, float) for a in self.args) and above is below is None:
             return self
         return replace(self, args=tuple(args), above=above, below=below)

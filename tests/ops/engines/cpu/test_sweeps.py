@@ -409,4 +409,5 @@ def test_a_tuple_of_another_length_is_refused() -> None:
     """Positions are names on the other side: none may be missing."""
     plan, rest = cpu_engine._native.Plan([], []), ([], [], 0, [], None, 0, 1, False)
     with pytest.raises(TypeError, match="a set must be a tuple of 7"):
-        cpu_engine._native.forward(plan, "baseline", (0, "float32"), None, None, (0, 0, 0), None, *rest)
+        native_ = cpu_engine._native
+        native_.forward(plan, "baseline", (0, "float32"), None, None, (0, 0, 0), None, *rest)
