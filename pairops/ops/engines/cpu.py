@@ -26,7 +26,7 @@ SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
 NAME = "native"
 TAKES_EARLIER = True
-TAKES_DISTANCES = False
+TAKES_DISTANCES = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits

@@ -67,7 +67,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
 
 def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> Plan | None:
     """The plan of a call that the CPU's engine serves at once, or None."""
-    if pairs.measure is not None or pairs.shards is not None or not pairs.x.is_cpu:
+    if pairs.shards is not None or not pairs.x.is_cpu:
         return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
         return None
