@@ -76,6 +76,7 @@ class Filled {
             term.kernel = planned.known.kernel;
             term.positives = planned.known.positives;
             term.by_column = planned.by_column && !same;
+            term.of_columns = planned.by_column;
             term.arity = planned.known.arity;
             for (int k = 0; k < term.arity; ++k) {
                 term.args[k] = operand(planned.args[k], int(terms.size()), k);

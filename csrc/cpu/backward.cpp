@@ -144,7 +144,7 @@ class Weigh {
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
             const T* t = sweep_.look(r, c, tile, w.rows, w.columns, ranges, w.s);
-            weigh(tile, r, c, w);
+            weigh(tile, t, r, c, w);
             if (sweep_.squares_x) through_closeness(tile, t, r, c, ranges, w);
             if (dx_) {
                 const T* slices =
@@ -182,7 +182,7 @@ class Weigh {
     bool adds_transposed() const { return call_.same ? dx_ && sweep_.triangle : dy_ != nullptr; }
 
     // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
-    void weigh(const Tile<T>& tile, int r, int c, Workspace& w) const {
+    void weigh(Tile<T>& tile, const T* t, int r, int c, Workspace& w) const {
         std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
         if (call_.measure.directed())
             std::fill_n(static_cast<T*>(w.w_cols), tile.rows * TILE, T(0));
@@ -200,16 +200,18 @@ class Weigh {
             // have had their gradients already.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
-            if (!term.by_column) kernel.weigh_rows(tile, given, weights(w, false));
+            sweep_.show(tile, term, t, w.s);
+            if (!term.by_column) kernel.weigh_rows(tile, given, weights(w, term, false));
             if (term.by_column || call_.same)
                 kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain,
-                                  weights(w, true));
+                                  weights(w, term, true));
         }
     }
 
-    // Where pair weights of such owners are added up.
-    T* weights(Workspace& w, bool owners_are_columns) const {
-        const bool apart = call_.measure.directed() && !sweep_.anchors_are_rows(owners_are_columns);
+    // Where the pair weights of a term are added up: apart if the columns are the anchors.
+    T* weights(Workspace& w, const TermCall<T>& term, bool owners_are_columns) const {
+        const bool apart =
+            call_.measure.directed() && !sweep_.anchors_are_rows(term, owners_are_columns);
         return apart ? w.w_cols : w.w;
     }
 

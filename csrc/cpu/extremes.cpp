@@ -63,7 +63,7 @@ void weigh_extremes(const Call<T>& call, T* dx, T* dy) {
         for (Place k = 0; k < mine.kept; ++k) {
             const Index i = mine.order[k], j = term.argument[i];
             if (j < 0) continue;
-            const bool owner_is_anchor = turned == call.measure.anchors_are_columns;
+            const bool owner_is_anchor = call.measure.owner_is_anchor(term.of_columns);
             T share(1);
             if (call.measure.directed()) {
                 kernels.squares(owner_is_anchor ? mine : theirs, owner_is_anchor ? k : place[j], 1,

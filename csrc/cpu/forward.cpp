@@ -96,11 +96,13 @@ class Gather {
                 packed = true;
             }
             Range memory[TILE];
-            sweep_.look(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
+            const T* t =
+                sweep_.look(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {
                 const TermCall<T>& term = call_.terms[k];
                 if (!sweep_.visits(term, tile)) continue;
+                sweep_.show(tile, term, t, w.s);
                 bool kept = false;
                 const int mate = sweep_.triangle && !mirrored ? -1 : mate_[k];
                 if (mate >= 0) {

@@ -226,23 +226,29 @@ const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows
     return s;
 }
 
+// Where closeness with the share of anchors that are columns, or rows, stands in a workspace.
+constexpr std::size_t shared(bool anchors_are_rows) {
+    return std::size_t(anchors_are_rows ? 2 : 1) * TILE * TILE;
+}
+
 template <class T>
-const T* Sweep<T>::look(int r, int c, Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
-                        T* s) const {
+const T* Sweep<T>::look(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
+                        const Range* ranges, T* s) const {
     const T* const t = similarities(r, c, tile, rows, columns, ranges, s);
-    tile.s = tile.s_of_cols = t;
     if (!call.measure.directed()) return t;
-    T* const shared[] = {s + TILE * TILE, s + 2 * TILE * TILE};
-    const auto seen = [&](bool owners_are_columns) {
-        const bool of_rows = anchors_are_rows(owners_are_columns);
-        T* const out = shared[of_rows];
-        kernels.times_share(t, of_rows ? share_x + tile.row : nullptr,
-                            of_rows ? nullptr : share_y + tile.col, tile.rows, tile.cols, out);
-        return out;
-    };
-    tile.s = tile.s_of_cols = seen(false);
-    if (call.same) tile.s_of_cols = seen(true);
+    for (const bool of_rows : {false, true})
+        if (call.same || of_rows != call.measure.anchors_are_columns)
+            kernels.times_share(t, of_rows ? share_x + tile.row : nullptr,
+                                of_rows ? nullptr : share_y + tile.col, tile.rows, tile.cols,
+                                s + shared(of_rows));
     return t;
+}
+
+template <class T>
+void Sweep<T>::show(Tile<T>& tile, const TermCall<T>& term, const T* t, const T* s) const {
+    const bool directed = call.measure.directed();
+    tile.s = directed ? s + shared(anchors_are_rows(term, false)) : t;
+    tile.s_of_cols = directed ? s + shared(anchors_are_rows(term, true)) : t;
 }
 
 template <class T>

@@ -26,9 +26,10 @@ struct Numbers {
 
 template <class T>
 struct TermCall {
-    int kernel;      // place in Kernels::terms
-    bool positives;  // its side is POS
-    bool by_column;  // its owners are the columns
+    int kernel;       // place in Kernels::terms
+    bool positives;   // its side is POS
+    bool by_column;   // its owners are the columns
+    bool of_columns;  // the same, also where a column is a row: of one set
     int arity = 0;
     Numbers<T> args[MOST_ARGUMENTS];
     bool by_partner[MOST_ARGUMENTS] = {};
@@ -66,6 +67,7 @@ struct Measure {
     bool anchors_are_columns = false;
 
     bool directed() const { return distance == Distance::snr; }
+    bool owner_is_anchor(bool of_columns) const { return of_columns == anchors_are_columns; }
 };
 
 // For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
@@ -154,18 +156,20 @@ class Sweep {
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
     // Are the similarities of tile (r, c) still to be computed?
     bool unknown(int r, int c) const;
-    // Gives the tile its similarities or closeness: what is kept, or made of packed `rows`. It
-    // returns closeness without the anchor's share. `columns` and `s` are workspaces of
-    // columns_per_thread() and similarities_per_thread().
-    const T* look(int r, int c, Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
+    // The tile's similarities or closeness without the anchor's share: what is kept, or made of
+    // packed `rows`. `columns` and `s` are workspaces of columns_per_thread() and
+    // similarities_per_thread().
+    const T* look(int r, int c, const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
                   T* s) const;
+    // Gives the tile what the term sees of this; `s` as for look.
+    void show(Tile<T>& tile, const TermCall<T>& term, const T* t, const T* s) const;
     std::size_t similarities_per_thread() const {
         return std::size_t(call.measure.directed() ? 3 : 1) * TILE * TILE;
     }
     std::size_t columns_per_thread() const { return band ? TILE * std::size_t(call.y.d) : 0; }
-    // Are rows the anchors of a term as its rows see it, and as its columns do?
-    bool anchors_are_rows(bool owners_are_columns) const {
-        return call.measure.anchors_are_columns == (call.same && owners_are_columns);
+    // Are the tile's rows the anchors of a term as its rows see it, and as its columns do?
+    bool anchors_are_rows(const TermCall<T>& term, bool owners_are_columns) const {
+        return call.measure.owner_is_anchor(term.of_columns) != owners_are_columns;
     }
     // (padded,) squared norms, and of snr 1 / variance, of rows and of columns.
     const T *squares_x = nullptr, *squares_y = nullptr, *share_x = nullptr, *share_y = nullptr;

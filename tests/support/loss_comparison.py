@@ -116,8 +116,3 @@ def fits(name: str, params: dict[str, Any], case: Case) -> bool:
     only_distances = similar and "neg_margin" in params and params.get("normalize") is False
     alone = {"ignore_index"} | ({"distance"} if params.get("distance") is None else set())
     return not only_distances and (name not in ONE_SET or set(case.keywords) <= alone)
-
-
-def similar(name: str, params: dict[str, Any]) -> bool:
-    own = {"lifted_structure_loss": "l2", "margin_loss": "l2", "nca_loss": "sqeuclidean"}
-    return params.get("distance", own.get(name, "cosine")) in ("cosine", "dot")

@@ -1,6 +1,7 @@
 """What every engine owes: each term that it serves, on every named case, as dense torch has it."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,7 +149,7 @@ def test_the_functions_of_every_loss(engine: str, case: str) -> None:
     exhaustive_but(
         [
             (engine, distance)
-            for engine in OPEN
+            for engine in [*OPEN, "native"]
             for distance in ("l2", "sqeuclidean", "snr")
             if engine != "triton" or distance == "l2"  # "chunked" has the same text of them
         ],
@@ -159,6 +160,29 @@ def test_the_functions_of_every_loss(engine: str, case: str) -> None:
 )
 def test_distances_under_every_kind_of_term(engine: str, distance: str) -> None:
     compare(engine, case_of("ragged", engine), distance=distance)
+
+
+@pytest.mark.parametrize(
+    ("case", "distance"),
+    [  # one number has no variance
+        pytest.param(case, distance, id=f"{case}-{distance}")
+        for case, distance in itertools.product(CASES, ["l2", "sqeuclidean", "snr"])
+        if (case, distance) != ("one_dimension", "snr")
+    ],
+)
+def test_compiled_distances(case: str, distance: str) -> None:
+    compare("native", case_of(case, "native"), distance=distance, normalize=True)
+
+
+@pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
+@pytest.mark.parametrize("case", UNLIKE)
+def test_compiled_distances_of_rows_as_they_are(case: str, distance: str) -> None:
+    """Of lengths about 1, so that no exponential is below the least normal number."""
+    found = case_of(case, "native")
+    near: dict[str, Any] = {"x": found.x / 6}
+    if "ref_emb" in found.keywords:
+        near["keywords"] = {**found.keywords, "ref_emb": found.keywords["ref_emb"] / 6}
+    compare("native", replace(found, **near), distance=distance, normalize=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
