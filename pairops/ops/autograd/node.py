@@ -121,9 +121,10 @@ def followed_by_autograd_alone(x: Tensor, y: Tensor | None = None) -> bool:
     )
 
 
-def in_old_vmap() -> bool:
-    """Is this a backward pass of several cotangents at once, as `_batched_gradients` has it?"""
-    return _batched_gradients() > 0
+def transformed() -> bool:
+    """Is this a backward pass that something besides autograd follows: of several cotangents at
+    once, by either of torch's vmaps, say? Then these have no values to be read."""
+    return torch._C._are_functorch_transforms_active() or _batched_gradients() > 0
 
 
 def _batched_gradients() -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops import engines
-from pairops.ops.autograd.node import followed_by_autograd_alone, in_old_vmap
+from pairops.ops.autograd.node import followed_by_autograd_alone, transformed
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.engine import Engine
@@ -130,7 +130,7 @@ class _Eager(torch.autograd.Function):
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
         pairs, plan = told.pairs(x, y), told.plan
-        again = torch.is_grad_enabled() or in_old_vmap()
+        again = torch.is_grad_enabled() or transformed()
         if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
             values, arguments = rest[: plan.count], rest[plan.count :]
             cotangents = _cotangents(by_outputs, values, plan)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pairops.ops.autograd.node import in_old_vmap
+from pairops.ops.autograd.node import transformed
+from pairops.ops.autograd.recompute import by_inputs
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.engines import cpu_engine
+from pairops.ops.engines import cpu_engine, use
 from pairops.ops.engines.plan import Plan
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
@@ -21,7 +22,7 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.terms.term import Term, Wanted
 
 from . import eager
-from .op import watching
+from .op import row_stats, watching
 from .pieces import Piece, mean_of
 
 _Terms = tuple[Term, ...]
@@ -98,7 +99,7 @@ class _SmallMean(torch.autograd.Function):
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
         x, y, bits, every, slopes, *arguments = ctx.saved_tensors
         plan, pairs = told.plan, told.pairs(x, y)
-        again = torch.is_grad_enabled() or in_old_vmap()
+        again = torch.is_grad_enabled() or transformed()
         if again or not told.whole or (plan.extremes and not plan.few):
             dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
         else:
@@ -113,20 +114,14 @@ class _SmallMean(torch.autograd.Function):
 
 def _once_more(
     told: _Told, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients as large batches have them; in grad mode differentiable."""
-    create = torch.is_grad_enabled()
-    x, y = pairs.x, pairs.y
-    with torch.enable_grad():
-        # Of aliases, so that neither is reached through the other.
-        leaf = x.view_as(x) if create else x.detach().requires_grad_(need_x)
-        other = y if y is None else y.view_as(y) if create else y.detach().requires_grad_(need_y)
-        again = told.pairs(leaf, other)
-        values = eager.at_once(again, told.rows, told.cols)
-        assert values is not None, "the same call was served"
+) -> list[Tensor | None]:
+    """The gradients as large batches have them, whatever follows this pass."""
+
+    def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
+        again = told.pairs(x, y)
+        with use(cpu_engine.NAME):
+            values = row_stats(again, *told.rows, cols=told.cols)
         by_term = dict(zip(told.rows + told.cols, values, strict=True))
-        mean = mean_of(told.pieces, by_term, again)
-        both = (leaf, need_x), (other, need_y)
-        wanted = [z for z, need in both if need and z is not None]
-        found = iter(torch.autograd.grad(mean, wanted, gradient, create_graph=create))
-    return next(found) if need_x else None, next(found) if need_y else None
+        return (mean_of(told.pieces, by_term, again),)
+
+    return by_inputs(mean, (need_x, need_y), (pairs.x, pairs.y), (gradient,))

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import pairops
-from pairops import ALL, Pairs, lse, partner, row_stats
+from pairops import ALL, POS, Pairs, lowest, lse, partner, row_stats
 from pairops.ops import engines
 from pairops.ops.engines import ENGINES
 from support.engine_names import HERE
@@ -236,6 +236,24 @@ def test_backward_twice_and_on_another_thread() -> None:
     thread.start()
     thread.join()
     assert torch.equal(results[0], first)
+
+
+@pytest.mark.usefixtures("wide_engine")
+def test_several_cotangents_at_once() -> None:
+    """By either of torch's vmaps."""
+    x, labels, _ = inputs(dtype=torch.float64)
+    near, far = row_stats(Pairs.of(x, labels), lse(ALL, 3.0, 0.5), lowest(POS))
+    value = near + torch.where(far.isinf(), 0, far)
+
+    def of(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(value, x, cotangent, retain_graph=True)[0]
+
+    several = torch.randn(3, len(value), dtype=x.dtype)
+    truth = torch.stack([of(cotangent) for cotangent in several])
+    torch.testing.assert_close(torch.vmap(of)(several), truth)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, x, several, is_grads_batched=True)[0], truth
+    )
 
 
 def test_the_engine_is_a_thread_s_own() -> None:

@@ -169,10 +169,15 @@ def test_a_gradient_twice_and_several_at_once(name: str, kind: str) -> None:
     second = torch.autograd.grad(value, mine, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     several = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+
+    def of(gradient: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(value, mine, gradient, retain_graph=True)
+
     batched = torch.autograd.grad(value, mine, several, is_grads_batched=True, retain_graph=True)
     truth = torch.autograd.grad(theirs, mine)
-    for one, each in zip(truth, batched, strict=True):
-        torch.testing.assert_close(each, several[:, None, None] * one, rtol=1e-10, atol=1e-12)
+    for found in (batched, torch.vmap(of)(several)):
+        for one, each in zip(truth, found, strict=True):
+            torch.testing.assert_close(each, several[:, None, None] * one, rtol=1e-10, atol=1e-12)
     torch.autograd.grad(value, mine)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(value, mine)
@@ -239,6 +244,23 @@ def test_two_threads(taken: mock.Mock, name: str) -> None:
             torch.equal(a, b) for one in found[k] for a, b in zip(one, truth[k], strict=True)
         )
     assert taken.call_count == 42
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("kind", ["some", "few with positives"])
+@pytest.mark.parametrize("name", SOME)
+def test_a_backward_pass_goes_the_way_of_its_forward_pass(
+    name: str, kind: str, create: bool
+) -> None:
+    """Whatever engine is asked for by then, and whoever looks on."""
+    x, other = batch(name, kind=kind)
+    mine = leaves(x, other)
+    truth = torch.autograd.grad(loss_of(name, x, other), mine, create_graph=create)
+    for around in (pairops.use("dense"), Looking()):
+        value = loss_of(name, x, other)
+        with around:
+            found = torch.autograd.grad(value, mine, create_graph=create)
+        torch.testing.assert_close(found, truth)
 
 
 class Looking(TorchDispatchMode):
