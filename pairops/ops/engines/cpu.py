@@ -64,7 +64,7 @@ def declines_pairs(pairs: Pairs) -> str | None:
 def serves(plan: Plan) -> bool:
     """Are all terms of a call compiled? Then the plan is told to the extension, once."""
     if plan.compiled is None:
-        plan.compiled = False
+        compiled: Any = False
         if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
             terms = [
                 (
@@ -73,7 +73,8 @@ def serves(plan: Plan) -> bool:
                 )
                 for k, kind in enumerate(plan.kinds)
             ]  # fmt: skip
-            plan.compiled = _native.Plan(terms, plan.sweeps)
+            compiled = _native.Plan(terms, plan.sweeps)
+        plan.compiled = compiled  # not before: another thread may ask meanwhile
     return plan.compiled is not False
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import pairops
 from pairops import NEG, POS, Pairs, highest, partner, row_stats, total
 from pairops.ops import engines
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.engines.plan import plan_of
 
 SETUP = """
 import os, resource, signal, sys, torch, pairops
@@ -55,6 +57,23 @@ def test_a_term_without_a_recipe_is_declined_by_name() -> None:
     with pairops.use("auto"):
         assert engines.choose(pairs, terms, []) == "blockwise"
         assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "native"
+
+
+def test_a_plan_that_another_thread_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks meanwhile is not told that a term is missing."""
+    made = plan_of([total(POS, 0.1, 0.1)], [])
+    assert made is not None
+    plan, real, seen = replace(made, compiled=None), cpu_engine._native.Plan, []
+
+    def meanwhile(*given: object) -> object:
+        if not seen:
+            seen.append(True)
+            seen.append(cpu_engine.serves(plan))
+        return real(*given)
+
+    monkeypatch.setattr(cpu_engine._native, "Plan", meanwhile)
+    assert cpu_engine.serves(plan)
+    assert seen == [True, True]
 
 
 def test_another_device_is_declined() -> None:
