@@ -234,6 +234,7 @@ def planned_backward(
         by_y = dy.data_ptr()
     plane = 0
     if bits is not None and plan.keeping:
+        bits = bits.contiguous()
         bit, plane = bits.data_ptr(), bits.shape[1] * bits.shape[2]
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
@@ -241,8 +242,11 @@ def planned_backward(
             at, row = cotangents.data_ptr(), x.shape[0] * dtype.itemsize
             told = [(at + k * row, 1) for k in range(plan.count)]
         else:
+            # Of complex numbers torch returns imaginary parts whose sign is yet to be turned.
+            cotangents = [z.resolve_neg() for z in cotangents]
             told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
+        arguments = [z.contiguous() for z in arguments]
         for k, argument in zip(plan.extremes, arguments):  # noqa: B905  (none, or all)
             found[k] = argument.data_ptr()
         every = _one_after_the_other(statistics)
@@ -269,11 +273,14 @@ def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[T
 
 
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
-    """A tensor at the address of all: the first of them, as `planned_forward` made them."""
+    """A tensor at the address of all: the first of them, as `planned_forward` made them.
+
+    What was saved for a backward pass may have been packed, and come back with any stride.
+    """
     last = statistics[0].data_ptr()
     for z in statistics[:-1]:
         last += z.nbytes
-    if statistics[-1].data_ptr() == last:
+    if statistics[-1].data_ptr() == last and statistics[-1].is_contiguous():
         return statistics[0]
     return torch.cat([*statistics])
 

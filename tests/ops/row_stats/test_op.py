@@ -256,6 +256,19 @@ def test_several_cotangents_at_once() -> None:
     )
 
 
+@pytest.mark.usefixtures("wide_engine")
+def test_a_cotangent_whose_sign_is_yet_to_be_turned() -> None:
+    """As torch returns it of the imaginary part of a conjugate."""
+    x, labels, _ = inputs(dtype=torch.float64)
+    (r,) = row_stats(Pairs.of(x, labels), lse(ALL, 3.0, 0.5))
+    (plain,) = torch.autograd.grad((-2 * r).sum(), x, retain_graph=True)
+    seen = []
+    r.register_hook(lambda g: seen.append(g.is_neg()))
+    turned = (torch.complex(torch.zeros_like(r), r).conj() * 2j).real.sum()
+    torch.testing.assert_close(-torch.autograd.grad(turned, x)[0], plain)
+    assert seen == [True]
+
+
 def test_the_engine_is_a_thread_s_own() -> None:
     seen = []
     with pairops.use("dense"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -205,16 +206,21 @@ def test_second_derivatives(taken: mock.Mock, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_saved_tensors_are_torchs(name: str) -> None:
-    """They may be packed, and whoever changes one in place hears of it."""
+    """They may be packed, and come back with any stride; and whoever changes one in place hears of it."""
     x, other = batch(name)
     plain = torch.autograd.grad(loss_of(name, x, other), leaves(x, other))
-    hooks = torch.autograd.graph.saved_tensors_hooks(
-        lambda z: z.detach().numpy().copy(), torch.from_numpy
-    )
-    with hooks:
-        value = loss_of(name, x, other)
-    packed = torch.autograd.grad(value, leaves(x, other))
-    assert all(torch.equal(a, b) for a, b in zip(packed, plain, strict=True))
+
+    def apart(z: numpy.ndarray) -> Tensor:
+        return torch.stack([torch.from_numpy(z)] * 2, -1)[..., 0]
+
+    for unpack in (torch.from_numpy, apart):
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda z: z.detach().numpy().copy(), unpack
+        )
+        with hooks:
+            value = loss_of(name, x, other)
+        packed = torch.autograd.grad(value, leaves(x, other))
+        assert all(torch.equal(a, b) for a, b in zip(packed, plain, strict=True))
     for changed in leaves(x, other):
         value = loss_of(name, x, other)
         with torch.no_grad():
