@@ -104,7 +104,8 @@ class Term:
                 bound = vector(name, bound, owners, dtype, False)
             windows.append(bound)
         above, below = windows
-        if all(isinstance(a, float) for a in self.args) and above is below is None:
+        # Not isinstance: numpy's float64 is a float, but engines know a number by its type.
+        if all(type(a) is float for a in self.args) and above is below is None:
             return self
         return replace(self, args=tuple(args), above=above, below=below)
 
