@@ -37,6 +37,9 @@ class Relation:
         order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y = tensors
         return Relation(order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "addresses": None}  # a copy lies elsewhere
+
     def tensors(self) -> list[Tensor]:
         """The tensors in their order, as an op takes them; `of` is the inverse."""
         return [
@@ -68,10 +71,13 @@ class Scales:
     y: Tensor | None = None  # (M,)
     addresses: Any = None  # what the CPU engine makes of these once
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "addresses": None}
+
 
 @dataclass(eq=False)
 class Cache:
-    """What was made of some pairs, for every call with them."""
+    """What was made of some pairs, for every call with them; a copy is empty."""
 
     # By engine, what it made of the embeddings; "relation": what was made on the way to that.
     prepared: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -81,3 +87,6 @@ class Cache:
     squares: dict[str, Any] = field(default_factory=dict)  # by distance, without a gradient
     sets: Any = None  # what the CPU engine is told of the embeddings, for its next call
     similarities: Any = None  # those of a small problem, by the CPU engine, if it keeps them
+
+    def __reduce__(self) -> tuple[type["Cache"], tuple[()]]:
+        return Cache, ()
