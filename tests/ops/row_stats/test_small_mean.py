@@ -206,7 +206,7 @@ def test_second_derivatives(taken: mock.Mock, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_saved_tensors_are_torchs(name: str) -> None:
-    """They may be packed, and come back with any stride; and whoever changes one in place hears of it."""
+    """They may be packed, and come back with any stride; who changes one in place hears of it."""
     x, other = batch(name)
     plain = torch.autograd.grad(loss_of(name, x, other), leaves(x, other))
 
