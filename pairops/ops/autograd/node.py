@@ -106,14 +106,18 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_WITH_VALUES = frozenset([Tensor, type(None)])
 
 
-def followed_by_autograd_alone(x: Tensor, y: Tensor | None = None) -> bool:
+def followed_by_autograd_alone(
+    x: Tensor, y: Tensor | None = None, others: Sequence[Tensor] = ()
+) -> bool:
     """Are these tensors with values, of an eager call that nothing but autograd looks at?"""
     return (
         not torch.compiler.is_compiling()
         and type(x) in _PLAIN
         and (y is None or type(y) in _PLAIN)
+        and (not others or all(type(z) in _PLAIN for z in others))
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -121,10 +125,14 @@ def followed_by_autograd_alone(x: Tensor, y: Tensor | None = None) -> bool:
     )
 
 
-def transformed() -> bool:
-    """Is this a backward pass that something besides autograd follows: of several cotangents at
-    once, by either of torch's vmaps, say? Then these have no values to be read."""
-    return torch._C._are_functorch_transforms_active() or _batched_gradients() > 0
+def transformed(cotangents: Sequence[Tensor | None]) -> bool:
+    """Is this a backward pass that something besides autograd follows, such as that of several
+    cotangents at once, by either of torch's vmaps? Then these may have no values to be read."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or _batched_gradients() > 0
+        or not _WITH_VALUES.issuperset(map(type, cotangents))
+    )
 
 
 def _batched_gradients() -> int:

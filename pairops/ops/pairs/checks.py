@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .indexing import arange
 
@@ -47,6 +48,12 @@ def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
         return values.contiguous()
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
+    wrapped = type(values) is not Tensor and is_traceable_wrapper_subclass(values)
+    if wrapped and not is_traceable_wrapper_subclass(x):
+        raise TypeError(
+            f"{name} is {type(values).__name__}, which has no memory of its own; it must be a "
+            f"plain tensor, as {owner} is"
+        )
     if values.is_floating_point() or values.is_complex():
         hint = " (and without requires_grad)" if values.requires_grad else ""
         raise TypeError(f"{name} is {values.dtype}; it must be an integer tensor{hint}")

@@ -79,9 +79,10 @@ def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> Plan | None:
     return plan if cpu_engine.declines_pairs(pairs) is None else None
 
 
-def statistics(pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine) -> tuple[Tensor, ...]:
-    """The statistics of final terms, as `row_stats` returns them."""
-    tensors = [z for term in rows + cols for _, z, _ in term.operands()]
+def statistics(
+    pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine, tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The statistics of final terms, whose tensors these are, as `row_stats` returns them."""
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
         pairs, rows, cols, engine, None, pairs.x, pairs.y, *tensors
     )
@@ -130,7 +131,7 @@ class _Eager(torch.autograd.Function):
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
         pairs, plan = told.pairs(x, y), told.plan
-        again = torch.is_grad_enabled() or transformed()
+        again = torch.is_grad_enabled() or transformed(by_outputs)
         if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
             values, arguments = rest[: plan.count], rest[plan.count :]
             cotangents = _cotangents(by_outputs, values, plan)

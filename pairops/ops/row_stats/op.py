@@ -126,8 +126,9 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     serving = engines.ENGINES[engine]
     if serving.backward is None:
         return tuple(levels.forward(serving, pairs, rows, cols)[0])
-    if followed_by_autograd_alone(pairs.x, pairs.y):
-        return eager.statistics(pairs, rows, cols, serving)
+    tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+    if followed_by_autograd_alone(pairs.x, pairs.y, tensors):
+        return eager.statistics(pairs, rows, cols, serving, tensors)
     recipe, numbers, vectors = pack(rows, cols)
     prepared = serving.prepare(pairs)
     traced = None

@@ -99,7 +99,7 @@ class _SmallMean(torch.autograd.Function):
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
         x, y, bits, every, slopes, *arguments = ctx.saved_tensors
         plan, pairs = told.plan, told.pairs(x, y)
-        again = torch.is_grad_enabled() or transformed()
+        again = torch.is_grad_enabled() or transformed((gradient,))
         if again or not told.whole or (plan.extremes and not plan.few):
             dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
         else:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import pairops
 from pairops import NEG, POS, Pairs, lse, partner, row_stats, total
@@ -44,6 +45,12 @@ LABELLED: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
         {},
         TypeError,
         r"labels is torch.float32; it must be an integer tensor \(and without requires_grad\)",
+    ),
+    "labels without memory": (
+        (X, TwoTensor(LABELS, LABELS.clone())),
+        {},
+        TypeError,
+        r"labels is TwoTensor, which has no memory of its own; it must be a plain tensor, as x is",
     ),
     "labels are too few": (
         (X, LABELS[:5]),

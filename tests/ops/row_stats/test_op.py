@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -254,6 +255,29 @@ def test_several_cotangents_at_once() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(value, x, several, is_grads_batched=True)[0], truth
     )
+
+
+@pytest.mark.usefixtures("wide_engine")
+def test_tensors_without_memory_of_their_own() -> None:
+    """Such as a DTensor: as a number that is learned, and as a cotangent."""
+    x, labels, t = inputs(dtype=torch.float64)
+    weight = torch.rand(24, dtype=torch.float64)
+    wrapped = TwoTensor(t.detach(), t.detach().clone()).requires_grad_()
+    other = TwoTensor(weight, weight.clone())
+
+    def found(t: Tensor, weight: Tensor, **reduced: Any) -> tuple[Tensor, ...]:
+        value = (pairops.nt_xent_loss(x, labels, temperature=t, **reduced) * weight).sum()
+        return value, *torch.autograd.grad(value, (x, t))
+
+    for reduced in ({"reduction": "none"}, {}):
+        truth = found(t, weight, **reduced)
+        for ours in (found(wrapped, weight, **reduced), found(wrapped, other, **reduced)):
+            torch.testing.assert_close([z.a for z in ours], [*truth])
+    for loss in (pairops.ms_loss, pairops.triplet_loss):
+        value = loss(x, labels)
+        (truth,) = torch.autograd.grad((value * weight).sum(), x, retain_graph=True)
+        (ours,) = torch.autograd.grad((value * other).sum(), x)
+        torch.testing.assert_close(ours.a, truth)
 
 
 @pytest.mark.usefixtures("wide_engine")
