@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -255,6 +256,50 @@ def test_several_cotangents_at_once() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(value, x, several, is_grads_batched=True)[0], truth
     )
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_graph_that_is_freed_lets_go_of_the_embeddings() -> None:
+    """The loss may live on, such as in a sum over an epoch."""
+    x, labels, _ = inputs()
+    embeddings = x * 1
+    gone = weakref.ref(embeddings)
+    value = pairops.ms_loss(embeddings, labels)
+    value.backward()
+    del embeddings
+    assert gone() is None
+
+
+def test_a_graph_that_is_freed_lets_go_of_what_was_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which the backward pass is given until then."""
+    engine, seen, made = ENGINES["blockwise"], [], []
+    backward = engine.backward
+    assert backward is not None
+
+    def prepare(pairs: Pairs) -> list[Tensor]:
+        if "blockwise" not in pairs.cache.prepared:
+            pairs.cache.prepared["blockwise"] = [torch.ones(3)]
+            made.append(weakref.ref(pairs.cache.prepared["blockwise"][0]))
+        return pairs.cache.prepared["blockwise"]
+
+    def weigh(pairs: Pairs, *rest: Any) -> Any:
+        seen.append(prepare(pairs)[0].tolist())
+        return backward(pairs, *rest)
+
+    monkeypatch.setattr(engine, "prepare", prepare)
+    monkeypatch.setattr(engine, "backward", weigh)
+    x, labels, _ = inputs()
+    with pairops.use("blockwise"):
+        value = pairops.ms_loss(x, labels)
+    value.backward(retain_graph=True)
+    assert len(made) == 1
+    assert made[0]() is not None
+    value.backward()
+    assert len(made) == 1
+    assert made[0]() is None
+    assert seen == [[1, 1, 1]] * 2
 
 
 @pytest.mark.usefixtures("wide_engine")

@@ -1,6 +1,7 @@
 """Similarities that the compiled engine keeps from sweep to sweep, and the gradient of extremes."""
 
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -183,6 +184,30 @@ def test_pairs_that_are_too_many_keep_none() -> None:
             tensors, addresses = pairs.cache.similarities
             assert (addresses is not None) == keeps
             assert sum(z.nbytes for z in tensors) <= 2 << 20
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_that_outlives_its_backward_pass_keeps_none(
+    reduction: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loss that is added up over an epoch nothing of this size may stay."""
+    kept, made = cpu_addresses._similarities, []
+
+    def noted(*given: Any) -> Any:
+        found = kept(*given)
+        made.extend([weakref.ref(z) for z in found[0]])
+        return found
+
+    monkeypatch.setattr(cpu_addresses, "_similarities", noted)
+    x, labels, _ = batch(200, 0, torch.float32)
+    value = pairops.nt_xent_loss(x, labels, reduction=reduction).mean()
+    assert len(made) == 2
+    assert all(z() is not None for z in made)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    assert len(made) == 2
+    assert all(z() is None for z in made)
+    (second,) = torch.autograd.grad(value, x)
+    assert torch.equal(first, second)
 
 
 def test_pairs_of_no_rows_keep_none() -> None:
