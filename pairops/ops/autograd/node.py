@@ -143,6 +143,10 @@ def _batched_gradients() -> int:
     return level
 
 
+# Where compiled autograd traces a backward pass: it would do the first of these and not the second.
+_batched_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
     """`function` of inputs of which some are batches at `level`, where a Node has no rule."""
     given: list[Any] = list(inputs)

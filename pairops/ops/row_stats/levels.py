@@ -124,7 +124,7 @@ class Levels:
     def resolved(self, k: int, statistics: Sequence[Tensor]) -> tuple[Term, Tensor | None]:
         first = self.first(k)
         alike = self.rows if first == 0 and k < len(self.rows) else self.cols
-        known = self._known[k >= len(self.rows)]
+        known = self._known[int(k >= len(self.rows))]
         return resolved(self.every[k], alike, statistics[first : first + len(alike)], known)
 
     def take(

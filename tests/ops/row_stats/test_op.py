@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -116,6 +117,34 @@ def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
                 torch.autograd.grad(ours, (x, t)), torch.autograd.grad(eager, (x, t)), strict=True
             ):
                 torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*is not a leaf:UserWarning", "ignore:Dynamo:UserWarning"
+)
+@pytest.mark.parametrize("around", ["backward", pytest.param("step", marks=exhaustive)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_autograd(reduction: Any, around: str) -> None:
+    """It traces the backward pass of an eager call too, and leaves torch as it was."""
+    torch._dynamo.reset()
+    x, labels, _ = inputs()
+
+    def value() -> Tensor:
+        result: Tensor = pairops.ms_loss(x, labels, reduction=reduction).sum()
+        return result
+
+    (truth,) = torch.autograd.grad(value(), x)
+    if around == "backward":
+        eager = value()
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            eager.backward()
+    else:
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            torch.compile(lambda: value().backward(), backend="eager")()
+    torch.testing.assert_close(x.grad, truth)
+    x.grad = None
+    value().backward()
+    torch.testing.assert_close(x.grad, truth, rtol=0, atol=0)
 
 
 def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
