@@ -18,7 +18,7 @@ Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
 class Asked(TypedDict, total=False):
     """The keywords that every loss has.
 
-    weight: (N,) a factor per anchor, not negative.  reduction: see `reduce` in `objective.py`.
+    weight: (N,) a factor per anchor, not negative.  reduction: see `reduce` in `reduction.py`.
     return_aux: also return an `Aux`.  group: True, for the default one, or a process group of
     torch.distributed: the rows given are this rank's, and the batch is that of all ranks; see
     `docs/distributed.md`.

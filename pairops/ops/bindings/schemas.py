@@ -13,11 +13,11 @@ library.define(
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
-# Embeddings as the CUDA kernels multiply them: bindings/cuda.py.
+# Embeddings as the CUDA kernels multiply them: bindings/packing.py.
 library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]")
 
-# Row statistics and their gradient: row_stats/op.py. relation: the fields of `Relation`.  measure:
-# the key of a `Measure`, or "".
+# Row statistics and their gradient: row_stats/bodies.py. relation: the fields of `Relation`.
+# measure: the key of a `Measure`, or "".
 _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, str measure, "
     "Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"

@@ -1,10 +1,10 @@
 """`row_stats`, the one differentiable primitive: all a loss needs to know of N×M similarities.
 
-The path of a call: a loss states terms; `row_stats` names them in a recipe and runs the op
-`pairops::row_stats`, in which an engine streams the tiles; back come the statistics. In the
-backward pass the op `pairops::row_stats_backward` turns their gradients into a weight per pair, and
-the weights into dX and dY. Saved in between: x, y, the intervals, one number per statistic and row,
-and one byte per tile.
+The path of a call: a loss states terms; an engine streams the tiles; back come the statistics. In
+the backward pass the engine turns their gradients into a weight per pair, and the weights into dX
+and dY. Saved in between: x, y, the intervals, one number per statistic and row, and one byte per
+tile. An eager call is one node of torch's graph, `eager.py`; a compiler sees ops, `nodes.py`,
+which are told the terms as a recipe.
 """
 
 import contextlib

@@ -90,11 +90,8 @@ def _value(piece: Piece, statistics: Mapping[Term, Tensor], pairs: Pairs) -> Ten
         return torch.where(positives > 1, plus - mean, 0)
     u = plus
     if piece.minus is not None:
-        n = plus.shape[0]
-        minus = statistics[piece.minus]
         # Not −inf − (−inf), of an anchor without positives.
-        u = torch.where(plus == -torch.inf, -torch.inf, plus - minus)
-        assert minus.shape[0] == n, "both are of the same owners"
+        u = torch.where(plus == -torch.inf, -torch.inf, plus - statistics[piece.minus])
     if isinstance(piece.offset, Tensor) or piece.offset:
         u = u + piece.offset
     return torch.relu(u) if piece.shape == "hinge" else log1p_exp(u)
