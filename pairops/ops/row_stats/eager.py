@@ -38,16 +38,16 @@ class _Told(NamedTuple):
     plan: Plan | None  # where the terms are of numbers and earlier terms alone
     relation: Relation
     scales: Scales
-    cache: Cache
     measure: Measure | None
+    similarities: list[Any]  # one: those that are kept, until a backward pass has taken them
     rows: _Terms
     cols: _Terms
     arguments: int
     prepared: int  # tensors that the engine made of the embeddings; they are saved too
     whole: bool  # has each earlier term that is an argument found a pair of every owner?
 
-    def pairs(self, x: Tensor, y: Tensor | None) -> Pairs:
-        return Pairs(x, y, self.relation, self.scales, self.cache, measure=self.measure)
+    def pairs(self, x: Tensor, y: Tensor | None, cache: Cache) -> Pairs:
+        return Pairs(x, y, self.relation, self.scales, cache, measure=self.measure)
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
@@ -110,8 +110,6 @@ class _Eager(torch.autograd.Function):
         if plan is None:
             values, arguments, bits = levels.forward(engine, pairs, rows, cols)
             prepared = engine.prepare(pairs)
-            # Of the cache only what is let go of after a backward pass.
-            cache = Cache(similarities=pairs.cache.similarities)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
             whole = False
         else:
@@ -119,11 +117,11 @@ class _Eager(torch.autograd.Function):
                 pairs, rows, cols, plan
             )
             values = torch.split_with_sizes(every, sizes)
-            prepared, cache, constant = [], pairs.cache, plan.constant
+            prepared, constant = [], plan.constant
         ctx.set_materialize_grads(False)
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
-        kept = pairs.relation, pairs.scales, cache, pairs.measure
+        kept = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
         counts = len(arguments), len(prepared)
         ctx.told = _Told(engine, plan, *kept, rows, cols, *counts, whole)
         ctx.save_for_backward(x, y, bits, *prepared, *values, *arguments, *tensors)
@@ -135,10 +133,13 @@ class _Eager(torch.autograd.Function):
         told: _Told = ctx.told
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
-        pairs, plan = told.pairs(x, y), told.plan
+        plan, cache = told.plan, Cache(similarities=told.similarities[0])
+        # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
+        told.similarities[0] = None
         if told.prepared:
-            pairs.cache = Cache({told.engine.NAME: rest[: told.prepared]})
+            cache.prepared = {told.engine.NAME: rest[: told.prepared]}
             rest = rest[told.prepared :]
+        pairs = told.pairs(x, y, cache)
         again = torch.is_grad_enabled() or transformed(by_outputs)
         if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
             values, arguments = rest[: plan.count], rest[plan.count :]
@@ -152,8 +153,6 @@ class _Eager(torch.autograd.Function):
                 gradients = [None if g is None else g.to(x.dtype) for g in gradients]
         else:
             gradients = _by_the_long_way(pairs, told, by_outputs, bits, rest, needs, again)
-        # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
-        told.cache.similarities = None
         wanted = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *wanted)
 

@@ -32,15 +32,15 @@ class _Told(NamedTuple):
     plan: Plan
     relation: Relation
     scales: Scales
-    cache: Cache
     measure: Measure | None
+    similarities: list[Any]  # as `eager` has them
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
     whole: bool
 
-    def pairs(self, x: Tensor, y: Tensor | None) -> Pairs:
-        return Pairs(x, y, self.relation, self.scales, self.cache, True, self.measure)
+    def pairs(self, x: Tensor, y: Tensor | None, cache: Cache) -> Pairs:
+        return Pairs(x, y, self.relation, self.scales, cache, True, self.measure)
 
 
 def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]) -> Tensor | None:
@@ -87,7 +87,7 @@ class _SmallMean(torch.autograd.Function):
     ) -> Tensor:
         every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
         mean, slopes = cpu_engine.mean(told, x.shape[0], every, pairs.positives())
-        kept = pairs.relation, pairs.scales, pairs.cache, pairs.measure
+        kept = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
         ctx.told = _Told(plan, *kept, rows, cols, pieces, whole)
         ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
         return mean
@@ -98,7 +98,9 @@ class _SmallMean(torch.autograd.Function):
         told: _Told = ctx.told
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
         x, y, bits, every, slopes, *arguments = ctx.saved_tensors
-        plan, pairs = told.plan, told.pairs(x, y)
+        plan, cache = told.plan, Cache(similarities=told.similarities[0])
+        told.similarities[0] = None
+        pairs = told.pairs(x, y, cache)
         again = torch.is_grad_enabled() or transformed((gradient,))
         if again or not told.whole or (plan.extremes and not plan.few):
             dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
@@ -109,7 +111,6 @@ class _SmallMean(torch.autograd.Function):
             )  # fmt: skip
             if every.dtype != x.dtype:
                 dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
-        told.cache.similarities = None  # as `eager` has it
         return None, None, None, None, None, None, dx if need_x else None, dy if need_y else None
 
 
@@ -118,8 +119,11 @@ def _once_more(
 ) -> list[Tensor | None]:
     """The gradients as large batches have them, whatever follows this pass."""
 
+    # A graph that is made here would hold what this function holds until it ends.
+    similarities = None if torch.is_grad_enabled() else pairs.cache.similarities
+
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
-        again = told.pairs(x, y)
+        again = told.pairs(x, y, Cache(similarities=similarities))
         with use(cpu_engine.NAME):
             values = row_stats(again, *told.rows, cols=told.cols)
         by_term = dict(zip(told.rows + told.cols, values, strict=True))
