@@ -48,6 +48,8 @@ ORDERS = {
     "features reversed": Order(reversed=(1,)),
     "product in two": Order(pieces=2),
     "product in four": Order(pieces=4),
+    "norms inverted": Order(inverse_norms=True),
+    "norms inverted, features reversed": Order(reversed=(1,), inverse_norms=True),
 }
 
 _in_use = ORDERS["as stored"]

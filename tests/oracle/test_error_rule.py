@@ -202,12 +202,12 @@ def test_orders_are_computed_once_and_no_more_than_are_needed() -> None:
         return [torch.tensor([1.0 + len(ran) / 1024])]
 
     dense, truth = Dense(run), torch.ones(1, dtype=torch.float64)
-    for error, needed in ((1, 1), (5, 3), (4, 3), (10, 5)):  # of 2, 4, … 10 that are allowed
+    for error, needed in ((1, 1), (5, 3), (4, 3), (14, 7)):  # of 2, 4, … 14 that are allowed
         assert_within_rule("it", torch.tensor([1 + error / 1024]), dense.result(0), truth)
         assert len(ran) == needed
-    with pytest.raises(AssertionError, match=r"error 0.0107 > 0.00977, dense torch has 0.00488"):
-        assert_within_rule("it", torch.tensor([1 + 11 / 1024]), dense.result(0), truth)
-    assert len(ran) == 5
+    with pytest.raises(AssertionError, match=r"error 0.0146 > 0.0137, dense torch has 0.00684"):
+        assert_within_rule("it", torch.tensor([1 + 15 / 1024]), dense.result(0), truth)
+    assert len(ran) == 7
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
