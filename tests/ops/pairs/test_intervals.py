@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairops import Pairs
 from pairops.ops.bindings import extension
+from pairops.ops.pairs import intervals
 from pairops.ops.pairs.similarity import constant_inverse_norm, inverse_norm, scaled
 from support.on_cpu import device as device
 
@@ -17,9 +18,12 @@ LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 labels_of = st.lists(st.sampled_from([0, 1, 2, -100, 255, 256, -1, LEAST, MOST, 1 << 40]))
 
 
-@pytest.fixture(params=["extension", "torch"], scope="module", autouse=True)
+@pytest.fixture(params=["at once", "extension", "torch"], scope="module", autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The extension is called by eager calls at once, and by the op that others need."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.param != "at once":
+            patch.setattr(intervals, "followed_by_autograd_alone", lambda *_: False)
         if request.param == "torch":
             patch.setattr(extension, "serves", lambda _: False)
         yield
@@ -33,6 +37,8 @@ def check(pairs: Pairs, x: list[int], y: list[int], ignored: int | None) -> None
         assert keep.tolist() == [value != ignored for value in values]
         assert keep[order].tolist() == sorted(keep.tolist(), reverse=True), "ignored rows come last"
     order_y = pairs.relation.order_y.tolist()
+    counts = [0 if value == ignored else y.count(value) - (pairs.y is None) for value in x]
+    assert pairs.positives().tolist() == counts, "a row is no positive of itself"
     for place, row in enumerate(pairs.relation.order_x.tolist()):
         found = order_y[pairs.relation.pos_begin[place] : pairs.relation.pos_end[place]]
         assert found == [j for j, value in enumerate(y) if value == x[row]], "stable, and complete"
