@@ -14,6 +14,7 @@ import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lse, partner, row_stats, total
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.engines import cpu_addresses
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
@@ -108,13 +109,26 @@ def test_every_served_term_equals_dense(how: str, n: int, m: int) -> None:
     against_dense(*related(how, n, m, 33, n // 5 + 1))
 
 
+@pytest.fixture
+def none_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No similarities, as where pairs are many: terms over positives are swept along a band."""
+    monkeypatch.setattr(cpu_addresses, "KEPT", 0)
+
+
+@pytest.mark.usefixtures("none_kept")
 @pytest.mark.parametrize("how", RELATIONS)
 def test_every_served_term_alone_equals_dense(how: str) -> None:
     """Terms over positives alone are swept along a band, and their windows skip tiles."""
     against_dense(*related(how, 193, 110, 5, 12), calls="alone")
 
 
+@pytest.mark.parametrize("how", ["one set", "two sets"])
+def test_every_served_term_alone_equals_dense_also_where_similarities_are_kept(how: str) -> None:
+    against_dense(*related(how, 193, 110, 5, 12), calls="alone")
+
+
 @exhaustive
+@pytest.mark.usefixtures("none_kept")
 @pytest.mark.parametrize("how", ["one set", "two sets"])
 def test_every_two_served_terms_equal_dense(how: str) -> None:
     """Beside an extreme, which takes no part in weigh, a band is gathered as something else."""
@@ -201,6 +215,7 @@ def test_states_far_below_the_maximum_of_a_tile() -> None:
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.usefixtures("none_kept")
 @pytest.mark.parametrize("two_sets", [False, True], ids=["one set", "two sets"])
 def test_a_maximum_that_a_window_drops_costs_no_digits(two_sets: bool) -> None:
     """max + log Σ of a state 35 below its maximum would have five digits of its result."""
