@@ -94,6 +94,8 @@ CALLS: dict[str, list[Step]] = {
         lambda at: total(NEG, 3.0, at.constant(2), function=softplus),
         lambda at: lse(NEG, 2.0, at.carried(3), above=at.window(0)),
         lambda at: highest(NEG, below=at.window(0)),
+        lambda at: highest(NEG, below=at.window(1)),
+        lambda at: lse(NEG, 2.0, 0.1, above=at.window(1)),
     ],
     "gradients of what has none": [
         near,
@@ -162,7 +164,8 @@ def need(engine: str, name: str, distance: str = "cosine") -> None:
 
 
 def batch(owners: str = "mixed", m: int = 0, n: int = 40) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Of "mixed" owners some have no positives, and some are ignored."""
+    """Of "mixed" owners some have no positives, and some are ignored. Of "columns of a further
+    class" some have no positives, and all rows have."""
     x, labels, other = problem(n, m, d=5, classes=6)
     labels[[1, n - 3]], labels[7] = torch.tensor([90, 91]), -100
     if owners == "one class":
@@ -171,6 +174,9 @@ def batch(owners: str = "mixed", m: int = 0, n: int = 40) -> tuple[Tensor, Tenso
     if owners == "all distinct":
         labels = torch.arange(n)
         other = other and {**other, "ref_labels": n + torch.arange(m)}
+    if owners == "columns of a further class":
+        labels = torch.arange(n) % 5
+        other = {**other, "ref_labels": torch.arange(m) % 6}
     return x, labels, other
 
 

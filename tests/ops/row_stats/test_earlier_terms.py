@@ -34,6 +34,7 @@ def test_one_call_is_the_calls_one_after_the_other(engine: str, name: str, owner
 def test_of_two_sets_and_of_columns(engine: str, name: str, cols: bool) -> None:
     need(engine, name)
     compare(engine, name, batch("mixed", 30), cols=cols)
+    compare(engine, name, batch("columns of a further class", 30), cols=cols)
     if engine not in NARROW:
         compare(engine, name, batch("all distinct", 30), cols=cols)
 
@@ -105,7 +106,8 @@ def test_second_derivatives_are_those_of_the_calls_one_after_the_other(
 
 
 @pytest.mark.usefixtures("small_tiles", "wide_engine")
-def test_rows_and_columns_refer_each_to_their_own() -> None:
+@pytest.mark.parametrize("of_columns", ["windows", "carried"])
+def test_rows_and_columns_refer_each_to_their_own(of_columns: str) -> None:
     """With terms that stand in another order than they are gathered in."""
     x, labels, other = batch("mixed", 30)
     y = other["ref_emb"]
@@ -114,7 +116,7 @@ def test_rows_and_columns_refer_each_to_their_own() -> None:
         leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
         pairs = Pairs.of(leaves[0], labels, **{**other, "ref_emb": leaves[1]})
         if one:
-            rows, cols = terms_of("gradient"), terms_of("windows")
+            rows, cols = terms_of("gradient"), terms_of(of_columns)
             rows.insert(0, lse(ALL, 2.0, 0.1))
 
             def run(pairs: Pairs = pairs, rows: Any = rows, cols: Any = cols) -> Any:
@@ -123,7 +125,7 @@ def test_rows_and_columns_refer_each_to_their_own() -> None:
 
             def run(pairs: Pairs = pairs) -> Any:  # type: ignore[misc]
                 (first,) = row_stats(pairs, lse(ALL, 2.0, 0.1))
-                return first, *in_turn(pairs, "gradient"), *in_turn(pairs, "windows", True)
+                return first, *in_turn(pairs, "gradient"), *in_turn(pairs, of_columns, True)
 
         seen.append(results(run, leaves))
     for a, b in zip(*seen, strict=True):

@@ -1,6 +1,7 @@
 """The primitive: what may not change a statistic, its edges, and its derivatives."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,15 +9,29 @@ from torch import Tensor
 
 import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops.ops.engines import cpu_addresses
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.engines.blockwise import grid
 from pairops.ops.terms import functions
 from pairops.ops.terms.accumulators import GATHERS
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.term import Term, Wanted
+from support.engine_names import HERE
 from support.term_problems import DOUBLE, all_statistics, problem, results, served_terms
 
 HELD = ("circle_pull", "circle_push", "attended")  # a gradient takes their weights as constants
+NONE_KEPT = "native, which keeps no similarities"
+
+
+@pytest.fixture(params=[*HERE, *[NONE_KEPT for name in HERE if name == "native"]])
+def none_kept_too(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Every engine, and the compiled one as it is where pairs are many."""
+    if request.param == NONE_KEPT:
+        monkeypatch.setattr(cpu_addresses, "KEPT", 0)
+    with pairops.use("native" if request.param == NONE_KEPT else request.param):
+        yield
 
 
 @pytest.mark.parametrize("m", [0, 45])
@@ -163,7 +178,7 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
     assert bool((skipped != 0).any())
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("none_kept_too")
 @pytest.mark.parametrize(("gather", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_window_may_keep_a_tile_in_one_direction_alone(
@@ -256,6 +271,33 @@ def test_empty_sides_give_the_identity_and_no_gradient() -> None:
         assert bool((statistic == identity).all())
         (gradient,) = torch.autograd.grad(statistic.sum(), x, retain_graph=True)
         assert bool((gradient == 0).all())
+
+
+@pytest.mark.usefixtures("small_tiles", "small_triton_tiles", "engine")
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [lse(NEG, 5.0, 0.1), total(POS, 1.0, 0.2, function=hinge)],
+        [lowest(POS), highest(NEG)],
+        [lse(NEG, 5.0, 0.1), lowest(POS), highest(NEG)],
+    ],
+    ids=["swept", "extremes", "both"],
+)
+def test_each_statistic_of_a_call_has_a_gradient_of_its_own(terms: list[Term]) -> None:
+    """What nobody uses adds nothing to it."""
+    x, labels = torch.randn(60, 8, requires_grad=True), torch.randint(0, 8, (60,))
+
+    def gradients() -> list[Tensor]:
+        statistics = [torch.where(r.isinf(), 0, r) for r in row_stats(Pairs.of(x, labels), *terms)]
+        sums = [r.sum() for r in statistics]
+        every = torch.stack([(k + 1) * z for k, z in enumerate(sums)]).sum()
+        return [torch.autograd.grad(z, x, retain_graph=True)[0] for z in (*sums, every)]
+
+    ours = gradients()
+    with pairops.use("dense"):
+        theirs = gradients()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
 @pytest.mark.usefixtures("small_tiles")

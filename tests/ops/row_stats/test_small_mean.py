@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
+from pairops import NEG, POS, Pairs, highest, row_stats, total
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.row_stats.pieces import linear, losses_of
+from pairops.ops.row_stats.small_mean import small_mean
 from support.on_cpu import device as device
 
 if extension.native is None:
@@ -202,6 +205,22 @@ def test_second_derivatives(taken: mock.Mock, name: str, kind: str) -> None:
         seconds.append(torch.autograd.grad(sum(z.square().sum() for z in g), mine))
     for a, b in zip(*seconds, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_an_owner_without_pairs_adds_nothing() -> None:
+    """Where the earlier term found none, a sum over the other side is of nothing too."""
+    x, labels = batch("ms", kind="few with positives", dtype=torch.float64)
+    near = highest(POS, grad=False)
+    rows = near, total(NEG, 1.0, near)
+    pieces = [linear(rows[1])]
+    ours = small_mean(Pairs.of(x, labels), rows, (), pieces)
+    assert ours is not None
+    pairs = Pairs.of(x, labels)
+    by_term = dict(zip(rows, row_stats(pairs, *rows), strict=True))
+    theirs = losses_of(pieces, by_term, pairs).mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
+    found, expected = torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", SOME)
