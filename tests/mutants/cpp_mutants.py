@@ -16,7 +16,10 @@ PACKING = "csrc/cpu/simd/packing.h"
 PRODUCT = "csrc/cpu/simd/microkernel.h"
 FORWARD = "csrc/cpu/forward.cpp"
 BACKWARD = "csrc/cpu/backward.cpp"
+EXTREMES = "csrc/cpu/extremes.cpp"
+MEAN = "csrc/cpu/mean.cpp"
 SWEEP = "csrc/cpu/sweep.cpp"
+BINDINGS = "csrc/bindings/cpu.cpp"
 
 OF_FUNCTIONS = "tests/ops/terms/test_compiled_functions.py"
 OF_TERMS = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
@@ -27,6 +30,9 @@ OF_DIGITS = (
 )
 OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
 OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
+OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
+OF_EXTREMES = f"{OF_KEPT}::test_the_gradient_of_extremes_is_that_of_dense"
+OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 
@@ -52,6 +58,11 @@ MUTANTS = [
     Mutant(
         "an interval may end before it begins", INTERVALS,
         "        if (end < begin) end = begin;\n", "",
+        (OF_INTERVALS,),
+    ),
+    Mutant(
+        "a row is counted among its own positives", BINDINGS,
+        "hi[i] - lo[i] - (lo[i] <= own[i] && own[i] < hi[i]) : 0;", "hi[i] - lo[i] : 0;",
         (OF_INTERVALS,),
     ),
     # Tiles.
@@ -126,5 +137,33 @@ MUTANTS = [
         "const bool mirrored = sweep_.triangle && r != c;",
         "const bool mirrored = sweep_.triangle;",
         (OF_TERMS,),
+    ),
+    # Similarities that are kept.
+    Mutant(
+        "a tile of which a band has computed a part is known", SWEEP,
+        "band = of_positives && !call.similarities.tiles;", "band = of_positives;",
+        (OF_KEPT,),
+    ),
+    Mutant(
+        "a tile is known before it is written", SWEEP,
+        "    if (mine) s = kept;\n",
+        "    if (mine) s = kept, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
+        (OF_KEPT,),
+    ),
+    # What goes without a sweep.
+    Mutant(
+        "the gradient of an extreme is its owner's alone", EXTREMES,
+        "            if (by_theirs) add_scaled<T>(owner, weight, d, by_theirs + j * d);\n", "",
+        (OF_EXTREMES,),
+    ),
+    Mutant(
+        "the slope of a piece without its weight", MEAN,
+        "const double share = piece.weight / double(n);", "const double share = 1 / double(n);",
+        (OF_PIECES,),
+    ),
+    Mutant(
+        "the slope by a mean without the number of its pairs", MEAN,
+        "by_minus = -1 / count;", "by_minus = -1;",
+        (OF_PIECES,),
     ),
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from mutants.mutant import Mutant
 
 FUNCTIONS = "pairops/ops/terms/functions.py"
 GATHERS = "pairops/ops/terms/accumulators.py"
-RELATION = "pairops/ops/pairs/intervals.py"
-COUNTS = "pairops/ops/pairs/relation.py"
+INTERVALS = "pairops/ops/pairs/intervals.py"
+RELATION = "pairops/ops/pairs/relation.py"
+RELATE_AT_ONCE = "pairops/ops/pairs/relate_at_once.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 PAIRS = "pairops/ops/pairs/pairs.py"
@@ -21,11 +22,16 @@ WEIGHT_PARTS = "pairops/ops/engines/weight_parts.py"
 BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
 GRID = "pairops/ops/engines/blockwise/grid.py"
 NATIVE = "pairops/ops/engines/cpu.py"
+ADDRESSES = "pairops/ops/engines/cpu_addresses.py"
+PLAN = "pairops/ops/engines/plan.py"
+EARLIER = "pairops/ops/terms/levels.py"
+LEVELS = "pairops/ops/row_stats/levels.py"
+EAGER = "pairops/ops/row_stats/eager.py"
+SMALL_MEAN = "pairops/ops/row_stats/small_mean.py"
 BACKWARD = "pairops/ops/row_stats/backward.py"
-EXTREMES = "pairops/ops/row_stats/backward.py"
 SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
-REDUCTION = "pairops/losses/objective/objective.py"
+REDUCTION = "pairops/losses/objective/reduction.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
 CACHED_STEP = "pairops/training/cached_step.py"
@@ -41,6 +47,9 @@ TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
 OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
+OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
+OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
+OF_SMALL_MEAN = "tests/ops/row_stats/test_small_mean.py"
 OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
@@ -55,7 +64,7 @@ OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
 OF_RANKS = (
     "tests/ops/distributed/test_losses.py"
-    "::test_value_and_gradient_are_those_of_one_process[ms_loss]"
+    "::test_value_and_gradient_are_those_of_one_process[ms_loss-uneven]"
 )
 OF_MEMORY = "tests/training/test_cross_batch_memory.py"
 OF_CACHED_STEP = "tests/training/test_cached_step.py"
@@ -105,13 +114,13 @@ MUTANTS = [
     ),
     # Who is positive.
     Mutant(
-        "an interval without its last place", RELATION,
+        "an interval without its last place", INTERVALS,
         "end = torch.searchsorted(columns, rows, right=True)",
         "end = torch.searchsorted(columns, rows, right=True) - 1",
         (OF_INTERVALS,),
     ),
     Mutant(
-        "a row that stands just after its positives is counted as one", COUNTS,
+        "a row that stands just after its positives is counted as one", RELATION,
         "((own >= begin) & (own < end))", "((own >= begin) & (own <= end))",
         (OF_INTERVALS,),
     ),
@@ -180,9 +189,74 @@ MUTANTS = [
         (OF_DERIVATIVES,),
     ),
     Mutant(
-        "an extreme's partner gets itself for a gradient", EXTREMES,
+        "an extreme's partner gets itself for a gradient", BACKWARD,
         "add_rows(partners, at, weight * owner)", "add_rows(partners, at, weight * partner)",
         (OF_STATISTICS,),
+    ),
+    # Terms that refer to earlier ones.
+    Mutant(
+        "an earlier term has the last gradient that is passed on to it, and no other", LEVELS,
+        "cotangents[at] = cotangents[at] + slope", "cotangents[at] = slope",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "a column's term passes its gradient on to one of rows", LEVELS,
+        "at = self.first(k) + a.place", "at = a.place",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "a term that passes its gradient on goes the way of those that pass on none", PLAN,
+        "(type(a) is EarlierAt and not a.grad)", "type(a) is EarlierAt",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "of several earlier arguments the last alone may have found no pair", EARLIER,
+        "missing = found if missing is None else missing | found", "missing = found",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "owners without pairs are reset where no owner has any", NATIVE,
+        "if (statistics[k] == fill).any():", "if (statistics[k] == fill).all():",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "a term is not gathered again where a window of it was reset", NATIVE,
+        "if any(a.place in changed for a in term.earlier()):",
+        "if any(a.place in changed for a in term.earlier() if not a.window):",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "columns have positives where all rows have", RELATE_AT_ONCE,
+        "all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))",
+        "all_positive = bool(all_positive)",
+        (OF_EARLIER,),
+    ),
+    # The short ways of the compiled engine.
+    Mutant(
+        "tiles of similarities are known before the first sweep", ADDRESSES,
+        'known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")',
+        'known = torch.ones(tiles, dtype=torch.uint8, device="cpu")',
+        (OF_KEPT,),
+    ),
+    Mutant(
+        "a gradient beside that of an extreme is lost", EAGER,
+        "and not again and (plan.few or not plan.extremes):", "and not again:",
+        (OF_STATISTICS, OF_KEPT),
+    ),
+    Mutant(
+        "a statistic that nobody used has a gradient", EAGER,
+        "if g is None and k not in plan.constant:", "if g is None and k in plan.constant:",
+        (OF_KEPT, OF_STATISTICS),
+    ),
+    Mutant(
+        "a mean's gradient without what it is multiplied by", SMALL_MEAN,
+        "arguments, slopes * gradient, bits", "arguments, slopes, bits",
+        (OF_SMALL_MEAN,),
+    ),
+    Mutant(
+        "a mean goes the short way back also where an owner lacks pairs", SMALL_MEAN,
+        "if again or not told.whole or", "if again or",
+        (OF_SMALL_MEAN,),
     ),
     # What engines are told.
     Mutant(
