@@ -143,11 +143,11 @@ Measure measure_of(const py::object& given) {
 }
 
 // Calls run(call) without the interpreter's lock. similarities: addresses of tiles and of what is
-// known of them, or None.
+// known of them, or None; all: see Similarities.
 template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
-           const py::tuple& relation, const py::object& similarities, int threads, bool poison,
-           std::vector<TermCall<T>> terms, Run run) {
+           const py::tuple& relation, const py::object& similarities, bool all, int threads,
+           bool poison, std::vector<TermCall<T>> terms, Run run) {
     const auto [lo, hi, own] = fields<3>(relation, "relation");
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
@@ -164,7 +164,7 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y, cons
                  asks_python()};
     if (!similarities.is_none()) {
         const auto [tiles, known] = fields<2>(similarities, "similarities");
-        call.similarities = {pointer<T>(tiles), pointer<std::uint8_t>(known)};
+        call.similarities = {pointer<T>(tiles), pointer<std::uint8_t>(known), all};
     }
     call.y = call.same ? call.x : embeddings(y);
     try {
@@ -205,10 +205,12 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
             std::fill_n(term.value, owners, T(plan.terms[k].fill));
             if (term.argument) std::fill_n(term.argument, owners, Index(-1));
         }
+        const bool all = std::any_of(plan.terms.begin(), plan.terms.end(),
+                                     [](const PlannedTerm& term) { return !term.known.positives; });
         for (const std::vector<int>& some : plan.sweeps) {
             std::vector<TermCall<T>> now;
             for (const int k : some) now.push_back(filled.terms[k]);
-            sweep<T>(isa, x, y, measure_of(measure), relation, similarities, threads, poison,
+            sweep<T>(isa, x, y, measure_of(measure), relation, similarities, all, threads, poison,
                      std::move(now), [](const Call<T>& call) { gather(call); });
         }
     });
@@ -250,7 +252,7 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
             swept.push_back(term);
         }
         const bool few = !extremes.empty();
-        sweep<T>(isa, x, y, measure_of(measure), relation, similarities, threads, poison,
+        sweep<T>(isa, x, y, measure_of(measure), relation, similarities, false, threads, poison,
                  std::move(few ? extremes : swept), [&](const Call<T>& call) {
                      few ? weigh_extremes(call, by_x, by_y) : weigh(call, by_x, by_y);
                  });

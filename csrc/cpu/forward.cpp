@@ -51,7 +51,7 @@ class Gather {
             for (const TermCall<T>& term : gather.call_.terms) {
                 const std::size_t state = gather.kernels_.terms[term.kernel].state;
                 of_rows.emplace_back(TILE * state, gather.call_.poison);
-                of_columns.emplace_back(TILE * state, gather.call_.poison);
+                of_columns.emplace_back(TILE / gather.kernels_.lanes * state, gather.call_.poison);
             }
         }
     };
@@ -81,13 +81,15 @@ class Gather {
     bool block(int r, Workspace& w) {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
-        const int col_states = TILE / kernels_.lanes;
+        const int lanes = kernels_.lanes, col_states = TILE / lanes;
         bool packed = false;
-        for (std::size_t k = 0; k < call_.terms.size(); ++k) kernel(k).clear(w.of_rows[k], TILE);
+        for (std::size_t k = 0; k < call_.terms.size(); ++k)  // finish takes as many as lanes
+            kernel(k).clear(w.of_rows[k], (rows + lanes - 1) / lanes * lanes);
 
         for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
             Tile<T> tile = sweep_.tile(r, c);
-            if (sweep_.of_positives && !tile.positives) {
+            const bool visited = !sweep_.of_positives || tile.positives;
+            if (!visited && !call_.similarities.all) {
                 order_.pass(r, c);
                 continue;
             }
@@ -98,6 +100,10 @@ class Gather {
             Range memory[TILE];
             const T* t =
                 sweep_.look(r, c, tile, w.rows, w.columns, sweep_.ranges(tile, memory), w.s);
+            if (!visited) {
+                order_.pass(r, c);
+                continue;
+            }
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {
                 const TermCall<T>& term = call_.terms[k];

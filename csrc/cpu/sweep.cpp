@@ -115,7 +115,8 @@ void Sweep<T>::pack(int c) const {
     for (int r = 0; !needed && r < (triangle ? c + 1 : row_tiles); ++r) needed = unknown(r, c);
     if (!needed) return;
     const Place first = Place(c) * TILE;
-    pack_columns(first, TILE, columns_ + (first - stripe_) * call.y.d);
+    pack_columns(first, int(std::min(Place(TILE), call.y.kept - first)),
+                 columns_ + (first - stripe_) * call.y.d);
 }
 
 template <class T>

@@ -59,6 +59,9 @@ template <class T>
 struct Similarities {
     T* tiles = nullptr;
     std::uint8_t* known = nullptr;
+    // Will a later sweep need tiles that this one does not? Then this one, which packs the
+    // embeddings, computes all.
+    bool all = false;
 };
 
 // How near two rows are. Only snr has an anchor, whose variance it divides by.
