@@ -66,23 +66,21 @@ constexpr int CHUNK = 64;  // columns of a panel's rows, on their way
 
 // Element k of each of two pairs in turn; compilers make one shuffle of it.
 template <int k, class Four>
-Four zipped(Four a, Four b) {
+HD inline Four zipped(Four a, Four b) {
     return Four{a[k], b[k], a[k + 1], b[k + 1]};
 }
 template <int k, class Four>
-Four joined(Four a, Four b) {
+HD inline Four joined(Four a, Four b) {
     return Four{a[k], a[k + 1], b[k], b[k + 1]};
 }
 
-// out[c * rows + i] = in[i][c] for c < count, in squares of four.
-template <class T, int rows>
-void transpose(const T (*in)[CHUNK], int count, T* out) {
+// out[c * rows + i] = in[i][c] for i < rows and c < count, as far as squares of four go.
+template <class T, int rows, int width>
+void transpose_squares(const T (*in)[width], int count, T* out) {
     using Four = typename VectorOf<T, 4>::Type;
     using Loose = typename VectorOf<T, 4>::Loose;
-    constexpr int squares = rows / 4 * 4;
-    for (int i = 0; i < squares; i += 4) {
-        int c = 0;
-        for (; c + 4 <= count; c += 4) {
+    for (int i = 0; i + 4 <= rows; i += 4)
+        for (int c = 0; c + 4 <= count; c += 4) {
             Four row[4];
             for (int k = 0; k < 4; ++k) row[k] = *reinterpret_cast<const Loose*>(in[i + k] + c);
             const Four a = zipped<0>(row[0], row[1]), b = zipped<0>(row[2], row[3]);
@@ -92,11 +90,14 @@ void transpose(const T (*in)[CHUNK], int count, T* out) {
             for (int k = 0; k < 4; ++k)
                 *reinterpret_cast<Loose*>(out + (c + k) * rows + i) = columns[k];
         }
-        for (; c < count; ++c)
-            for (int k = 0; k < 4; ++k) out[c * rows + i + k] = in[i + k][c];
-    }
-    for (int i = squares; i < rows; ++i)
-        for (int c = 0; c < count; ++c) out[c * rows + i] = in[i][c];
+}
+
+template <class T, int rows>
+void transpose(const T (*in)[CHUNK], int count, T* out) {
+    transpose_squares<T, rows>(in, count, out);
+    for (int i = 0; i < rows; ++i)
+        for (int c = i < rows / 4 * 4 ? count / 4 * 4 : 0; c < count; ++c)
+            out[c * rows + i] = in[i][c];
 }
 
 template <class T, int panel_rows>

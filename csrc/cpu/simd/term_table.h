@@ -1,6 +1,7 @@
 // The table of terms: functions for every term of every recipe, compiled for one instruction set.
 #pragma once
 
+#include "cpu/simd/packing.h"
 #include "cpu/simd/tile.h"
 #include "cpu/simd/tile_symmetric.h"
 
@@ -16,30 +17,21 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
     using T = typename Traits<L>::Scalar;
     constexpr int fields = sizeof(G) / sizeof(L), n = L::count;
     for (int first = 0; first < count; first += n) {
-        G total = G::identity();
+        G states[n + 1];
+        int known = 0;
         if (rows) {
             using Word = typename Integers<sizeof(T)>::Unsigned;
-            alignas(L) Word parts[n][fields][n];  // part, field, row
-            const auto* states = static_cast<const G*>(rows) + first;
-            for (int i = 0; i < n; ++i) {
-                Word words[fields][n];
-                std::memcpy(words, states + i, sizeof(G));
+            alignas(L) Word words[fields][n][n];  // field, part, row
+            transpose_squares<Word, n>(
+                reinterpret_cast<const Word(*)[fields * n]>(static_cast<const G*>(rows) + first),
+                fields * n, words[0][0]);
+            for (; known < n; ++known)
                 for (int f = 0; f < fields; ++f)
-                    for (int part = 0; part < n; ++part) parts[part][f][i] = words[f][part];
-            }
-            for (int part = 0; part < n; ++part) {
-                G one;
-                std::memcpy(&one, parts[part], sizeof(G));
-                UnderTop<G>::settle(one);
-                total.merge(one);
-            }
+                    std::memcpy(reinterpret_cast<unsigned char*>(states + known) + f * sizeof(L),
+                                words[f][known], sizeof(L));
         }
-        if (cols) {
-            G one = static_cast<const G*>(cols)[first / n];
-            UnderTop<G>::settle(one);
-            total.merge(one);
-        }
-        const auto result = total.result();
+        if (cols) states[known++] = static_cast<const G*>(cols)[first / n];
+        const auto result = UnderTop<G>::merged(states, known).result();
         for (int k = 0; k < n && first + k < count; ++k) {
             value[caller[first + k]] = result.value[k];
             if (argument) argument[caller[first + k]] = result.argument[k];

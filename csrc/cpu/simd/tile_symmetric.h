@@ -23,7 +23,12 @@ inline L exponent(L x) {
 // settled.
 template <class G>
 struct UnderTop {
-    static void settle(G&) {}
+    // One state of several, which need not be settled.
+    static G merged(const G* states, int count) {
+        G total = G::identity();
+        for (int k = 0; k < count; ++k) total.merge(states[k]);
+        return total;
+    }
 };
 template <class L>
 struct UnderTop<LogSumExp<L>> {
@@ -51,6 +56,20 @@ struct UnderTop<LogSumExp<L>> {
         const L max = select(low, level(state), state.max);
         state.sum = select(low, state.sum * exp(state.max - max), state.sum);
         state.max = max;
+    }
+    // Under the highest level, so that one exponential for each is enough.
+    static G merged(const G* states, int count) {
+        G total = G::identity();
+        for (int k = 0; k < count; ++k) {
+            const L one = level(states[k]);
+            total.max = select(one > total.max, one, total.max);
+        }
+        for (int k = 0; k < count; ++k) {
+            const L max = states[k].max;  // equal infinities are 0 apart
+            const L apart = select(max == total.max, L(T(0)), max - total.max);
+            total.sum = total.sum + states[k].sum * exp(apart);
+        }
+        return total;
     }
     static auto empty(const G& state) { return state.max == -infinity<L>(); }
 };
