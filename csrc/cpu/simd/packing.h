@@ -49,17 +49,15 @@ inline double scale_of(const Embeddings& set, Place place) {
     return set.scale ? set.scale[set.order[place]] : 1.0;
 }
 
-// Columns [k, k + count) of a scaled row, rounded once: a rounded scale would be an error common to
-// a whole row of similarities, and a loss multiplies it by its sharpness.
-template <class T>
-inline void scaled(const Embeddings& set, Place place, Index k, int count, T* out) {
-    visit_row(set, set.order[place], [&](const auto* row) {
-        const double r = scale_of(set, place);
-        if (set.scale)
-            for (int c = 0; c < count; ++c) out[c] = T(r * double(widened(row[k + c])));
-        else
-            for (int c = 0; c < count; ++c) out[c] = T(widened(row[k + c]));
-    });
+// `count` numbers of a row times its scale, if there is one, rounded once: a rounded scale would be
+// an error common to a whole row of similarities, and a loss multiplies it by its sharpness.
+template <class Number, class T>
+HD inline void scaled(const Number* __restrict row, bool has_scale, double r, int count,
+                      T* __restrict out) {
+    if (has_scale)
+        for (int c = 0; c < count; ++c) out[c] = T(r * double(widened(row[c])));
+    else
+        for (int c = 0; c < count; ++c) out[c] = T(widened(row[c]));
 }
 
 constexpr int CHUNK = 64;  // columns of a panel's rows, on their way
@@ -107,8 +105,11 @@ void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
         for (Index k = 0; k < set.d; k += CHUNK) {
             const int here = int(set.d - k < CHUNK ? set.d - k : CHUNK);
             for (int i = 0; i < panel_rows; ++i) {
-                if (begin + i < count && first + begin + i < set.kept)
-                    scaled(set, first + begin + i, k, here, chunk[i]);
+                const Place place = first + begin + i;
+                if (begin + i < count && place < set.kept)
+                    visit_row(set, set.order[place], [&](const auto* row) {
+                        scaled(row + k, set.scale, scale_of(set, place), here, chunk[i]);
+                    });
                 else
                     for (int c = 0; c < here; ++c) chunk[i][c] = T(0);
             }
@@ -125,12 +126,19 @@ void pack_cols(const Embeddings& set, Place first, T* panel) {
 template <class T, int panel_cols>
 void pack_slices(const Embeddings& set, Place first, int count, std::size_t stride, T* slices) {
     for (Place place = first; place < first + count; ++place) {
-        for (Index k = 0; k < set.d; k += panel_cols) {
-            const int here = int(set.d - k < panel_cols ? set.d - k : panel_cols);
-            T* out = slices + (k / panel_cols) * stride + (place - first) * panel_cols;
-            scaled(set, place, k, here, out);
-            for (int c = here; c < panel_cols; ++c) out[c] = T(0);
-        }
+        visit_row(set, set.order[place], [&](const auto* row) {
+            const double r = scale_of(set, place);
+            for (Index k = 0; k < set.d; k += panel_cols) {
+                T* out = slices + (k / panel_cols) * stride + (place - first) * panel_cols;
+                if (set.d - k >= panel_cols) {  // as many as the compiler knows
+                    scaled(row + k, set.scale, r, panel_cols, out);
+                    continue;
+                }
+                const int here = int(set.d - k);
+                scaled(row + k, set.scale, r, here, out);
+                for (int c = here; c < panel_cols; ++c) out[c] = T(0);
+            }
+        });
     }
 }
 
