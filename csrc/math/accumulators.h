@@ -82,13 +82,14 @@ struct LogSumExp {
     HD static LogSumExp identity() { return {-infinity<T>(), T(0)}; }
     HD void push(T f, Columns<T>) {
         const auto grows = f > max;
-        const T apart = exp(-magnitude(difference(f, max)));
+        const T apart = exp_to_one(minus_magnitude(difference(f, max)));
         sum = select(grows, sum * apart + T(1), sum + apart);
         max = select(grows, f, max);
     }
     HD void merge(const LogSumExp& other) {
         const T top = select(other.max > max, other.max, max);
-        sum = sum * exp(difference(max, top)) + other.sum * exp(difference(other.max, top));
+        sum = sum * exp_to_one(difference(max, top)) +
+              other.sum * exp_to_one(difference(other.max, top));
         max = top;
     }
     HD Statistic<T> result() const {

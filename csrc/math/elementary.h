@@ -64,6 +64,17 @@ HD inline T magnitude(T x) {
     return select(x < T(0), -x, x);
 }
 
+// −|x|
+template <class T>
+HD inline T minus_magnitude(T x) {
+#ifdef __CUDA_ARCH__
+    return -magnitude(x);
+#else
+    // The sign bit alone: a comparison and a selection would be two operations more.
+    return from_bits(bits_of(x) | bits_of(T(typename Traits<T>::Scalar(-0.0))));
+#endif
+}
+
 // Σ c[k] x^k for first ≤ k < end, where powers[p] is x^(2^p): in halves, which can be computed at
 // the same time, and not term by term.
 template <int first, int end, class T, class Scalar, int n>
@@ -136,7 +147,18 @@ HD inline T exp_within(T x) {
 #endif
 }
 
-// The same, with 0 below `least` and infinity above `most`.
+// The same with 0 below `least`, for an x that is not above 0 but for rounding.
+template <class T>
+HD inline T exp_to_one(T x) {
+#ifdef __CUDA_ARCH__
+    return ::exp(x);
+#else
+    using E = Elementary<typename Traits<T>::Scalar>;
+    return select(x < T(E::least), T(0), exp_within(x));
+#endif
+}
+
+// The same for every x, with infinity above `most`.
 template <class T>
 HD inline T exp(T x) {
 #ifdef __CUDA_ARCH__
@@ -145,7 +167,7 @@ HD inline T exp(T x) {
     using Scalar = typename Traits<T>::Scalar;
     using E = Elementary<Scalar>;
     constexpr Scalar infinite = std::numeric_limits<Scalar>::infinity();
-    return select(x < T(E::least), T(0), select(x > T(E::most), T(infinite), exp_within(x)));
+    return select(x > T(E::most), T(infinite), exp_to_one(x));
 #endif
 }
 

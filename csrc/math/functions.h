@@ -95,12 +95,12 @@ struct Softplus {
     template <class T>
     HD static T value(T s, T scale, T bias) {
         const T z = scale * s + bias;
-        return select(z < T(0), T(0), z) + log1p(exp(-magnitude(z)));
+        return select(z < T(0), T(0), z) + log1p(exp_to_one(minus_magnitude(z)));
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T bias) {
         const T z = scale * s + bias;
-        const T small = exp(-magnitude(z));
+        const T small = exp_to_one(minus_magnitude(z));
         const T sigmoid = select(z > T(0), T(1), small) / (T(1) + small);
         return {{sigmoid * scale, sigmoid * s, sigmoid}};
     }
