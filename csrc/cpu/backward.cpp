@@ -122,6 +122,7 @@ class Weigh {
         const Place row = Place(r) * TILE;
         const int rows = int(std::min(Place(TILE), call_.x.kept - row));
         const std::size_t stride = TILE * kernels_.panel_cols;
+        const T* transposed = nullptr;
         bool packed = false, begun = false;
         for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
              ++c) {
@@ -136,17 +137,17 @@ class Weigh {
                 kernels_.pack_rows(call_.x, row, rows, w.rows);
                 packed = true;
             }
-            if (!begun) {
-                if (adds_transposed()) kernels_.pack_slices(call_.x, row, rows, stride, w.x_slices);
-                if (dx_) std::fill_n(static_cast<T*>(w.dx), TILE * width_, T(0));
-                begun = true;
-            }
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
             const T* t = sweep_.look(r, c, tile, w.rows, w.columns, ranges, w.s);
-            weigh(tile, t, r, c, w);
-            if (sweep_.squares_x) through_closeness(tile, t, r, c, ranges, w);
-            if (dx_) {
+            const bool weighs = weigh(tile, t, r, c, w);
+            if (weighs && sweep_.squares_x) through_closeness(tile, t, r, c, ranges, w);
+            if (weighs && !begun) {
+                if (adds_transposed()) transposed = slices_of_rows(r, begin, w);
+                if (dx_) std::fill_n(static_cast<T*>(w.dx), rows * width_, T(0));
+                begun = true;
+            }
+            if (weighs && dx_) {
                 const T* slices =
                     sweep_.band ? w.y_slices : y_slices_ + (c - begin) * TILE * width_;
                 if (sweep_.band)
@@ -157,7 +158,7 @@ class Weigh {
             }
             if (ordered_) {
                 if (!order.wait(r, c)) return false;
-                add_by_column(tile, r, c, w);
+                add_by_column(tile, r, c, w, weighs ? transposed : nullptr);
             }
             order.pass(r, c);
         }
@@ -178,15 +179,26 @@ class Weigh {
         return true;
     }
 
+    // The rows of block r; of the same set its stripe may have them already.
+    const T* slices_of_rows(int r, int begin, Workspace& w) const {
+        if (call_.same && r >= begin) return y_slices_ + (r - begin) * TILE * width_;
+        const Place row = Place(r) * TILE;
+        kernels_.pack_slices(call_.x, row, int(std::min(Place(TILE), call_.x.kept - row)),
+                             TILE * kernels_.panel_cols, w.x_slices);
+        return w.x_slices;
+    }
+
     // Is Wᵀ x added to the gradients of columns?
     bool adds_transposed() const { return call_.same ? dx_ && sweep_.triangle : dy_ != nullptr; }
 
-    // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji.
-    void weigh(Tile<T>& tile, const T* t, int r, int c, Workspace& w) const {
+    // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji. False: all are
+    // 0, as those of a hinge often are, and need not be multiplied.
+    bool weigh(Tile<T>& tile, const T* t, int r, int c, Workspace& w) const {
         std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
         if (call_.measure.directed())
             std::fill_n(static_cast<T*>(w.w_cols), tile.rows * TILE, T(0));
         std::fill_n(static_cast<T*>(w.by_col), by_col_size(), T(0));
+        bool found = false;
         for (std::size_t k = 0; k < call_.terms.size(); ++k) {
             if (!active(k, tile, r, c)) continue;
             const TermCall<T>& term = call_.terms[k];
@@ -201,11 +213,12 @@ class Weigh {
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
             sweep_.show(tile, term, t, w.s);
-            if (!term.by_column) kernel.weigh_rows(tile, given, weights(w, term, false));
+            if (!term.by_column) found |= kernel.weigh_rows(tile, given, weights(w, term, false));
             if (term.by_column || call_.same)
-                kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain,
-                                  weights(w, term, true));
+                found |= kernel.weigh_cols(tile, mirrored || term.by_column ? given : plain,
+                                           weights(w, term, true));
         }
+        return found;
     }
 
     // Where the pair weights of a term are added up: apart if the columns are the anchors.
@@ -231,12 +244,13 @@ class Weigh {
 
     std::size_t by_col_size() const { return (MOST_ARGUMENTS * call_.terms.size() + 1) * TILE; }
 
-    void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w) {
-        if (adds_transposed() && !(call_.same && r == c)) {
+    // x_slices: or null, where nothing is added to the gradients of columns.
+    void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w, const T* x_slices) {
+        if (x_slices && !(call_.same && r == c)) {
             T* target = call_.same ? dx_ : dy_;
             for (int j = 0; j < tile.cols; ++j)
                 w.out[j] = target + call_.y.order[tile.col + j] * call_.y.d;
-            kernels_.accumulate(w.w, true, tile.rows, tile.cols, w.x_slices,
+            kernels_.accumulate(w.w, true, tile.rows, tile.cols, x_slices,
                                 TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
         }
         if (factors_y_)

@@ -69,9 +69,10 @@ struct TermKernels {
     // Results of `count` owners, whose states are those of rows, of columns, or (null: not) both.
     void (*finish)(const void* rows, const void* cols, int count, const std::int32_t* caller,
                    T* value, Index* argument);
-    // Adds the pair weights to w (TILE, TILE); null for an extreme.
-    void (*weigh_rows)(const Tile<T>&, const Operands<T>&, T* w);
-    void (*weigh_cols)(const Tile<T>&, const Operands<T>&, T* w);
+    // Adds the pair weights to w (TILE, TILE), and says whether one of them is not 0; null for an
+    // extreme.
+    bool (*weigh_rows)(const Tile<T>&, const Operands<T>&, T* w);
+    bool (*weigh_cols)(const Tile<T>&, const Operands<T>&, T* w);
 };
 
 // Columns [begin, end) of a tile that a panel of `panel_rows` rows needs.

@@ -152,8 +152,9 @@ struct Visit {
     }
 
     template <bool masked, bool with_slopes>
-    void weigh(T* w) const {
+    bool weigh(T* w) const {
         constexpr bool all = !masked && !Term::has_window;
+        auto seen = bits_of(L(T(0)));
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
             const Kept<masked> kept(*this, i);
@@ -171,7 +172,7 @@ struct Visit {
                         if (to) (L::load(to) + x).store(to);
                         return x;
                     };
-                    add(w + i * TILE + j, share * slopes.by[0]);
+                    seen = seen | bits_of(add(w + i * TILE + j, share * slopes.by[0]));
                     if constexpr (with_slopes)
                         for (int k = 0; k < F::arity; ++k) {
                             T* cols = by_row == Term::by_partner(k) && given.by_col[k]
@@ -186,6 +187,7 @@ struct Visit {
                     if (given.by_row[k] && by_row != Term::by_partner(k))
                         given.by_row[k][i] += sum(row_sums[k]);
         }
+        return any(seen << 1);  // without the sign of a -0
     }
 };
 
@@ -202,15 +204,17 @@ bool gather_tile(const Tile<typename Traits<L>::Scalar>& tile,
 }
 
 template <class Term, class L, bool by_row>
-void weigh_tile(const Tile<typename Traits<L>::Scalar>& tile,
+bool weigh_tile(const Tile<typename Traits<L>::Scalar>& tile,
                 const Operands<typename Traits<L>::Scalar>& given, typename Traits<L>::Scalar* w) {
     const Visit<Term, L, by_row> visit{tile, given};
     bool slopes = false;
     for (int k = 0; k < MOST_ARGUMENTS; ++k) slopes = slopes || given.by_row[k] || given.by_col[k];
     if (tile.masked || Term::side == Side::pos)
-        slopes ? visit.template weigh<true, true>(w) : visit.template weigh<true, false>(w);
-    else if constexpr (Term::side != Side::pos)
-        slopes ? visit.template weigh<false, true>(w) : visit.template weigh<false, false>(w);
+        return slopes ? visit.template weigh<true, true>(w) : visit.template weigh<true, false>(w);
+    if constexpr (Term::side != Side::pos)
+        return slopes ? visit.template weigh<false, true>(w)
+                      : visit.template weigh<false, false>(w);
+    return false;
 }
 
 template <class G>

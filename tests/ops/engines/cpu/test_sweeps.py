@@ -381,6 +381,30 @@ def test_tile_bits_change_no_bit(m: int) -> None:
         assert a.numel() == 0 or bool((a != 0).any())
 
 
+@isas
+@pytest.mark.usefixtures("on_isa")
+@pytest.mark.parametrize("m", [0, 150])
+def test_a_tile_without_weights_has_slopes(m: int) -> None:
+    """Where the pair weights of a tile are all 0 embeddings get nothing, and arguments may."""
+    x, labels = torch.randn(250, 9, dtype=DOUBLE).requires_grad_(), torch.randint(0, 40, (250,))
+    other: dict[str, Tensor] = {}
+    if m:
+        y = torch.randn(m, 9, dtype=DOUBLE).requires_grad_()
+        other = {"ref_emb": y, "ref_labels": torch.randint(0, 40, (m,))}
+    # Of rows sorted by label those of the first tiles alone have a scale.
+    scale = torch.where(labels < 10, torch.rand(250, dtype=DOUBLE), 0).requires_grad_()
+    leaves = [x, scale, *([other["ref_emb"]] if m else [])]
+    seen = []
+    for engine in ("native", "dense"):
+        with pairops.use(engine):
+            pairs = Pairs.of(x, labels, **other)
+            seen.append(found(lambda: pairs, [total(NEG, scale, 0.1)], [], leaves))  # noqa: B023
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert bool((seen[0][2] != 0).all())
+    assert bool((seen[0][1][labels < 10] != 0).any())
+
+
 def units(ours: Tensor, truth: list[Any]) -> float:
     """The largest error in units in the last place of the truth."""
     return max(
