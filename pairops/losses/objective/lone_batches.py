@@ -34,7 +34,7 @@ def warn_without_positives(pairs: Pairs) -> None:
 
     Of several ranks each knows the positives of its rows alone, so nothing is said.
     """
-    if _watch.told or pairs.shards is not None:
+    if pairs.relation.all_positive or _watch.told or pairs.shards is not None:
         return
     # Addresses are known of a relation that an ordinary eager call has made.
     if pairs.relation.addresses is None and torch.compiler.is_compiling():
