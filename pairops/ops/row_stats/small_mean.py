@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.node import transformed
 from pairops.ops.autograd.recompute import by_inputs
-from pairops.ops.distributed.allocation import refusing
+from pairops.ops.distributed.allocation import if_refused
 from pairops.ops.engines import cpu_engine, use
 from pairops.ops.engines.plan import Plan
 from pairops.ops.pairs.distances import Measure
@@ -93,7 +93,6 @@ class _SmallMean(torch.autograd.Function):
         return mean
 
     @staticmethod
-    @refusing
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         told: _Told = ctx.told
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
@@ -101,16 +100,21 @@ class _SmallMean(torch.autograd.Function):
         plan, cache = told.plan, Cache(similarities=told.similarities[0])
         told.similarities[0] = None
         pairs = told.pairs(x, y, cache)
-        again = torch.is_grad_enabled() or transformed((gradient,))
-        if again or not told.whole or (plan.extremes and not plan.few):
-            dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
-        else:
-            dx, dy, _ = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, (every,), arguments, slopes * gradient, bits,
-                Wanted(need_x, need_y, True), plan,
-            )  # fmt: skip
-            if every.dtype != x.dtype:
-                dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
+        try:
+            again = torch.is_grad_enabled() or transformed((gradient,))
+            if again or not told.whole or (plan.extremes and not plan.few):
+                dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
+            else:
+                cotangents = slopes if gradient.item() == 1 else slopes * gradient
+                dx, dy, _ = cpu_engine.planned_backward(
+                    pairs, told.rows, told.cols, (every,), arguments, cotangents, bits,
+                    Wanted(need_x, need_y, True), plan,
+                )  # fmt: skip
+                if every.dtype != x.dtype:
+                    dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
+        except RuntimeError as error:
+            if_refused(error)
+            raise
         return None, None, None, None, None, None, dx if need_x else None, dy if need_y else None
 
 
