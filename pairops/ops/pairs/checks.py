@@ -1,15 +1,17 @@
-"""Checks of embeddings, labels and ids, and which reference an anchor itself is."""
+"""Checks of embeddings, distances, labels and ids, and which reference an anchor itself is."""
 
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .distances import Distance
 from .indexing import arange
 
 _LAST = torch.iinfo(torch.int64).max
+_DISTANCES = get_args(Distance)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -39,6 +41,27 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
                 f"{n}.to({wide})" for n, z in ((other_name, other), (name, x)) if z.dtype != wide
             ]
             raise TypeError(f"{refused}; write {' and '.join(casts)}, say")
+
+
+def compares_units(distance: Distance, normalize: bool | None) -> bool:
+    """Does this distance compare unit vectors? Both arguments are checked."""
+    if distance not in _DISTANCES:
+        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(_DISTANCES)}")
+    if normalize is None:
+        return distance != "dot"
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool or None")
+    if distance == "cosine" and not normalize:
+        raise ValueError(
+            "normalize is False and distance is 'cosine'; for products of embeddings as they are "
+            "distance must be 'dot'"
+        )
+    if distance == "dot" and normalize:
+        raise ValueError(
+            "normalize is True and distance is 'dot'; for products of unit vectors distance must "
+            "be 'cosine'"
+        )
+    return normalize
 
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:

@@ -24,28 +24,6 @@ from .relation import Relation, Scales
 from .similarity import inverse_norm, scaled, wide
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
-_DISTANCES = ("cosine", "dot", "l2", "sqeuclidean", "snr")
-
-
-def compares_units(distance: Distance, normalize: bool | None) -> bool:
-    """Does this distance compare unit vectors? Both arguments are checked."""
-    if distance not in _DISTANCES:
-        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(_DISTANCES)}")
-    if normalize is None:
-        return distance != "dot"
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool or None")
-    if distance == "cosine" and not normalize:
-        raise ValueError(
-            "normalize is False and distance is 'cosine'; for products of embeddings as they are "
-            "distance must be 'dot'"
-        )
-    if distance == "dot" and normalize:
-        raise ValueError(
-            "normalize is True and distance is 'dot'; for products of unit vectors distance must "
-            "be 'cosine'"
-        )
-    return normalize
 
 
 def centred(

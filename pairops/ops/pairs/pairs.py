@@ -18,8 +18,8 @@ from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.plain_numbers import plain_int
 
-from .checks import check_embeddings, named, one_key, own_of, whole_numbers
-from .distances import Distance, Measure, Squares, centred, compares_units
+from .checks import check_embeddings, compares_units, named, one_key, own_of, whole_numbers
+from .distances import Distance, Measure, Squares, centred
 from .indexing import arange, first_named, places
 from .intervals import relate
 from .relation import Cache, Relation, Scales
