@@ -11,7 +11,6 @@ GATHERS = "csrc/math/accumulators.h"
 INTERVALS = "csrc/cpu/label_sort.cpp"
 TILE = "csrc/cpu/simd/tile.h"
 BOTH_ROLES = "csrc/cpu/simd/tile_symmetric.h"
-TERMS = "csrc/cpu/simd/term_table.h"
 PACKING = "csrc/cpu/simd/packing.h"
 PRODUCT = "csrc/cpu/simd/microkernel.h"
 FORWARD = "csrc/cpu/forward.cpp"
@@ -33,6 +32,9 @@ OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_b
 OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
 OF_EXTREMES = f"{OF_KEPT}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
+OF_TILES_WITHOUT_WEIGHTS = (
+    "tests/ops/engines/cpu/test_sweeps.py::test_a_tile_without_weights_has_slopes"
+)
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 
@@ -45,8 +47,8 @@ MUTANTS = [
     ),
     Mutant(
         "merge takes the maxima of log-sum-exps for one another", GATHERS,
-        "sum * exp(difference(max, top)) + other.sum * exp(difference(other.max, top))",
-        "sum * exp(difference(other.max, top)) + other.sum * exp(difference(max, top))",
+        "other.sum * exp_to_one(difference(other.max, top))",
+        "other.sum * exp_to_one(difference(max, top))",
         (OF_FUNCTIONS,),
     ),
     Mutant(
@@ -93,8 +95,8 @@ MUTANTS = [
         (OF_RANGES,),
     ),
     Mutant(
-        "states of rows are finished before they are settled", TERMS,
-        "                UnderTop<G>::settle(one);\n", "",
+        "states of rows are finished under their highest maximum", BOTH_ROLES,
+        "const L one = level(states[k]);", "const L one = states[k].max;",
         (OF_RANGES, OF_DIGITS),
     ),
     # Embeddings.
@@ -126,6 +128,11 @@ MUTANTS = [
         "a tile's bit tells of the columns alone", FORWARD,
         "kept |= kernel(k).gather_cols", "kept = kernel(k).gather_cols",
         (OF_STATISTICS, OF_TILE_BITS),
+    ),
+    Mutant(
+        "a tile is multiplied only if its last term weighs something", BACKWARD,
+        "found |= kernel.weigh_cols", "found = kernel.weigh_cols",
+        (OF_TILES_WITHOUT_WEIGHTS,),
     ),
     Mutant(
         "in a band partners are lost where their row keeps no pair of its own", BACKWARD,
