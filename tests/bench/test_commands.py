@@ -179,7 +179,7 @@ def test_without_bits_every_tile_is_visited(monkeypatch):
     monkeypatch.setattr(
         cpu_engine._native,
         "backward",
-        lambda *call: seen.append(call[12]) or real(*call),
+        lambda *call: seen.append(call[13]) or real(*call),
     )
     steps, _ = steps_of(*learned(200, 16, 8, 1.0))
     for name in ("sweep", "sweep_everywhere", "backward", "backward_everywhere"):
