@@ -1,4 +1,4 @@
-"""`python -m bench`: what pairops costs, beside one torch.mm and what people use today."""
+"""`python -m bench`: what pairops costs, beside what people use and what the machine can."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ Command = tuple[
 COMMANDS: dict[str, Command] = {
     "compare": (comparison.options, comparison.run, "the comparison (what runs without a name)"),
     "small": (small.options, small.run, "32 to 512 rows: time and Python calls of a step"),
-    "kernel": (kernel.options, kernel.run, "the native sweeps' share of the peak of the core"),
+    "kernel": (
+        kernel.options,
+        kernel.run,
+        "the native sweeps' share of the peak, and where their time goes",
+    ),
     "mined": (mined.options, mined.run, "what skipping tiles that mining emptied saves"),
     "gpu": (gpu.options, gpu.run, "all that only a GPU can show: tests, time, memory, error, bits"),
     "retrieval": (retrieval.options, retrieval.run, "Recall@1 and MAP@R beside torch.mm; memory"),

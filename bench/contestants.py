@@ -1,4 +1,4 @@
-"""The contestants: every engine of pairops, what people use today, and torch.mm, the yardsticks."""
+"""The contestants: every engine of pairops, and what people use today."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from pairops.ops.engines import ENGINES
 
 Loss = Callable[..., Tensor]  # (x, labels or y, **learned) -> scalar
 Step = Callable[[], object]  # the work that is measured
-
-YARDSTICK = "mm"
-GIVEN = "mm-out"
-YARDSTICKS = (YARDSTICK, GIVEN)
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ class Contestant:
 
         return forward_backward
 
-    def forward(self, problem: Problem) -> Step | None:
-        """The loss alone, as evaluation calls it; None where there is no loss."""
+    def forward(self, problem: Problem) -> Step:
+        """The loss alone, as evaluation calls it."""
         loss = self.make(problem.setting.loss)
 
         def forward() -> Tensor:
@@ -48,34 +44,6 @@ class Contestant:
                 return loss(problem.x, problem.other, **problem.learned)
 
         return forward
-
-
-class Yardstick(Contestant):
-    """One product N×D by D×N: what holding the similarity matrix costs before any loss."""
-
-    def step(self, problem: Problem) -> Step:
-        x, other = factors(problem)
-        return lambda: torch.mm(x, other.T)
-
-    def forward(self, problem: Problem) -> Step | None:  # noqa: ARG002
-        return None
-
-
-class YardstickInPlace(Yardstick):
-    """The same product into one matrix for all calls: `Yardstick` less what fresh pages cost.
-
-    The pages come with the first call, which counts for memory and is warming up for time.
-    """
-
-    def step(self, problem: Problem) -> Step:
-        x, other = factors(problem)
-        out = x.new_empty(len(x), len(other))
-        return lambda: torch.mm(x, other.T, out=out)
-
-
-def factors(problem: Problem) -> tuple[Tensor, Tensor]:
-    x = problem.x.detach()
-    return x, problem.other.detach() if problem.other.is_floating_point() else x
 
 
 def on_engine(engine: str, loss: str) -> Loss:
@@ -92,10 +60,6 @@ def compiled(loss: str) -> Loss:
     return torch.compile(by_hand(loss), dynamic=False, fullgraph=True)
 
 
-def no_loss(loss: str) -> Loss:
-    raise NotImplementedError(f"a matrix product is no {loss}")
-
-
 def contestants() -> dict[str, Contestant]:
     """Everyone, by key. An engine takes part by being in `pairops.ops.engines.ENGINES`."""
     engines = [
@@ -103,8 +67,6 @@ def contestants() -> dict[str, Contestant]:
         for key in ENGINES
     ]
     everyone = [
-        Yardstick(YARDSTICK, "one torch.mm", no_loss),
-        YardstickInPlace(GIVEN, "one torch.mm into a given matrix", no_loss),
         *engines,
         Contestant("hand", "torch by hand", by_hand),
         Contestant("compiled", "torch.compile by hand", compiled, compiles=True),

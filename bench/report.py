@@ -14,6 +14,13 @@ def number(value: float | None) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
+def percent(share: float | None) -> str:
+    """Whole ones, and below 10 with a digit more."""
+    if share is None:
+        return "-"
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
+
+
 def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Cells under their heads, to the right."""
     cells = [list(head), *[[str(cell) for cell in row] for row in rows]]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from bench.contestants import GIVEN, YARDSTICK, YARDSTICKS, Contestant, Step, contestants, reason
+from bench.contestants import Contestant, Step, contestants, reason
 from bench.cpu.comparison_report import Row, blockwise_to_dense, table, write
 from bench.guard import TOLERANCE, truth
 from bench.memory.peak import peak_mib
@@ -20,8 +19,10 @@ from bench.options import RESULTS, at_least
 from bench.problems import Problem, Setting, losses, problem
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
+from bench.yardsticks import Rates, gigaflop, products, rates, yardsticks
 
 D = Setting.d
+YARDSTICK = "yardstick"  # in the place of "both" or "forward"
 
 
 def work(settings: Sequence[Setting], keys: Sequence[str], repeats: int) -> int:
@@ -29,7 +30,9 @@ def work(settings: Sequence[Setting], keys: Sequence[str], repeats: int) -> int:
     return len(settings) * (2 * len(keys) + repeats + 1)
 
 
-def compare(setting: Setting, keys: Sequence[str], repeats: int, bar: tqdm) -> list[Row]:
+def compare(
+    setting: Setting, keys: Sequence[str], repeats: int, bar: tqdm
+) -> tuple[list[Row], Rates]:
     """One row per contestant. Who fails at one stage is not asked again at the next."""
     torch.compiler.reset()
     everyone = contestants()
@@ -50,50 +53,58 @@ def compare(setting: Setting, keys: Sequence[str], repeats: int, bar: tqdm) -> l
     bar.update(len(keys) - len(entrants))
 
     bar.set_postfix_str(f"N={setting.n} time")
+    works = yardsticks(setting)
+    steps |= {(key, YARDSTICK): work.step for key, work in works.items()}
     seconds, failures = take_turns(steps, repeats, setting.device, bar.update)
-    for (key, _), failure in failures.items():
+    for (key, part), failure in failures.items():
+        if part == YARDSTICK:
+            raise RuntimeError(f"{key}: {failure}")
         rows[key].failure = failure
+    reached = rates(works, {key: seconds.pop((key, YARDSTICK)) for key in works}, setting.threads)
+    needed = products(setting.loss)
     for (key, part), taken in seconds.items():
-        if rows[key].failure is not None:
+        row = rows[key]
+        if row.failure is not None:
             continue
         times = Times.of(taken)
         if part == "forward":
-            rows[key].forward_ms = times.ms
+            row.forward_ms = times.ms
+            work = gigaflop(needed.forward, setting.n, setting.d)
+            row.forward_of_hot, row.forward_of_peak = shares(work, times, reached)
         else:
-            for name, ms in asdict(times).items():
-                setattr(rows[key], name, ms)
-    for key, ratio in ((YARDSTICK, "to_mm"), (GIVEN, "to_mm_out")):
-        yardstick = rows[key].ms if key in rows else None
-        for row in rows.values():
-            for prefix, ms in (("", row.ms), ("forward_", row.forward_ms)):
-                if ms is not None and yardstick is not None:
-                    setattr(row, prefix + ratio, ms / yardstick)
-    return list(rows.values())
+            row.ms, row.ms_q1, row.ms_q3 = times.ms, times.ms_q1, times.ms_q3
+            work = gigaflop(needed.both, setting.n, setting.d)
+            row.of_hot, row.of_peak = shares(work, times, reached)
+    return list(rows.values()), reached
+
+
+def shares(work: float, times: Times, reached: Rates) -> tuple[float, float | None]:
+    """Of the hot rate and of the peak, for so many GFLOP."""
+    rate = work / (times.ms / 1e3)
+    return rate / reached.hot, None if reached.peak is None else rate / reached.peak
 
 
 def agreeing(
     given: Problem, entrants: Sequence[Contestant], rows: dict[str, Row], bar: tqdm
 ) -> dict[tuple[str, str], Step]:
     """(who, "both" or "forward"): the step, of those who give the right loss and gradient."""
-    steps = {}
+    steps: dict[tuple[str, str], Step] = {}
     exact = truth(given)
     for entrant in entrants:
         row = rows[entrant.key]
         bar.set_postfix_str(f"N={row.n} guard of {entrant.label}")
         try:
             step, forward = entrant.step(given), entrant.forward(given)
-            if entrant.key not in YARDSTICKS:
-                row.truth = exact.value
-                row.value, row.failure = exact.objection(step, given.setting.dtype)
+            row.truth = exact.value
+            row.value, row.failure = exact.objection(step, given.setting.dtype)
             # Without gradients another path may run: the compiler's, or a library's own.
-            if forward is not None and row.failure is None:
+            if row.failure is None:
                 row.failure = exact.objection_to_value(forward().item(), given.setting.dtype)
         except Exception as error:
             row.failure = reason(error)
         if row.failure is None:
             steps[entrant.key, "both"] = step
-            if forward is not None:
-                steps[entrant.key, "forward"] = forward
+            steps[entrant.key, "forward"] = forward
         bar.update()
     return steps
 
@@ -123,7 +134,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
-    keys = [key for key in contestants() if key in {*YARDSTICKS, *options.contestants}]
+    keys = [key for key in contestants() if key in options.contestants]
     if options.no_compile and "compiled" in keys:
         keys.remove("compiled")
     conditions = stamp(list(argv), options.device) | {
@@ -135,17 +146,21 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
             Setting(loss, n, d, options.per_class, options.dtype, options.device, options.threads)
             for n in sorted(options.n)
         ]
-        rows = []
+        rows: list[Row] = []
+        reached: dict[int, Rates] = {}
         total = work(settings, keys, options.repeats)
         with tqdm(total=total, desc=f"{loss} D={d}", leave=False, disable=None) as bar:
             for setting in settings:
-                rows += compare(setting, keys, options.repeats, bar)
+                of_all, reached[setting.n] = compare(setting, keys, options.repeats, bar)
+                rows += of_all
         print(f"\n{loss}_loss, forward + backward, and forward alone (fwd): D={d}, ", end="")
         print(f"{options.dtype}, {conditions['gpu'] or conditions['cpu']}, ", end="")
         print(f"threads: {options.threads}, load {conditions['load']}, ", end="")
-        print(f"medians of {options.repeats} taken in turns\n")
-        print(table(rows))
+        print(f"medians of {options.repeats} taken in turns; of hot, of FMA: ", end="")
+        print(f"{products(loss).both:g} products N×N×D in that time, over the best rate ", end="")
+        print("of torch.mm and over the peak of multiply-adds\n")
+        print(table(rows, reached))
         print(f"\n{blockwise_to_dense(rows)}")
         name = f"{loss}-{options.device}" + ("" if d == D else f"-d{d}")
-        for path in write(options.output, name, rows, conditions | {"d": d}):
+        for path in write(options.output, name, rows, conditions | {"d": d}, reached):
             print(f"written: {path}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.contestants import YARDSTICK, YARDSTICKS
-from bench.report import number, write_figures
+from bench.report import number, percent, write_figures
+from bench.yardsticks import Rates, gigaflop, products
 
 GREY = "#777777"
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
@@ -22,8 +22,7 @@ COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8
 class Row:
     """What one contestant did at one N; what is None was not measured, and `failure` says why.
 
-    to_mm is time over that of the first yardstick, to_mm_out over that of the second. A product
-    has no backward pass: no yardstick has a forward time of its own.
+    of_hot and of_peak are shares of the yardsticks' rates, for the products that the loss needs.
     """
 
     loss: str
@@ -34,30 +33,32 @@ class Row:
     ms_q1: float | None = None
     ms_q3: float | None = None
     forward_ms: float | None = None
-    to_mm: float | None = None
-    to_mm_out: float | None = None
-    forward_to_mm: float | None = None
-    forward_to_mm_out: float | None = None
+    of_hot: float | None = None
+    of_peak: float | None = None
+    forward_of_hot: float | None = None
+    forward_of_peak: float | None = None
     peak_mib: float | None = None
     value: float | None = None
     truth: float | None = None
     failure: str | None = None
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], reached: Mapping[int, Rates]) -> str:
     """One block per N; a failure stands where the figures would."""
     width = max(len(row.label) for row in rows)
-    head = f"{'N':>7}  {'':{width}}  {'ms':>8}  {'quartiles':>17}  {'fwd':>8}  {'× mm':>7}"
-    head += f"  {'× mm-out':>8}  {'peak MiB':>8}"
+    head = f"{'N':>7}  {'':{width}}  {'ms':>8}  {'quartiles':>17}  {'fwd':>8}  {'of hot':>7}"
+    head += f"  {'of FMA':>7}  {'peak MiB':>8}"
     lines = [head]
     for n, block in groupby(rows, key=lambda row: row.n):
         lines.append("─" * len(head))
+        rates = reached[n]
+        lines.append(f"{n:>7}  GFLOP/s: hot {number(rates.hot)}, FMA {number(rates.peak)}")
         for row in block:
             line = f"{n:>7}  {row.label:{width}}"
             if row.failure is None:
                 quartiles = f"{number(row.ms_q1)} … {number(row.ms_q3)}"
                 line += f"  {number(row.ms):>8}  {quartiles:>17}  {number(row.forward_ms):>8}"
-                line += f"  {number(row.to_mm):>7}  {number(row.to_mm_out):>8}"
+                line += f"  {percent(row.of_hot):>7}  {percent(row.of_peak):>7}"
                 line += f"  {number(row.peak_mib):>8}"
             else:
                 line += f"  {row.failure}"
@@ -79,20 +80,32 @@ def blockwise_to_dense(rows: Sequence[Row]) -> str:
 
 
 def write(
-    folder: Path, name: str, rows: Sequence[Row], stamp: dict[str, object]
+    folder: Path,
+    name: str,
+    rows: Sequence[Row],
+    stamp: dict[str, object],
+    reached: Mapping[int, Rates],
 ) -> tuple[Path, Path]:
     """The picture and, beside it, the figures; a later run of the same name replaces both."""
-    figures = write_figures(folder, name, [asdict(row) for row in rows], stamp)
+    rates = [
+        {"n": n, "hot_gflops": rates.hot, "peak_gflops": rates.peak} for n, rates in reached.items()
+    ]
+    figures = write_figures(folder, name, [asdict(row) for row in rows], stamp | {"rates": rates})
     picture = folder / f"{name}.png"
-    plot(rows, stamp).savefig(picture, dpi=150)
+    plot(rows, stamp, reached).savefig(picture, dpi=150)
     return figures, picture
 
 
-def plot(rows: Sequence[Row], stamp: dict[str, object]) -> Figure:
+def plot(rows: Sequence[Row], stamp: dict[str, object], reached: Mapping[int, Rates]) -> Figure:
+    """The dashed line is the time that the loss's products alone would take at the hot rate."""
     figure = Figure(figsize=(13, 5.6), layout="constrained")
     time, memory = figure.subplots(1, 2)
-    draw(time, rows, "ms", "forward + backward, ms (median, quartiles)")
-    draw(memory, rows, "peak_mib", "growth of peak memory, MiB")
+    ends = draw(time, rows, "ms", "forward + backward, ms (median, quartiles)")
+    needed, sizes = products(rows[0].loss).both, sorted(reached)
+    least = [1e3 * gigaflop(needed, n, stamp["d"]) / reached[n].hot for n in sizes]
+    time.plot(sizes, least, "--", color=GREY)
+    name_lines(time, [*ends, (least[-1], sizes[-1], "the products alone, hot", GREY)])
+    name_lines(memory, draw(memory, rows, "peak_mib", "growth of peak memory, MiB"))
     machine = stamp["gpu"] or f"{stamp['cpu']}, threads: {stamp['threads']}"
     figure.suptitle(f"{rows[0].loss}_loss: D = {stamp['d']}, {stamp['dtype']}, {machine}")
     figure.supxlabel(
@@ -105,14 +118,16 @@ def plot(rows: Sequence[Row], stamp: dict[str, object]) -> Figure:
     return figure
 
 
-def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
-    """One line per contestant, named at its right end."""
+End = tuple[float, float, str, str]  # of a line: y, x, its name and its colour
+
+
+def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
+    """One line per contestant; returns their right ends."""
     axes.set(xscale="log", yscale="log", xlabel="N")
     axes.set_title(title, loc="left", fontsize=11)
     keys = list(dict.fromkeys(row.contestant for row in rows))
-    others = [key for key in keys if key not in YARDSTICKS]
-    ends = []
-    for key in keys:
+    ends: list[End] = []
+    for at, key in enumerate(keys):
         # A logarithm has no zero: growth that is too small to be seen stands at the noise.
         points = [
             (row.n, max(value, 0.1 if what == "peak_mib" else 0.0), row)
@@ -121,10 +136,9 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
         ]
         if not points:
             continue
-        colour = GREY if key in YARDSTICKS else COLOURS[others.index(key) % len(COLOURS)]
-        style = "--" if key == YARDSTICK else ":" if key in YARDSTICKS else "-o"
+        colour = COLOURS[at % len(COLOURS)]
         x, y, kept = zip(*points, strict=True)
-        axes.plot(x, y, style, color=colour, markersize=4)
+        axes.plot(x, y, "-o", color=colour, markersize=4)
         if what == "ms":
             low, high = [row.ms_q1 for row in kept], [row.ms_q3 for row in kept]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -136,10 +150,10 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    name_lines(axes, ends)
+    return ends
 
 
-def name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+def name_lines(axes: Axes, ends: list[End]) -> None:
     """Labels to the right of the lines, moved apart where their ends are too close to be read."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)

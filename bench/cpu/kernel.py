@@ -1,10 +1,11 @@
-"""The native kernels' share of the multiply-adds that a core can do.
+"""The native kernels' share of the multiply-adds that a core can do, and where the time goes.
 
-Each instruction set, D and number of threads has a process of its own; in it the peak, forward and
-backward take turns. The peak is the best of its calls on one thread, times the number of threads:
-where two of those share a core it is out of reach. `product` is the micro-kernel on one tile in
-cache; in the sweeps only the products are counted, not the norms, exponentials and sums between
-them.
+Each instruction set, D and number of threads has a process of its own; in it the yardsticks,
+forward and backward take turns. The peak is the best of its calls on one thread, times the number
+of threads: where two of those share a core it is out of reach. The hot rate is that of torch's own
+instruction set. `product` is the micro-kernel on one tile in cache; in the sweeps only the products
+of the tiles that are visited are counted, not the norms, exponentials and sums between them. On one
+thread `elimination` says what these take.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -22,29 +23,23 @@ import torch
 from tqdm import tqdm
 
 from bench.contestants import Step
+from bench.cpu.elimination import KERNEL, Key, parts, table, visited
+from bench.cpu.elimination import steps as steps_without
+from bench.cpu.engine_sweeps import LOSSES, SWEEPS, Sweeps, pairs_of, terms
 from bench.options import RESULTS, at_least, extension
 from bench.own_process import answer, in_own_process
-from bench.problems import Setting, problem, takes_labels
-from bench.report import columns, number, write_figures
+from bench.report import columns, number, percent, write_figures
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
-from pairops.ops.engines import cpu as cpu_engine
-from pairops.ops.engines.plan import plan_of
-from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import NEG, POS, Wanted, highest, lse, total
-
-ROUNDS = 5_000_000  # of multiply-adds: tens of milliseconds
-
-# Products N×N×D of each sweep. The same set visits the upper triangle of tiles: forward needs half
-# of s, backward half of s and two products by half of the weights.
-PRODUCTS = {
-    ("supcon", "forward"): 0.5,
-    ("supcon", "backward"): 1.5,
-    ("info_nce", "forward"): 1.0,
-    ("info_nce", "backward"): 3.0,
-}
-LOSSES = ("supcon", "info_nce")
-KERNEL = "product"  # in the place of a loss
+from bench.yardsticks import (
+    HOT,
+    PEAK,
+    gigaflop,
+    hot_product,
+    multiply_adds,
+    products,
+    rates,
+)
 
 
 @dataclass(frozen=True)
@@ -58,66 +53,63 @@ class Job:
     repeats: int
 
 
-def sweeps(loss: str, n: int, d: int) -> Iterator[tuple[str, Step]]:
-    """The two calls of the engine that the loss makes."""
-    given = problem(Setting(loss, n, d))
-    x, other = given.x.detach(), given.other.detach()
-    labelled = takes_labels(loss)
-    pairs = Pairs.of(x, other) if labelled else Pairs.paired(x, other)
-    scale = 1 / 0.1 if labelled else 1 / 0.07
-    near = highest(POS, grad=False)
-    neg, pos, sums = lse(NEG, scale, near), lse(POS, scale, near), total(POS, scale, near)
-    rows, cols = ((near, neg, pos, sums), ()) if labelled else ((near, sums, neg),) * 2
-    plan = plan_of(rows, cols)
-    assert plan is not None and cpu_engine.serves(plan), "the terms are compiled"  # noqa: PT018
-    made = cpu_engine.planned_forward(pairs, rows, cols, plan)
-    slopes = torch.full_like(made.every, 1 / n)
-    needs = Wanted(True, not labelled, True)
-    yield "forward", lambda: cpu_engine.planned_forward(pairs, rows, cols, plan)
-    yield (
-        "backward",
-        lambda: cpu_engine.planned_backward(
-            pairs, rows, cols, (made.every,), [], slopes, made.bits, needs, plan
-        ),
-    )
+def kernel_steps(isa: str, d: int) -> tuple[dict[Key, Step], dict[Key, float]]:
+    """The micro-kernel at D and at D = 1, which `elimination` needs; and their GFLOP."""
+    native = extension()
+    found: dict[Key, Step] = {}
+    work = {}
+    for depth, sweep in product({d, 1}, SWEEPS):
+        # Milliseconds; backward multiplies by whole registers.
+        rounds = max(1, 10**9 // (native.TILE**2 * max(depth, 32)))
+        key = KERNEL, sweep, depth
+        found[key] = partial(native.probe_product, isa, depth, sweep == "backward", rounds)
+        work[key] = 2 * rounds * native.TILE**2 * depth / 1e9
+    return found, work
 
 
 def measure(job: Job) -> list[dict[str, object]]:
     torch.set_num_threads(job.threads)
-    native_ = extension()
-    operations = native_.probe_peak(job.isa, ROUNDS)
-    steps: dict[tuple[str, str], Step] = {("peak", ""): lambda: native_.probe_peak(job.isa, ROUNDS)}
-    for loss in LOSSES:
-        for sweep, step in sweeps(loss, job.n, job.d):
-            steps[loss, sweep] = step
-    rounds = max(1, 10**9 // (native_.TILE**2 * job.d))  # milliseconds
+    n, d = job.n, job.d
+    whole = {loss: Sweeps(pairs_of(loss, n, d), terms(loss)) for loss in LOSSES}
+    shares = {loss: visited(sweeps.bits) for loss, sweeps in whole.items()}
+    steps: dict[Key, Step] = {}
+    work: dict[Key, float] = {}
+    for loss, sweeps in whole.items():
+        steps[loss, "forward", d], steps[loss, "backward", d] = sweeps.forward, sweeps.backward
+        needed = products(loss)
+        work[loss, "forward", d] = gigaflop(needed.forward, n, d)
+        work[loss, "backward", d] = shares[loss] * gigaflop(needed.backward, n, d)
     if job.threads == 1:
-        for sweep in ("forward", "backward"):
-            steps[KERNEL, sweep] = partial(
-                native_.probe_product, job.isa, job.d, sweep == "backward", rounds
-            )
+        of_kernel, gigaflop_of_kernel = kernel_steps(job.isa, d)
+        steps |= of_kernel | steps_without(whole, n, d)
+        work |= gigaflop_of_kernel
+    works = {HOT: hot_product("cpu", "float32"), PEAK: multiply_adds(job.isa)}
+    steps |= {(key, "", 0): yardstick.step for key, yardstick in works.items()}
     seconds, failures = take_turns(steps, job.repeats, "cpu", lambda: None)
     if failures:
         raise RuntimeError("; ".join(failures.values()))
-    peak = operations / min(seconds.pop(("peak", ""))) / 1e9
+    reached = rates(works, {key: seconds.pop((key, "", 0)) for key in works}, job.threads)
+    times = {key: Times.of(taken) for key, taken in seconds.items()}
+    ms = {key: of.ms for key, of in times.items()}
+    of_tile = {(s, k): 1e3 * work[KERNEL, s, k] / ms[KERNEL, s, k] for w, s, k in ms if w == KERNEL}
     rows = []
-    for (loss, sweep), taken in seconds.items():
-        times = Times.of(taken)
-        if loss == KERNEL:
-            work = 2 * rounds * native_.TILE**2 * job.d / 1e9
-        else:
-            work = PRODUCTS[loss, sweep] * 2 * job.n**2 * job.d / 1e9
-        rows.append(
-            asdict(job)
-            | {"loss": loss, "sweep": sweep}
-            | asdict(times)
-            | {
-                "gflops": work / (times.ms / 1e3),
-                "peak_of_one_thread": peak,
-                "share": work / (times.ms / 1e3) / (peak * job.threads),
-                "best_share": work / min(taken) / (peak * job.threads),
-            }
-        )
+    for loss, sweep in product((*LOSSES, KERNEL) if job.threads == 1 else LOSSES, SWEEPS):
+        key = loss, sweep, d
+        rate = 1e3 * work[key] / ms[key]
+        row = asdict(job) | {"loss": loss, "sweep": sweep} | asdict(times[key])
+        row |= {
+            "gflops": rate,
+            "peak_of_one_thread": reached.peak / job.threads,
+            "share": rate / reached.peak,
+            "best_share": work[key] / min(seconds[key]) / reached.peak,
+            "hot_gflops": reached.hot,
+            "of_hot": rate / reached.hot,
+            "tiles_visited": shares[loss] if sweep == "backward" and loss in shares else 1.0,
+            "parts_ms": None,
+        }
+        if job.threads == 1 and loss != KERNEL:
+            row["parts_ms"] = parts(loss, sweep, n, d, row["tiles_visited"], ms, of_tile)
+        rows.append(row)
     return rows
 
 
@@ -153,9 +145,13 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     print(
         f"load {conditions['load']}, medians of {options.repeats} taken in turns, shares ", end=""
     )
-    print("of the peak of one thread × threads\n")
+    print("of the peak of one thread × threads, and of torch.mm's best rate (hot)\n")
     head = "isa", "D", "threads", "terms of", "sweep", "ms", "GFLOP/s", "peak", "share", "best"
-    print(columns(head, [cells(row) for row in rows]))
+    print(columns([*head, "hot", "of hot"], [cells(row) for row in rows]))
+    if 1 in options.threads:
+        print("\nWhere the time of a sweep goes on one thread: products and packing by ", end="")
+        print("themselves, the other parts by subtraction; visited: share of the tiles\n")
+        print(table(rows))
     print(f"written: {write_figures(options.output, 'kernel-cpu', rows, conditions)}")
 
 
@@ -165,8 +161,10 @@ def cells(row: dict[str, float]) -> list[object]:
         number(row["ms"]),
         number(row["gflops"]),
         number(row["peak_of_one_thread"]),
-        f"{row['share']:.0%}",
-        f"{row['best_share']:.0%}",
+        percent(row["share"]),
+        percent(row["best_share"]),
+        number(row["hot_gflops"]),
+        percent(row["of_hot"]),
     ]
 
 

@@ -20,6 +20,7 @@ from bench.gpu.rivals import RIVALS
 from bench.memory import peak as memory_peak
 from bench.problems import Setting, problem, takes_labels
 from bench.stopwatch import Times, captured, on_device, take_turns
+from bench.yardsticks import hot_product
 from pairops.ops.engines.triton import tile_configs
 
 ON_GPU = ("cuda", "triton", "chunked")
@@ -101,15 +102,14 @@ def in_a_graph(setting: Setting, step: Step, repeats: int, rate: float) -> Row:
 
 
 def rate_of_mm(setting: Setting, repeats: int) -> float:
-    """FLOP per second of torch.mm, 8192³ (on a rehearsal 256³), in the dtype of the setting."""
-    size = 8192 if setting.device == "cuda" else 256
-    a, b = torch.randn(2, size, size, device=setting.device).to(getattr(torch, setting.dtype))
+    """FLOP per second of torch.mm, in the dtype of the setting: the median of the GPU's times."""
+    product = hot_product(setting.device, setting.dtype)
+    product.step()
     if setting.device == "cuda":
-        torch.mm(a, b)
-        return 2 * size**3 / (on_device(lambda: torch.mm(a, b), repeats).ms / 1e3)
+        return 1e9 * product.gigaflop / (on_device(product.step, repeats).ms / 1e3)
     start = perf_counter()
-    torch.mm(a, b)
-    return 2 * size**3 / (perf_counter() - start)
+    product.step()
+    return 1e9 * product.gigaflop / (perf_counter() - start)
 
 
 def memory(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:

@@ -11,15 +11,18 @@ import torch
 
 import pairops
 from bench.__main__ import main
-from bench.contestants import GIVEN, YARDSTICK, contestants
+from bench.contestants import contestants
 from bench.cpu import small
-from bench.cpu.kernel import KERNEL, Job, measure, sweeps
+from bench.cpu.elimination import FEW, KERNEL, PARTS, parts, plain, visited
+from bench.cpu.engine_sweeps import LOSSES, Sweeps, pairs_of, terms
+from bench.cpu.kernel import Job, measure
 from bench.cpu.large import bound
 from bench.cpu.mined import learned, steps_of
 from bench.gpu import entry, launch, lease, sanitizer
 from bench.problems import Setting, problem
 from pairops.ops.bindings import extension
 from pairops.ops.engines import cpu as cpu_engine
+from pairops.ops.terms.term import Term
 from support.exhaustive import exhaustive
 
 needs_native = pytest.mark.skipif(not cpu_engine.SERVED, reason="the extension was never built")
@@ -59,22 +62,27 @@ def test_smoke(bench, tmp_path, capsys):
     assert wanted | {"pytorch_metric_learning"} <= set(stamp)
     assert stamp["command"].startswith("python -m bench --loss ms --n 64")
     assert (stamp["dtype"], stamp["threads"], stamp["repeats"]) == ("float32", 1, 2)
-    rows = {row["contestant"]: row for row in record["rows"]}
-    assert set(rows) == {YARDSTICK, GIVEN, "blockwise"}
-    for row in rows.values():
-        assert row["failure"] is None
-        assert row["n"] == 64
-        assert 0 < row["ms_q1"] <= row["ms"] <= row["ms_q3"]
-        assert row["to_mm"] == row["ms"] / rows[YARDSTICK]["ms"]
-        assert row["to_mm_out"] == row["ms"] / rows[GIVEN]["ms"]
-        assert row["peak_mib"] >= 0
-    ours = rows["blockwise"]
-    assert ours["forward_to_mm"] == ours["forward_ms"] / rows[YARDSTICK]["ms"]
-    assert ours["forward_to_mm_out"] == ours["forward_ms"] / rows[GIVEN]["ms"]
-    assert rows[YARDSTICK]["forward_ms"] is None
+    (ours,) = record["rows"]
+    assert (ours["contestant"], ours["failure"], ours["n"]) == ("blockwise", None, 64)
+    assert 0 < ours["ms_q1"] <= ours["ms"] <= ours["ms_q3"]
+    assert ours["peak_mib"] >= 0
+    (rates,) = stamp["rates"]
+    assert rates["n"] == 64
+    # One set: half a product N×N×D forward, and two in all.
+    product = 2 * 64**2 * 16
+    for part, work in (("", 2 * product), ("forward_", product / 2)):
+        gflops = work / ours[f"{part}ms"] / 1e6
+        assert ours[f"{part}of_hot"] == pytest.approx(gflops / rates["hot_gflops"])
+        if cpu_engine.SERVED:
+            assert ours[f"{part}of_peak"] == pytest.approx(gflops / rates["peak_gflops"])
+        else:
+            assert ours[f"{part}of_peak"] is None
+            assert rates["peak_gflops"] is None
     assert ours["value"] == pytest.approx(ours["truth"], rel=1e-4)
     assert (tmp_path / "ms-cpu-d16.png").read_bytes().startswith(b"\x89PNG")
-    assert "pairops blockwise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pairops blockwise" in printed
+    assert printed.count("GFLOP/s: hot") == 1
 
 
 @exhaustive
@@ -107,16 +115,23 @@ def test_kernel(bench, capsys):
     sizes = ["--n", "200", "--d", "8", "--repeats", "2"]
     record = bench("kernel-cpu", "kernel", "--isa", "baseline", *sizes)
     rows = {(row["loss"], row["sweep"]): row for row in record["rows"]}
-    assert len(rows) == len(record["rows"]) == 6
-    products = {"supcon": (0.5, 1.5), "info_nce": (1, 3)}
+    assert len(rows) == len(record["rows"]) == 8
+    products = {"ms": (0.5, 1.5), "supcon": (0.5, 1.5), "info_nce": (1, 3)}
     for (loss, sweep), row in rows.items():
         assert (row["isa"], row["n"], row["d"], row["threads"]) == ("baseline", 200, 8, 1)
-        if loss != KERNEL:
-            flops = products[loss][sweep == "backward"] * 2 * 200**2 * 8
-            assert row["gflops"] == pytest.approx(flops / row["ms"] / 1e6)
         assert row["share"] == pytest.approx(row["gflops"] / row["peak_of_one_thread"])
         assert 0 < row["share"] <= row["best_share"]
-    assert "info_nce" in capsys.readouterr().out
+        assert row["of_hot"] == pytest.approx(row["gflops"] / row["hot_gflops"])
+        if loss == KERNEL:
+            assert row["parts_ms"] is None
+            continue
+        flops = row["tiles_visited"] * products[loss][sweep == "backward"] * 2 * 200**2 * 8
+        assert row["gflops"] == pytest.approx(flops / row["ms"] / 1e6)
+        assert tuple(row["parts_ms"]) == PARTS
+        assert sum(row["parts_ms"].values()) == pytest.approx(row["ms"])
+    printed = capsys.readouterr().out
+    assert "info_nce" in printed
+    assert "Where the time of a sweep goes" in printed
 
 
 @needs_native
@@ -128,20 +143,77 @@ def test_peak_is_of_one_thread_and_share_of_all():
         torch.set_num_threads(threads)
     for row in rows:
         assert row["share"] == pytest.approx(row["gflops"] / row["peak_of_one_thread"] / 2)
+        assert row["parts_ms"] is None
 
 
 @needs_native
-@pytest.mark.parametrize("loss", ["supcon", "info_nce"])
+def test_parts_of_a_sweep_are_told_apart():
+    """Of times that are made of known parts, each part is found again."""
+    n, packing, of_few = 96, {8: 3.0, 1: 0.5}, {8: 0.2, 1: 0.1}
+    rates = {("forward", 8): 4.0, ("forward", 1): 2.0, ("backward", 8): 3.0, ("backward", 1): 1.0}
+    tiles, rest, functions = 5.0, 0.75, 11.0
+    half = {k: 1e3 * n**2 * k / 1e9 for k in (8, 1)}  # GFLOP in ms at 1 GFLOP/s: half a product
+    for sweep, share in (("forward", 1.0), ("backward", 0.25)):
+        products = {
+            k: share * half[k] * (1 / rates["forward", k] + (2 / rates["backward", k]
+                                                             if sweep == "backward" else 0))
+            for k in (8, 1)
+        }  # fmt: skip
+        ms = {}
+        for k in (8, 1):
+            more = rest if k == 8 else 0.0
+            ms["plain ms", sweep, k] = products[k] + 2 * packing[k] + tiles + more
+            ms[f"{FEW} rows", "forward", k] = packing[k] + of_few[k]
+            ms[f"{2 * FEW} rows", "forward", k] = packing[k] + 2 * of_few[k]
+            ms["idle ms", "backward", k] = ms[f"idle {FEW} rows", "backward", k] = packing[k]
+        ms["ms", sweep, 8] = ms["plain ms", sweep, 8] + functions
+        wanted = {
+            "products": products[8], "functions": functions, "packing": 2 * packing[8],
+            "tiles": tiles, "rest": rest,
+        }  # fmt: skip
+        assert parts("ms", sweep, n, 8, share, ms, rates) == pytest.approx(wanted)
+
+
+@needs_native
+def test_sweeps_of_the_elimination_visit_what_the_loss_visits():
+    """Backward through the bits of another sweep: a plain sum's gradient over those tiles alone."""
+    n, tile = 200, cpu_engine.TILE
+    pairs = pairs_of("ms", n, 8)
+    bits = torch.zeros(1, 3, 3, dtype=torch.uint8)
+    assert visited(None) == 1
+    assert visited(bits) == 0
+    assert not Sweeps(pairs, plain(pairs, True), bits).backward()[0].any()
+    bits[0, 0, 2] = bits[0, 2, 0] = 1
+    assert visited(bits) == pytest.approx(1 / 6)
+    found = Sweeps(pairs, plain(pairs, True), bits).backward()[0]
+    order = pairs.relation.order_x
+    inside = torch.zeros(n, n, dtype=torch.bool)
+    inside[:tile, 2 * tile :] = inside[2 * tile :, :tile] = True
+    labels = problem(Setting("ms", n, 8)).other[order]
+    x = pairs.x[order].double().requires_grad_()
+    unit = torch.nn.functional.normalize(x)
+    (unit @ unit.T)[inside & (labels[:, None] != labels)].sum().backward()
+    torch.testing.assert_close(found[order].double(), x.grad / n, rtol=1e-4, atol=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("loss", LOSSES)
 def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
-    """The same terms and numbers: `sweeps` builds the call by itself, references included."""
+    """The same terms and numbers: `Sweeps` builds the call by itself, references included."""
     calls = []
+
+    def told(term):
+        operands = [
+            (z.gather, z.side) if isinstance(z, Term) else str(z)
+            for z in (*term.args, term.above, term.below)
+        ]
+        return term.gather, term.side, term.function.name, operands, term.grad
 
     def spy(name):
         real = getattr(cpu_engine, name)
 
         def recorded(pairs, rows, cols, *others):
-            terms = [[(t.gather, t.side, *map(str, t.args)) for t in z] for z in (rows, cols)]
-            calls.append((name, terms))
+            calls.append((name, [[told(t) for t in owned] for owned in (rows, cols)]))
             return real(pairs, rows, cols, *others)
 
         return recorded
@@ -150,11 +222,11 @@ def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
         monkeypatch.setattr(cpu_engine, name, spy(name))
     contestants()["native"].step(problem(Setting(loss, 50, d=8)))()
     theirs, calls = calls, []
-    steps = dict(sweeps(loss, 50, 8))
+    sweeps = Sweeps(pairs_of(loss, 50, 8), terms(loss))
     assert [name for name, _ in calls] == ["planned_forward"]
     calls.clear()
-    steps["forward"]()
-    steps["backward"]()
+    sweeps.forward()
+    sweeps.backward()
     assert calls == theirs
 
 

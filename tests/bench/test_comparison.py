@@ -1,22 +1,28 @@
 """The benchmark: its rivals are the formulas, its guard bites, and who fails is not timed."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.contestants import GIVEN, YARDSTICK, Contestant, contestants
+from bench.contestants import Contestant, contestants
 from bench.cpu.comparison import compare
+from bench.cpu.comparison_report import Row, table
 from bench.guard import truth
 from bench.memory.peak import peak_mib
 from bench.problems import Problem, Setting, problem
 from bench.rivals import BOTH_WAYS, LABELLED, PAIRED, by_hand, by_pytorch_metric_learning
 from bench.stopwatch import Times, take_turns
+from bench.yardsticks import HOT, PEAK, Rates, Work, rates, yardsticks
+from pairops.ops.bindings import extension
 from pairops.ops.engines import ENGINES
 from pairops.ops.engines import cpu as cpu_engine
-from support.exhaustive import exhaustive
 
 SMALL = Setting("ms", 22, d=8, per_class=3, dtype="float64")
 
@@ -142,27 +148,48 @@ def test_who_is_wrong_is_not_timed(only_forward, monkeypatch):
     everyone = contestants() | {"off": Contestant("off", "off", off)}
     monkeypatch.setattr("bench.cpu.comparison.contestants", lambda: everyone)
     monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda *_: 1.0)
-    keys = [YARDSTICK, "hand", "off"]
-    rows = {row.contestant: row for row in compare(replace(SMALL, n=64), keys, 2, Silent())}
+    of_all, _ = compare(replace(SMALL, n=64), ["hand", "off"], 2, Silent())
+    rows = {row.contestant: row for row in of_all}
     assert rows["off"].failure.startswith("WRONG: loss")
     assert rows["off"].ms is None
     assert rows["off"].forward_ms is None
     assert rows["hand"].failure is None
-    assert rows["hand"].forward_to_mm == rows["hand"].forward_ms / rows[YARDSTICK].ms
-    assert rows["hand"].to_mm_out is None  # its yardstick took no part
+    assert rows["off"].of_hot is None
 
 
 def test_who_fails_gets_a_row_with_the_reason(monkeypatch):
     monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda key, _: refuse(key))
     setting = Setting("siglip", 32, d=8)
-    rows = {
-        row.contestant: row for row in compare(setting, [YARDSTICK, "hand", "pml"], 2, Silent())
-    }
+    of_all, _ = compare(setting, ["hand", "pml", "blockwise"], 2, Silent())
+    rows = {row.contestant: row for row in of_all}
     assert rows["hand"].failure == "out of memory"
     assert rows["hand"].ms is None
     assert "pytorch" in rows["pml"].failure.lower()
-    assert rows[YARDSTICK].failure is None
-    assert rows[YARDSTICK].to_mm == 1
+    assert rows["blockwise"].failure is None
+    assert rows["blockwise"].ms > 0
+
+
+def test_who_fails_between_two_rounds_has_no_time(monkeypatch):
+    monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda *_: 1.0)
+
+    def fragile(loss):
+        calls, right = [], by_hand(loss)
+
+        def call(*args, **learned):
+            calls.append(1)
+            if len(calls) > 4:
+                raise RuntimeError("gone")
+            return right(*args, **learned)
+
+        return call
+
+    everyone = contestants() | {"fragile": Contestant("fragile", "fragile", cache(fragile))}
+    monkeypatch.setattr("bench.cpu.comparison.contestants", lambda: everyone)
+    of_all, _ = compare(replace(SMALL, n=64), ["hand", "fragile"], 3, Silent())
+    rows = {row.contestant: row for row in of_all}
+    assert rows["fragile"].failure == "RuntimeError: gone"
+    assert rows["fragile"].ms is rows["fragile"].of_hot is None
+    assert rows["hand"].of_hot > 0
 
 
 def refuse(key):
@@ -190,11 +217,71 @@ def test_times_are_median_and_quartiles():
     assert Times.of([0.001, 0.002, 0.003, 0.004, 0.1]) == Times(3.0, 2.0, 4.0)
 
 
-@exhaustive
+@pytest.mark.parametrize(
+    ("loss", "both", "forward"), [("ms", 2, 0.5), ("info_nce", 4, 1), ("siglip", 4, 1)]
+)
+def test_shares_are_of_the_work_that_the_loss_needs(loss, both, forward, monkeypatch):
+    """Whoever does it, at rates of a machine with 50 and 200 GFLOP/s."""
+    monkeypatch.setattr("bench.cpu.comparison.peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr("bench.cpu.comparison.rates", lambda *_: Rates(50.0, 200.0))
+    rows, reached = compare(Setting(loss, 64, d=8), ["blockwise", "hand"], 2, Silent())
+    assert reached == Rates(50.0, 200.0)
+    product = 2 * 64**2 * 8 / 1e6  # GFLOP, times 1,000 ms a second
+    for row in rows:
+        assert row.of_hot == pytest.approx(both * product / row.ms / 50)
+        assert row.of_peak == pytest.approx(both * product / row.ms / 200)
+        assert row.forward_of_hot == pytest.approx(forward * product / row.forward_ms / 50)
+        assert row.forward_of_peak == pytest.approx(forward * product / row.forward_ms / 200)
+
+
+def test_rates_are_of_the_best_call_and_of_all_threads():
+    works = {HOT: Work(lambda: None, 6.0), PEAK: Work(lambda: None, 2.0)}
+    seconds = {HOT: [4.0, 3.0, 5.0], PEAK: [0.5, 0.25]}
+    assert rates(works, seconds, 2) == Rates(2.0, 16.0)
+    assert rates({HOT: works[HOT]}, seconds, 2) == Rates(2.0, None)
+
+
+def test_yardsticks_are_what_they_say(monkeypatch):
+    found = yardsticks(Setting("ms", 64))
+    assert found[HOT].gigaflop == 2 * 1024 * 512 * 1024 / 1e9
+    assert found[HOT].step().shape == (1024, 1024)
+    assert set(found) == ({HOT, PEAK} if cpu_engine.SERVED else {HOT})
+    # The probe multiplies float32.
+    assert set(yardsticks(Setting("ms", 64, dtype="float64"))) == {HOT}
+    monkeypatch.setattr(extension, "native", None)
+    assert set(yardsticks(Setting("ms", 64))) == {HOT}
+
+
+def test_a_rate_that_is_not_known_is_a_dash():
+    row = Row("ms", 64, "hand", "torch by hand", ms=1.0, of_hot=0.25)
+    head, _, rate, line = table([row], {64: Rates(100.0, None)}).splitlines()
+    assert "hot 100, FMA -" in rate
+    assert head.split()[-6:] == ["of", "hot", "of", "FMA", "peak", "MiB"]
+    assert line.split()[-3:] == ["25%", "-", "-"]
+
+
+MATRIX = """
+from bench.contestants import Contestant
+from bench.memory.peak import growth
+from bench.problems import Setting
+
+class Holds(Contestant):
+    def step(self, problem):
+        x = problem.x.detach()
+        return lambda: x @ x.T
+
+print(growth(Holds("holds", "holds", None), Setting("ms", 2048, d=8)))
+"""
+
+
 def test_memory_of_a_matrix_is_its_size():
     # 2048² numbers of 4 bytes are 16 MiB, far above what pages counted in batches can hide.
-    assert peak_mib(YARDSTICK, Setting("ms", 2048, d=8)) == pytest.approx(16, abs=6)
+    run = [sys.executable, "-c", MATRIX]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    grown = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert float(grown) == pytest.approx(16, abs=6)
 
 
-def test_memory_of_a_given_matrix_is_its_size_too():
-    assert peak_mib(GIVEN, Setting("ms", 2048, d=8)) == pytest.approx(16, abs=6)
+def test_memory_is_measured_in_a_process_of_its_own():
+    # By hand at least s, its masks and its gradient.
+    assert peak_mib("hand", Setting("ms", 2048, d=8)) > 32
