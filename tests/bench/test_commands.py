@@ -13,7 +13,7 @@ import pairops
 from bench.__main__ import main
 from bench.contestants import contestants
 from bench.cpu import small
-from bench.cpu.elimination import FEW, KERNEL, PARTS, parts, plain, visited
+from bench.cpu.elimination import FEW, KERNEL, PARTS, parts, plain, steps, visited
 from bench.cpu.engine_sweeps import LOSSES, Sweeps, pairs_of, terms
 from bench.cpu.kernel import Job, measure
 from bench.cpu.large import bound
@@ -179,6 +179,12 @@ def test_sweeps_of_the_elimination_visit_what_the_loss_visits():
     """Backward through the bits of another sweep: a plain sum's gradient over those tiles alone."""
     n, tile = 200, cpu_engine.TILE
     pairs = pairs_of("ms", n, 8)
+    whole = {"ms": Sweeps(pairs, terms("ms"))}
+    assert pairs.cache.similarities == ((), None)  # each sweep multiplies for itself
+    whole["ms"].bits[:, 0] = 0
+    for (what, sweep, _), step in steps(whole, n, 8).items():
+        if (what, sweep) == ("plain ms", "backward"):
+            assert torch.equal(step.__self__.bits, whole["ms"].bits.amax(0, keepdim=True))
     bits = torch.zeros(1, 3, 3, dtype=torch.uint8)
     assert visited(None) == 1
     assert visited(bits) == 0
