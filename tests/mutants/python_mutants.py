@@ -54,6 +54,7 @@ OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_DISTANCES = "tests/compat/test_pml.py"
+OF_SQUARES = "tests/ops/row_stats/test_distances.py::test_gradients_are_those_of_differences"
 OF_DERIVATIVES = (
     "tests/ops/row_stats/test_op.py::test_gradcheck_and_gradgradcheck_by_embeddings_and_scalar"
 )
@@ -192,6 +193,16 @@ MUTANTS = [
         "an extreme's partner gets itself for a gradient", BACKWARD,
         "add_rows(partners, at, weight * owner)", "add_rows(partners, at, weight * partner)",
         (OF_STATISTICS,),
+    ),
+    Mutant(
+        "of one set no gradient leads through the squared norms of columns", BACKWARD,
+        "(0,) if pairs.y is not None else (0, 1)", "(0,)",
+        (OF_SQUARES,),
+    ),
+    Mutant(
+        "no gradient leads through what snr divides by", DISTANCES,
+        "by_square = by_square - self.share * (self.share * by_share)", "pass",
+        (OF_SQUARES,),
     ),
     # Terms that refer to earlier ones.
     Mutant(
