@@ -22,8 +22,8 @@ class Backward(Protocol):
         needs: Wanted,
         /,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Gradients of Σ cotangent·statistic by x, by y (through the scales) and by every tensor
-        argument, in the order of the terms.
+        """Gradients of Σ cotangent·statistic by x, by y (through the scales, and for who takes
+        distances through squared norms) and by every tensor argument, in the order of the terms.
 
         Sums and log-sum-exps only: an extreme's gradient goes to one pair per owner and needs no
         sweep. bits: from this engine's `forward`, or None: visit every tile. A gradient that is not

@@ -113,7 +113,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         first[k] + a.place
         for k, term in enumerate(terms)
         for a in term.args
-        if type(a) is EarlierAt and not a.window
+        if type(a) is EarlierAt
     }
     return Plan(
         kinds=kinds,
