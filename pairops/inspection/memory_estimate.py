@@ -67,7 +67,7 @@ def estimate_memory(
     Nothing is computed: the loss runs on tensors without memory, and those alive at a time are
     added up. What an engine allocates within a call is a formula; see `pairops.working_memory`.
 
-    Peaks of 8 MiB and more, measured on a CPU, were 0.93 to 1.05 of the estimate with `native`, on
+    Peaks of 8 MiB and more, measured on a CPU, were 0.92 to 1.05 of the estimate with `native`, on
     one rank and on several, 1.01 to 1.2 with `blockwise`, 0.99 to 1.01 with `dense`. Of `cuda`,
     `triton` and `chunked` it is derived, **not measured yet**, and not checked whether they serve
     the loss. No row is taken to be ignored: `n_pair_loss`, which ignores most, takes less. Pages

@@ -101,6 +101,9 @@ class Alive(TorchDispatchMode):
             beside_term[id(term)] = [statistic, cotangent, *found]
         for met, beside in meetings(call, self._ranks, weighing=True):
             held = beside + self._prepared_anew(met, working)
+            if self._ranks == 1 and working.takes_extremes(met):
+                self._note(held + working.backward(met))
+                continue
             swept = replace(met, rows=_sums(met.rows), cols=_sums(met.cols))
             if swept.owned:
                 self._note(held + working.backward(swept))
@@ -142,7 +145,7 @@ class Alive(TorchDispatchMode):
         measure = Measure.of(given["measure"])
         pairs = Pairs(x, y, Relation(*given["relation"]), scales, measure=measure)
         rows, cols = unpack(given["recipe"], given["numbers"], given["vectors"])
-        call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols)
+        call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols, measure)
         return pairs, call, WORKING[self._engine or given["engine"]]
 
 

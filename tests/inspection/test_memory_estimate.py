@@ -17,6 +17,9 @@ from bench.memory.peak import MIB
 from bench.problems import Setting
 from pairops import estimate_memory, losses
 from pairops.inspection.memory_estimate import Memory
+from pairops.ops.engines.memory import WORKING, Call
+from pairops.ops.pairs.distances import Measure
+from pairops.ops.terms.term import POS, lse
 from support.exhaustive import exhaustive
 
 SETTINGS = {  # by engine, and by how much the measurement may differ
@@ -26,7 +29,7 @@ SETTINGS = {  # by engine, and by how much the measurement may differ
         Setting("supcon", 8192, d=256),
         Setting("info_nce", 8192, d=256),
         Setting("siglip", 8192, d=256, dtype="bfloat16"),
-        Setting("triplet", 8192, d=64),
+        Setting("triplet", 8192, d=256),
     ],
     ("blockwise", 0.2): [Setting("supcon", 4096, d=256)],
     ("dense", 0.05): [Setting(loss, 3000, d=64) for loss in ("ms", "siglip", "triplet")],
@@ -151,6 +154,28 @@ def test_it_can_be_read() -> None:
     assert "5 × 7, D = 3, bfloat16: pairops 1.5 KiB" in str(
         Memory(5, 7, 3, torch.bfloat16, 1, 1536, 1)
     )
+
+
+def test_native_keeps_squared_norms_and_tiles_for_either_anchor() -> None:
+    """By snr a tile is closeness, and that divided by the variances of its rows and of its columns;
+    its weights are two tiles likewise."""
+    n = 4096
+    of_rows = partial(Call, n, n, 32, True, torch.float32, [lse(POS, 1.0, 0.0)], [])
+    similarity, squared, snr = (
+        of_rows(measure=measure) for measure in (None, Measure("sqeuclidean"), Measure("snr"))
+    )
+    native = WORKING["native"]
+    assert native.forward(squared) - native.forward(similarity) == 4 * n
+    assert native.backward(squared) - native.backward(similarity) == 3 * 4 * n
+    tile = 4 * 96**2 * torch.get_num_threads()
+    assert native.forward(snr) - native.forward(squared) == 4 * n + 2 * tile
+    assert native.backward(snr) - native.backward(squared) == 4 * n + 3 * tile
+
+
+def test_extremes_of_similarities_take_their_gradient_alone() -> None:
+    """Of the forward pass the most is a copy of the rows."""
+    size = 4 * 65_536 * 32
+    assert size < of("triplet_loss", 65_536).pairops < 2 * size
 
 
 def test_no_rows_take_next_to_nothing() -> None:

@@ -104,7 +104,8 @@ class Objective:
         below, above, log_sum_exps: as in `answer`, as terms, of these or of others.
         """
         pairs = self.pairs
-        plain = self.reduction in ("mean", "mean_pairs") and self.weight is self.group is None
+        plain = self.reduction in ("mean", "mean_pairs") and self.weight is None
+        plain = plain and self.group is None
         mean = small_mean(pairs, rows, cols, pieces) if plain else None
         if mean is not None and not self.return_aux:
             return mean

@@ -14,9 +14,11 @@ import torch
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import capability, float32_level, processors, splits
+from pairops.ops.pairs.distances import Measure
 from pairops.ops.terms.term import POS, Term
 
 from .blockwise import grid
+from .plan import plan_of
 from .triton import tile_configs
 from .triton.tile_configs import Configuration
 
@@ -36,6 +38,7 @@ class Call:
     dtype: torch.dtype
     rows: Sequence[Term]
     cols: Sequence[Term]
+    measure: Measure | None = None  # as the engine is told it
     wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `backward` returns
 
     @property
@@ -65,7 +68,10 @@ class Call:
 
     def vectors(self, beside: int = 0) -> int:
         """One value per owner for each argument and window of a term, and for `beside` more."""
-        counts = [(len(term.args) + len(term.windows()) + beside) * k for term, k in self.owned]
+        counts = [
+            (len(term.args) + (term.above is not None) + (term.below is not None) + beside) * k
+            for term, k in self.owned
+        ]
         return self.wide * sum(counts)
 
 
@@ -74,7 +80,9 @@ class Call:
 
 def _native_forward(call: Call) -> int:
     """Places, sorted vectors, states of columns, and all columns packed."""
-    size = 4 * sum(call.lengths) + call.vectors() + _native_team(call, 1, 1)
+    tiles = 3 if _directed(call) else 1  # closeness, and as either set sees it
+    size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call)
+    size += _native_team(call, 1, tiles)
     if call.band:
         return size
     of_columns = [k for _, k in call.owned] if call.same else [call.m] * len(call.cols)
@@ -82,8 +90,15 @@ def _native_forward(call: Call) -> int:
 
 
 def _native_backward(call: Call) -> int:
-    """The gradients, and a stripe of columns packed for both products."""
-    size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_team(call, 3, 2)
+    """The gradients, and a stripe of columns packed for both products; of extremes alone, places
+    in sorted order."""
+    if _native_takes_extremes(call):
+        return call.gradients() + 8 * sum(call.lengths)
+    tiles = 5 if _directed(call) else 2  # those of the forward pass, and weights
+    size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_squares(call)
+    if call.measure is not None:  # what leads through the squared norms of rows that have several
+        size += call.wide * sum(call.lengths) * (1 + call.same)
+    size += _native_team(call, 3, tiles)
     gradients = sum(z.has_grad * k for term, k in call.owned for z in term.operands())
     size += call.wide * gradients * (1 + call.same)
     if call.band:
@@ -91,6 +106,21 @@ def _native_backward(call: Call) -> int:
     tile = _native_tile()
     stripe = tile * min(max(12 * _MIB // max(call.wide * tile * call.d, 1), 1), 64)
     return size + call.copies(min(stripe, call.m)) * (1 + call.wanted[0])
+
+
+def _native_takes_extremes(call: Call) -> bool:
+    plan = plan_of(call.rows, call.cols)
+    return plan is not None and plan.short and plan.few
+
+
+def _directed(call: Call) -> bool:
+    return call.measure is not None and call.measure.directed
+
+
+def _native_squares(call: Call) -> int:
+    """Squared norms, and their reciprocals where the distance depends on who is the anchor."""
+    vectors = (call.measure is not None) + _directed(call)
+    return call.wide * vectors * sum(call.lengths)
 
 
 def _native_team(call: Call, rows: int, squares: int) -> int:
@@ -241,10 +271,12 @@ class Working(NamedTuple):
     prepared: Callable[[Call], int] = lambda _: 0  # once for all calls with the same pairs
     # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
     bits: Callable[[Call], int] | None = None
+    # Does `backward` take the extremes of such a call in one process? Else torch weighs them.
+    takes_extremes: Callable[[Call], bool] = lambda _: False
 
 
 WORKING = {
-    "native": Working(_native_forward, _native_backward),
+    "native": Working(_native_forward, _native_backward, takes_extremes=_native_takes_extremes),
     "blockwise": Working(_blockwise_forward, _blockwise_backward),
     "cuda": Working(
         lambda call: _states(call, _cuda_shape(call)),

@@ -232,8 +232,8 @@ def total(
     side: str,
     *args: "Given | Term | Earlier",
     function: Function = affine,
-    above: Tensor | Term | None = None,
-    below: Tensor | Term | None = None,
+    above: float | Tensor | Term | None = None,
+    below: float | Tensor | Term | None = None,
 ) -> Term:
     """Σ over a side of function(s, *args); by default of scale·(s − base)."""
     return Term("sum", side, function, args, above, below)
@@ -243,8 +243,8 @@ def lse(
     side: str,
     *args: "Given | Term | Earlier",
     function: Function = affine,
-    above: Tensor | Term | None = None,
-    below: Tensor | Term | None = None,
+    above: float | Tensor | Term | None = None,
+    below: float | Tensor | Term | None = None,
 ) -> Term:
     """log Σ exp over a side of function(s, *args); by default of scale·(s − base)."""
     return Term("lse", side, function, args, above, below)
@@ -254,8 +254,8 @@ def lowest(
     side: str,
     *args: "Given | Term | Earlier",
     function: Function = identity,
-    above: Tensor | Term | None = None,
-    below: Tensor | Term | None = None,
+    above: float | Tensor | Term | None = None,
+    below: float | Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
     """The lowest function(s, *args) of a side; by default the lowest similarity."""
@@ -266,8 +266,8 @@ def highest(
     side: str,
     *args: "Given | Term | Earlier",
     function: Function = identity,
-    above: Tensor | Term | None = None,
-    below: Tensor | Term | None = None,
+    above: float | Tensor | Term | None = None,
+    below: float | Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
     """The highest function(s, *args) of a side; by default the highest similarity."""

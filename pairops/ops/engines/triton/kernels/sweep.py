@@ -36,12 +36,14 @@ def _tile(rows, cols, relation, block, tile, i, live_i, x, row, kept, depth,
     """What is known of a tile's columns, its s, and if it is masked who is positive and present."""
     j = tile * C.cols + tl.arange(0, C.cols)
     live_j = j < kept
-    col = vectors(cols, j, live_j, F.col_vectors)
+    scales = vectors(cols, j, live_j, 2 if F.scaled else 0)
     y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, MASKED)
     s = similarities(
-        rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, col, depth,
-        F, C, MASKED,
+        rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, scales,
+        depth, F, C, MASKED,
     )  # fmt: skip
+    # Loaded before the products they would be held in registers throughout.
+    col = vectors(cols, j, live_j, F.col_vectors)
     positive, present = live_i, live_i
     if MASKED:
         positive, present = masks(relation, i, j, live_i, live_j, F)
