@@ -70,9 +70,16 @@ using OfTheCpu = std::tuple<
     Recipe<Term<Sum, Side::pos, SoftplusFrom>>,
     // a softmax over positives, held constant
     Recipe<Term<Sum, Side::pos, Attended>>,
-    // contrastive as cross-batch memory has it, label smoothing; triplet: the farthest negative
+    // pairs counted softly: ranks, average precision
+    Recipe<Term<Sum, Side::pos, Sigmoid>, Term<Sum, Side::neg, Sigmoid>,
+           Term<Sum, Side::all, Sigmoid>>,
+    // contrastive as cross-batch memory has it, label smoothing
     Recipe<Term<Sum, Side::neg, Affine>, Term<Sum, Side::neg, Affine, above>>,
-    Recipe<Term<Lowest, Side::neg, Identity>>>;
+    // a softmax over the negatives below a bound: semihard ones, or none that may be false
+    Recipe<Term<LogSumExp, Side::neg, Affine, below>,
+           Term<LogSumExp, Side::neg, Affine, below | partner_1>>,
+    // triplet: the farthest negative, the nearest positive
+    Recipe<Term<Lowest, Side::neg, Identity>, Term<Highest, Side::pos, Identity>>>;
 using CpuRecipes = decltype(std::tuple_cat(Recipes(), OfTheCpu()));
 
 }  // namespace PAIROPS_TARGET

@@ -85,6 +85,26 @@ struct Hinge {
     }
 };
 
+// 1 / (1 + exp(-z)) with z = scale * (s - base), by exponentials of -|z| alone.
+struct Sigmoid {
+    static constexpr const char* name = "sigmoid";
+    static constexpr const char* arguments = "scale, base";
+    static constexpr int arity = 2;
+
+    template <class T>
+    HD static T value(T s, T scale, T base) {
+        const T z = scale * (s - base);
+        const T small = exp_to_one(minus_magnitude(z));
+        return select(z > T(0), T(1), small) / (T(1) + small);
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T scale, T base) {
+        const T small = exp_to_one(minus_magnitude(scale * (s - base)));
+        const T slope = small / ((T(1) + small) * (T(1) + small));
+        return {{slope * scale, slope * (s - base), -(slope * scale)}};
+    }
+};
+
 // log(1 + exp(z)) with z = scale * s + bias. Exponentials are taken of -|z| alone: they cannot
 // overflow, and log1p keeps every digit of a small one.
 struct Softplus {
@@ -181,8 +201,8 @@ struct Attended {
     }
 };
 
-using Functions = std::tuple<Identity, One, Affine, Hinge, Softplus, SoftplusFrom, CirclePull,
-                             CirclePush, Attended>;
+using Functions = std::tuple<Identity, One, Affine, Hinge, Sigmoid, Softplus, SoftplusFrom,
+                             CirclePull, CirclePush, Attended>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

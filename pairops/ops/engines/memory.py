@@ -109,6 +109,9 @@ def _native_backward(call: Call) -> int:
 
 
 def _native_takes_extremes(call: Call) -> bool:
+    terms = (*call.rows, *call.cols)
+    if not all(term.extreme and not term.args for term in terms):
+        return False
     plan = plan_of(call.rows, call.cols)
     return plan is not None and plan.short and plan.few
 

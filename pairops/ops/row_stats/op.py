@@ -98,9 +98,13 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
 def _noted(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """The result, told to who looks on."""
+    """The result, told to who looks on, with terms whose windows are tensors."""
     if watching.calls is not None:
+        n, m = pairs.shape
+        kind = pairs.dtype, pairs.x.device
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
+        rows = tuple([term.over(n, m, *kind) for term in rows])
+        cols = tuple([term.over(m, n, *kind) for term in cols])
         watching.calls.append(Taken(pairs, rows, cols, result))
     return result
 

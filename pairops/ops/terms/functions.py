@@ -1,9 +1,8 @@
 """What one pair contributes: each function as a value and its slopes, one scalar at a time.
 
-A built-in function is written in the five words imported below and in arithmetic, so that one
-source serves every engine written in Python: torch binds the words here, a kernel language binds
-them to its own. `csrc/math/functions.h` holds the twins for C++ and CUDA; a test holds the two
-together.
+A built-in function is written in a few words of torch and in arithmetic, so that one source serves
+every engine written in Python: torch traces it, and a kernel language binds each word to its own.
+`csrc/math/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
 """
 
 import functools
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import detach, exp, log1p, relu, sigmoid  # the five words
+from torch import detach, exp, log1p, relu
 
 __all__ = [
     "FUNCTIONS",
@@ -29,6 +28,7 @@ __all__ = [
     "hinge",
     "identity",
     "one",
+    "sigmoid",
     "softplus",
     "softplus_from",
 ]
@@ -224,6 +224,16 @@ def _hinge_slopes(s, scale, base):  # type: ignore[no-untyped-def]
     return active * scale, active * (s - base), active * -scale
 
 
+def _sigmoid(s, scale, base):  # type: ignore[no-untyped-def]
+    return torch.sigmoid(scale * (s - base))
+
+
+def _sigmoid_slopes(s, scale, base):  # type: ignore[no-untyped-def]
+    z = scale * (s - base)
+    slope = torch.sigmoid(z) * torch.sigmoid(-z)  # 1 - sigmoid(z) has no digits at a large z
+    return slope * scale, slope * (s - base), slope * -scale
+
+
 def _softplus(s, scale, bias):  # type: ignore[no-untyped-def]
     z = scale * s + bias
     above = relu(z)
@@ -231,7 +241,7 @@ def _softplus(s, scale, bias):  # type: ignore[no-untyped-def]
 
 
 def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
-    share = sigmoid(scale * s + bias)
+    share = torch.sigmoid(scale * s + bias)
     return share * scale, share * s, share
 
 
@@ -242,7 +252,7 @@ def _softplus_from(s, scale, base, bias):  # type: ignore[no-untyped-def]
 
 
 def _softplus_from_slopes(s, scale, base, bias):  # type: ignore[no-untyped-def]
-    share = sigmoid(scale * (s - base) + bias)
+    share = torch.sigmoid(scale * (s - base) + bias)
     return share * scale, share * (s - base), -share * scale, share
 
 
@@ -279,6 +289,8 @@ identity = Function(_identity, _identity_slopes, "identity", finite=True)
 affine = Function(_affine, _affine_slopes, "affine", finite=True)
 # max(0, scale (s - base)), with slope 0 at the kink
 hinge = Function(_hinge, _hinge_slopes, "hinge", finite=True)
+# 1 / (1 + exp(−scale (s - base))): Σ counts the pairs above base, softly
+sigmoid = Function(_sigmoid, _sigmoid_slopes, "sigmoid", finite=True)
 # log(1 + exp(scale s + bias)); a bias, not a base, because a learned scale may pass through 0
 softplus = Function(_softplus, _softplus_slopes, "softplus", finite=True)
 # log(1 + exp(scale (s - base) + bias)): exact where s and base are large and near

@@ -22,6 +22,9 @@ CASES = [
     ("affine", (-2.0, 0.5)),
     ("hinge", (1.0, 0.25)),
     ("hinge", (-3.0, 0.75)),
+    ("sigmoid", (1.0, 0.25)),
+    ("sigmoid", (-100.0, 0.5)),
+    ("sigmoid", (0.0, 0.5)),
     ("softplus", (1.0, 0.0)),
     ("softplus", (50.0, -25.0)),
     ("softplus", (-2.0, 1.0)),
@@ -38,6 +41,10 @@ FORMULAS = {
     "one": lambda s: 1 + 0 * s,
     "affine": lambda s, scale, base: scale * (s - base),
     "hinge": lambda s, scale, base: torch.relu(scale * (s - base)),
+    # torch.sigmoid's slope, by autograd, has no digits at a large z.
+    "sigmoid": lambda s, scale, base: (
+        -torch.logaddexp(-scale * (s - base), torch.zeros_like(s))
+    ).exp(),
     "softplus": lambda s, scale, bias: torch.logaddexp(scale * s + bias, torch.zeros_like(s)),
     "softplus_from": lambda s, scale, base, bias: torch.logaddexp(
         scale * (s - base) + bias, torch.zeros_like(s)
@@ -111,9 +118,9 @@ def assert_rounded(actual: Tensor, expected: Tensor, condition: Tensor) -> None:
 def condition_of(name: str, s: Tensor, *args: float) -> Tensor:
     """exp(z) magnifies the rounding of z by |z|, a difference that of its parts by how much smaller
     it is; the other functions only multiply."""
-    if name not in ("softplus", "softplus_from", "attended"):
+    if name not in ("sigmoid", "softplus", "softplus_from", "attended"):
         return torch.ones_like(s, dtype=torch.float64)
-    scale, *base, bias = args
+    scale, *base, bias = (*args, 0.0) if name == "sigmoid" else args
     apart = s.double() - (base[0] if base else 0)
     condition = 1 + (scale * apart).abs() * (scale != 1 or bool(base)) + abs(bias)
     if name == "attended":

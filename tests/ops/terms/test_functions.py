@@ -27,8 +27,8 @@ def engine_that_counts(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 BUILT_IN = (
-    "identity", "one", "affine", "hinge", "softplus", "softplus_from", "circle_pull",
-    "circle_push", "attended",
+    "identity", "one", "affine", "hinge", "sigmoid", "softplus", "softplus_from",
+    "circle_pull", "circle_push", "attended",
 )  # fmt: skip
 
 
