@@ -82,7 +82,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     said instead of an error.
     """
     torch.manual_seed(0)
-    x, y, along = torch.randn(3, 400, 24).unbind()
+    x, y, *directions = torch.randn(6, 400, 24).unbind()
     labels = torch.randint(0, 100, (400,))
     known = {
         "labels": labels, "y": y, "anchor": y, "proxies": y[:100], "quality": y[:, 0],
@@ -103,11 +103,11 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         def run(
             dtype: torch.dtype,
             device: str = "cpu",
-            moved: float = 0.0,
+            moved: torch.Tensor | float = 0.0,
             loss: Any = loss,
             given: Any = given,
         ) -> Any:
-            mine = (x.to(device, dtype) + moved * along.to(device, dtype)).requires_grad_()
+            mine = (x.to(device, dtype) + moved).requires_grad_()
             others = {
                 k: v.to(device, dtype if v.is_floating_point() else None)
                 if isinstance(v, torch.Tensor)
@@ -120,7 +120,8 @@ def _self_test() -> dict[str, dict[str, float | str]]:
 
         with engines.use("dense"):
             truth = run(torch.float64)
-            beside = [run(torch.float64, moved=moved) for moved in (-_MOVED, _MOVED)]
+            moves = [step * z.double() for z in directions for step in (-_MOVED, _MOVED)]
+            beside = [run(torch.float64, moved=moved) for moved in moves]
         jumps = [
             (torch.stack(around) - z).abs().amax(0) > _TOLERANCE * z.abs().max()
             for *around, z in zip(*beside, truth, strict=True)

@@ -170,8 +170,10 @@ class Sweep {
         return std::size_t(call.measure.directed() ? 3 : 1) * TILE * TILE;
     }
     std::size_t columns_per_thread() const { return band ? TILE * std::size_t(call.y.d) : 0; }
-    // Are the tile's rows the anchors of a term as its rows see it, and as its columns do?
+    // Are the tile's rows the anchors of a term as its rows see it, and as its columns do? Of two
+    // sets one has all anchors.
     bool anchors_are_rows(const TermCall<T>& term, bool owners_are_columns) const {
+        if (!call.same) return !call.measure.anchors_are_columns;
         return call.measure.owner_is_anchor(term.of_columns) != owners_are_columns;
     }
     // (padded,) squared norms, and of snr 1 / variance, of rows and of columns.

@@ -84,18 +84,20 @@ def _all(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
     rows = PositiveRows.of(pairs)
     base = rows.score - margin
     if soft:
-        (sums,) = row_stats(rows.pairs, total(NEG, 1.0, -base, function=softplus))
+        penalties = total(NEG, 1.0, -base, function=softplus)
     else:
-        (sums,) = row_stats(rows.pairs, total(NEG, 1.0, base, function=hinge))
-    losses = rows.per_anchor(sums)
+        penalties = total(NEG, 1.0, base, function=hinge)
     if not objective.averages_pairs:
-        return objective.value(losses)
-    positives, negatives = pairs.counts()
-    counts = positives * negatives
-    if not soft:
-        (active,) = row_stats(rows.pairs, total(NEG, function=one, above=base))
-        counts = rows.per_anchor(active)
-    return objective.mean_pairs((losses, counts))
+        (sums,) = row_stats(rows.pairs, penalties)
+        return objective.value(rows.per_anchor(sums))
+    if soft:
+        (sums,) = row_stats(rows.pairs, penalties)
+        positives, negatives = pairs.counts()
+        return objective.mean_pairs((rows.per_anchor(sums), positives * negatives))
+    sums, active = row_stats(rows.pairs, penalties, total(NEG, function=one, above=base))
+    if objective.weight is not None:  # of an anchor; else what is added up may be of pairs
+        sums, active = rows.per_anchor(sums), rows.per_anchor(active)
+    return objective.mean_pairs((sums, active))
 
 
 def _penalty(violation: Tensor, soft: bool) -> Tensor:

@@ -21,10 +21,10 @@ FORWARD = {
 }  # fmt: skip
 
 
-def step(name: str, n: int, reduction: str) -> None:
+def step(name: str, n: int, reduction: str, distance: str = "cosine") -> None:
     x = torch.randn(n, 8, requires_grad=True)
     other: Tensor = torch.arange(n) // 4
-    told: dict[str, Any] = {"distance": "cosine"} if name == "nca_loss" else {}
+    told: dict[str, Any] = {"distance": distance}
     if name == "info_nce_loss":
         other = torch.randn(n, 8, requires_grad=True)
     value = getattr(pairops, name)(x, other, reduction=reduction, **told).sum()
@@ -57,9 +57,11 @@ def test_of_the_compiled_engine(name: str, n: int, reduction: str) -> None:
     assert native.backward.call_count == 1
 
 
+@pytest.mark.parametrize("distance", ["cosine", "l2", "snr"])
 @pytest.mark.parametrize(("name", "back"), [*((name, 1) for name in FORWARD), ("nt_xent_loss", 2)])
-def test_of_another_engine(name: str, back: int) -> None:
-    """A gradient that goes on to an earlier term takes one more, that of extremes none."""
+def test_of_another_engine(name: str, back: int, distance: str) -> None:
+    """A gradient that goes on to an earlier term takes one more, that of extremes none, a distance
+    that is put under the functions of the terms none either."""
     if name == "triplet_loss":
         back = 0
     counts = {}
@@ -71,7 +73,7 @@ def test_of_another_engine(name: str, back: int) -> None:
             backward=mock.Mock(wraps=blockwise_engine.backward),
         ),
     ):
-        step(name, 64, "mean")
+        step(name, 64, "mean", distance)
         counts = {k: getattr(blockwise_engine, k).call_count for k in ("forward", "backward")}
     forward = FORWARD[name][0] if name in FORWARD else 3
     assert counts == {"forward": forward, "backward": back}

@@ -116,7 +116,7 @@ void through_closeness(const ThroughCloseness<typename Traits<L>::Scalar>& given
                 const int at = i * TILE + j;
                 const L weight = times(L::load(given.w + at), slope(L::load(given.t + at)));
                 weight.store(given.w + at);
-                if (given.of_rows) add(i, j, weight, weight);
+                if (given.of_rows || given.of_cols) add(i, j, weight, weight);
             });
         };
         if (given.distance == Distance::l2)

@@ -13,6 +13,7 @@ from .served import (
     DIVISOR,
     MEAN,
     PER_ANCHOR,
+    REDUCTIONS,
     SUM,
     Batch,
     OfAnchors,
@@ -29,17 +30,18 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
     column = True
     mines = (miners.MultiSimilarityMiner,)
 
-    def per_anchor(self: Any, batch: Batch) -> Tensor:
+    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"alpha": self.alpha, "beta": self.beta, "base": self.base, "epsilon": None}
+        given["reduction"] = reduction
         if self.miner is None:
-            values: Tensor = self.of(ours.ms_loss, batch, **given)
-            return torch.where(at_most_one(*batch.counts()), 0, values)
+            return batch.unless_lone(self.of(ours.ms_loss, batch, **given))
         if batch.own != (batch.ref_emb is batch.x):
             raise ValueError(
                 f"ref_labels is labels: {batch.own}, and ref_emb is embeddings: {not batch.own}; "
                 "with a miner both must be so, or neither"
             )
         given["epsilon"] = self.miner.epsilon
+        values: Tensor
         values, seen = self.of(ours.ms_loss, batch, **given, return_aux=True)
         return torch.where(at_most_one(seen.mined_positives, seen.mined_negatives), 0, values)
 
@@ -47,24 +49,25 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
 class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructureLoss):
     column = True
 
-    def per_anchor(self: Any, batch: Batch) -> Tensor:
-        margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
-        values = self.of(ours.lifted_structure_loss, batch, form="generalised", **margins)
-        return torch.where(at_most_one(*batch.counts()), 0, values)
+    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+        given = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
+        given |= {"form": "generalised", "reduction": reduction}
+        return batch.unless_lone(self.of(ours.lifted_structure_loss, batch, **given))
 
 
 class CircleLoss(OfAnchors, losses.CircleLoss):
     column = True
     distances = ("cosine",)
 
-    def per_anchor(self: Any, batch: Batch) -> Tensor:
-        values = self.of(ours.circle_loss, batch, margin=self.m, gamma=self.gamma)
-        return torch.where(at_most_one(*batch.counts()), 0, values)
+    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+        given = {"margin": self.m, "gamma": self.gamma, "reduction": reduction}
+        return batch.unless_lone(self.of(ours.circle_loss, batch, **given))
 
 
 class SupConLoss(OfAnchors, losses.SupConLoss):
-    def per_anchor(self: Any, batch: Batch) -> Tensor:
-        values = self.of(ours.supcon_loss, batch, temperature=self.temperature)
+    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+        given = {"temperature": self.temperature, "reduction": reduction}
+        values = self.of(ours.supcon_loss, batch, **given)
         positives, negatives = batch.counts()
         a_side_is_empty = (positives.sum() == 0) | (negatives.sum() == 0)
         return torch.where(a_side_is_empty | at_most_one(positives, negatives), 0, values)
@@ -75,8 +78,8 @@ class NTXentLoss(Served, losses.NTXentLoss):
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         values = self.of(ours.nt_xent_loss, batch, temperature=self.temperature)
-        positives, negatives = batch.counts()
-        sums = torch.where(at_most_one(positives, negatives), 0, values * positives)
+        positives, _ = batch.counts()
+        sums = batch.unless_lone(values * positives)
         return {"loss": batch.of_tuples(self.reducer_of("loss"), sums, positives)}
 
 
@@ -93,8 +96,8 @@ class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
                 )
         margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
         sums = self.of(ours.lifted_structure_loss, batch, form="original", **margins)
-        positives, negatives = batch.counts()
-        sums = torch.where(at_most_one(positives, negatives), 0, sums)
+        positives, _ = batch.counts()
+        sums = batch.unless_lone(sums)
         return {"loss": batch.of_tuples(self.reducer_of("loss"), sums, positives)}
 
 
@@ -102,29 +105,26 @@ class ContrastiveLoss(Served, losses.ContrastiveLoss):
     reduces = (AVERAGE, MEAN, SUM, PER_ANCHOR)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        positives, negatives = batch.counts()
-        nothing = at_most_one(positives, negatives)
         margins = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
-        by_part = {"pos_loss": positives, "neg_loss": negatives}
-        if all(type(self.reducer_of(part)) is AVERAGE for part in by_part):
+        if all(type(self.reducer_of(part)) is AVERAGE for part in ("pos_loss", "neg_loss")):
             given = {**margins, "reduction": "mean_pairs"}
-            value = self.of(ours.contrastive_loss, batch, **given)
-            return {"pos_loss": batch.reduced(torch.where(nothing, 0, value))}
+            value = batch.unless_lone(self.of(ours.contrastive_loss, batch, **given))
+            return {"pos_loss": batch.reduced(value)}
         # Each side on its own: the margin of the other is out of reach.
         far = -_FAR if self.distance.is_inverted else _FAR
+        positives, negatives = batch.counts()
         result = {}
-        for part, other, out in (
-            ("pos_loss", "neg_margin", -far),
-            ("neg_loss", "pos_margin", far),
+        for part, counts, other, out in (
+            ("pos_loss", positives, "neg_margin", -far),
+            ("neg_loss", negatives, "pos_margin", far),
         ):
             reducer, given = self.reducer_of(part), {**margins, other: out}
             if type(reducer) is AVERAGE:
                 value = self.of(ours.contrastive_loss, batch, **given, reduction="mean_pairs")
-                result[part] = batch.reduced(torch.where(nothing, 0, value))
+                result[part] = batch.reduced(batch.unless_lone(value))
             else:
-                sums = self.of(ours.contrastive_loss, batch, **given)
-                sums = torch.where(nothing, 0, sums)
-                result[part] = batch.of_tuples(reducer, sums, by_part[part])
+                sums = batch.unless_lone(self.of(ours.contrastive_loss, batch, **given))
+                result[part] = batch.of_tuples(reducer, sums, counts)
         return result
 
 
@@ -165,12 +165,13 @@ class TripletMarginLoss(Served, losses.TripletMarginLoss):
                 )
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        reducer, (positives, negatives) = self.reducer_of("loss"), batch.counts()
+        reducer = self.reducer_of("loss")
         given = {"margin": self.margin, "soft": self.smooth_loss}
         if isinstance(self.miner, miners.BatchHardMiner):
             values = self.of(ours.triplet_loss, batch, **given, mining="hard")
             if type(reducer) is AVERAGE:
                 return {"loss": batch.reduced(mean_nonzero(values))}
+            positives, negatives = batch.counts()
             mined = ((positives > 0) & (negatives > 0)).long()
             return {"loss": batch.of_tuples(reducer, values, mined)}
         given["mining"] = "all"
@@ -178,6 +179,7 @@ class TripletMarginLoss(Served, losses.TripletMarginLoss):
             value = self.of(ours.triplet_loss, batch, **given, reduction="mean_pairs")
             return {"loss": batch.reduced(value)}
         values = self.of(ours.triplet_loss, batch, **given)
+        positives, negatives = batch.counts()
         return {"loss": batch.of_tuples(reducer, values, positives * negatives)}
 
 
@@ -234,8 +236,7 @@ class NPairsLoss(Served, losses.NPairsLoss):
     alone = True
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        name = {MEAN: "mean", SUM: "sum", AVERAGE: "mean_nonzero"}
-        reduction = name[type(self.reducer_of("loss"))]
+        reduction = REDUCTIONS[type(self.reducer_of("loss"))]
         return {"loss": batch.reduced(self.of(ours.n_pair_loss, batch, reduction=reduction))}
 
 

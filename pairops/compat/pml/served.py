@@ -14,6 +14,7 @@ from pairops.ops.pairs.checks import one_key
 
 AVERAGE, DIVISOR = reducers.AvgNonZeroReducer, reducers.DivisorReducer
 MEAN, SUM, PER_ANCHOR = reducers.MeanReducer, reducers.SumReducer, reducers.PerAnchorReducer
+REDUCTIONS = {MEAN: "mean", SUM: "sum", AVERAGE: "mean_nonzero"}  # of losses of anchors
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class Batch:
         after = torch.searchsorted(names, labels, right=True)
         positives = after - torch.searchsorted(names, labels) - int(self.own)
         return positives, len(names) - int(self.own) - positives
+
+    def unless_lone(self, values: Tensor) -> Tensor:
+        """0 in place of all if there is at most one pair on each side: losses over pairs take that
+        for none."""
+        if len(self.x) * (len(self.ref_labels) - int(self.own)) > 2:  # one side has two
+            return values
+        return torch.where(at_most_one(*self.counts()), 0, values)
 
     def reduced(self, value: Tensor) -> dict[str, Any]:
         """A number that reducers are to leave as it is."""
@@ -134,19 +142,15 @@ class OfAnchors(Served):
 
     column = False  # does it have the shape (N, 1) for reducers?
 
-    def per_anchor(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch, reduction: str) -> Tensor:
         raise NotImplementedError
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        losses = self.per_anchor(batch)
-        kind = type(self.reducer_of("loss"))
-        if kind is MEAN:
-            return {"loss": batch.reduced(losses.sum() / max(len(losses), 1))}
-        if kind is SUM:
-            return {"loss": batch.reduced(losses.sum())}
-        if kind is AVERAGE:
-            return {"loss": batch.reduced(mean_nonzero(losses))}
-        return {"loss": batch.of_anchors(losses.unsqueeze(1) if self.column else losses)}
+        reduction = REDUCTIONS.get(type(self.reducer_of("loss")), "none")
+        found = self.losses(batch, reduction)
+        if reduction != "none":
+            return {"loss": batch.reduced(found)}
+        return {"loss": batch.of_anchors(found.unsqueeze(1) if self.column else found)}
 
 
 def mean_nonzero(losses: Tensor) -> Tensor:

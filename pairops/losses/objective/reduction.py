@@ -59,7 +59,7 @@ def average(
     if weight is not None:
         weight = weight.to(sums.dtype)
         sums = sums * (weight if pairs.complete else torch.where(pairs.relation.valid_x, weight, 0))
-    return _quotient(sums.sum(), counts.sum(), group)
+    return _quotient(sums.sum(), counts.detach().sum(), group)  # counts have no slope
 
 
 def _quotient(total: Tensor, count: Tensor, group: Group | None) -> Tensor:

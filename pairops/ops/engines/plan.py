@@ -43,6 +43,7 @@ class Plan:
     # Are all operands numbers, or earlier terms that get no gradient? Then nothing is to be checked
     # or cast, and the pairs of extremes apart one sweep makes the whole gradient.
     short: bool
+    one_pass: bool  # the same, but that windows and what swept terms are given may be tensors
     keeping: int  # how many terms keep bits
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
@@ -109,6 +110,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         )
         for k, term in enumerate(terms)
     ]
+    alone = not any(type(a) is EarlierAt and a.grad for term in terms for a in term.args)
     earlier = {
         first[k] + a.place
         for k, term in enumerate(terms)
@@ -120,11 +122,8 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         count=len(terms),
         rows=len(rows),
         sweeps=sweeps(rows, cols),
-        short=all(
-            type(a) is float or a is None or (type(a) is EarlierAt and not a.grad)
-            for term in terms
-            for a in (*term.args, term.above, term.below)
-        ),
+        short=alone and all(VECTOR not in (*kind.args, kind.above, kind.below) for kind in kinds),
+        one_pass=alone and all(kind.swept or VECTOR not in kind.args for kind in kinds),
         keeping=sum(kind.keeps_bits for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],

@@ -35,11 +35,11 @@ class _Told(NamedTuple):
     """A call without the tensors that are saved: they are freed with the graph."""
 
     engine: Engine
-    plan: Plan | None  # where the terms are of numbers and earlier terms alone
+    plan: Plan | None  # where one pass back makes the whole gradient
     relation: Relation
     scales: Scales
     measure: Measure | None
-    similarities: list[Any]  # one: those that are kept, until a backward pass has taken them
+    kept: list[Any]  # the similarities and squared norms of a cache, until a pass has taken them
     rows: _Terms
     cols: _Terms
     arguments: int
@@ -51,29 +51,57 @@ class _Told(NamedTuple):
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
-    """The statistics of terms in which there is nothing to check, cast or agree on, by the CPU's
+    """The statistics of terms that wait for one another in nothing but constants, by the CPU's
     engine; None: take the long way."""
-    plan = plan_at_once(pairs, rows, cols)
+    plan = plan_at_once(pairs, rows, cols, short=False)
     if plan is None:
         return None
     x, y = pairs.x, pairs.y
-    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+    tensors: list[Tensor] = []
+    if not plan.short:
+        rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
+        rows, cols = final(pairs, rows, cols)
+        tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+        plan = plan_at_once(pairs, rows, cols, short=False)
+        if plan is None or not followed_by_autograd_alone(x, y, tensors):
+            return None
+    followed = x.requires_grad or (y is not None and y.requires_grad)
+    followed = followed or any(z.requires_grad for z in tensors)
+    if followed and torch.is_grad_enabled():
         found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
-            pairs, rows, cols, cpu_engine, plan, x, y
+            pairs, rows, cols, cpu_engine, plan, x, y, *tensors
         )
         return found
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
     return tuple(made.every.split(made.sizes))
 
 
-def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> Plan | None:
-    """The plan of a call that the CPU's engine serves at once, or None."""
+def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
+    """Numbered terms `over` these pairs; ValueError if a tensor of them is on another device."""
+    n, m = pairs.shape
+    kind = pairs.dtype, pairs.x.device
+    rows = tuple([term.over(n, m, *kind) for term in rows])
+    cols = tuple([term.over(m, n, *kind) for term in cols])
+    for term in (*rows, *cols):
+        for _, z, _ in term.operands():
+            if z.device != pairs.x.device:
+                raise ValueError(
+                    f"an argument or window of {term.function.name} is on {z.device}; "
+                    f"it must be on {pairs.x.device}, as x is"
+                )
+    return rows, cols
+
+
+def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True) -> Plan | None:
+    """The plan of a call that the CPU's engine serves at once, or None. short: without tensors."""
     if pairs.shards is not None or not pairs.x.is_cpu:
         return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
         return None
     plan = plan_of(rows, cols)
-    if plan is None or not plan.short or not (plan.compiled or cpu_engine.serves(plan)):
+    if plan is None or not (plan.short if short else plan.one_pass):
+        return None
+    if not (plan.compiled or cpu_engine.serves(plan)):
         return None
     if engines.asked_for() not in ("auto", cpu_engine.NAME):
         return None
@@ -121,7 +149,8 @@ class _Eager(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
-        kept = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
+        cache = [pairs.cache.similarities, pairs.cache.squares]
+        kept = pairs.relation, pairs.scales, pairs.measure, cache
         counts = len(arguments), len(prepared)
         ctx.told = _Told(engine, plan, *kept, rows, cols, *counts, whole)
         ctx.save_for_backward(x, y, bits, *prepared, *values, *arguments, *tensors)
@@ -133,28 +162,38 @@ class _Eager(torch.autograd.Function):
         told: _Told = ctx.told
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
-        plan, cache = told.plan, Cache(similarities=told.similarities[0])
+        similarities, squares = told.kept
+        plan, cache = told.plan, Cache(similarities=similarities, squares=squares)
         # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
-        told.similarities[0] = None
+        told.kept[:] = None, {}
         if told.prepared:
             cache.prepared = {told.engine.NAME: rest[: told.prepared]}
             rest = rest[told.prepared :]
         pairs = told.pairs(x, y, cache)
         again = torch.is_grad_enabled() or transformed(by_outputs)
         if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
-            values, arguments = rest[: plan.count], rest[plan.count :]
+            values, arguments = rest[: plan.count], rest[plan.count :][: told.arguments]
             cotangents = _cotangents(by_outputs, values, plan)
-            dx, dy, _ = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, values, arguments, cotangents, bits,
-                Wanted(needs[0], needs[1], True), plan,
-            )  # fmt: skip
-            gradients: Sequence[Any] = (dx, dy)
+            terms = told.rows + told.cols
+            needed = (
+                Wanted(needs[0], needs[1], True)
+                if plan.short
+                else wanted(terms, needs[0], needs[1], needs[2:])
+            )
+            dx, dy, slopes = cpu_engine.planned_backward(
+                pairs, told.rows, told.cols, values, arguments, cotangents, bits, needed, plan
+            )
             if values[0].dtype != x.dtype:
-                gradients = [None if g is None else g.to(x.dtype) for g in gradients]
+                dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
+            gradients: Sequence[Any] = (dx, dy)
+            if not plan.short:
+                slope = iter(slopes)
+                operands = [z for term in terms for z in term.operands()]
+                gradients = dx, dy, *[next(slope) if z.has_grad else None for z in operands]
         else:
             gradients = _by_the_long_way(pairs, told, by_outputs, bits, rest, needs, again)
-        wanted = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
-        return (None, None, None, None, None, *wanted)
+        found = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
+        return (None, None, None, None, None, *found)
 
 
 def _cotangents(
@@ -183,9 +222,13 @@ def _by_the_long_way(
     """
     rows = numbered(told.rows, told.cols, "rows")
     cols = numbered(told.cols, told.rows, "cols")
-    terms = rows + cols
-    values, rest = rest[: len(terms)], rest[len(terms) :]
+    values, rest = rest[: len(rows + cols)], rest[len(rows + cols) :]
     arguments, tensors = rest[: told.arguments], rest[told.arguments :]
+    if told.plan is not None and told.plan.short:  # its windows may be numbers
+        rows, cols = final(pairs, rows, cols)
+        tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+        needs = [*needs, *[False] * len(tensors)]
+    terms = rows + cols
     if bits is None:
         shape = engines.bits_shape(told.engine, pairs, rows, cols)
         bits = values[0].new_empty(shape, dtype=torch.uint8)

@@ -77,13 +77,8 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         if at_once is not None:
             return at_once if watching.calls is None else _noted(pairs, rows, cols, at_once)
         with exactly(pairs.x.device.type):
-            n, m = pairs.shape
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-            kind = pairs.dtype, pairs.x.device
-            rows = tuple([term.over(n, m, *kind) for term in rows])
-            cols = tuple([term.over(m, n, *kind) for term in cols])
-            for term in (*rows, *cols):
-                _check_device(term, pairs.x.device)
+            rows, cols = eager.final(pairs, rows, cols)
             result = _taken(pairs, rows, cols)
     except Exception as error:
         found = refused(error)
@@ -100,22 +95,9 @@ def _noted(
 ) -> tuple[Tensor, ...]:
     """The result, told to who looks on, with terms whose windows are tensors."""
     if watching.calls is not None:
-        n, m = pairs.shape
-        kind = pairs.dtype, pairs.x.device
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-        rows = tuple([term.over(n, m, *kind) for term in rows])
-        cols = tuple([term.over(m, n, *kind) for term in cols])
-        watching.calls.append(Taken(pairs, rows, cols, result))
+        watching.calls.append(Taken(pairs, *eager.final(pairs, rows, cols), result))
     return result
-
-
-def _check_device(term: Term, device: torch.device) -> None:
-    for _, z, _ in term.operands():
-        if z.device != device:
-            raise ValueError(
-                f"an argument or window of {term.function.name} is on {z.device}; "
-                f"it must be on {device}, as x is"
-            )
 
 
 def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:

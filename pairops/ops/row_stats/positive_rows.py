@@ -32,16 +32,17 @@ class PositiveRows:
     def of(pairs: Pairs) -> "PositiveRows":
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
         if pairs.shards is None:
-            row, place = _listed(pairs)
+            row, place, own = _listed(pairs)
             relation = pairs.relation
-            anchor, partner = relation.order_x[row], relation.order_y[place]
+            anchor = relation.order_x.index_select(0, row)
+            partner = relation.order_y.index_select(0, place)
             rows = _copies(pairs, anchor)
             of_rows = replace(
                 rows.relation,
                 order_x=torch.arange(len(row), device=row.device),
-                pos_begin=relation.pos_begin[row],
-                pos_end=relation.pos_end[row],
-                self_index=relation.self_index[row],
+                pos_begin=relation.pos_begin.index_select(0, row),
+                pos_end=relation.pos_end.index_select(0, row),
+                self_index=own,
             )
             rows = replace(rows, relation=of_rows)
             nobody = torch.full_like(place, -1)
@@ -63,11 +64,12 @@ class PositiveRows:
 
 def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
     """Copies of these rows (K,) against the other set; their relation is that of all rows still."""
+    scale = pairs.scales.x
     return replace(
         pairs,
         x=pick_rows(pairs.x, anchor),
         y=pairs.other,
-        scales=Scales(None if pairs.scales.x is None else pairs.scales.x[anchor], pairs.scales.y),
+        scales=Scales(None if scale is None else scale.index_select(0, anchor), pairs.scales.y),
         complete=True,
         relation=replace(pairs.relation, valid_x=torch.ones_like(anchor, dtype=torch.bool)),
         copies_of=anchor,
@@ -75,8 +77,9 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
     )
 
 
-def _listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(K,) places of every anchor and its positive, by the positive and then by the anchor.
+def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """(K,) places of every anchor and its positive, by the positive and then by the anchor, and the
+    place of the anchor's own pair.
 
     In this order both the intervals of a class and the single places of the pairs ascend.
     """
@@ -84,9 +87,17 @@ def _listed(pairs: Pairs) -> tuple[Tensor, Tensor]:
     place = torch.arange(pairs.shape[1], device=pairs.x.device)
     first = torch.searchsorted(relation.pos_end.contiguous(), place, right=True)
     last = torch.searchsorted(relation.pos_begin.contiguous(), place, right=True)
-    count = torch.where(relation.valid_y[relation.order_y], last - first, 0)
-    column = torch.repeat_interleave(place, count)
+    count = last - first
+    if not pairs.complete:
+        count = torch.where(relation.valid_y[relation.order_y], count, 0)
+    column = torch.repeat_interleave(count)
     begin = first - (count.cumsum(0) - count)
-    row = begin[column] + torch.arange(len(column), device=place.device)
-    counts = (relation.self_index[row] != column) & relation.valid_x[relation.order_x[row]]
-    return row[counts], column[counts]
+    row = begin.index_select(0, column) + torch.arange(len(column), device=place.device)
+    own = relation.self_index.index_select(0, row)
+    counts = own != column
+    if not pairs.complete:
+        counts &= relation.valid_x[relation.order_x[row]]
+    (counted,) = counts.nonzero(as_tuple=True)
+    found = row, column, own
+    row, column, own = [z.index_select(0, counted) for z in found]
+    return row, column, own

@@ -105,6 +105,8 @@ class _SmallMean(torch.autograd.Function):
             if again or not told.whole or (plan.extremes and not plan.few):
                 dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
             else:
+                # What was saved may have been packed, and come back with any stride.
+                slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
                     pairs, told.rows, told.cols, (every,), arguments, cotangents, bits,

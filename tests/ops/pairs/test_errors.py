@@ -278,10 +278,10 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"affine takes 2 arguments .* gives 1",
     ),
-    "a window that is a number": (
-        lambda: lse(NEG, 1.0, 0.0, above=0.5),  # type: ignore[arg-type]
+    "a window that is a word": (
+        lambda: lse(NEG, 1.0, 0.0, above="far"),  # type: ignore[arg-type]
         TypeError,
-        r"above is float; it must be a tensor \(N,\) or with one element",
+        r"above is str; it must be a number, a tensor \(N,\) or with one element",
     ),
     "a function by its name": (
         lambda: total(NEG, function="affine"),  # type: ignore[arg-type]

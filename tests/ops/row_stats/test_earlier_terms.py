@@ -155,8 +155,8 @@ def test_what_a_term_may_not_refer_to() -> None:
         says(named + "a later term", window, far)
     says(named + "a term that is not in this call", lse(NEG, 1.0, Earlier(far, grad=True)))
     (near_one,) = row_stats(pairs, far)
-    with pytest.raises(TypeError, match="above is float; it must be a tensor"):
-        lse(NEG, 1.0, 0.0, above=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="above is str; it must be a number, a tensor"):
+        lse(NEG, 1.0, 0.0, above="far")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="argument 1 of affine is str"):
         row_stats(pairs, lse(NEG, 1.0, "far"))  # type: ignore[arg-type]
     assert torch.equal(row_stats(pairs, far, lost)[0], near_one), "nothing of the errors is kept"

@@ -310,7 +310,6 @@ ELSEWHERE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "the sum": lambda x, y: pairops.ms_loss(x, y, reduction="sum"),
     "none": lambda x, y: pairops.ms_loss(x, y, reduction="none"),
     "mean_nonzero": lambda x, y: pairops.ms_loss(x, y, reduction="mean_nonzero"),
-    "a distance": lambda x, y: pairops.ms_loss(x, y, distance="l2"),
     "a tensor scale": lambda x, y: pairops.ms_loss(x, y, beta=torch.tensor(50.0)),
     "a tensor margin": lambda x, y: pairops.triplet_loss(x, y, margin=torch.tensor(0.1)),
     "columns beyond the rows": lambda x, _: pairops.info_nce_loss(x, torch.randn(40, 16)),
