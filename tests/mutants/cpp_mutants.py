@@ -31,6 +31,7 @@ OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
 OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
 OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
 OF_EXTREMES = f"{OF_KEPT}::test_the_gradient_of_extremes_is_that_of_dense"
+OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
     "tests/ops/engines/cpu/test_sweeps.py::test_a_tile_without_weights_has_slopes"
@@ -159,8 +160,19 @@ MUTANTS = [
     ),
     # What goes without a sweep.
     Mutant(
+        "snr of two sets has anchors in both", "csrc/cpu/sweep.h",
+        "if (!call.same) return !call.measure.anchors_are_columns;", "",
+        (f"{OF_DISTANCES}::test_statistics_whose_contributions_lie_far_apart",),
+    ),
+    Mutant(
+        "squared norms of y have a gradient where those of x have one", "csrc/cpu/simd/closeness.h",
+        "if (given.of_rows || given.of_cols) add(", "if (given.of_rows) add(",
+        (f"{OF_DISTANCES}::test_gradients_are_those_of_differences",),
+    ),
+    Mutant(
         "the gradient of an extreme is its owner's alone", EXTREMES,
-        "            if (by_theirs) add_scaled<T>(owner, weight, d, by_theirs + j * d);\n", "",
+        "if (by_theirs) add_pair<T>(owner, by.weight, partner, of_partner, d, by_theirs + j * d);",
+        "",
         (OF_EXTREMES,),
     ),
     Mutant(

@@ -133,8 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         "a row is listed as a positive of itself", POSITIVE_ROWS,
-        "counts = (relation.self_index[row] != column) & relation.valid_x[relation.order_x[row]]",
-        "counts = relation.valid_x[relation.order_x[row]]",
+        "counts = own != column", "counts = own == own",
         (of_loss("lifted_structure_loss-form=original", "square"),),
     ),
     # Scales.
@@ -217,7 +216,8 @@ MUTANTS = [
     ),
     Mutant(
         "a term that passes its gradient on goes the way of those that pass on none", PLAN,
-        "(type(a) is EarlierAt and not a.grad)", "type(a) is EarlierAt",
+        "alone = not any(type(a) is EarlierAt and a.grad for term in terms for a in term.args)",
+        "alone = True",
         (OF_EARLIER,),
     ),
     Mutant(
@@ -261,7 +261,7 @@ MUTANTS = [
     ),
     Mutant(
         "a mean's gradient without what it is multiplied by", SMALL_MEAN,
-        "arguments, slopes * gradient, bits", "arguments, slopes, bits",
+        "cotangents = slopes if gradient.item() == 1 else slopes * gradient", "cotangents = slopes",
         (OF_SMALL_MEAN,),
     ),
     Mutant(
@@ -297,7 +297,7 @@ MUTANTS = [
     ),
     Mutant(
         "an average over pairs divides by the anchors that have some", REDUCTION,
-        "return _quotient(sums.sum(), counts.sum(), group)",
+        "return _quotient(sums.sum(), counts.detach().sum(), group)",
         "return _quotient(sums.sum(), counts.count_nonzero(), group)",
         (OF_AVERAGES,),
     ),

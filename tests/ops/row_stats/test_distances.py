@@ -422,3 +422,18 @@ def test_a_turned_distance_has_the_columns_for_anchors(engine: str) -> None:
     for one, expected in zip(ours, truth, strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(other_way[2], truth[2])
+
+
+@pytest.mark.parametrize("distance", MEASURES)
+def test_statistics_whose_contributions_lie_far_apart(distance: Any) -> None:
+    """By rows and by columns of two sets, farther apart than one exponential serves."""
+    x, labels, _ = problem(30)
+    found = []
+    for engine in ("auto", "dense"):
+        y, pairing = x.roll(1, 0).float() * 1.5, {"ref_labels": labels, "distance": distance}
+        pairs = Pairs.of(x.float(), labels, ref_emb=y, exclude_self=False, **pairing)
+        terms = [lse(side, 200.0, 0.0) for side in (POS, NEG)]
+        with pairops.use(engine):
+            found.append(row_stats(pairs, *terms, cols=terms))
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-3)

@@ -114,16 +114,17 @@ TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
     (90, 2): (
         # Both terms of ms_loss, as owners and as partners see them, take eight vectors along the
         # columns: with 64 columns they leave no registers for sums of 128 dimensions, with 32 none
-        # for 128 rows of 256, and with 64 dimensions none for a third stage.
+        # for 128 rows of 256, and with 64 dimensions none for a third stage. Beyond 256 the three
+        # terms of supcon_loss have none for 64 columns.
         Row(64, 128, 64, 64, 1, True, 8, 2),
         Row(128, 128, 32, 128, 1, True, 8, 2),
         Row(256, 64, 32, 128, 2, True, 8, 2),
-        Row(math.inf, 64, 64, 64, 4, False, 8, 2),
+        Row(math.inf, 64, 32, 64, 4, False, 8, 2),
     ),
     (100, 2): (
         Row(128, 128, 32, 128, 1, True, 8, 2),
         Row(256, 64, 64, 128, 2, True, 8, 2),
-        Row(math.inf, 64, 64, 64, 4, False, 8, 2),
+        Row(math.inf, 64, 32, 64, 4, False, 8, 2),
     ),
     (80, 4): (
         Row(64, 64, 32, 32, 2, True, 8, 2),

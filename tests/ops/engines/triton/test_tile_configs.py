@@ -56,6 +56,7 @@ def rows() -> list[Job]:
 JOBS = [
     *rows(),
     Job(90, "float16", 128, "siglip_loss"),
+    Job(90, "bfloat16", 1024, "supcon_loss"),
     Job(90, "float32", 128, "supcon_loss", "high", spilled=256),
     # A reference per row and one per column, besides both log-sum-exps.
     Job(100, "bfloat16", 128, "info_nce_loss", spilled=128),
