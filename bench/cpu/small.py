@@ -36,6 +36,7 @@ from pairops import nn
 HAND, COMPILED, PML = "by hand", "by hand, compiled", "pytorch-metric-learning"
 CONVERTED, PAIROPS, NN = "converted", "pairops", "pairops.nn"
 ALIKE = 1e-4  # by how much the cosine of two gradients that are the same may miss 1
+PATIENCE = 0.5  # seconds of a step: who takes longer has no turns
 CALLED_AT = 128  # rows, of the steps whose Python calls are counted
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -151,13 +152,19 @@ def step_of(loss: Loss, leaves: Sequence[Tensor], x: Tensor, other: Tensor) -> S
 
 
 def agreeing(steps: dict[str, Step], failures: dict[str, str]) -> dict[str, Step]:
-    """Those who return the right gradient; why the others do not take part goes to `failures`."""
+    """Those who return the right gradient in time; why the others do not take part goes to
+    `failures`."""
     gradients = {}
     for name, step in steps.items():
         try:
             gradients[name] = step().double()
+            begin = process_time()
+            step()
         except Exception as error:
             failures[name] = reason(error)
+            continue
+        if process_time() - begin > PATIENCE:
+            failures[name] = f"it takes {process_time() - begin:.1f} s a step and has no turns"
     for name, found in gradients.items():
         truth = gradients.get(PML if name == CONVERTED else HAND)
         if name == PML or truth is None:

@@ -246,10 +246,12 @@ def planned_backward(
             cotangents = [z.resolve_neg() for z in cotangents]
             told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
-        arguments = [z.contiguous() for z in arguments]
+        if plan.extremes:
+            arguments = [z.contiguous() for z in arguments]
         for k, argument in zip(plan.extremes, arguments):  # noqa: B905  (none, or all)
             found[k] = argument.data_ptr()
-        every = _one_after_the_other(statistics)
+        whole = len(statistics) == 1
+        every = statistics[0].contiguous() if whole else _one_after_the_other(statistics)
         _native.backward(
             plan.compiled, *call.shared, every.data_ptr(), found, told, slopes, bit, plane,
             *call.settings, by_x, by_y,

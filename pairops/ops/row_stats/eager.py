@@ -22,7 +22,7 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.term import BY_SETS, Term
 
 from . import levels
 from .backward import by_vector, wanted
@@ -176,7 +176,7 @@ class _Eager(torch.autograd.Function):
             cotangents = _cotangents(by_outputs, values, plan)
             terms = told.rows + told.cols
             needed = (
-                Wanted(needs[0], needs[1], True)
+                BY_SETS[needs[0], needs[1]]
                 if plan.short
                 else wanted(terms, needs[0], needs[1], needs[2:])
             )

@@ -19,7 +19,7 @@ from pairops.ops.engines.plan import Plan
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.terms.term import Term, Wanted
+from pairops.ops.terms.term import BY_SETS, Term
 
 from . import eager
 from .op import row_stats, watching
@@ -110,7 +110,7 @@ class _SmallMean(torch.autograd.Function):
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
                     pairs, told.rows, told.cols, (every,), arguments, cotangents, bits,
-                    Wanted(need_x, need_y, True), plan,
+                    BY_SETS[need_x, need_y], plan,
                 )  # fmt: skip
                 if every.dtype != x.dtype:
                     dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]

@@ -228,6 +228,10 @@ class Wanted(NamedTuple):
         return self if self.args is None else self._replace(args=[self.args[k] for k in terms])
 
 
+# The gradients by x and y alone, made once: a small step is mostly Python.
+BY_SETS = {(x, y): Wanted(x, y, True) for x in (False, True) for y in (False, True)}
+
+
 def total(
     side: str,
     *args: "Given | Term | Earlier",
