@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.engines import ENGINES, choose
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
@@ -194,8 +195,8 @@ def _found(
     check_progress(progress)
     size = pairs.positives()
     widest = int(size.max()) if precisions and len(size) else 0
-    # No engine but those in plain torch knows distances, and there one visit is cheaper than many.
-    in_strips = widest > (_COUNTED if pairs.measure is None else 0)
+    # Where an engine in plain torch compares by a distance, one visit is cheaper than many.
+    in_strips = widest > (_COUNTED if pairs.measure is None or _compiled(pairs) else 0)
     ranks = _ranks(pairs, ties, 1 if in_strips else max(1, widest))
     if not precisions:
         return ranks[:, 0], None
@@ -207,6 +208,12 @@ def _found(
     precision = torch.where(hit, k.to(dtype) / ranks, 0.0)
     among = size.clamp(min=1).to(dtype)
     return ranks[:, 0], (precision.sum(1) / among, hit.sum(1) / among)
+
+
+def _compiled(pairs: Pairs) -> bool:
+    """Does an engine count with these pairs that knows distances?"""
+    counting = total(POS, function=one)
+    return ENGINES[choose(pairs, (counting,), ())].TAKES_DISTANCES
 
 
 def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, Tensor]:
