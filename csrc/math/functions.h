@@ -92,10 +92,13 @@ struct Sigmoid {
     static constexpr int arity = 2;
 
     template <class T>
-    HD static T value(T s, T scale, T base) {
-        const T z = scale * (s - base);
+    HD static T of(T z) {
         const T small = exp_to_one(minus_magnitude(z));
         return select(z > T(0), T(1), small) / (T(1) + small);
+    }
+    template <class T>
+    HD static T value(T s, T scale, T base) {
+        return of(scale * (s - base));
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T base) {
@@ -119,9 +122,7 @@ struct Softplus {
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T bias) {
-        const T z = scale * s + bias;
-        const T small = exp_to_one(minus_magnitude(z));
-        const T sigmoid = select(z > T(0), T(1), small) / (T(1) + small);
+        const T sigmoid = Sigmoid::of(scale * s + bias);
         return {{sigmoid * scale, sigmoid * s, sigmoid}};
     }
 };

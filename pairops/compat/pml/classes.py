@@ -30,7 +30,7 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
     column = True
     mines = (miners.MultiSimilarityMiner,)
 
-    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+    def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"alpha": self.alpha, "beta": self.beta, "base": self.base, "epsilon": None}
         given["reduction"] = reduction
         if self.miner is None:
@@ -49,7 +49,7 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
 class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructureLoss):
     column = True
 
-    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+    def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin}
         given |= {"form": "generalised", "reduction": reduction}
         return batch.unless_lone(self.of(ours.lifted_structure_loss, batch, **given))
@@ -59,13 +59,13 @@ class CircleLoss(OfAnchors, losses.CircleLoss):
     column = True
     distances = ("cosine",)
 
-    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+    def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"margin": self.m, "gamma": self.gamma, "reduction": reduction}
         return batch.unless_lone(self.of(ours.circle_loss, batch, **given))
 
 
 class SupConLoss(OfAnchors, losses.SupConLoss):
-    def losses(self: Any, batch: Batch, reduction: str) -> Tensor:
+    def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"temperature": self.temperature, "reduction": reduction}
         values = self.of(ours.supcon_loss, batch, **given)
         positives, negatives = batch.counts()

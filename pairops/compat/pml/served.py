@@ -142,12 +142,13 @@ class OfAnchors(Served):
 
     column = False  # does it have the shape (N, 1) for reducers?
 
-    def losses(self, batch: Batch, reduction: str) -> Tensor:
+    def value(self, batch: Batch, reduction: str) -> Tensor:
+        """The loss reduced; of "none" (N,)."""
         raise NotImplementedError
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         reduction = REDUCTIONS.get(type(self.reducer_of("loss")), "none")
-        found = self.losses(batch, reduction)
+        found = self.value(batch, reduction)
         if reduction != "none":
             return {"loss": batch.reduced(found)}
         return {"loss": batch.of_anchors(found.unsqueeze(1) if self.column else found)}

@@ -15,6 +15,7 @@ from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import capability, float32_level, processors, splits
 from pairops.ops.pairs.distances import Measure
+from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import POS, Term
 
 from .blockwise import grid
@@ -92,7 +93,8 @@ def _native_forward(call: Call) -> int:
 def _native_backward(call: Call) -> int:
     """The gradients, and a stripe of columns packed for both products; of extremes alone, places
     in sorted order."""
-    if _native_takes_extremes(call):
+    terms = (*call.rows, *call.cols)
+    if all(term.extreme or term.function is one for term in terms):
         return call.gradients() + 8 * sum(call.lengths)
     tiles = 5 if _directed(call) else 2  # those of the forward pass, and weights
     size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_squares(call)
@@ -109,9 +111,6 @@ def _native_backward(call: Call) -> int:
 
 
 def _native_takes_extremes(call: Call) -> bool:
-    terms = (*call.rows, *call.cols)
-    if not all(term.extreme and not term.args for term in terms):
-        return False
     plan = plan_of(call.rows, call.cols)
     return plan is not None and plan.short and plan.few
 

@@ -26,9 +26,8 @@ class Kind(NamedTuple):
     above: int
     below: int
     keeps_bits: bool
-    swept: (
-        bool  # does a backward sweep differentiate it? Pairs of extremes are few, a count is flat
-    )
+    # Does a backward sweep differentiate it? The pairs of extremes are few, and a count is flat.
+    swept: bool
     fill: float  # of an owner without pairs
 
 

@@ -62,8 +62,12 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-        plan = plan_at_once(pairs, rows, cols, short=False)
-        if plan is None or not followed_by_autograd_alone(x, y, tensors):
+        plan = plan_of(rows, cols)  # numpy's numbers are numbers now, and windows tensors
+        if (
+            plan is None
+            or not cpu_engine.serves(plan)
+            or not followed_by_autograd_alone(x, y, tensors)
+        ):
             return None
     followed = x.requires_grad or (y is not None and y.requires_grad)
     followed = followed or any(z.requires_grad for z in tensors)

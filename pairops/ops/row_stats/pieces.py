@@ -62,7 +62,7 @@ def mean_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: P
     averages = []
     for piece in pieces:
         assert piece.minus is not None, "an average is over something"
-        counted = statistics[piece.minus].sum().clamp(min=1)
+        counted = statistics[piece.minus].detach().sum().clamp(min=1)  # without a slope
         averages.append(statistics[piece.plus].sum() / counted)
     return torch.stack(averages).sum()
 

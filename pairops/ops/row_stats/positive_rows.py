@@ -78,8 +78,8 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
 
 
 def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """(K,) places of every anchor and its positive, by the positive and then by the anchor, and the
-    place of the anchor's own pair.
+    """(K,) places of every anchor, of its positive and of its own row among the columns, by the
+    positive and then by the anchor.
 
     In this order both the intervals of a class and the single places of the pairs ascend.
     """
@@ -97,7 +97,5 @@ def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     counts = own != column
     if not pairs.complete:
         counts &= relation.valid_x[relation.order_x[row]]
-    (counted,) = counts.nonzero(as_tuple=True)
-    found = row, column, own
-    row, column, own = [z.index_select(0, counted) for z in found]
-    return row, column, own
+    at = counts.nonzero().squeeze(1)
+    return row.index_select(0, at), column.index_select(0, at), own.index_select(0, at)
