@@ -94,7 +94,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         for name, engine in engines.ENGINES.items()
     }
     report: dict[str, dict[str, float | str]] = {}
-    for name in losses.__all__:
+    for name in losses.LOSSES:
         loss = getattr(losses, name)
         parameters = list(inspect.signature(loss).parameters.values())[1:]
         required = [p.name for p in parameters if p.default is p.empty and p.name in known]

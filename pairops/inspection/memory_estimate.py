@@ -110,8 +110,8 @@ def _check(name: str, value: object, least: int) -> None:
 
 def _function(loss: str | Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(loss, str):
-        if loss not in losses.__all__:
-            names = ", ".join(losses.__all__)
+        if loss not in losses.LOSSES:
+            names = ", ".join(losses.LOSSES)
             raise ValueError(f"loss is {loss!r}; it must be a function or one of {names}")
         found: Callable[..., Any] = getattr(losses, loss)
         return found

@@ -51,7 +51,7 @@ def pair_weights(
     value = value[0] if isinstance(value, tuple) else value
     if not calls:
         raise ValueError("loss took no statistic; it must be built on pairops.row_stats")
-    # What serves `return_aux` alone has no gradient.
+    # What serves an `Aux` alone has no gradient.
     calls = [call for call in calls if any(z.requires_grad for z in call.statistics)]
     if not calls or not value.requires_grad:
         raise ValueError("loss has no gradient by any statistic; there is nothing to weigh")

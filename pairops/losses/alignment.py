@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import as_index
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import wide
@@ -16,10 +15,13 @@ from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import LabelledAlone, Paired, Value
 from .objective.objective import Objective, check_one_for_each, paired, split
+from .objective.registration import loss
 from .objective.scalars import number, readable
 
+__all__ = ["sms_loss", "tal_loss"]
 
-@collective()
+
+@loss()
 def tal_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -61,7 +63,7 @@ def tal_loss(
     return objective.value(losses[0] + losses[1], positive=pos, negative=neg)
 
 
-@collective("relevance")
+@loss("relevance")
 def sms_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.functions import circle_pull, circle_push
@@ -13,10 +12,13 @@ from pairops.ops.terms.term import NEG, POS, lse
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
+from .objective.registration import loss
 from .objective.scalars import number
 
+__all__ = ["circle_loss"]
 
-@collective()
+
+@loss()
 def circle_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

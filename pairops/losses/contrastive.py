@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import as_index, check_embeddings, is_number, whole_numbers
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
@@ -19,10 +18,13 @@ from pairops.ops.terms.term import NEG, POS, Term, total
 from .objective.keywords import Labelled, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
+from .objective.registration import loss
 from .objective.scalars import number, readable
 
+__all__ = ["binomial_deviance_loss", "contrastive_loss", "margin_loss"]
 
-@collective()
+
+@loss()
 def contrastive_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -67,7 +69,7 @@ def contrastive_loss(
     )
 
 
-@collective("beta")
+@loss("beta")
 def margin_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -120,7 +122,7 @@ def margin_loss(
     return objective.mean_pairs((losses, times_pos * pulled + times_neg * pushed))
 
 
-@collective()
+@loss()
 def binomial_deviance_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.term import Term
 
 from .objective.keywords import Labelled, Value
 from .objective.objective import labelled
+from .objective.registration import loss
 
 
-@collective()
+@loss(registered=False)
 def pair_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

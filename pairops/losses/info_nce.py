@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
@@ -16,10 +15,13 @@ from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
 from .objective.keywords import Paired, Value
 from .objective.objective import Objective, check_one_for_each, paired, split
+from .objective.registration import loss
 from .objective.scalars import number
 
+__all__ = ["decoupled_contrastive_loss", "info_nce_loss", "multi_positive_loss"]
 
-@collective()
+
+@loss()
 def info_nce_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (M, D)
@@ -60,62 +62,7 @@ def _own_and_others(scale: float | Tensor) -> tuple[Term, ...]:
     return near, total(POS, scale, near), lse(NEG, scale, near)
 
 
-@collective()
-def anchor_info_nce_loss(
-    x: Tensor,  # (N, D)
-    anchor: Tensor,  # (N, D)
-    *,
-    temperature: float | Tensor = 0.07,
-    frozen: bool = True,
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = log Σ_j e^{⟨x_i, a_j⟩/τ} − ⟨x_i, a_i⟩/τ: one space is drawn to another.
-
-    x: embeddings of one modality, to be called once for each.  anchor: the space that they are to
-    take, such as that of behaviour.  frozen: no gradient reaches `anchor`. Other arguments, errors
-    and the returned dtype: as in `info_nce_loss`.
-
-    Source: anchor-based InfoNCE of semantic item graphs; of the paper only the abstract could be
-    read, which does not tell whether the anchor is held fixed.
-    """
-    y = anchor.detach() if frozen else anchor
-    return info_nce_loss(x, y, temperature=temperature, symmetric=False, **common)
-
-
-@collective()
-def quality_weighted_info_nce_loss(
-    x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
-    quality: Tensor,  # (N,)
-    *,
-    temperature: float | Tensor = 0.07,
-    gamma: float = 1.0,
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = w_i (log Σ_j e^{s_ij/τ} − s_ii/τ), w_i = N e^{γ q_i} / Σ_k e^{γ q_k}, held constant.
-
-    quality: q, how good the pair (i, i) is, such as the similarity of its foregrounds less that of
-    its backgrounds; no gradient reaches it.  gamma: γ, a number. Other arguments, errors and the
-    returned dtype: as in `info_nce_loss`.
-
-    Source: Li et al., GenView, ECCV 2024, whose code multiplies by 2τ and adds the loss with the
-    views exchanged.
-    """
-    scale = 1 / number("temperature", temperature, positive=True)
-    sharpness = number("gamma", gamma)
-    check_embeddings("x", x)
-    if not isinstance(quality, Tensor) or quality.shape != x.shape[:1]:
-        kind = tuple(quality.shape) if isinstance(quality, Tensor) else type(quality).__name__
-        raise ValueError(f"quality is {kind}; it must be a tensor ({x.shape[0]},)")
-    objective = paired(x, y, common)
-    quality = quality.detach().to(x.device, objective.pairs.dtype)
-    share = _shares(sharpness * quality, objective)
-    near, pos, neg = row_stats(objective.pairs, *_own_and_others(scale))
-    seen = {"rows": torch.logaddexp(neg, pos) + scale * near} if objective.return_aux else {}
-    return objective.value(share * log1p_exp(neg - pos), **seen)
-
-
-@collective()
+@loss()
 def decoupled_contrastive_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
@@ -188,7 +135,7 @@ def _shares(z: Tensor, objective: Objective) -> Tensor:
     return power * (objective.pairs.batch[0] / objective.total(power.sum()))
 
 
-@collective()
+@loss()
 def multi_positive_loss(
     x: Tensor,  # (N, D)
     positives: Tensor,  # (N, P, D)

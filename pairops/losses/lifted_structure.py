@@ -6,7 +6,6 @@ from typing import Literal
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.pairs import Pairs
@@ -18,10 +17,13 @@ from pairops.ops.terms.term import NEG, POS, lse
 from .objective.keywords import LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
+from .objective.registration import loss
 from .objective.scalars import number
 
+__all__ = ["lifted_structure_loss"]
 
-@collective()
+
+@loss()
 def lifted_structure_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

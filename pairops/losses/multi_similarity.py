@@ -3,7 +3,6 @@
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.row_stats.pieces import softplus_of
 from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, lse
@@ -11,10 +10,13 @@ from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, lse
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled
+from .objective.registration import loss
 from .objective.scalars import number
 
+__all__ = ["mlcd_loss", "ms_loss"]
 
-@collective()
+
+@loss()
 def ms_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -63,7 +65,7 @@ def ms_loss(
     )
 
 
-@collective()
+@loss()
 def mlcd_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.group import Group
 from pairops.ops.pairs.checks import as_index, check_embeddings, is_number
 from pairops.ops.pairs.distances import Distance
@@ -19,6 +18,7 @@ from pairops.ops.terms.term import NEG, POS, highest, lse, total
 from .objective.keywords import Asked, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, similar_only, split
+from .objective.registration import loss
 from .objective.scalars import number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
@@ -31,7 +31,7 @@ class AgainstProxies(Asked, total=False):
     normalize: bool | None
 
 
-@collective("proxies", "proxy_labels", "weight")
+@loss("proxies", "proxy_labels", "weight")
 def proxy_anchor_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -76,7 +76,7 @@ def proxy_anchor_loss(
     return objective.value(losses, positive=pos, negative=neg)
 
 
-@collective("proxies", "proxy_labels")
+@loss("proxies", "proxy_labels")
 def proxy_nca_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

@@ -3,17 +3,19 @@
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.row_stats.pieces import linear
 from pairops.ops.terms.functions import softplus
 from pairops.ops.terms.term import NEG, POS, total
 
 from .objective.keywords import Paired, Value
 from .objective.objective import paired
+from .objective.registration import loss
 from .objective.scalars import number
 
+__all__ = ["siglip_loss"]
 
-@collective()
+
+@loss()
 def siglip_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
@@ -13,15 +12,16 @@ from pairops.ops.row_stats.pieces import less_mean, softplus_of
 from pairops.ops.terms.functions import softplus_from
 from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 
-from .objective.keywords import Labelled, LabelledAlone, LabelledApart, Value
+from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled, split
+from .objective.registration import loss
 from .objective.scalars import number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
 
 
-@collective()
+@loss()
 def supcon_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -51,7 +51,7 @@ def supcon_loss(
     return objective.of_pieces((near, neg, pos, sums), pieces, all=lse(ALL, scale, 0.0))
 
 
-@collective()
+@loss()
 def nt_xent_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -71,23 +71,10 @@ def nt_xent_loss(
     reduction="mean_pairs" equal to pytorch-metric-learning's NTXentLoss, but for the tiny number
     that it adds to a probability.
     """
-    scale = 1 / number("temperature", temperature, positive=True)
-    objective = labelled(x, labels, common, averages_pairs=True)
-    pairs = objective.pairs
-    warn_without_positives(pairs)
-    near, positives = highest(POS, grad=False), pairs.positives()
-    neg = lse(NEG, scale, near)
-    against = Earlier(neg, grad=True)
-    _, _, sums = row_stats(
-        pairs, near, neg, total(POS, -scale, near, against, function=softplus_from)
-    )
-    negative = lse(NEG, scale, 0.0)
-    if objective.averages_pairs:
-        return objective.mean_pairs((sums, positives), negative=negative)
-    return objective.value(sums / positives.clamp(min=1), negative=negative)
+    return _nt_xent(x, labels, temperature, common)
 
 
-@collective()
+@loss()
 def decoupled_softmax_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -105,10 +92,27 @@ def decoupled_softmax_loss(
     code draws one positive per query unless it is told not to, and leaves the others in the
     denominator at e^{−100}; here all count, each on its own.
     """
-    return nt_xent_loss(x, labels, temperature=temperature, **common)
+    return _nt_xent(x, labels, temperature, common)
 
 
-@collective()
+def _nt_xent(x: Tensor, labels: Tensor, temperature: float | Tensor, common: Labelled) -> Value:
+    scale = 1 / number("temperature", temperature, positive=True)
+    objective = labelled(x, labels, common, averages_pairs=True)
+    pairs = objective.pairs
+    warn_without_positives(pairs)
+    near, positives = highest(POS, grad=False), pairs.positives()
+    neg = lse(NEG, scale, near)
+    against = Earlier(neg, grad=True)
+    _, _, sums = row_stats(
+        pairs, near, neg, total(POS, -scale, near, against, function=softplus_from)
+    )
+    negative = lse(NEG, scale, 0.0)
+    if objective.averages_pairs:
+        return objective.mean_pairs((sums, positives), negative=negative)
+    return objective.value(sums / positives.clamp(min=1), negative=negative)
+
+
+@loss()
 def nca_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -139,11 +143,13 @@ def nca_loss(
     )  # fmt: skip
 
 
-@collective()
+@loss()
 def n_pair_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
-    **common: Unpack[LabelledAlone],
+    *,
+    distance: Distance = "dot",
+    **common: Unpack[LabelledAloneApart],
 ) -> Value:
     """ℓ_a = log Σ_c e^{s_{a,p(c)}} − s_{a,p(a)}: a finds its positive among one of every class.
 
@@ -157,7 +163,7 @@ def n_pair_loss(
     penalty on norms. With distance="cosine" equal to pytorch-metric-learning's NPairsLoss, whose
     dot product is of unit vectors.
     """
-    asked, pairing = split({"distance": "dot", **common}, x)
+    asked, pairing = split(common, x)
     first, second = _first_two(x, labels, pairing.pop("ignore_index", -100), pairing.get("group"))
     pairs = Pairs.of(
         x,
@@ -166,6 +172,7 @@ def n_pair_loss(
         ref_labels=second,
         exclude_self=False,
         ignore_index=-1,
+        distance=distance,
         **pairing,
     )
     objective = Objective.of(pairs, **asked)

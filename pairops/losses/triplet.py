@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import hinge_of, log1p_exp, softplus_of
@@ -17,12 +16,15 @@ from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
+from .objective.registration import loss
 from .objective.scalars import number
+
+__all__ = ["triplet_loss"]
 
 Mining = Literal["hard", "semihard", "all"]
 
 
-@collective()
+@loss()
 def triplet_loss(
     x: Tensor,  # (N, D)
     labels: Tensor,  # (N,)

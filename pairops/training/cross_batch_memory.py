@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -245,14 +244,8 @@ def _check_loss(loss: object, keywords: tuple[str, ...]) -> None:
 
 
 def _takes(signature: inspect.Signature, name: str) -> bool:
-    """Is there a keyword of this name? Of **common: Unpack[Named] those that Named has."""
-    if name in signature.parameters:
-        return True
-    further = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    named = [kind for p in further for kind in typing.get_args(p.annotation)]
-    if any(map(typing.is_typeddict, named)):
-        return any(name in typing.get_type_hints(kind) for kind in named)
-    return bool(further)
+    kinds = [p.kind for p in signature.parameters.values()]
+    return name in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _name(loss: object) -> str:

@@ -23,7 +23,7 @@ REFUSED = ("compares similarities", "cannot serve this call", "one feature has n
 # until its rounding is more than the rule allows: docs/numerics.md.
 REFERRED = {
     "supcon_loss", "nt_xent_loss", "decoupled_softmax_loss", "nca_loss", "n_pair_loss",
-    "proxy_nca_loss", "info_nce_loss", "anchor_info_nce_loss", "quality_weighted_info_nce_loss",
+    "proxy_nca_loss", "info_nce_loss",
     "decoupled_contrastive_loss", "multi_positive_loss",
 }  # fmt: skip
 FAR = 4.0

@@ -182,5 +182,5 @@ def test_weights_beside_an_aux_and_in_16_bits() -> None:
     x = smooth(20, 5).bfloat16()
     given: dict[str, Any] = {"mining": "all", "margin": 1.0}
     plain = pair_weights(pairops.triplet_loss, x, labels_of(x), **given)
-    aux = pair_weights(pairops.triplet_loss, x, labels_of(x), **given, return_aux=True)
+    aux = pair_weights(pairops.triplet_loss.with_aux, x, labels_of(x), **given)
     assert torch.equal(plain, aux)

@@ -40,10 +40,7 @@ def test_compiled_in_one_graph(name: str) -> None:
             return function(x, labels, other[:5])
         if name == "tal_loss":
             return function(x, other, labels)
-        if name == "quality_weighted_info_nce_loss":
-            return function(x, other, other[:, 0])
         if name in (
-            "anchor_info_nce_loss",
             "decoupled_contrastive_loss",
             "info_nce_loss",
             "sms_loss",

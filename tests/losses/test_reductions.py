@@ -113,7 +113,7 @@ def test_aux(epsilon: float | None, distance: str) -> None:
     x, labels = some_alone_some_ignored()
     for other in ({}, {"ref_emb": smooth(40, 9, DOUBLE), "ref_labels": torch.arange(40) % 35}):
         given: dict[str, Any] = {"distance": distance, "epsilon": epsilon, **other}
-        value, aux = pairops.ms_loss(x, labels, **given, return_aux=True)
+        value, aux = pairops.ms_loss.with_aux(x, labels, **given)
         assert torch.equal(value, pairops.ms_loss(x, labels, **given))
         expected = oracle.aux(x, labels, **given)
         for field in expected._fields:
@@ -129,14 +129,14 @@ def test_aux(epsilon: float | None, distance: str) -> None:
 @pytest.mark.parametrize("name", losses.__all__)
 def test_every_loss_has_an_aux(name: str) -> None:
     x = smooth(20, 5).requires_grad_()
-    value, aux = call(name, x, return_aux=True)
+    value, aux = call(name, x, aux=True)
     assert torch.equal(value, call(name, x))
     n = 6 if name == "proxy_anchor_loss" else 20
     assert aux.positives.shape == aux.negatives.shape == aux.nearest_negative.shape == (n,)
     for statistic in aux.log_sum_exps.values():
         assert not statistic.requires_grad
-    with pytest.raises(TypeError, match="return_aux is int; it must be a bool"):
-        call(name, x, return_aux=1)
+    with pytest.raises(TypeError, match=f"no keyword 'return_aux'; write {name}.with_aux"):
+        call(name, x, return_aux=True)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -36,11 +36,12 @@ SOME = ["supcon_loss", "ms_loss", "info_nce_loss", "triplet_loss"]
 THOROUGH = [FURTHER[1], FURTHER[5], ("circle_loss", {})]
 
 
-def loss_of(name: str, params: dict[str, Any]) -> Loss:
+def loss_of(name: str, params: dict[str, Any], *, aux: bool = False) -> Loss:
     """The loss as a function of x (6, 2) alone: all else stands still."""
     other = smooth(6, 2, torch.float64).roll(2, 0).flip(1) * 0.8
     labels = torch.arange(6) % 3
     function = getattr(pairops, name)
+    function = function.with_aux if aux else function
     params = {**parameters(name)[0], **params}
     if name in LABELLED:
         return lambda x: function(x, labels, **params)
@@ -120,7 +121,7 @@ def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
 )
 def test_what_a_loss_saw_comes_out_of_transforms(name: str) -> None:
     batch = torch.stack([smooth(6, 2, torch.float64), smooth(6, 2, torch.float64).roll(1, 0)])
-    loss = loss_of(name, {"return_aux": True})
+    loss = loss_of(name, {}, aux=True)
     each = [loss(x)[1] for x in batch]
     _, one = grad(loss, has_aux=True)(batch[0])
     _, all_of_them = vmap(loss)(batch)

@@ -56,9 +56,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
-    "anchor_info_nce_loss": [{"frozen": False}],
     "multi_positive_loss": [{"temperature": 0.2}],
-    "quality_weighted_info_nce_loss": [{"gamma": 3.0}],
 }
 
 
@@ -123,8 +121,6 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
         return (slots,), {"negatives": y.roll(2, 1)[: n // 2]}
     if name == "tal_loss":
         return (y, torch.arange(n) // 3), {}
-    if name == "quality_weighted_info_nce_loss":
-        return (y, torch.linspace(-1, 1, n)), {}
     if name == "sms_loss":
         classes = torch.arange(n)
         table = torch.linspace(0, 1, 35).view(5, 7)
@@ -133,11 +129,12 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
     return (y,), {}
 
 
-def call(name: str, x: Tensor, **keywords: Any) -> Any:
+def call(name: str, x: Tensor, *, aux: bool = False, **keywords: Any) -> Any:
     """Any loss on x (N, D) with labels, proxies or a second set made up for it."""
     generator = torch.Generator().manual_seed(len(x))
     labels = torch.randint(0, 6, (len(x),), generator=generator)
     loss = getattr(pairops, name)
+    loss = loss.with_aux if aux else loss
     params = parameters(name)[0]
     if name in LABELLED:
         return loss(x, labels, **params, **keywords)

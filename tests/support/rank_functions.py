@@ -38,10 +38,11 @@ def step(group: Any, given: dict[str, Any]) -> dict[Any, Any]:
         where: Any = args if isinstance(at, int) else keywords
         where[at] = leaves[at] = where[at].clone().requires_grad_()
     with _set(given):
-        value = getattr(pairops, given["loss"])(*args, **keywords, group=group)
-        aux = None
-        if isinstance(value, tuple):
-            value, aux = value
+        loss, aux = getattr(pairops, given["loss"]), None
+        if "seen" not in given:
+            value = loss(*args, **keywords, group=group)
+        else:
+            value, aux = loss.with_aux(*args, **keywords, group=group)
             aux = {name: getattr(aux, name) for name in given["seen"]}
         weights = given.get("weights", torch.ones_like(value))
         gradients = torch.autograd.grad((value * weights).sum(), list(leaves.values()))

@@ -47,10 +47,6 @@ class Problem:
             for at, value in [*enumerate(self.args), *self.keywords.items()]
             if isinstance(value, Tensor) and value.is_floating_point() and at != "relevance"
         ]
-        if name == "quality_weighted_info_nce_loss":
-            self.leaves.remove(2)
-        if name == "anchor_info_nce_loss" and params.get("frozen", True):
-            self.leaves.remove(1)
 
     def learned(self) -> "Problem":
         """With every number that may be learned as a tensor with gradient."""

@@ -32,9 +32,6 @@ OURS: dict[str, Loss] = {
     "one-way": lambda x, y, t, d: pairops.info_nce_loss(
         x, y, temperature=t, symmetric=False, distance=d
     ),
-    "quality": lambda x, y, t, d: pairops.quality_weighted_info_nce_loss(
-        x, y, torch.zeros(len(x)), temperature=t, distance=d
-    ),
     "supcon": lambda x, y, t, d: pairops.supcon_loss(
         x, torch.arange(len(x)), temperature=t, distance=d, **against(y)
     ),

@@ -42,7 +42,7 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
             )
         given["epsilon"] = self.miner.epsilon
         values: Tensor
-        values, seen = self.of(ours.ms_loss, batch, **given, return_aux=True)
+        values, seen = self.of(ours.ms_loss.with_aux, batch, **given)
         return torch.where(at_most_one(seen.mined_positives, seen.mined_negatives), 0, values)
 
 

@@ -9,24 +9,17 @@ from pairops.ops.pairs.pairs import Comparing, Pairing, Relating
 
 __all__ = ["Asked"]
 
-# A Tensor; with return_aux=True a tuple (Tensor, Aux).
+# A Tensor; of `with_aux` a tuple (Tensor, Aux).
 Value: TypeAlias = Any
 
 Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
 
 
 class Asked(TypedDict, total=False):
-    """The keywords that every loss has.
-
-    weight: (N,) a factor per anchor, not negative.  reduction: see `reduce` in `reduction.py`.
-    return_aux: also return an `Aux`.  group: True, for the default one, or a process group of
-    torch.distributed: the rows given are this rank's, and the batch is that of all ranks; see
-    `docs/distributed.md`.
-    """
+    """The keywords that every loss has; `Objective.of` documents them."""
 
     weight: Tensor | None
     reduction: Reduction
-    return_aux: bool
     group: Given
 
 
@@ -43,6 +36,13 @@ class LabelledApart(Relating, Asked, total=False):
 class LabelledAlone(Comparing, Asked, total=False):
     """The same of a loss whose sets are its own arguments: no references, nobody is left out."""
 
+    ignore_index: int | None
+
+
+class LabelledAloneApart(Asked, total=False):
+    """The same of a loss that has a distance of its own besides."""
+
+    normalize: bool | None
     ignore_index: int | None
 
 

@@ -23,6 +23,8 @@ from .reduction import average, check_reduction, over_ranks, reduce
 
 __all__ = ["Aux"]
 
+_ASKED = (*Asked.__annotations__, "return_aux")
+
 
 @dataclass(frozen=True, eq=False)
 class Aux:
@@ -71,7 +73,18 @@ class Objective:
         return_aux: bool = False,
         group: Given = None,
     ) -> "Objective":
-        """Of keywords that `split` has checked."""
+        """Make an objective of keywords that `split` has checked.
+
+        Args:
+            weight: (N,) a factor for each anchor, not negative. None: 1.
+            reduction: "mean" over the anchors that are not ignored; "mean_nonzero", over those with
+                a loss above 0; "sum"; "none", a loss for each anchor, 0 for an ignored one; and for
+                a loss that adds up over pairs "mean_pairs", the mean over its pairs.
+            return_aux: also return an `Aux`.
+            group: a process group of torch.distributed, or "auto" for the default group if there is
+                one: the rows given are this rank's, and the batch is that of all ranks. Every rank
+                must call; see docs/distributed.md. None: the rows given are all.
+        """
         return Objective(pairs, weight, reduction, return_aux, Group.of(group))
 
     @property
@@ -190,12 +203,9 @@ def split(
     check_embeddings(name, anchors)
     if not common:
         return {}, {}
-    asked = {name: common[name] for name in Asked.__annotations__ if name in common}
+    asked = {name: common[name] for name in _ASKED if name in common}
     reduction, weight = asked.get("reduction", "mean"), asked.get("weight")
     check_reduction(reduction, weight, len(anchors), averages_pairs)
-    return_aux = asked.get("return_aux", False)
-    if not isinstance(return_aux, bool):
-        raise TypeError(f"return_aux is {type(return_aux).__name__}; it must be a bool")
     rest = {name: given for name, given in common.items() if name not in asked or name == "group"}
     return asked, rest
 

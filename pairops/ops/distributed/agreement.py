@@ -14,11 +14,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def collective(
+    *whole: str, check: Callable[[dict[str, Any]], None] | None = None
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """A loss with the keyword `group`: its ranks are called alike, or an error on each says who has
     what; and where one of them refuses its arguments the others are told.
 
-    whole: names of tensors that every rank has in full, and not rows of its own.
+    whole: names of tensors that every rank has in full, and not rows of its own.  check: raises for
+    keywords that the loss does not have.
     """
 
     def of(loss: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -26,6 +29,8 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
         @functools.wraps(loss)
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
+            if check is not None and keywords:
+                check(keywords)
             given = keywords.get("group")
             try:
                 if given is None or isinstance(given, Group):  # a loss within a loss has been told

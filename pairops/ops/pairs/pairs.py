@@ -182,32 +182,35 @@ class Pairs:
     ) -> "Pairs":
         """Pairs by label: j is a positive of i if their labels are equal, else a negative.
 
-        x: (N, D) float16, bfloat16, float32 or float64.
+        Args:
+            x: (N, D) float16, bfloat16, float32 or float64.
+            labels: (N,) integers, compared exactly.
+            ref_emb: (M, D) the other set, of the dtype of x. None: x is compared with itself.
+            ref_labels: (M,) integers, the labels of `ref_emb`.
+            ids: (N,) integers that name the rows of x across both sets. A reference with the id of
+                an anchor is that anchor itself (the first one, should several have it) and no pair
+                of it.
+            ref_ids: (M,) integers that name the rows of `ref_emb`.
+            exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
+                `ref_emb` is the very tensor x, and by ids where they are given; True says that
+                reference i is anchor i; False keeps every pair.
+            ignore_index: a row with this label is neither anchor nor reference; None: no label is.
+            distance: how two rows are compared. "cosine" and "dot" are similarities; "l2",
+                "sqeuclidean" and "snr" (signal to noise, Var(x_i − y_j) / Var(x_i) over the
+                features) are distances d. What a loss says of similarities it then says of −d, and
+                its margins and bases are distances. A distance that is 0 within rounding has no
+                gradient, and the snr of a row without variance is 0.
+            normalize: True compares unit vectors, False rows as they are; a row with a norm below
+                1e-12 counts as 0 and gets no gradient. None: True, but for "dot".
+            group: "auto" for the default process group of torch.distributed if there is one, or a
+                process group: x and `ref_emb` are this rank's rows, and are compared with the rows
+                of all ranks. Every rank must call; see docs/distributed.md. None: these are all.
 
-        labels: (N,) integers, compared exactly.
+        Returns:
+            The pairs, for `row_stats`.
 
-        ref_emb, ref_labels: (M, D) and (M,); the other set. Without them x is compared with itself.
-
-        ids, ref_ids: (N,) and (M,) integers that name rows across the sets; a reference with the id
-        of an anchor is that anchor itself (the first one, should several have it) and no pair of
-        it.
-
-        exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
-        ref_emb is the very tensor x, and by ids where they are given; True says that reference i is
-        anchor i; False keeps every pair.
-
-        ignore_index: a row with this label is neither anchor nor reference.
-
-        distance: "cosine" and "dot" are similarities; "l2", "sqeuclidean" and "snr" (signal to
-        noise, Var(x_i − y_j) / Var(x_i) over the features) are distances, d. What a loss says of
-        similarities it then says of −d, and its margins and bases are distances. A distance that is
-        0 within rounding has no gradient, and the snr of a row without variance is 0.
-
-        normalize: compare unit vectors, as all distances but "dot" do unless told otherwise; a row
-        with a norm below 1e-12 counts as 0 and gets no gradient.
-
-        group: True or a process group of torch.distributed: x and ref_emb are this rank's rows, and
-        are compared with the rows of all ranks. Every rank must call; see docs/distributed.md.
+        Raises:
+            ValueError, TypeError: the message names the argument, what it was and must be.
         """
         check_embeddings("x", x)
         return pairs_by_label(
@@ -247,8 +250,18 @@ class Pairs:
     ) -> "Pairs":
         """Pairs by index: y_i is the one positive of x_i, every other y_j a negative.
 
-        y: (M, D) with M ≥ N; rows beyond the N-th are nobody's positive.  distance, normalize,
-        group: as in `Pairs.of`.
+        Args:
+            x: (N, D) float16, bfloat16, float32 or float64.
+            y: (M, D) with M ≥ N, of the dtype of x; rows beyond the N-th are nobody's positive.
+            distance: as in `Pairs.of`.
+            normalize: as in `Pairs.of`.
+            group: as in `Pairs.of`.
+
+        Returns:
+            The pairs, for `row_stats`.
+
+        Raises:
+            ValueError, TypeError: the message names the argument, what it was and must be.
         """
         check_embeddings("x", x)
         return pairs_by_index(x, y, distance=distance, normalize=normalize, group=Group.of(group))

@@ -55,9 +55,8 @@ def test_none_returns_the_local_rows_and_aux_is_of_them(
 ) -> None:
     problem = Problem(name, {"reduction": "none"})
     seen = ["positives", "negatives", "farthest_positive", "nearest_negative"]
-    one, aux = getattr(pairops, name)(*problem.args, **problem.keywords, return_aux=True)
+    one, aux = getattr(pairops, name).with_aux(*problem.args, **problem.keywords)
     for sizes in ([9, 11, 4], [0, 20, 4]):
-        problem.keywords["return_aux"] = True
         given = problem.shared(sizes, seen=seen, gathered=gathered)
         found = ranks.run(3, "support.rank_functions:step", given)
         assert_equal("losses", torch.cat([got["value"] for got in found]), one, 1e-12)

@@ -1,0 +1,76 @@
+"""The decorator of every loss: its whole signature, its errors, its ranks, its place in LOSSES."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, cast
+
+from torch import Tensor
+
+from pairops.ops.distributed.agreement import collective
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.signatures import keywords_of, publish, shared_names, unknown_keyword
+
+from .objective import Aux, Objective
+
+__all__ = ["LOSSES", "Loss", "loss"]
+
+P = ParamSpec("P")
+
+SHARED = keywords_of(Pairs.of) | keywords_of(Objective.of)
+
+
+class Loss(Protocol[P]):
+    """A loss: call it for its value, or `with_aux` for the value and what it saw."""
+
+    __name__: str
+    __qualname__: str
+
+    def __call__(self, *args: P.args, **keywords: P.kwargs) -> Tensor: ...
+
+    def with_aux(self, *args: P.args, **keywords: P.kwargs) -> tuple[Tensor, Aux]:
+        """Return the loss, and an `Aux` of every anchor's pairs."""
+
+
+# Every loss by its name; `pairops.nn`, the tables of the documentation and the tests follow it.
+LOSSES: dict[str, Loss[...]] = {}
+
+
+def loss(*replicated: str, registered: bool = True) -> Callable[[Callable[P, Any]], Loss[P]]:
+    """Make a loss of a function over `**common: Unpack[...]`.
+
+    Args:
+        replicated: names of tensors that every rank of a group has in full.
+        registered: False for a function that cannot be called with tensors alone.
+    """
+
+    def made(function: Callable[P, Any]) -> Loss[P]:
+        name = function.__name__
+        explicit = function.__code__.co_varnames
+        count = function.__code__.co_argcount + function.__code__.co_kwonlyargcount
+        known = frozenset(explicit[:count]) | frozenset(shared_names(function))
+
+        def check(keywords: dict[str, Any]) -> None:
+            for keyword in keywords:
+                if keyword not in known:
+                    hint = f"write {name}.with_aux(...)" if keyword == "return_aux" else ""
+                    raise unknown_keyword(name, keyword, known, hint)
+
+        agreeing = collective(*replicated)(function)
+        called = collective(*replicated, check=check)(function)
+
+        @functools.wraps(function)
+        def with_aux(*args: P.args, **keywords: P.kwargs) -> Any:
+            check(keywords)
+            keywords["return_aux"] = True
+            return agreeing(*args, **keywords)
+
+        with_aux.__qualname__ = f"{name}.with_aux"
+        publish(called, function, SHARED, Tensor)
+        publish(with_aux, function, SHARED, tuple[Tensor, Aux])
+        called.with_aux = with_aux  # type: ignore[attr-defined]
+        done = cast(Loss[P], called)
+        if registered:
+            LOSSES[name] = done
+        return done
+
+    return made
