@@ -5,8 +5,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -23,7 +24,10 @@ from pairops.nn import InfoNCELoss, SigLIPLoss
 from pairops.retrieval import first_ranks
 
 # With what each learns itself.
-LOSSES: dict[str, type[torch.nn.Module]] = {"info_nce": InfoNCELoss, "siglip": SigLIPLoss}
+LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
+    "info_nce": partial(InfoNCELoss, learn=["temperature"]),
+    "siglip": partial(SigLIPLoss, learn=["scale", "bias"]),
+}
 WIDTH = 256
 LEARNING_RATE = 5e-3
 OWN_LEARNING_RATE = 1e-2  # of temperature, scale and bias

@@ -50,7 +50,7 @@ class CodeSearch(torch.nn.Module):
 
     def __init__(self, group: bool | None) -> None:
         super().__init__()
-        self.towers, self.loss = Towers(), InfoNCELoss(group=group)
+        self.towers, self.loss = Towers(), InfoNCELoss(learn=["temperature"], group=group)
 
     def forward(self, side: Side) -> Tensor:
         return self.loss(*self.towers(side))

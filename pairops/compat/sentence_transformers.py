@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pairops.losses.objective.keywords import Value
-from pairops.nn.module import Arguments
+from pairops.nn.module import LossModule
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.plain_numbers import plain_int
 
@@ -45,7 +45,7 @@ __all__ = ["LabelledLoss", "PairedLoss"]
 Features: TypeAlias = Mapping[str, Any]
 
 
-class _OfColumns(Arguments):
+class _OfColumns(LossModule):
     """A loss of pairops over the columns of a dataset that `model` embeds."""
 
     def __init__(
@@ -88,7 +88,8 @@ class _OfColumns(Arguments):
 
     def of(self, *tensors: Tensor, **further: Any) -> Value:
         group = self._here()
-        return super().of(*tensors, **further, **({} if group is None else {"group": group}))
+        further |= {} if group is None else {"group": group}
+        return LossModule.forward(self, *tensors, **further)
 
     def _here(self) -> Given:
         alone = not (distributed.is_available() and distributed.is_initialized())
@@ -132,7 +133,11 @@ class PairedLoss(_OfColumns):
     Raises ValueError or TypeError that names what is wrong.
     """
 
-    def forward(self, sentence_features: Iterable[Features], labels: object = None) -> Value:  # noqa: ARG002
+    def forward(  # type: ignore[override]
+        self,
+        sentence_features: Iterable[Features],
+        labels: object = None,  # noqa: ARG002
+    ) -> Value:
         """The loss of a batch. labels: not looked at."""
         columns = list(sentence_features)
         if len(columns) < 2:
@@ -148,10 +153,12 @@ class LabelledLoss(_OfColumns):
     """A loss over labels, of a column of texts and one of integers: LabelledLoss(model, ms_loss).
 
     loss: a function (x, labels, **arguments), or a Module such as
-    `pairops.nn.MultiSimilarityLoss()`. Other arguments and errors: as in `PairedLoss`.
+    `pairops.nn.MSLoss()`. Other arguments and errors: as in `PairedLoss`.
     """
 
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor) -> Value:
+    def forward(  # type: ignore[override]
+        self, sentence_features: Iterable[Features], labels: Tensor
+    ) -> Value:
         """The loss of a batch. labels: (N,) integers; −100 is ignored, see `Pairs.of`."""
         columns = list(sentence_features)
         if len(columns) != 1:

@@ -20,14 +20,15 @@ def siglip_loss(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, D)
     *,
-    scale: float | Tensor,
-    bias: float | Tensor,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
     **common: Unpack[Paired],
 ) -> Value:
     """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
 
-    scale, bias: t and b; numbers or 0-d tensors with gradient, at the start 10 and −10. Rows of y
-    beyond the N-th are negatives. Other arguments: as in `info_nce_loss`.
+    scale, bias: t and b; numbers or 0-d tensors with gradient; the defaults are those with which
+    the paper starts to train. Rows of y beyond the N-th are negatives. Other arguments: as in
+    `info_nce_loss`.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
     SigLipLoss with logit_scale = t.

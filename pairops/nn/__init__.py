@@ -1,44 +1,29 @@
-"""The losses as Modules: arguments given once, and parameters where a loss has any.
+"""The losses as Modules: one class for each function of `pairops`, with its arguments and defaults.
 
-Names, defaults and parameters are those of pytorch-metric-learning, so that a line such as
-`loss = losses.CircleLoss(m=0.25)` needs another import and no more; `distance` and `reduction`
-stand where it has objects. What is computed is the function of `pairops` that a class names; for a
-loss that has no class here there is `LabelledLoss`. `pairops.compat.pml` is for those who rely on
-that library's edge cases too.
+`MSLoss(alpha=3.0)` is `pairops.ms_loss` with alpha=3.0; its call takes what the function takes.
+The classes are to the functions what `torch.nn` is to `torch.nn.functional`. The classes of
+pytorch-metric-learning, with their defaults, are in `pairops.compat.pml`.
 """
 
-from .labelled import (
-    CircleLoss,
-    ContrastiveLoss,
-    GeneralizedLiftedStructureLoss,
-    LabelledLoss,
-    LiftedStructureLoss,
-    MultiSimilarityLoss,
-    NCALoss,
-    NPairsLoss,
-    NTXentLoss,
-    SignalToNoiseRatioContrastiveLoss,
-    SupConLoss,
-    TripletMarginLoss,
-)
-from .parametric import InfoNCELoss, MarginLoss, ProxyAnchorLoss, ProxyNCALoss, SigLIPLoss
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CircleLoss",
-    "ContrastiveLoss",
-    "GeneralizedLiftedStructureLoss",
-    "InfoNCELoss",
-    "LabelledLoss",
-    "LiftedStructureLoss",
-    "MarginLoss",
-    "MultiSimilarityLoss",
-    "NCALoss",
-    "NPairsLoss",
-    "NTXentLoss",
-    "ProxyAnchorLoss",
-    "ProxyNCALoss",
-    "SigLIPLoss",
-    "SignalToNoiseRatioContrastiveLoss",
-    "SupConLoss",
-    "TripletMarginLoss",
-]
+from pairops.losses import LOSSES
+
+from .classes import ELSEWHERE, class_of
+from .module import LossModule as LossModule
+
+_CLASSES = {cls.__name__: cls for cls in map(class_of, LOSSES.values())}
+globals().update(_CLASSES)
+
+if not TYPE_CHECKING:  # a type checker asks __getattr__
+    __all__ = ["LossModule", *sorted(_CLASSES)]
+
+
+def __getattr__(name: str) -> type[LossModule]:
+    if name in ELSEWHERE:
+        raise AttributeError(
+            f"pairops.nn has no {name}, whose defaults in pytorch-metric-learning are not those of "
+            f"a function here. Write pairops.compat.pml.{name} for that library's class, or "
+            f"pairops.nn.{ELSEWHERE[name]} for the same numbers"
+        )
+    raise AttributeError(f"pairops.nn has no {name}; it has {', '.join(_CLASSES)}")

@@ -235,13 +235,14 @@ def test_the_trainer_trains_what_a_loss_learns(model: Any, tmp_path: Path) -> No
     others, learned = [model, copy.deepcopy(model)], []
     curves = []
     for size, each in zip((None, 5), others, strict=True):
-        loss = PairedLoss(each, pairops.nn.InfoNCELoss(0.05), mini_batch_size=size)
+        contrast = pairops.nn.InfoNCELoss(temperature=0.05, learn=["temperature"])
+        loss = PairedLoss(each, contrast, mini_batch_size=size)
         more = {"gradient_accumulation_steps": 2}
         curves.append(curve(trained(each, loss, tmp_path, PAIRS, **more)))
-        learned.append(loss.function.logit_scale.item())
+        learned.append(loss.function.log_temperature.item())
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     assert learned[0] == pytest.approx(learned[1], rel=1e-5)
-    assert learned[0] != pytest.approx(math.log(20), rel=1e-5)
+    assert learned[0] != pytest.approx(-math.log(20), rel=1e-5)
 
 
 def test_a_model_card_names_the_loss(model: Any, tmp_path: Path) -> None:

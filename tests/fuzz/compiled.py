@@ -14,9 +14,8 @@ from support.loss_parameters import LABELLED, ONE_SET
 
 IMPORTS = ["from fuzz.compiled import annealed, compiled, module"]
 MODULES = [
-    "CircleLoss", "ContrastiveLoss", "GeneralizedLiftedStructureLoss", "LiftedStructureLoss",
-    "MarginLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss",
-    "SignalToNoiseRatioContrastiveLoss", "SupConLoss", "TripletMarginLoss",
+    "CircleLoss", "ContrastivePairLoss", "LiftedStructurePairLoss", "MSLoss", "MarginPairLoss",
+    "NCALoss", "NPairLoss", "NTXentLoss", "SupConLoss", "TripletLoss",
 ]  # fmt: skip
 ANNEALED = {
     "supcon_loss": "temperature", "nt_xent_loss": "temperature", "ms_loss": "base",
@@ -33,7 +32,7 @@ def draw(random: Random) -> list[str]:
         name = random.choice(list(ANNEALED))
         return [*IMPORTS, f"annealed({name!r}, {ANNEALED[name]!r})"]
     names = [name for name in LABELLED if name not in ONE_SET]
-    name = random.choice([n for n in every.__all__ if n in names])
+    name = random.choice([n for n in every.LOSSES if n in names])
     return [*IMPORTS, f"compiled({name!r}, {losses.settings(random, name)}, {sizes})"]
 
 

@@ -164,17 +164,18 @@ def tiles(
 
 
 def as_theirs(name: str, x: Tensor, labels: Tensor, *others: Tensor | None) -> None:
-    """A Module has the numbers of its namesake in pytorch-metric-learning."""
+    """A class of pairops.compat.pml has the numbers of its namesake."""
     from pytorch_metric_learning import losses as theirs
 
     told = others[2:] if others else ()
     known = {k for z in (labels, *told) if z is not None for k in z.tolist()}
     if name == "SupConLoss" and len(known) == 1:
         raise Skipped("theirs is 0 without negatives: docs/losses.md")
-    ours = getattr(pairops.nn, name)().double()
-    other = getattr(theirs, name)()
-    if name == "MarginLoss":
-        other.beta = torch.tensor([1.2], dtype=torch.float64)  # not rounded to float32
+    from pairops.compat import pml
+
+    ours, other = getattr(pml, name)(), getattr(theirs, name)()
+    if name == "MarginLoss":  # not rounded to float32
+        ours.beta = other.beta = torch.tensor([1.2], dtype=torch.float64)
     tensors = [x, others[1]] if others else [x]
 
     def call(loss: Any) -> Callable[..., Tensor]:

@@ -93,23 +93,38 @@ def test_every_distance_for_any_size(case: tuple[str, dict[str, Any]]) -> None:
 
 
 # With labels, of any loss, with what is learned, against proxies, over two sets.
-RESIZED = ["LabelledLoss", "MarginLoss", "ProxyAnchorLoss", "SigLIPLoss", "SupConLoss"]
+RESIZED = ["LossModule", "MarginPairLoss", "ProxyAnchorLoss", "SigLIPLoss", "SupConLoss"]
+
+
+def others(name: str, x: torch.Tensor) -> list[torch.Tensor]:
+    """What the Module is called with besides x."""
+    given = {
+        "labels": torch.arange(len(x)) % 5,
+        "y": 0.5 * x.roll(1, 1),
+        "positives": 0.5 * x.roll(1, 1).unsqueeze(1),
+    }
+    names = [*inspect.signature(getattr(nn, name).forward).parameters]
+    if name == "LossModule":
+        return [given["labels"]]
+    return [given[name] for name in names if name in given]
 
 
 def module(name: str) -> torch.nn.Module:
     kind = getattr(nn, name)
-    if name == "LabelledLoss":
-        return nn.LabelledLoss(pairops.supcon_loss, distance="l2")
+    if name == "LossModule":
+        return nn.LossModule(pairops.supcon_loss, distance="l2")
     given = {"num_classes": 5, "embedding_size": 6}
     needed = [k for k in given if k in inspect.signature(kind).parameters]
-    if name == "MarginLoss":
-        return nn.MarginLoss(num_classes=5, learn_beta=True)
+    if name == "MarginPairLoss":
+        return nn.MarginPairLoss(beta=torch.full((5,), 1.2), learn=["beta"])
+    if name == "InfoNCELoss":
+        return nn.InfoNCELoss(learn=["temperature"])
     built: torch.nn.Module = kind(**{k: given[k] for k in needed})
     return built
 
 
 @pytest.mark.parametrize(
-    "name", exhaustive_but([(name,) for name in nn.__all__], lambda name: name == "MarginLoss")
+    "name", exhaustive_but([(name,) for name in nn.__all__], lambda name: name == "MarginPairLoss")
 )
 def test_every_module_with_sizes_that_change(name: str) -> None:
     """As torch.compile decides by itself: the first size is a constant, the next is not.
@@ -120,9 +135,7 @@ def test_every_module_with_sizes_that_change(name: str) -> None:
     layer = module(name)
 
     def call(run: Any) -> Any:
-        if name in ("InfoNCELoss", "SigLIPLoss"):
-            return lambda x: run(x, 0.5 * x.detach().roll(1, 1))
-        return lambda x: run(x, torch.arange(len(x)) % 5)
+        return lambda x: run(x, *others(name, x.detach()))
 
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     agree(call(compiled), call(layer), (24, 20) if name in RESIZED else (24,))

@@ -99,7 +99,8 @@ def test_numpy_numbers_serve_elsewhere() -> None:
     assert all(map(torch.equal, mined, pairops.mine(x, labels, epsilon=0.25)))
     memory = pairops.CrossBatchMemory(pairops.ms_loss, numpy.int64(5), two, warmup=two)
     assert memory.embeddings.shape == (2, 5)
-    assert isinstance(pairops.nn.MarginLoss(num_classes=two, beta=numpy.float32(0.5)).beta, Tensor)
+    sizes = pairops.nn.ProxyNCALoss(two, numpy.int32(5), scale=numpy.float32(0.5)).proxies.shape
+    assert sizes == (2, 5)
 
 
 @pytest.mark.parametrize(

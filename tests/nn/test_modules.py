@@ -1,8 +1,7 @@
-"""The Modules of pairops.nn against pytorch-metric-learning's; their parameters, state, errors."""
+"""The Modules of pairops.nn: the functions' numbers, their parameters, state, names and errors."""
 
 import copy
 import inspect
-import math
 import pickle
 from typing import Any
 
@@ -12,32 +11,18 @@ from pytorch_metric_learning import losses as theirs
 from torch import Tensor
 
 import pairops
-from pairops import nn
+from pairops import losses, nn
+from pairops.compat import pml
+from pairops.nn.classes import ELSEWHERE, class_name
+from support.loss_parameters import AGAINST_PROXIES, LABELLED, with_rest
 from support.named_cases import smooth
 
 DOUBLE = torch.float64
 SIZES = {"num_classes": 6, "embedding_size": 9}
+CLASSES = {name: class_name(name) for name in losses.LOSSES}
 PROXIES = ["ProxyAnchorLoss", "ProxyNCALoss"]
-SHARED = sorted(set(nn.__all__) & set(vars(theirs)))
-PLAIN = [name for name in SHARED if name not in PROXIES]
-LABELLED = [name for name in PLAIN if issubclass(getattr(nn, name), nn.LabelledLoss)]
-
-# Arguments beside the defaults, which both libraries take.
-FURTHER: dict[str, list[dict[str, Any]]] = {
-    "CircleLoss": [{"m": 0.25, "gamma": 20}],
-    "ContrastiveLoss": [{"pos_margin": 0.3, "neg_margin": 0.8}],
-    "GeneralizedLiftedStructureLoss": [{"neg_margin": 1.3, "pos_margin": 0.4}],
-    "LiftedStructureLoss": [{"neg_margin": 1.3, "pos_margin": 0.4}],
-    "MarginLoss": [{"margin": 0.1, "beta": 1.0}, {"num_classes": 6, "learn_beta": True}],
-    "MultiSimilarityLoss": [{"alpha": 1.0, "beta": 40.0, "base": 0.3}],
-    "NCALoss": [{"softmax_scale": 3.0}],
-    "NTXentLoss": [{"temperature": 0.5}],
-    "ProxyAnchorLoss": [{"margin": 0.2, "alpha": 16}],
-    "ProxyNCALoss": [{"softmax_scale": 3.0}],
-    "SignalToNoiseRatioContrastiveLoss": [{"pos_margin": 0.3, "neg_margin": 0.8}],
-    "SupConLoss": [{"temperature": 0.5}],
-    "TripletMarginLoss": [{"margin": 0.3}, {"smooth_loss": True}],
-}
+# Their classes of these names have the same loss of an anchor, and another default reduction.
+SHARED = sorted(set(CLASSES.values()) & set(vars(theirs)))
 
 
 def batch(n: int = 30) -> tuple[Tensor, Tensor]:
@@ -45,16 +30,16 @@ def batch(n: int = 30) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), torch.cat([torch.arange(6), torch.randint(0, 5, (n - 6,))])
 
 
-def make(name: str, **given: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Ours and theirs, in float64, with the same parameters."""
-    given |= SIZES if name in PROXIES else {}
-    torch.manual_seed(5)
-    ours = getattr(nn, name)(**given).to(DOUBLE)
-    torch.manual_seed(5)
-    other = getattr(theirs, name)(**given).to(DOUBLE)
-    if name == "MarginLoss" and not given.get("learn_beta"):
-        other.beta = torch.tensor([given.get("beta", 1.2)], dtype=DOUBLE)  # not rounded to float32
-    return ours, other
+def made(name: str, **given: Any) -> Any:
+    return getattr(nn, name)(**given, **(SIZES if name in PROXIES else {}))
+
+
+def called(name: str, x: Tensor) -> tuple[Tensor, ...]:
+    """What the function `name` is called with, but for proxies."""
+    labels = torch.arange(len(x)) % 6
+    if name in LABELLED or name in AGAINST_PROXIES:
+        return x, labels
+    return x, *with_rest(name, x, smooth(len(x), x.shape[1], DOUBLE))[0]
 
 
 def same(ours: Tensor, expected: Tensor, *leaves: Tensor) -> None:
@@ -65,197 +50,194 @@ def same(ours: Tensor, expected: Tensor, *leaves: Tensor) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    ("name", "given"), [(name, given) for name in SHARED for given in [{}, *FURTHER.get(name, [])]]
-)
-def test_has_the_numbers_of_its_namesake(name: str, given: dict[str, Any]) -> None:
-    ours, other = make(name, **given)
-    x, labels = batch()
-    value, expected = ours(x, labels), other(x, labels)
-    if name in PROXIES or given.get("learn_beta"):
-        (mine,), (those,) = ours.parameters(), other.parameters()
-        assert torch.equal(mine, those)
-        found, wanted = torch.autograd.grad(value, mine), torch.autograd.grad(expected, those)
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
-        value, expected = ours(x, labels), other(x, labels)
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_class_is_its_function(name: str) -> None:
+    module, function = made(CLASSES[name]).to(DOUBLE), getattr(pairops, name)
+    x, _ = batch()
+    args = called(name, x)
+    rest = (module.proxies,) if name in AGAINST_PROXIES else ()
+    same(module(*args), function(*args, *rest), x)
+    value, aux = module.with_aux(*args, reduction="sum")
+    expected, wanted = function.with_aux(*args, *rest, reduction="sum")
     same(value, expected, x)
+    assert torch.equal(aux.positives, wanted.positives)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_class_has_the_arguments_and_defaults_of_its_function(name: str) -> None:
+    of_class = inspect.signature(getattr(nn, CLASSES[name])).parameters
+    of_function = inspect.signature(getattr(pairops, name)).parameters
+    keywords = {k: p.default for k, p in of_function.items() if p.kind is p.KEYWORD_ONLY}
+    found = {k: p.default for k, p in of_class.items() if k not in ("learn", *SIZES)}
+    assert found == keywords
+    forward = inspect.signature(made(CLASSES[name]).forward).parameters
+    assert list(forward) == [k for k in of_function if k != "proxies"]
+
+
+# ── beside pytorch-metric-learning ──
+
+
+def balanced() -> tuple[Tensor, Tensor]:
+    """Where a mean over anchors is one over those above 0, and over their positives."""
+    return smooth(24, 9, DOUBLE).requires_grad_(), torch.arange(24) % 6
+
+
+def theirs_of(name: str) -> torch.nn.Module:
+    torch.manual_seed(5)
+    other: torch.nn.Module = getattr(theirs, name)(**(SIZES if name in PROXIES else {})).to(DOUBLE)
+    if name == "MarginLoss":
+        other.beta = torch.tensor([1.2], dtype=DOUBLE)  # not rounded to float32
+    return other
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_arguments_of_the_same_name_have_the_same_defaults(name: str) -> None:
-    ours = inspect.signature(getattr(nn, name)).parameters
-    other = inspect.signature(getattr(theirs, name)).parameters
-    common = [k for k in ours if k in other and k not in ("kwargs", "args")]
-    assert {k: ours[k].default for k in common} == {k: other[k].default for k in common}
-    missing = set(other) - set(ours) - {"kwargs", "args"}
-    assert missing <= {"swap", "nu", "triplets_per_anchor"}
+def test_a_name_that_both_have_means_one_loss(name: str) -> None:
+    torch.manual_seed(5)
+    ours, other = made(name).to(DOUBLE), theirs_of(name)
+    x, labels = balanced()
+    same(ours(x, labels), other(x, labels), x)
 
 
-# LiftedStructureLoss there looks the negatives of a reference up among the anchors.
-@pytest.mark.parametrize("name", sorted({*LABELLED} - {"LiftedStructureLoss"}))
-def test_takes_references(name: str) -> None:
-    ours, other = make(name)
-    (x, labels), (y, ref_labels) = batch(), batch(40)
-    value = ours(x, labels, None, y, ref_labels)
-    same(value, other(x, labels, None, y, ref_labels), x, y)
-
-
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize("name", sorted({*LABELLED} - {"LiftedStructureLoss", "NCALoss"}))
-def test_self_pairs_of_two_views_are_left_out_if_the_labels_are_the_same_tensor(
-    name: str, copied: bool
-) -> None:
-    ours, other = make(name)
-    (x, labels), (y, _) = batch(), batch()
-    ref_labels = labels.clone() if copied else labels
-    value = ours(x, labels, ref_emb=y, ref_labels=ref_labels)
-    same(value, other(x, labels, ref_emb=y, ref_labels=ref_labels), x, y)
-    kept = ours(x, labels, ref_emb=y, ref_labels=ref_labels, exclude_self=not copied)
-    assert torch.equal(kept, value)
-    # What is asked for goes before the rule.
-    turned = ours(x, labels, ref_emb=y, ref_labels=ref_labels, exclude_self=copied)
-    assert abs((turned - value).item()) > 1e-6
-
-
-@pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss", "CircleLoss", "MultiSimilarityLoss"])
-def test_self_pairs_of_the_same_embeddings_stay_with_other_labels(name: str) -> None:
-    ours, other = make(name)
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_a_name_with_other_defaults_says_where_they_are(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"Write pairops\.compat\.pml\.{name} ") as error:
+        getattr(nn, name)
+    recipe = ELSEWHERE[name]
+    assert f"pairops.nn.{recipe} for the same numbers" in str(error.value)
+    ours = eval(f"nn.{recipe if recipe.endswith(')') else recipe + '()'}", {"nn": nn})
     x, labels = batch()
-    for ref_labels in (labels, labels.clone()):
-        value = ours(x, labels, ref_emb=x, ref_labels=ref_labels)
-        same(value, other(x, labels, ref_emb=x, ref_labels=ref_labels), x)
-    assert abs((value - ours(x, labels)).item()) > 1e-6
+    same(ours(x, labels), theirs_of(name)(x, labels), x)
+    if hasattr(pml, name):
+        served = getattr(pml, name)()
+        if name == "MarginLoss":
+            served.beta = torch.tensor([1.2], dtype=DOUBLE)
+        same(served(x, labels), theirs_of(name)(x, labels), x)
 
 
-def test_nca_of_two_views_keeps_self_pairs_as_its_namesake_does() -> None:
-    ours, other = make("NCALoss")
-    (x, labels), (y, _) = batch(), batch()
-    for references in (y, x):
-        value = ours(x, labels, ref_emb=references, ref_labels=labels)
-        same(value, other(x, labels, ref_emb=references, ref_labels=labels), x)
+def test_no_name_of_theirs_has_other_numbers() -> None:
+    assert set(vars(theirs)) & set(nn.__all__) == set(SHARED)
+    with pytest.raises(AttributeError, match=r"pairops\.nn has no Foo; it has .*MSLoss"):
+        nn.Foo  # noqa: B018
 
 
-def test_ids_say_who_is_who_whatever_the_labels_are() -> None:
-    (x, labels), (y, _) = batch(), batch()
-    ids = torch.arange(30)
-    value = nn.SupConLoss()(x, labels, ref_emb=y, ref_labels=labels, ids=ids, ref_ids=ids.roll(7))
-    apart = nn.SupConLoss()(x, labels, ref_emb=y, ref_labels=labels, exclude_self=True)
-    rolled = y.roll(-7, 0), labels.roll(-7)
-    expected = nn.SupConLoss()(
-        x, labels, ref_emb=rolled[0], ref_labels=rolled[1], exclude_self=True
-    )
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    assert abs((value - apart).item()) > 1e-6
+# ── arguments and state ──
 
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_runs_under_the_memory(name: str) -> None:
-    ours, _ = make(name)
+    if "ref_emb" not in inspect.signature(getattr(pairops, name)).parameters:
+        with pytest.raises(TypeError, match=f"loss is {CLASSES[name]}"):
+            pairops.CrossBatchMemory(made(CLASSES[name]), 9)
+        return
+    ours = made(CLASSES[name])
     memory = pairops.CrossBatchMemory(ours, 9, 50, dtype=DOUBLE)
     (x, labels), (later, others) = batch(), batch()
     first = memory(x, labels)
     torch.testing.assert_close(first, ours(x, labels), rtol=1e-12, atol=1e-12)
+    references = torch.cat([later, x.detach()]), torch.cat([others, labels])
     expected = ours(
-        later,
-        others,
-        None,
-        torch.cat([later, x.detach()]),
-        torch.cat([others, labels]),
-        exclude_self=True,
+        later, others, ref_emb=references[0], ref_labels=references[1], exclude_self=True
     )
     torch.testing.assert_close(memory(later, others), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["NPairsLoss", *PROXIES, "InfoNCELoss", "SigLIPLoss"])
+@pytest.mark.parametrize("name", [*PROXIES, "InfoNCELoss", "SigLIPLoss"])
 def test_the_memory_refuses_what_has_no_references(name: str) -> None:
     with pytest.raises(TypeError, match=f"loss is {name}"):
-        pairops.CrossBatchMemory(getattr(nn, name)(**(SIZES if name in PROXIES else {})), 9)
+        pairops.CrossBatchMemory(made(name), 9)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_a_list_of_tuples_is_refused(name: str) -> None:
-    x, labels = batch()
-    with pytest.raises(ValueError, match="indices_tuple is a tuple; it must be None"):
-        make(name)[0](x, labels, (torch.arange(2),) * 3)
-
-
-@pytest.mark.parametrize("name", sorted({*nn.__all__} - {"LabelledLoss"}))
+@pytest.mark.parametrize("name", sorted(CLASSES.values()))
 def test_copies_and_shows_its_arguments(name: str) -> None:
-    loss = getattr(nn, name)(**(SIZES if name in PROXIES else {}))
+    loss = made(name, reduction="sum")
     for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert repr(copied) == repr(loss)
         assert list(copied.state_dict()) == list(loss.state_dict())
     assert repr(loss).startswith(f"{name}(")
-    assert "reduction=" in repr(loss)
+    assert "reduction='sum'" in repr(loss)
 
 
-def test_any_loss_over_labels_can_be_a_module() -> None:
-    loss, (x, labels) = nn.LabelledLoss(pairops.binomial_deviance_loss, base=0.2), batch()
-    same(loss(x, labels), pairops.binomial_deviance_loss(x, labels, base=0.2), x)
-    assert repr(loss) == "LabelledLoss(binomial_deviance_loss, base=0.2)"
+def test_any_function_can_be_a_module() -> None:
+    def half(x: Tensor, labels: Tensor, *, factor: float = 0.5) -> Tensor:
+        return factor * pairops.ms_loss(x, labels)
+
+    loss, (x, labels) = nn.LossModule(half, learn=["factor"]).to(DOUBLE), batch()
+    torch.testing.assert_close(loss(x, labels), half(x, labels).reshape(1))
+    assert repr(loss) == "LossModule(half, factor=Parameter(1,))"
+    assert [*loss.state_dict()] == ["factor"]
 
 
-def test_a_parameter_among_the_arguments_is_learned() -> None:
+def test_an_argument_that_is_a_parameter_is_learned() -> None:
     temperature = torch.nn.Parameter(torch.tensor(0.2))
-    loss = nn.SupConLoss(temperature, distance="dot", return_aux=True)
+    loss = nn.SupConLoss(temperature=temperature, distance="dot")
     assert list(loss.parameters()) == [temperature]
     x, labels = batch()
-    value, aux = loss(x, labels)
-    assert torch.autograd.grad(value, temperature)[0] != 0
-    assert aux.positives.shape == (30,)
-    assert "temperature=Parameter()" in repr(loss)
+    assert torch.autograd.grad(loss(x, labels), temperature)[0] != 0
     loss.temperature.data.fill_(0.3)
     expected = pairops.supcon_loss(x, labels, temperature=0.3, distance="dot")
-    torch.testing.assert_close(loss(x, labels, reduction="mean")[0], expected)
+    torch.testing.assert_close(loss(x, labels, reduction="mean"), expected)
 
 
 def test_a_tensor_among_the_arguments_moves_with_the_module() -> None:
-    loss = nn.MarginLoss(beta=torch.rand(6), num_classes=6).to(DOUBLE)
+    loss = nn.MarginPairLoss(beta=torch.rand(6)).to(DOUBLE)
     assert loss.beta.dtype == DOUBLE
     assert not list(loss.parameters())
     assert "beta=Tensor(6,)" in repr(loss)
+    learned = nn.MarginPairLoss(beta=torch.rand(6), learn=["beta"])
+    assert [p.shape for p in learned.parameters()] == [(6,)]
 
 
-@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ProxyNCALoss", "MarginLoss"])
+@pytest.mark.parametrize("name", PROXIES)
 def test_takes_the_state_of_its_namesake(name: str) -> None:
-    for given in [{}] if name in PROXIES else [{"learn_beta": True}, {"num_classes": 6}]:
-        ours, other = make(name, **given)
-        for parameter in other.parameters():
-            parameter.data.uniform_(1.1, 1.3)
-        state = other.state_dict()
-        ours.load_state_dict(state, strict=bool(state))
-        x, labels = batch()
-        torch.testing.assert_close(ours(x, labels), other(x, labels))
-
-
-def test_info_nce_learns_its_temperature() -> None:
-    loss, (x, _), (y, _) = nn.InfoNCELoss(0.1).to(DOUBLE), batch(), batch()
-    torch.testing.assert_close(loss.logit_scale.item(), math.log(10), rtol=1e-6, atol=0)
-    tau = torch.exp(-loss.logit_scale.detach()).requires_grad_()
-    same(loss(x, y), pairops.info_nce_loss(x, y, temperature=tau), x, y)
-    (found,) = torch.autograd.grad(loss(x, y), loss.logit_scale)
-    (wanted,) = torch.autograd.grad(pairops.info_nce_loss(x, y, temperature=tau), tau)
-    torch.testing.assert_close(found, -tau.detach() * wanted)
-
-
-def test_siglip_learns_its_scale_and_bias() -> None:
-    loss, (x, _), (y, _) = nn.SigLIPLoss().to(DOUBLE), batch(), batch()
-    assert loss.logit_bias.item() == -10
-    torch.testing.assert_close(loss(x, y), pairops.siglip_loss(x, y, scale=10.0, bias=-10.0))
-    assert all((g != 0).all() for g in torch.autograd.grad(loss(x, y), list(loss.parameters())))
+    ours, other = made(name).to(DOUBLE), theirs_of(name)
+    for parameter in other.parameters():
+        parameter.data.uniform_(1.1, 1.3)
+    ours.load_state_dict(other.state_dict())
+    x, labels = balanced()
+    torch.testing.assert_close(ours(x, labels), other(x, labels))
 
 
 @pytest.mark.parametrize(
-    ("build", "says"),
+    ("module", "function", "names"),
     [
-        (lambda: nn.ProxyAnchorLoss(0, 9), "num_classes is 0"),
-        (lambda: nn.ProxyNCALoss(3, True), "embedding_size is True"),
-        (lambda: nn.MarginLoss(num_classes=2.0), "num_classes is 2.0"),  # type: ignore[arg-type]
-        (lambda: nn.MarginLoss(beta=torch.ones(3), num_classes=2), r"beta has shape \(3,\)"),
-        (lambda: nn.InfoNCELoss(0.0), "temperature is 0.0"),
-        (lambda: nn.SigLIPLoss(-1.0), "scale is -1.0"),
+        (nn.InfoNCELoss, pairops.info_nce_loss, {"temperature": 0.1}),
+        (nn.SigLIPLoss, pairops.siglip_loss, {"scale": 10.0, "bias": -10.0}),
+        (nn.MSLoss, pairops.ms_loss, {"alpha": 2.0, "beta": 50.0, "base": 0.5}),
     ],
 )
-def test_what_is_refused_when_made(build: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_learns_what_it_is_told_to(module: Any, function: Any, names: dict[str, float]) -> None:
+    loss = module(learn=list(names), **names).to(DOUBLE)
+    assert len(list(loss.parameters())) == len(names)
+    x, labels = batch()
+    args = (x, labels) if module is nn.MSLoss else (x, batch()[0])
+    numbers = {k: torch.tensor(v, dtype=DOUBLE, requires_grad=True) for k, v in names.items()}
+    expected = function(*args, **numbers)
+    value = loss(*args)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    found = torch.autograd.grad(value, list(loss.parameters()))
+    wanted = torch.autograd.grad(expected, list(numbers.values()))
+    for name, a, b in zip(names, found, wanted, strict=True):
+        factor = numbers[name].detach() if name in ("temperature", "scale") else 1.0
+        torch.testing.assert_close(a.squeeze(), factor * b, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "says"),
+    [
+        (lambda: nn.ProxyAnchorLoss(0, 9), ValueError, "num_classes is 0"),
+        (lambda: nn.ProxyNCALoss(3, True), ValueError, "embedding_size is True"),
+        (lambda: nn.ProxyNCALoss(3, 2, 1.0), TypeError, "takes num_classes, embedding_size alone"),
+        (lambda: nn.MSLoss(2.0), TypeError, "MSLoss takes nothing by position; write the names"),
+        (lambda: nn.InfoNCELoss(temperature=0.0), ValueError, "temperature is 0.0"),
+        (lambda: nn.SigLIPLoss(scale=-1.0, learn=["scale"]), ValueError, r"scale is \[-1.0\]"),
+        (lambda: nn.SigLIPLoss(bias="nan"), TypeError, "bias is str"),
+        (lambda: nn.MSLoss(alhpa=2.0), TypeError, "MSLoss.* no keyword 'alhpa'.*mean 'alpha'"),
+        (lambda: nn.MSLoss(learn=["alhpa"]), TypeError, "no keyword 'alhpa'"),
+        (lambda: nn.MSLoss(learn="alpha"), TypeError, "learn is 'alpha'; it must be names"),
+        (lambda: nn.MSLoss(learn=["reduction"]), ValueError, "learn has 'reduction'; it must"),
+        (lambda: nn.MSLoss(reduction="men"), ValueError, "reduction is 'men'"),
+    ],
+)
+def test_what_is_refused_when_made(build: Any, error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
         build()

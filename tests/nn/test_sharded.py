@@ -11,10 +11,10 @@ from support.named_cases import smooth
 from support.on_cpu import device as device
 
 LEARNED: list[Any] = [
-    ("InfoNCELoss", {}, False),
-    ("SigLIPLoss", {}, False),
-    ("MarginLoss", {"learn_beta": True}, True),
-    ("MarginLoss", {"learn_beta": True, "beta": torch.tensor(0.9)}, True),
+    ("InfoNCELoss", {"learn": ["temperature"]}, False),
+    ("SigLIPLoss", {"learn": ["scale", "bias"]}, False),
+    ("MarginPairLoss", {"learn": ["beta"]}, True),
+    ("MarginPairLoss", {"learn": ["beta"], "beta": torch.tensor(0.9)}, True),
 ]
 
 

@@ -107,7 +107,7 @@ def several(group: Any, given: dict[str, Any]) -> dict[str, Any]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cast = pairops.ms_loss(x, labels, group=group)
         compiled = torch.compile(pairops.ms_loss, backend="eager")(x, labels, group=group)
-        module = pairops.nn.MultiSimilarityLoss(epsilon=0.1, group=group)(x, labels)
+        module = pairops.nn.MSLoss(group=group)(x, labels)
         square = pairops.Function(lambda s: s * s, name="square_of_ranks")
         own = pairops.pair_loss(
             x, labels, pairops.total(pairops.NEG, function=square), combine=torch.sqrt, group=group

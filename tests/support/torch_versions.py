@@ -54,8 +54,8 @@ SIMILAR: dict[str, tuple[Loss, Loss]] = {
 # And a distance, which the compiled engine does not serve, in a Module.
 LOSSES = {
     **SIMILAR,
-    "LabelledLoss": (
-        partial(_labelled, pairops.nn.LabelledLoss(pairops.supcon_loss, distance="l2")),
+    "LossModule": (
+        partial(_labelled, pairops.nn.LossModule(pairops.supcon_loss, distance="l2")),
         partial(_labelled, partial(oracle.supcon_loss, distance="l2")),
     ),
 }

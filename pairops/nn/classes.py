@@ -1,0 +1,149 @@
+"""One class for each loss function, made from its signature and named after it."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pairops.losses.objective.objective import Aux
+
+from .module import LossModule, at_least_one, check_arguments
+
+# Words that are not written with one capital.
+_SPELT = {
+    "ms": "MS", "mlcd": "MLCD", "nca": "NCA", "nce": "NCE", "nt": "NT", "siglip": "SigLIP",
+    "sms": "SMS", "supcon": "SupCon", "tal": "TAL",
+}  # fmt: skip
+
+# pytorch-metric-learning has a class of this name with other defaults: who changed the import alone
+# would get other numbers in silence.
+_TAKEN = {
+    "ContrastiveLoss": "ContrastivePairLoss",
+    "LiftedStructureLoss": "LiftedStructurePairLoss",
+    "MarginLoss": "MarginPairLoss",
+}
+
+# The class to write for a class of pytorch-metric-learning, with that one's defaults.
+ELSEWHERE = {
+    "ContrastiveLoss": 'ContrastivePairLoss(distance="l2", reduction="mean_pairs")',
+    "GeneralizedLiftedStructureLoss": "LiftedStructurePairLoss()",
+    "LiftedStructureLoss": 'LiftedStructurePairLoss(form="original", reduction="mean_pairs")',
+    "MarginLoss": 'MarginPairLoss(triplets=True, reduction="mean_pairs")',
+    "MultiSimilarityLoss": "MSLoss(epsilon=None)",
+    "NPairsLoss": 'NPairLoss(distance="cosine")',
+    "SignalToNoiseRatioContrastiveLoss": (
+        'ContrastivePairLoss(distance="snr", reduction="mean_pairs")'
+    ),
+    "TripletMarginLoss": 'TripletLoss(mining="all", distance="l2", reduction="mean_pairs")',
+}
+
+
+class ProxyModule(LossModule):
+    """A loss against proxies, which are a parameter: one for each of the labels 0 … C − 1."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        num_classes: int,
+        embedding_size: int,
+        *,
+        learn: Sequence[str] = (),
+        **arguments: Any,
+    ) -> None:
+        super().__init__(function, learn=learn, **arguments)
+        sizes = (
+            at_least_one("num_classes", num_classes),
+            at_least_one("embedding_size", embedding_size),
+        )
+        self.proxies = nn.Parameter(torch.empty(sizes))
+        self.initialise(self.proxies)
+
+    # As the authors of the losses draw them.
+    @staticmethod
+    def initialise(proxies: Tensor) -> None:
+        nn.init.normal_(proxies)
+
+    def forward(self, *tensors: Tensor, **keywords: Any) -> Any:
+        """Call the function with embeddings, labels and the proxies."""
+        return super().forward(*tensors, self.proxies, **keywords)
+
+    def with_aux(self, *tensors: Tensor, **keywords: Any) -> tuple[Tensor, Aux]:
+        """Call the function's `with_aux` with embeddings, labels and the proxies."""
+        return super().with_aux(*tensors, self.proxies, **keywords)
+
+    def extra_repr(self) -> str:
+        classes, size = self.proxies.shape
+        shown = f"num_classes={classes}, embedding_size={size}", super().extra_repr()
+        return ", ".join([text for text in shown if text])
+
+
+class FanOutProxyModule(ProxyModule):
+    """The same of the loss whose proxies are drawn by Kaiming's rule."""
+
+    @staticmethod
+    def initialise(proxies: Tensor) -> None:
+        nn.init.kaiming_normal_(proxies, mode="fan_out")
+
+
+def class_name(function_name: str) -> str:
+    """Name the class of a function: `info_nce_loss` is InfoNCELoss."""
+    words = [_SPELT.get(word, word.capitalize()) for word in function_name.split("_")]
+    name = "".join(words)
+    return _TAKEN.get(name, name)
+
+
+def class_of(function: Callable[..., Any]) -> type[LossModule]:
+    """Make the class of a loss."""
+    signature, name = inspect.signature(function), class_name(function.__name__)
+    base: type[LossModule] = LossModule
+    sizes: tuple[str, ...] = ()
+    if "proxies" in signature.parameters:
+        base = FanOutProxyModule if name == "ProxyAnchorLoss" else ProxyModule
+        sizes = "num_classes", "embedding_size"
+
+    def __init__(self: Any, *args: Any, learn: Sequence[str] = (), **arguments: Any) -> None:
+        given = {key: arguments.pop(key) for key in sizes if key in arguments}
+        if len(args) > len(sizes):
+            most = f"{', '.join(sizes)} alone" if sizes else "nothing"
+            raise TypeError(f"{name} takes {most} by position; write the names of arguments")
+        check_arguments(function, name, arguments, learn)
+        base.__init__(self, function, *args, learn=learn, **given, **arguments)
+
+    def forward(self: Any, *tensors: Tensor, **keywords: Any) -> Any:
+        return base.forward(self, *tensors, **keywords)
+
+    _sign(__init__, signature, sizes)
+    parameters = [p for p in signature.parameters.values() if p.name != "proxies"]
+    forward.__signature__ = signature.replace(parameters=[_SELF, *parameters])  # type: ignore[attr-defined]
+    forward.__doc__ = f"Call `pairops.{function.__name__}`; keywords go before the Module's."
+    methods = {"__init__": __init__, "forward": forward, "__module__": "pairops.nn"}
+    return cast(type[LossModule], type(name, (base,), methods | {"__doc__": _described(function)}))
+
+
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_LEARN = inspect.Parameter(
+    "learn", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Sequence[str]
+)
+
+
+def _sign(method: Any, signature: inspect.Signature, sizes: tuple[str, ...]) -> None:
+    counts = [
+        inspect.Parameter(size, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=int)
+        for size in sizes
+    ]
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    method.__signature__ = inspect.Signature(
+        [_SELF, *counts, _LEARN, *keywords], return_annotation=None
+    )
+
+
+def _described(function: Callable[..., Any]) -> str:
+    name = f"pairops.{function.__name__}"
+    return (
+        f"`{name}` as a Module, with that function's arguments and defaults.\n\n"
+        "Args:\n"
+        "    learn: names of arguments that are learned; see `LossModule`.\n"
+        f"    **arguments: keywords of `{name}`, which documents them."
+    )
