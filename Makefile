@@ -85,7 +85,7 @@ PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filt
 	%/__init__.py %/custom.py,$(wildcard pairops/losses/*.py)))) \
 	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
 docs: $(VENV)/.docs $(VENV)/.test
-	$(BIN)/python -W error -m pdoc --docformat markdown --output-directory build/docs $(PAGES)
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/docs $(PAGES)
 
 # docs/api.txt: a test holds it against the code.
 api: $(VENV)/.test

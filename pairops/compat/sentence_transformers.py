@@ -25,6 +25,7 @@ them, and what a loss learns itself gets one gradient on all; a column too many 
 and nothing is imported of the package, so no particular version of it is needed.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from typing import Any, TypeAlias
@@ -37,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from pairops.losses.objective.keywords import Value
 from pairops.nn.module import LossModule
 from pairops.ops.distributed.group import Given, Group
+from pairops.ops.pairs.signatures import sections
 from pairops.ops.terms.plain_numbers import plain_int
 
 __all__ = ["LabelledLoss", "PairedLoss"]
@@ -71,7 +73,14 @@ class _OfColumns(LossModule):
         self.mini_batch_size = whole
 
     def embed(self, features: Features) -> Tensor:
-        """(N, D) embeddings of a column."""
+        """Embed a column of texts.
+
+        Args:
+            features: the tensors of N texts, and what is said of all of them.
+
+        Returns:
+            (N, D) the embeddings.
+        """
         if self.mini_batch_size is None:
             embedding: Tensor = self.model(features)["sentence_embedding"]
             return embedding
@@ -87,6 +96,15 @@ class _OfColumns(LossModule):
         return torch.cat(encoded)
 
     def of(self, *tensors: Tensor, **further: Any) -> Value:
+        """Call the loss with the arguments of this Module.
+
+        Args:
+            tensors: embeddings, and labels of a loss over labels.
+            further: arguments that go before those of the Module.
+
+        Returns:
+            What the loss returns.
+        """
         group = self._here()
         further |= {} if group is None else {"group": group}
         return LossModule.forward(self, *tensors, **further)
@@ -101,7 +119,7 @@ class _OfColumns(LossModule):
         return gradient if group is None else group.total(gradient) / group.size
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What a model card shows."""
+        """Return what a model card shows."""
         name = getattr(self.function, "__name__", repr(self.function))
         own = {"group": self.group, "mini_batch_size": self.mini_batch_size}
         return {"loss": name, **{n: getattr(self, n) for n in self.names}, **own}
@@ -112,7 +130,7 @@ class _OfColumns(LossModule):
         function = getattr(self.function, "function", self.function)
         name = getattr(function, "__name__", type(function).__name__)
         title = f"{function.__module__}.{name}"
-        source = (getattr(function, "__doc__", None) or "").partition("Source: ")[2]
+        source = sections(inspect.getdoc(function) or "").get("Source", "")
         note = " ".join(source.split("\n\n")[0].split())
         return f"@misc{{{name},\n    title={{{title}}},\n    note={{{note}}}\n}}"
 
@@ -120,17 +138,22 @@ class _OfColumns(LossModule):
 class PairedLoss(_OfColumns):
     """A loss over two sets, `pairops.info_nce_loss` or another: PairedLoss(model, siglip_loss, …).
 
-    model: a SentenceTransformer.  loss: a function (x, y, **arguments), or a Module such as
-    `pairops.nn.SigLIPLoss()`, whose parameters the trainer trains too; so it does with arguments
-    that are an `nn.Parameter`.  group: see `ms_loss`; True counts as None where no process group is
-    initialised.  mini_batch_size: encode so many texts at a time and each of them twice, for the
-    memory of so many; numbers are those of the whole batch. Not inside MatryoshkaLoss or
-    AdaptiveLayerLoss, whose changes of the model are over when a text is encoded again.
+    The columns of the dataset are anchors, positives, and hard negatives, as many columns as there
+    are. Every text of the columns after the first is compared with every anchor.
 
-    Columns: anchors, positives, and hard negatives, as many columns as there are. Every text of the
-    columns after the first is compared with every anchor.
+    Args:
+        model: a SentenceTransformer.
+        loss: a function `(x, y, **arguments)`, or a Module such as `pairops.nn.SigLIPLoss()`, whose
+            parameters the trainer trains too.
+        group: as every loss has it; True counts as None where no process group is initialised.
+        mini_batch_size: an int: encode so many texts at a time and each of them twice, for the
+            memory of so many; numbers are those of the whole batch. Not inside MatryoshkaLoss or
+            AdaptiveLayerLoss, whose changes of the model are over when a text is encoded again.
+            None: encode all at once.
+        arguments: arguments of the loss; the trainer trains those that are an `nn.Parameter`.
 
-    Raises ValueError or TypeError that names what is wrong.
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
     """
 
     def forward(  # type: ignore[override]
@@ -138,7 +161,15 @@ class PairedLoss(_OfColumns):
         sentence_features: Iterable[Features],
         labels: object = None,  # noqa: ARG002
     ) -> Value:
-        """The loss of a batch. labels: not looked at."""
+        """Return the loss of a batch.
+
+        Args:
+            sentence_features: the columns of the batch, two or more.
+            labels: anything; it is not looked at.
+
+        Returns:
+            What the loss returns.
+        """
         columns = list(sentence_features)
         if len(columns) < 2:
             raise ValueError(
@@ -152,14 +183,31 @@ class PairedLoss(_OfColumns):
 class LabelledLoss(_OfColumns):
     """A loss over labels, of a column of texts and one of integers: LabelledLoss(model, ms_loss).
 
-    loss: a function (x, labels, **arguments), or a Module such as
-    `pairops.nn.MSLoss()`. Other arguments and errors: as in `PairedLoss`.
+    Args:
+        model: a SentenceTransformer.
+        loss: a function `(x, labels, **arguments)`, or a Module such as `pairops.nn.MSLoss()`,
+            whose parameters the trainer trains too.
+        group: as every loss has it; True counts as None where no process group is initialised.
+        mini_batch_size: an int: encode so many texts at a time and each of them twice, as in
+            `PairedLoss`. None: encode all at once.
+        arguments: arguments of the loss; the trainer trains those that are an `nn.Parameter`.
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
     """
 
     def forward(  # type: ignore[override]
         self, sentence_features: Iterable[Features], labels: Tensor
     ) -> Value:
-        """The loss of a batch. labels: (N,) integers; −100 is ignored, see `Pairs.of`."""
+        """Return the loss of a batch.
+
+        Args:
+            sentence_features: the one column of the batch.
+            labels: (N,) integers; −100 is ignored, see `Pairs.of`.
+
+        Returns:
+            What the loss returns.
+        """
         columns = list(sentence_features)
         if len(columns) != 1:
             raise ValueError(f"sentence_features has {len(columns)} columns; it must have 1")

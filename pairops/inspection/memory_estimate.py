@@ -23,7 +23,18 @@ _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank. `str` of it is a line to be read."""
+    """Bytes on one rank; `str` of it is a line to be read.
+
+    Args:
+        N: rows of x.
+        M: rows of the other set. None: as N.
+        D: dimensions.
+        dtype: the dtype of the embeddings.
+        inputs: embeddings, labels, and what else the loss is given.
+        pairops: at the peak of forward and backward, besides the inputs; gradients are a part of
+            it.
+        dense: likewise, by whole matrices under autograd.
+    """
 
     N: int
     M: int | None
@@ -51,35 +62,44 @@ def estimate_memory(
     engine: str = "auto",
     world_size: int = 1,
 ) -> Memory:
-    """By how much forward and backward of a loss raise the peak of memory, in bytes.
+    """Estimate by how much forward and backward of a loss raise the peak of memory, in bytes.
 
-    That is what the loss itself takes, gradients by embeddings among it. What an encoder keeps for
-    its own backward pass is no part of it, and is most often more: see `cached_step`.
-
-    N, D: rows of x, and their dimensions.  M: rows of the other set, be it y, references or
-    proxies, which get a gradient too; of `multi_positive_loss` the number of positives, M / N for
-    each row. None: x is compared with itself, or y has N rows.  loss: a name in `pairops.losses`,
-    a function that is called as these are, such as a `functools.partial` with options, or a Module
-    without proxies.  engine: as in `pairops.use`; "auto" is that of the GPU if torch sees one, else
-    of the CPU.  world_size: ranks among which N and M, but not proxies, are shared evenly; the
-    answer is that of one.
+    The estimate is what the loss itself takes, gradients by embeddings among it. What an encoder
+    keeps for its own backward pass is no part of it, and is most often more: see `cached_step`.
 
     Nothing is computed: the loss runs on tensors without memory, and those alive at a time are
-    added up. What an engine allocates within a call is a formula; see `pairops.working_memory`.
+    added up. What an engine allocates within a call is a formula; see `pairops.ops.engines.memory`.
 
     Peaks of 8 MiB and more, measured on a CPU, were 0.92 to 1.05 of the estimate with `native`, on
-    one rank and on several, 1.01 to 1.2 with `blockwise`, 0.99 to 1.01 with `dense`. Of `cuda`,
-    `triton` and `chunked` it is derived, **not measured yet**, and not checked whether they serve
-    the loss. No row is taken to be ignored: `n_pair_loss`, which ignores most, takes less. Pages
-    that an allocator keeps for later, CUDA's context and libraries come on top.
+    one rank and on several, 1.01 to 1.2 with `blockwise`, 0.99 to 1.01 with `dense`. For `cuda`,
+    `triton` and `chunked` the estimate is derived, **not measured yet**, and not checked whether
+    they serve the loss. No row is taken to be ignored: `n_pair_loss`, which ignores most, takes
+    less. Pages that an allocator keeps for later, CUDA's context and libraries come on top.
 
-    dense: the same formula by the engine "dense". Losses written by hand were measured to take 0.6
-    to 1.1 of it. One of several ranks is taken to hold its rows of the matrices, the embeddings of
-    all, and gradients by these.
+    `Memory.dense` is the same formula by the engine "dense". Losses written by hand were measured
+    to take 0.6 to 1.1 of it. One of several ranks is taken to hold its rows of the matrices, the
+    embeddings of all, and gradients by these.
 
-    Raises ValueError or TypeError that names a bad argument, and ValueError where the answer lies
-    in the labels: `triplet_loss` with mining="semihard" or "all" and `lifted_structure_loss` with
-    form="original" make a row of every positive pair, O(K·D) for K of them.
+    Args:
+        N: rows of x.
+        M: rows of the other set, be it y, references or proxies, which get a gradient too; of
+            `multi_positive_loss` the number of positives, M / N for each row. None: x is compared
+            with itself, or y has N rows.
+        D: dimensions of the embeddings.
+        dtype: the dtype of the embeddings.
+        loss: a name in `pairops.losses`, a function that is called as these are, such as a
+            `functools.partial` with options, or a Module without proxies.
+        engine: as in `pairops.use`; "auto" is that of the GPU if torch sees one, else of the CPU.
+        world_size: ranks among which N and M, but not proxies, are shared evenly.
+
+    Returns:
+        The `Memory` of one rank.
+
+    Raises:
+        TypeError: the message names the argument, what it was and must be.
+        ValueError: likewise; or the answer lies in the labels: `triplet_loss` with
+            mining="semihard" or "all" and `lifted_structure_loss` with form="original" make a row
+            of every positive pair, O(K·D) for K of them.
     """
     _check("N", N, 0)
     _check("M", 0 if M is None else M, 0)

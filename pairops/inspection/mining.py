@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairing, Pairs
+from pairops.ops.pairs.signatures import keywords_of, spelled_out
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
@@ -23,6 +24,7 @@ Mined = Literal["multi_similarity", "hard", "semihard"]
 _STRIP = 1 << 24  # similarities that are looked at together
 
 
+@spelled_out(keywords_of(Pairs.of))
 @refusing
 def mine(
     x: Tensor,  # (N, D)
@@ -32,16 +34,27 @@ def mine(
     epsilon: float = 0.1,
     **pairing: Unpack[Pairing],
 ) -> tuple[Tensor, ...]:
-    """The pairs or triplets that a loss mines, as pytorch-metric-learning's miners return them.
+    """List the pairs or triplets that a loss mines, as pytorch-metric-learning's miners do.
 
-    mining: "multi_similarity", those of `ms_loss`: (anchors, positives, anchors, negatives), where
-    s_ip − ε < max_n s_in and s_in + ε > min_p s_ip, as MultiSimilarityMiner(epsilon); "hard" and
-    "semihard", those of `triplet_loss`: (anchors, positives, negatives), the first as
-    BatchHardMiner.  epsilon: of "multi_similarity".  Further keywords: see `Pairs.of`.
+    How many there are depends on the values, which on a GPU are waited for. Training needs no such
+    list, since the losses mine on their own. A pair that lies on its threshold within rounding may
+    be listed here and dropped there.
 
-    Returns int64 indices, of x and of the references, by anchor. How many depends on the values,
-    which on a GPU are waited for: training needs no such list, the losses mine on their own. A pair
-    that lies on its threshold within rounding may be listed here and dropped there.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        mining: "multi_similarity", the pairs of `ms_loss`, where s_ip − ε < max_n s_in and s_in +
+            ε > min_p s_ip, as MultiSimilarityMiner(epsilon); "hard" and "semihard", the triplets of
+            `triplet_loss`, the first as BatchHardMiner.
+        epsilon: a number, ε of "multi_similarity".
+
+    Returns:
+        int64 indices, of x and of the references, by anchor: (anchors, positives, anchors,
+        negatives) with mining="multi_similarity", else (anchors, positives, negatives).
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
     """
     if mining not in ("multi_similarity", "hard", "semihard"):
         raise ValueError(

@@ -32,16 +32,28 @@ def pair_weights(
     cols: Tensor | slice | None = None,
     **keywords: Any,
 ) -> Tensor:
-    """(R, C) w_ij = ∂L/∂s_ij of L = loss(x, *given, **keywords), by distances ∂L/∂d_ij.
+    """w_ij = ∂L/∂s_ij of `L = loss(x, *given, **keywords)`, or by distances ∂L/∂d_ij.
 
-    Below 0 a pair is pulled together, above 0 pushed apart (of distances the other way round). When
-    x is compared with itself w_ij is what i asks for as an anchor: the gradient is dX_i = Σ_j (w_ij
-    + w_ji) x_j, in unit vectors.
+    A pair with a weight below 0 is pulled together, one with a weight above 0 pushed apart (with
+    distances the other way round). When x is compared with itself w_ij is what i asks for as an
+    anchor: the gradient is dX_i = Σ_j (w_ij + w_ji) x_j, in unit vectors. With `proxy_anchor_loss`
+    the rows are proxies. Memory is O(R·C), and O(K·C) for K positive pairs where a loss makes rows
+    of these.
 
-    loss: of this library or one's own; it must compare one pair of sets. For `proxy_anchor_loss`
-    the rows are proxies.  rows, cols: indices (R,) and (C,) in the caller's order, or slices; None:
-    all of them. Memory is O(R·C), and O(K·C) for K positive pairs where a loss makes rows of these.
-    Raises ValueError for a loss that takes no statistic, has no gradient, or compares several sets.
+    Args:
+        loss: a loss of this library or one's own; it must compare one pair of sets.
+        x: (N, D) floating point, the embeddings.
+        given: further arguments of the loss, such as labels.
+        rows: (R,) integers, indices in the caller's order, or a slice. None: all rows.
+        cols: (C,) integers, indices in the caller's order, or a slice. None: all columns.
+        keywords: keywords of the loss.
+
+    Returns:
+        (R, C) float32, or float64 for float64 embeddings.
+
+    Raises:
+        ValueError: the loss takes no statistic, has no gradient, or compares several sets.
+        IndexError: `rows` or `cols` lie outside of the matrix.
     """
     leaf = x.detach().requires_grad_()
     again = [leaf if z is x else z for z in given]  # ref_emb may be the very tensor x

@@ -33,16 +33,24 @@ def tal_loss(
 ) -> Value:
     """ℓ_i = [m − Σ_p α_ip s_ip + τ log Σ_n e^{s_in/τ}]₊, plus the same of y_i among the x.
 
-    α_ip = e^{s_ip/τ} / Σ_q e^{s_iq/τ} over the positives, held constant: y_j is a positive of x_i
-    if their labels are equal, y_i among them. A direction without negatives is worth 0.
+    α_ip = e^{s_ip/τ} / Σ_q e^{s_iq/τ} over the positives is held constant: y_j is a positive of x_i
+    if their labels are equal, y_i among them. A direction without negatives is worth 0. With a
+    distance d, s is −d. `weight` is, for example, 1 for a pair believed to be clean, else 0.
 
-    temperature: τ above 0.  margin: m. Both are numbers or 0-d tensors with gradient.  weight: (N,)
-    such as 1 for a pair believed to be clean, else 0. Of distances s is −d. Other arguments, errors
-    and the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        y: (N, D) of the dtype of x. y_i belongs to x_i.
+        labels: (N,) integers, the labels of x_i and of y_i.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+        margin: a number or a 0-d tensor with gradient: m.
 
-    Source: Qin et al., Noisy-Correspondence Learning for Text-to-Image Person Re-identification
-    (RDE), CVPR 2024. Its code adds up the batch, reduction="sum"; of a row without negatives its
-    gradient is NaN.
+    Source:
+        Qin et al., Noisy-Correspondence Learning for Text-to-Image Person Re-identification (RDE),
+        CVPR 2024.
+
+    Differs from:
+        The authors' code adds up the batch, as reduction="sum" does. Its gradient is NaN for a row
+        without negatives.
     """
     temperature = number("temperature", temperature, positive=True)
     margin, scale = number("margin", margin), 1 / temperature
@@ -51,7 +59,7 @@ def tal_loss(
     pairs = Pairs.of(x, labels, ref_emb=y, ref_labels=labels, exclude_self=False, **pairing)
     objective, pairs = Objective.of(pairs, **asked), pairs.widened()
     near = lse(POS, scale, 0.0)
-    # Of differences from τ log Σ_p, near which the mean lies: what is rounded is small.
+    # The sum is of differences from τ log Σ_p. The mean lies near it, so rounding errors are small.
     terms = near, lse(NEG, scale, 0.0), total(POS, scale, near, function=attended)
     found = row_stats(pairs, *terms, cols=terms)
     pos, neg, _ = found[:3]
@@ -78,17 +86,29 @@ def sms_loss(
 ) -> Value:
     """ℓ_i = 1/(2(N − 1)) Σ_{j≠i} [φ(R_ij, s_ii − s_ij) + φ(R'_ij, s_ii − s_ji)].
 
-    With z = γR − Δ, φ(R, Δ) is [z]₊ where R > e, [|z| − τ]₊ where |R| < e, and [−z]₊ elsewhere: by
-    how much the own pair is to be nearer than another depends on how much more relevant it is,
-    R_ij = c_ii − c_ij and R'_ij = c_ii − c_ji, where c_ij = C[a_i, b_j]. Without a table R is 1.
+    With z = γR − Δ, φ(R, Δ) is [z]₊ where R > e, [|z| − τ]₊ where |R| < e, and [−z]₊ elsewhere. The
+    margin by which the own pair is to be nearer than another depends on how much more relevant it
+    is: R_ij = c_ii − c_ij and R'_ij = c_ii − c_ji, where c_ij = C[a_i, b_j]. Without a table R is
+    1. With a distance d, s is −d. `weight` is one factor per pair (i, i).
 
-    relevance: C, from 0 to 1, without gradient.  x_classes, y_classes: a and b, integers.  gamma:
-    γ.  tau: τ. Both are numbers or 0-d tensors with gradient.  tolerance: e. Of distances s is −d.
-    Other arguments, errors and the returned dtype: as in `info_nce_loss`; a table that holds a NaN
-    is an error where it can be read without waiting.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        y: (N, D) of the dtype of x. y_i belongs to x_i.
+        relevance: (A, B) floating point, from 0 to 1, without gradient: C. None: R is 1.
+        x_classes: (N,) integers: a, the row of C for each x_i; needed with `relevance`.
+        y_classes: (N,) integers: b, the column of C for each y_i; needed with `relevance`.
+        gamma: a number or a 0-d tensor with gradient: γ.
+        tau: a number or a 0-d tensor with gradient: τ.
+        tolerance: a number or a 0-d tensor: e.
 
-    Source: Wang et al., symmetric multi-similarity of EVA02-AT, 2025, as in the authors' SMS-Loss,
-    where a table is stored in steps of 1/240. It has no log-sum-exp, its name notwithstanding.
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be. A table that
+            holds a NaN is an error where it can be read without waiting.
+
+    Source:
+        Wang et al., symmetric multi-similarity of EVA02-AT, 2025, as in the authors' SMS-Loss,
+        where a table is stored in steps of 1/240. The loss has no log-sum-exp, its name
+        notwithstanding.
     """
     gamma, tau = number("gamma", gamma), number("tau", tau)
     tolerance = number("tolerance", tolerance)
@@ -138,7 +158,7 @@ def _looked_up(
     y_classes: Tensor | None,
     x: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The table in the dtype of statistics and the classes of both sets, checked."""
+    """Check the table and the classes of both sets; give the table the dtype of statistics."""
     n = len(x)
     if not isinstance(relevance, Tensor) or relevance.dim() != 2:
         shape = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance)

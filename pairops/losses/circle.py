@@ -29,16 +29,22 @@ def circle_loss(
 ) -> Value:
     """ℓ_i = log(1 + Σ_p e^{−γ [1 + m − s_ip]₊ (s_ip − 1 + m)} · Σ_n e^{γ [s_in + m]₊ (s_in − m)}).
 
-    The factors [·]₊ are weights: the gradient takes them as constants. 0 for an anchor without
-    positives or without negatives.
+    The factors [·]₊ are weights: the gradient takes them as constants. An anchor without positives
+    or without negatives contributes 0. `distance` must be "cosine" or "dot".
 
-    margin: m, the relaxation.  gamma: γ above 0, the sharpness.  Both are numbers or 0-d tensors
-    with gradient.  distance: "cosine" or "dot". Other arguments, errors and the returned dtype: as
-    in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        margin: a number or a 0-d tensor with gradient: m, the relaxation.
+        gamma: a number above 0 or a 0-d tensor with gradient: γ, the sharpness.
 
-    Source: Sun et al., Circle Loss, CVPR 2020, which has m = 0.25 and γ = 256 for faces. With
-    reduction="mean_nonzero" equal to pytorch-metric-learning's CircleLoss; a widespread
-    reimplementation pools the pairs of all anchors into one logarithm.
+    Source:
+        Sun et al., Circle Loss, CVPR 2020, which has m = 0.25 and γ = 256 for faces. With
+        reduction="mean_nonzero" the loss equals pytorch-metric-learning's CircleLoss.
+
+    Differs from:
+        A widespread reimplementation pools the pairs of all anchors into one logarithm.
     """
     margin, gamma = number("margin", margin), number("gamma", gamma, positive=True)
     objective = labelled(x, labels, common)
@@ -49,7 +55,7 @@ def circle_loss(
         lse(POS, gamma, margin, function=circle_pull),
         lse(NEG, gamma, margin, function=circle_push),
     )
-    # Not pos + neg where one is −inf and the other +inf.
+    # pos + neg would be NaN where one is −inf and the other +inf.
     neither = (pos == -torch.inf) | (neg == -torch.inf)
     both = torch.where(neither, -torch.inf, pos + neg)
     return objective.value(log1p_exp(both), positive=pos, negative=neg)

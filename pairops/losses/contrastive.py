@@ -36,17 +36,25 @@ def contrastive_loss(
 ) -> Value:
     """ℓ_i = Σ_p [pos_margin − s_ip]₊ + Σ_n [s_in − neg_margin]₊.
 
-    Of distances: Σ_p [d_ip − pos_margin]₊ + Σ_n [neg_margin − d_in]₊.
+    With a distance d the loss is Σ_p [d_ip − pos_margin]₊ + Σ_n [neg_margin − d_in]₊.
+    `reduction="mean_pairs"` averages the positives over those that are not 0, likewise the
+    negatives, and adds both averages up.
 
-    pos_margin, neg_margin: similarities, by default 1 and 0.5, or distances, by default 0 and 1;
-    numbers or 0-d tensors with gradient.  negatives: "raw" adds s_in as it is for each s_in >
-    neg_margin, as the code released with cross-batch memory does; the loss then jumps at the
-    margin.  reduction="mean_pairs": the positives' average over those that are not 0, and the
-    negatives', added up. Other arguments, errors and the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        pos_margin: a number or a 0-d tensor with gradient: a similarity, by default 1, or a
+            distance, by default 0.
+        neg_margin: a number or a 0-d tensor with gradient: a similarity, by default 0.5, or a
+            distance, by default 1.
+        negatives: "hinge", or "raw", which adds s_in as it is for each s_in > neg_margin, as the
+            code released with cross-batch memory does; the loss then jumps at the margin.
 
-    Source: Hadsell et al., CVPR 2006, in the similarity form of the general-pair-weighting paper.
-    With distance="l2" and reduction="mean_pairs" equal to pytorch-metric-learning's
-    ContrastiveLoss.
+    Source:
+        Hadsell et al., CVPR 2006, in the similarity form of the general-pair-weighting paper. With
+        distance="l2" and reduction="mean_pairs" the loss equals pytorch-metric-learning's
+        ContrastiveLoss.
     """
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
@@ -82,18 +90,31 @@ def margin_loss(
 ) -> Value:
     """ℓ_i = Σ_p [d_ip − β + m]₊ + Σ_n [β − d_in + m]₊, with β of the anchor's class.
 
-    Of similarities: Σ_p [β − s_ip + m]₊ + Σ_n [s_in − β + m]₊.
+    With a similarity s the loss is Σ_p [β − s_ip + m]₊ + Σ_n [s_in − β + m]₊.
+    `reduction="mean_pairs"` divides the sum by the number of pairs that are not 0; `triplets`
+    multiplies that number as it does the sum.
 
-    beta: β, a distance or similarity; a number, a 0-d tensor, or a tensor (C,) of which an anchor
-    takes the one at its label; with gradient.  margin: m; a number or a 0-d tensor with gradient.
-    triplets: count a positive once for each negative of its anchor, and a negative for each
-    positive.  reduction="mean_pairs": the sum over the number of pairs that are not 0, counted
-    likewise. Other arguments, errors and the returned dtype: as in `ms_loss`; of a label outside of
-    β an IndexError.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        beta: a number, a 0-d tensor, or a tensor (C,) whose entry at its label an anchor takes;
+            with gradient. β, a distance or a similarity.
+        margin: a number or a 0-d tensor with gradient: m.
+        triplets: True counts a positive once for each negative of its anchor, and a negative once
+            for each positive.
+        distance: how two rows are compared, as in `Pairs.of`.
 
-    Source: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017; every pair instead of
-    a sample by distance. With triplets=True and reduction="mean_pairs" equal to
-    pytorch-metric-learning's MarginLoss.
+    Raises:
+        IndexError: a label lies outside of β.
+        ValueError, TypeError: the message names the argument, what it was and must be.
+
+    Source:
+        Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017. With triplets=True and
+        reduction="mean_pairs" the loss equals pytorch-metric-learning's MarginLoss.
+
+    Differs from:
+        The paper samples pairs by distance; here every pair counts.
     """
     margin = number("margin", margin)
     if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
@@ -134,15 +155,24 @@ def binomial_deviance_loss(
 ) -> Value:
     """ℓ_i = 1/|P_i| Σ_p log(1 + e^{−α(s_ip − λ)}) + 1/|N_i| Σ_n log(1 + e^{β(s_in − λ)}).
 
-    A side without pairs adds 0; of distances s is −d and λ is −base.
+    A side without pairs adds 0. With a distance d, s is −d. `reduction="mean_pairs"` averages over
+    all positive pairs of the batch, likewise over all negative ones, and adds both averages up.
 
-    alpha, beta: sharpness on positives and negatives, above 0.  base: λ, a similarity, or a
-    distance. All three may be 0-d tensors with gradient.  reduction="mean_pairs": the averages over
-    all positive and over all negative pairs of the batch, added up. Other arguments, errors and the
-    returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        alpha: a number above 0 or a 0-d tensor with gradient: α, the sharpness on positives.
+        beta: a number above 0 or a 0-d tensor with gradient: β, the sharpness on negatives.
+        base: a number or a 0-d tensor with gradient: λ, a similarity; or a distance, and λ is
+            −base.
 
-    Source: Yi et al., Deep Metric Learning for Practical Person Re-Identification, 2014, in the
-    form of Deep_Metric, the code before multi-similarity; it leaves self pairs out by value.
+    Source:
+        Yi et al., Deep Metric Learning for Practical Person Re-Identification, 2014, in the form of
+        Deep_Metric, the code before multi-similarity.
+
+    Differs from:
+        Deep_Metric leaves self pairs out by value.
     """
     alpha, beta = number("alpha", alpha, positive=True), number("beta", beta, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
@@ -160,12 +190,12 @@ def binomial_deviance_loss(
 
 
 def _active(pull: float | Tensor, push: float | Tensor) -> tuple[Term, Term]:
-    """Numbers of an anchor's positives below `pull`, and of its negatives above `push`."""
+    """Count an anchor's positives below `pull`, and its negatives above `push`."""
     return total(POS, function=one, below=pull), total(NEG, function=one, above=push)
 
 
 def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
-    """(N,) the entry of beta (C,) at each label; of an ignored row any."""
+    """Look up the entry of beta (C,) at each label (N,); an ignored row gets any entry."""
     if not beta.is_floating_point():
         raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
     index = as_index(labels)

@@ -24,19 +24,23 @@ def pair_loss(
 ) -> Value:
     """ℓ_i = combine(R_1,i … R_K,i), where R_k is what the k-th term gathers of a row's pairs.
 
-    terms: made by `total`, `lse`, `lowest` and `highest`; with `function=pairops.Function(value)`
-    of any elementwise value.  combine: takes K tensors (N,) and returns one, in torch that autograd
-    can differentiate; an empty side comes as 0, −inf, +inf, −inf for total, lse, lowest, highest,
-    and whatever it makes of them is the loss of such an anchor.  Other arguments, errors and the
-    returned dtype: as in `ms_loss`.
+    The function is `row_stats` and a reduction. A loss whose windows depend on statistics (mining)
+    calls `row_stats` itself, as `ms_loss` does.
 
-    It is `row_stats` and a reduction. A loss whose windows depend on statistics (mining) calls
-    `row_stats` itself, as `ms_loss` does.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        terms: K terms, made by `total`, `lse`, `lowest` and `highest`; with
+            `function=pairops.Function(value)` of any elementwise value.
+        combine: a function that takes K tensors (N,) and returns one, in torch that autograd can
+            differentiate. An empty side comes as 0, −inf, +inf, −inf for total, lse, lowest,
+            highest, and the loss of such an anchor is what `combine` makes of them.
     """
     if not terms or not all(isinstance(term, Term) for term in terms):
         kinds = ", ".join([type(term).__name__ for term in terms]) or "nothing"
         raise TypeError(f"terms are {kinds}; they must be one or more pairops.Term, as of lse(NEG)")
-    if common.get("group") is not None:  # `row_stats` checks terms when the ranks have begun
+    if common.get("group") is not None:  # `row_stats` checks terms too late: the ranks have begun
         check_embeddings("x", x)
         references = common.get("ref_emb")
         partners = len(references) if isinstance(references, Tensor) else len(x)

@@ -1,4 +1,4 @@
-"""Contrast between two sets that belong together row by row: InfoNCE and what grew from it."""
+"""InfoNCE and losses that grew from it: two sets belong together row by row."""
 
 from typing import Any
 
@@ -32,15 +32,20 @@ def info_nce_loss(
 ) -> Value:
     """ℓ_i = ½ (log Σ_j e^{s_ij/τ} + log Σ_j e^{s_ji/τ}) − s_ii/τ: x_i finds y_i, and y_i finds x_i.
 
-    x, y: embeddings; y_i is the one positive of x_i. Rows of y beyond the N-th are hard negatives:
-    every x_i has to tell them from y_i.  temperature: τ above 0; a number or a 0-d tensor with
-    gradient.  symmetric: False leaves x_i finds y_i alone, log Σ_j e^{s_ij/τ} − s_ii/τ.  weight:
-    (N,) per pair (i, i).  Of distances s is −d. Other arguments, errors and the returned dtype: as
-    in `ms_loss`.
+    y_i is the one positive of x_i. Rows of y beyond the N-th are hard negatives: every x_i has to
+    tell them from y_i. `weight` is one factor per pair (i, i). With a distance d, s is −d.
 
-    Source: van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021), equal to
-    open_clip's ClipLoss with logit_scale = 1/τ; one-way with hard negatives it is
-    sentence-transformers' MultipleNegativesRankingLoss with scale = 1/τ.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        y: (M, D) of the dtype of x, with M ≥ N. The embeddings that x is compared with.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+        symmetric: False leaves only the direction in which x_i finds y_i, log Σ_j e^{s_ij/τ} −
+            s_ii/τ.
+
+    Source:
+        van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021). The two-way loss
+        equals open_clip's ClipLoss with logit_scale = 1/τ. The one-way loss with hard negatives is
+        sentence-transformers' MultipleNegativesRankingLoss with scale = 1/τ.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = paired(x, y, common)
@@ -56,8 +61,10 @@ def info_nce_loss(
 
 
 def _own_and_others(scale: float | Tensor) -> tuple[Term, ...]:
-    """The similarity of an anchor's own pair; that times `scale`, and log Σ e^{scale s} of the
-    others, both less it: the loss is theirs, and small ones are not lost in large numbers."""
+    """Build terms of an anchor: c = s_ii, scale (s_ii − c), log Σ_{j≠i} e^{scale (s_ij − c)}.
+
+    c is held constant. A loss of differences from it does not lose small numbers in large ones.
+    """
     near = highest(POS, grad=False)
     return near, total(POS, scale, near), lse(NEG, scale, near)
 
@@ -74,14 +81,20 @@ def decoupled_contrastive_loss(
 ) -> Value:
     """ℓ_i = log(Σ_{j≠i} e^{⟨x_i, x_j⟩/τ} + Σ_{j≠i} e^{⟨x_i, y_j⟩/τ}) − w_i ⟨x_i, y_i⟩/τ.
 
-    The positive is not in the denominator. 0 for N = 1.
+    The positive is not in the denominator. The loss is 0 for N = 1. `weight` is one factor per pair
+    (i, i). With a distance d, ⟨·, ·⟩ is −d.
 
-    x, y: two views.  sigma: σ above 0; w_i = 2 − N e^{⟨x_i, y_i⟩/σ} / Σ_k e^{⟨x_k, y_k⟩/σ}, with
-    gradient; without it w_i = 1.  symmetric: the mean of that and of the same with x and y
-    exchanged. Other arguments, errors and the returned dtype: as in `info_nce_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings of one view.
+        y: (N, D) of the dtype of x, the embeddings of the other view.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+        sigma: a number above 0 or a 0-d tensor with gradient: σ in w_i = 2 − N e^{⟨x_i, y_i⟩/σ} /
+            Σ_k e^{⟨x_k, y_k⟩/σ}, which has a gradient. None: w_i = 1.
+        symmetric: True takes the mean of this loss and of the same with x and y exchanged.
 
-    Source: Yeh et al., Decoupled Contrastive Learning, ECCV 2022; the weights are those of a
-    reimplementation, whose gradient passes through them.
+    Source:
+        Yeh et al., Decoupled Contrastive Learning, ECCV 2022. The weights w_i are those of a
+        reimplementation, whose gradient passes through them.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     spread = None if sigma is None else number("sigma", sigma, positive=True)
@@ -89,7 +102,7 @@ def decoupled_contrastive_loss(
     asked, comparing = split(common, x)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
     pairs = objective.pairs
-    # snr divides by the variance of the anchor, which is a row of y the other way.
+    # snr divides by the variance of the anchor. In the other direction that is a row of y.
     directed = pairs.measure is not None and pairs.measure.directed
     at_once = (x, y) if symmetric and not directed else (x,)
     losses = _decoupled(objective, pairs, at_once, comparing, scale, spread)
@@ -107,7 +120,16 @@ def _decoupled(
     scale: float | Tensor,
     spread: float | Tensor | None,
 ) -> Tensor:  # (N,)
-    """sets: the rows of `pairs`, whose way this is; then its columns, for the mean of both ways."""
+    """Compute the loss of every pair (i, i), before weights.
+
+    Args:
+        objective: the objective of the call.
+        pairs: x_i and y_i, by index.
+        sets: the rows of `pairs`, and its columns too for the mean of both directions.
+        comparing: keywords of `Pairs.of` that say how rows are compared.
+        scale: 1/τ.
+        spread: σ. None: w_i = 1.
+    """
     terms = _own_and_others(scale)
     found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
     if pairs.batch[0] < 2:
@@ -126,7 +148,7 @@ def _decoupled(
 
 
 def _shares(z: Tensor, objective: Objective) -> Tensor:
-    """N times the softmax of z (N,), both of the whole batch."""
+    """Compute N times the softmax of z (N,) over the batch of all ranks."""
     group = objective.group
     if group is None:
         return len(z) * torch.softmax(z, 0)
@@ -147,12 +169,17 @@ def multi_positive_loss(
     """ℓ_i = 1/P Σ_o [log(Σ_j e^{⟨x_i, p_jo⟩/τ} + Σ_k e^{⟨x_i, n_k⟩/τ}) − ⟨x_i, p_io⟩/τ].
 
     Each slot o of positives is a softmax of its own: the other positives of the same row are not in
-    it, the same slot of other rows is, and all negatives are.
+    it, the same slot of other rows is, and all negatives are. `Aux` counts the pairs that are
+    compared in one slot. `weight` is one factor per row. With a distance d, ⟨·, ·⟩ is −d.
 
-    positives: P ≥ 1 of them for every row.  negatives: those of all rows together. Other arguments,
-    errors and the returned dtype: as in `info_nce_loss`; `Aux` counts what is compared in one slot.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        positives: (N, P, D) of the dtype of x: P ≥ 1 of them for every row.
+        negatives: (K, D) of the dtype of x: those of all rows together. None: there are none.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
-    Source: CoDiEmb, the retrieval loss of its training code.
+    Source:
+        CoDiEmb, the retrieval loss of its training code.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     check_embeddings("x", x)

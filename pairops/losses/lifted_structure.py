@@ -34,22 +34,33 @@ def lifted_structure_loss(
     distance: Distance = "l2",
     **common: Unpack[LabelledApart],
 ) -> Value:
-    """Generalised: ℓ_i = [log Σ_p e^{d_ip − m_p} + log Σ_n e^{m_n − d_in}]₊.
+    """ℓ_i = [log Σ_p e^{d_ip − m_p} + log Σ_n e^{m_n − d_in}]₊, or the original form.
 
-    Original: ℓ_i = Σ_p ½ [d_ip − m_p + log(Σ_{n∈N_i} e^{m_n − d_in} + Σ_{n∈N_p} e^{m_n − d_pn})]₊²,
-    where N_p are the anchors with another label than p. Of similarities d is −s, m_p and m_n
-    likewise.
+    The original form is ℓ_i = Σ_p ½ [d_ip − m_p + log(Σ_{n∈N_i} e^{m_n − d_in} + Σ_{n∈N_p} e^{m_n −
+    d_pn})]₊², where N_p are the anchors with another label than p. With a similarity s, d is −s,
+    and the margins change their sign likewise. In the generalised form a side without pairs adds 0;
+    in the original form a batch without negatives is worth 0. `reduction="mean_pairs"` averages the
+    original form over positive pairs.
 
-    form: which of the two. In the generalised one a side without pairs adds 0; in the original one
-    a batch without negatives is worth 0.  pos_margin, neg_margin: m_p and m_n, distances, by
-    default 0 and 1, or similarities, by default 1 and 0; numbers or 0-d tensors with gradient.
-    reduction="mean_pairs": of the original, the average over positive pairs. Other arguments,
-    errors and the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        form: "generalised" or "original".
+        pos_margin: a number or a 0-d tensor with gradient: m_p, a distance, by default 0, or a
+            similarity, by default 1.
+        neg_margin: a number or a 0-d tensor with gradient: m_n, a distance, by default 1, or a
+            similarity, by default 0.
+        distance: how two rows are compared, as in `Pairs.of`.
 
-    Source: Song et al., CVPR 2016; generalised by Hermans et al., In Defense of the Triplet Loss,
-    2017. Equal to pytorch-metric-learning's GeneralizedLiftedStructureLoss, and the original with
-    reduction="mean_pairs" to its LiftedStructureLoss; of two sets, that takes the negatives of p by
-    index from the anchors.
+    Source:
+        Song et al., CVPR 2016; generalised by Hermans et al., In Defense of the Triplet Loss, 2017.
+        The generalised form equals pytorch-metric-learning's GeneralizedLiftedStructureLoss, and
+        the original form with reduction="mean_pairs" its LiftedStructureLoss.
+
+    Differs from:
+        pytorch-metric-learning's LiftedStructureLoss takes, with two sets, the negatives of p by
+        index from the anchors.
     """
     if form not in ("generalised", "original"):
         raise ValueError(f'form is {form!r}; it must be "generalised" or "original"')
@@ -80,8 +91,10 @@ def _original(objective: Objective, pull: float | Tensor, push: float | Tensor) 
 
 
 def _negatives(pairs: Pairs, push: float | Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ e^{t − m_n} over the negatives of every row (N,), and of every partner (M,), which is
-    then the anchor: snr divides by its variance."""
+    """Compute log Σ e^{t − m_n} over the negatives of every row (N,) and of every partner (M,).
+
+    A partner is then the anchor, and snr divides by its variance.
+    """
     term = lse(NEG, 1.0, push)
     if pairs.y is None:
         (rows,) = row_stats(pairs, term)

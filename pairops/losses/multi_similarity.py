@@ -29,21 +29,30 @@ def ms_loss(
 ) -> Value:
     """ℓ_i = 1/α log(1 + Σ_{P∗_i} e^{−α(s_ip − λ)}) + 1/β log(1 + Σ_{N∗_i} e^{β(s_in − λ)}).
 
-    P∗_i holds the positives with s_ip − ε < max_n s_in, N∗_i the negatives with s_in + ε > min_p
-    s_ip: an anchor without positives, or without negatives, has neither and contributes 0. With
-    `epsilon=None` nothing is mined, and a side without pairs contributes 0.
+    P∗_i holds the positives with s_ip − ε < max_n s_in, and N∗_i the negatives with s_in +
+    ε > min_p s_ip. An anchor without positives, or without negatives, has neither and contributes
+    0. With `epsilon=None` nothing is mined, and a side without pairs contributes 0. With a distance
+    d, s is −d.
 
-    x: embeddings.  labels: integers.  alpha, beta: sharpness on positives and negatives, above 0.
-    base: λ, a similarity; of distances, where s is −d, a distance.  epsilon: ε, a difference of
-    similarities or distances.  alpha, beta and base may be 0-d tensors with gradient.  weight,
-    reduction, return_aux: see `pairops.losses.objective`.  Further keywords: see `Pairs.of`.
-    Returns float32, or float64 for float64 embeddings.  Raises ValueError or TypeError that names a
-    bad argument.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        alpha: a number above 0 or a 0-d tensor with gradient: α, the sharpness on positives.
+        beta: a number above 0 or a 0-d tensor with gradient: β, the sharpness on negatives.
+        base: a number or a 0-d tensor with gradient: λ, a similarity; or a distance, and λ is
+            −base.
+        epsilon: a number, ε, a difference of similarities or of distances. None: nothing is mined.
 
-    Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019. The official
-    code uses β = 40, leaves self pairs out by value (s < 1 − 1e-5, and exact duplicates with them)
-    and fails on an anchor without positives; here a row's own pair is left out by index. Equal to
-    pytorch-metric-learning's MultiSimilarityLoss, with MultiSimilarityMiner unless `epsilon=None`.
+    Source:
+        Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019. The loss equals
+        pytorch-metric-learning's MultiSimilarityLoss, with MultiSimilarityMiner unless
+        `epsilon=None`.
+
+    Differs from:
+        The official code uses β = 40, leaves self pairs out by value (s < 1 − 1e-5, and exact
+        duplicates with them) and fails on an anchor without positives. Here a row's own pair is
+        left out by index.
     """
     alpha, beta = number("alpha", alpha, positive=True), number("beta", beta, positive=True)
     slack = None if epsilon is None else number("epsilon", epsilon)
@@ -54,7 +63,7 @@ def ms_loss(
     mined: tuple[Term, ...] = ()
     if slack is not None:
         warn_without_positives(pairs)
-        # What a threshold is less ε is the threshold of what is less ε, to the last bit.
+        # lowest(s) − ε is lowest(s − ε) to the last bit, so the extremes are taken of s ∓ ε.
         far = lowest(POS, 1.0, slack, function=affine, grad=False)
         near = highest(NEG, 1.0, -slack, function=affine, grad=False)
         mined = far, near
@@ -73,15 +82,23 @@ def mlcd_loss(
     scale: float | Tensor = 64.0,
     **common: Unpack[Labelled],
 ) -> Value:
-    """ℓ_i = log(1 + Σ_n e^{γ s_in}) + log(1 + Σ_p e^{−γ s_ip}); a side without pairs adds 0.
+    """ℓ_i = log(1 + Σ_n e^{γ s_in}) + log(1 + Σ_p e^{−γ s_ip}).
 
-    scale: γ above 0; a number or a 0-d tensor with gradient. The references are class centres,
-    `ref_emb` and `ref_labels`: centres with the same label are positives together. Of distances s
-    is −d. Other arguments, errors and the returned dtype: as in `ms_loss`.
+    A side without pairs adds 0. The references are class centres, `ref_emb` and `ref_labels`:
+    centres with the same label are positives together. With a distance d, s is −d.
 
-    Source: An et al., Multi-Label Cluster Discrimination, ECCV 2024, over all centres instead of a
-    sample of them. Its training code is not public; a later one of the same team does something
-    else.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        scale: a number above 0 or a 0-d tensor with gradient: γ.
+
+    Source:
+        An et al., Multi-Label Cluster Discrimination, ECCV 2024.
+
+    Differs from:
+        The paper compares with a sample of the centres; here all of them are compared. The paper's
+        training code is not public, and a later one of the same team does something else.
     """
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common)

@@ -25,7 +25,7 @@ __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
 
 
 class AgainstProxies(Asked, total=False):
-    """Further keywords of a loss against proxies."""
+    """The keywords that losses against proxies share."""
 
     ignore_index: int | None
     normalize: bool | None
@@ -45,22 +45,30 @@ def proxy_anchor_loss(
 ) -> Value:
     """ℓ_c = C/C⁺ log(1 + Σ_{i∈P_c} e^{−α(s_ic − δ)}) + log(1 + Σ_{i∉P_c} e^{α(s_ic + δ)}).
 
-    One number for each proxy c: it is the anchor, and the batch its references. C⁺ proxies have a
-    positive in the batch; so the mean over proxies is the paper's sum of two means.
+    The loss has one number for each proxy c: the proxy is the anchor, and the batch its references.
+    C⁺ proxies have a positive in the batch; so the mean over proxies is the paper's sum of two
+    means. `weight`, and the result with reduction="none", have the shape (C,). With `group` every
+    rank has all proxies, and its anchors are its share of them,
+    `proxies.tensor_split(ranks)[rank]`.
 
-    proxies: cast to the dtype of x.  proxy_labels: integers, by default 0 … C − 1.  alpha: above 0.
-    margin: δ. Both may be 0-d tensors with gradient.  weight: (C,).  distance: "cosine" or "dot".
-    group: every rank has all proxies, and its share of them, `proxies.tensor_split(ranks)[rank]`,
-    are its anchors. Other arguments, errors and the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. A proxy with the same label is a positive, any other a negative.
+        proxies: (C, D) floating point, cast to the dtype of x.
+        proxy_labels: (C,) integers. None: 0 … C − 1.
+        alpha: a number above 0 or a 0-d tensor with gradient: α.
+        margin: a number or a 0-d tensor with gradient: δ.
+        distance: "cosine" or "dot".
 
-    Source: Kim et al., Proxy Anchor Loss, CVPR 2020; equal to the authors' code and to
-    pytorch-metric-learning's ProxyAnchorLoss.
+    Source:
+        Kim et al., Proxy Anchor Loss, CVPR 2020. The loss equals the authors' code and
+        pytorch-metric-learning's ProxyAnchorLoss.
     """
     alpha, margin = number("alpha", alpha, positive=True), number("margin", margin)
     asked, pairing = split(common, proxies, "proxies")
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     group = Group.of(asked.get("group"))
-    if group is not None:  # each rank has some of the anchors
+    if group is not None:  # each rank takes a part of the anchors
         proxies, proxy_labels = group.part(proxies), group.part(proxy_labels)
         if asked.get("weight") is not None:
             asked["weight"] = group.part(asked["weight"])
@@ -90,18 +98,27 @@ def proxy_nca_loss(
 ) -> Value:
     """ℓ_i = log Σ_c e^{−γ d_ic} − (1 − ε) log Σ_{c∈P_i} e^{−γ d_ic} + ε/|N_i| Σ_{c∈N_i} γ d_ic.
 
-    0 for a row without a proxy of its label; without another proxy nothing is smoothed. Of
-    similarities −d is s.
+    A row without a proxy of its label contributes 0; without another proxy nothing is smoothed.
+    With a similarity s, −d is s. With `group` each rank has all proxies, and compares its rows with
+    them.
 
-    proxies: cast to the dtype of x; each rank of a group has all of them, and compares its rows
-    with them.  proxy_labels: integers, by default 0 … C − 1.  scale: γ above 0; a number or a 0-d
-    tensor with gradient.  smoothing: ε of the label, from 0 to below 1. Other arguments, errors and
-    the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. A proxy with the same label is a positive, any other a negative.
+        proxies: (C, D) floating point, cast to the dtype of x.
+        proxy_labels: (C,) integers. None: 0 … C − 1.
+        scale: a number above 0 or a 0-d tensor with gradient: γ.
+        smoothing: a number from 0 to below 1: ε, the smoothing of the label.
+        distance: how a row and a proxy are compared, as in `Pairs.of`.
 
-    Source: Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017,
-    whose denominator leaves the own proxy out; here it is in, as in the code that people use:
-    scale=3 and smoothing=0.1 are that of dichotomies/proxy-nca, and reduction="mean_nonzero" is
-    pytorch-metric-learning's ProxyNCALoss.
+    Source:
+        Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, ICCV 2017. With
+        scale=3 and smoothing=0.1 the loss is the code of dichotomies/proxy-nca, and with
+        reduction="mean_nonzero" pytorch-metric-learning's ProxyNCALoss.
+
+    Differs from:
+        The paper's denominator leaves the own proxy out; here it is in, as in the code that people
+        use.
     """
     scale = number("scale", scale, positive=True)
     plain = plain_float(smoothing)
@@ -117,7 +134,7 @@ def proxy_nca_loss(
         **pairing | {"group": None},
     )  # fmt: skip
     objective = Objective.of(pairs, **asked)
-    if objective.group is not None:  # nothing else exchanges: a rank compares with all proxies
+    if objective.group is not None:  # the only exchange: a rank compares with all proxies
         objective.group.agree({})
     else:
         warn_without_positives(pairs)
@@ -156,7 +173,7 @@ def _checked(
 
 
 def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
-    """Where it can be seen without waiting: a label beyond the proxies has none."""
+    """Refuse a label without a proxy, where labels can be read without waiting."""
     if not isinstance(labels, Tensor) or not readable(labels) or labels.is_floating_point():
         return
     if ignored is not None:

@@ -1,4 +1,4 @@
-"""SigLIP: every pair of two sets is told by a sigmoid whether it belongs together."""
+"""SigLIP: a sigmoid decides for every pair of two sets whether it belongs together."""
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -26,12 +26,20 @@ def siglip_loss(
 ) -> Value:
     """ℓ_i = Σ_j log(1 + exp(−z_ij (t s_ij + b))), z_ii = 1 and z_ij = −1 elsewhere.
 
-    scale, bias: t and b; numbers or 0-d tensors with gradient; the defaults are those with which
-    the paper starts to train. Rows of y beyond the N-th are negatives. Other arguments: as in
-    `info_nce_loss`.
+    Rows of y beyond the N-th are negatives. `weight` is one factor per row of x. With a distance d,
+    s is −d.
 
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023; equal to open_clip's
-    SigLipLoss with logit_scale = t.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        y: (M, D) of the dtype of x, with M ≥ N. y_i is the one positive of x_i.
+        scale: a number or a 0-d tensor with gradient: t. The default is the paper's at the start of
+            training.
+        bias: a number or a 0-d tensor with gradient: b. The default is the paper's at the start of
+            training.
+
+    Source:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023. The loss equals open_clip's
+        SigLipLoss with logit_scale = t.
     """
     scale, bias = number("scale", scale), number("bias", bias)
     objective = paired(x, y, common)

@@ -31,13 +31,22 @@ def supcon_loss(
 ) -> Value:
     """ℓ_i = log Σ_{j≠i} e^{s_ij/τ} − 1/|P_i| Σ_p s_ip/τ, 0 for an anchor without positives.
 
-    temperature: τ above 0; a number or a 0-d tensor with gradient. Of distances s is −d. Other
-    arguments, errors and the returned dtype: as in `ms_loss`.
+    With a distance d, s is −d. `reduction="mean"` counts anchors without positives, and
+    "mean_nonzero" leaves them out.
 
-    Source: Khosla et al., Supervised Contrastive Learning, 2020. SupContrast multiplies by τ/τ_base
-    (1.43 at its defaults of another τ); here there is no such factor. "mean" counts anchors without
-    positives, as SupContrast does; "mean_nonzero" leaves them out, as pytorch-metric-learning does,
-    which also returns 0 for a batch without negatives.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+
+    Source:
+        Khosla et al., Supervised Contrastive Learning, 2020.
+
+    Differs from:
+        SupContrast multiplies by τ/τ_base, 1.43 at τ = 0.1 with its default τ_base = 0.07; here
+        there is no such factor. SupContrast averages as "mean" does. pytorch-metric-learning
+        averages as "mean_nonzero" does, and also returns 0 for a batch without negatives.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common)
@@ -46,7 +55,7 @@ def supcon_loss(
     near = highest(POS, grad=False)
     neg, pos = lse(NEG, scale, near), lse(POS, scale, near)
     sums = total(POS, scale, near)
-    # log Σ over all less the log Σ over positives, and of several of these less their mean.
+    # log Σ over all less log Σ over positives, and log Σ over positives less their mean.
     pieces = softplus_of(neg, pos), less_mean(pos, sums)
     return objective.of_pieces((near, neg, pos, sums), pieces, all=lse(ALL, scale, 0.0))
 
@@ -61,15 +70,22 @@ def nt_xent_loss(
 ) -> Value:
     """ℓ_i = 1/|P_i| Σ_p log(1 + Σ_n e^{(s_in − s_ip)/τ}), 0 for an anchor without positives.
 
-    Each positive competes with the negatives and not with other positives.
+    Each positive competes with the negatives and not with other positives. With a distance d, s is
+    −d. `reduction="mean_pairs"` averages over all positive pairs.
 
-    temperature: τ above 0; a number or a 0-d tensor with gradient. Of distances s is −d.
-    reduction="mean_pairs": the average over all positive pairs. Other arguments, errors and the
-    returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
-    Source: Sohn, 2016; Chen et al., SimCLR, 2020, which has one positive per anchor. With
-    reduction="mean_pairs" equal to pytorch-metric-learning's NTXentLoss, but for the tiny number
-    that it adds to a probability.
+    Source:
+        Sohn, 2016; Chen et al., SimCLR, 2020, which has one positive per anchor. With
+        reduction="mean_pairs" the loss equals pytorch-metric-learning's NTXentLoss, but for the
+        difference below.
+
+    Differs from:
+        pytorch-metric-learning adds a tiny number to a probability.
     """
     return _nt_xent(x, labels, temperature, common)
 
@@ -84,13 +100,23 @@ def decoupled_softmax_loss(
 ) -> Value:
     """ℓ_i = 1/|P_i| Σ_p log(1 + Σ_n e^{(s_in − s_ip)/τ}): `nt_xent_loss` against classes.
 
-    Extreme classification: the references are class embeddings, `ref_emb` (C, D) and `ref_labels`
-    (C,), of which several may have one label. Arguments, errors and the returned dtype: as in
-    `nt_xent_loss`.
+    The loss is for extreme classification: the references are class embeddings, `ref_emb` (C, D)
+    and `ref_labels` (C,), and several of them may have one label. An anchor without positives
+    contributes 0. With a distance d, s is −d. `reduction="mean_pairs"` averages over all positive
+    pairs.
 
-    Source: Gupta et al., Dual-Encoders for Extreme Multi-Label Classification (DEXML), 2024. Its
-    code draws one positive per query unless it is told not to, and leaves the others in the
-    denominator at e^{−100}; here all count, each on its own.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+
+    Source:
+        Gupta et al., Dual-Encoders for Extreme Multi-Label Classification (DEXML), 2024.
+
+    Differs from:
+        The authors' code draws one positive per query unless it is told not to, and leaves the
+        others in the denominator at e^{−100}. Here all positives count, each on its own.
     """
     return _nt_xent(x, labels, temperature, common)
 
@@ -123,19 +149,28 @@ def nca_loss(
 ) -> Value:
     """ℓ_i = −log (Σ_p e^{−γ d_ip} / Σ_{j≠i} e^{−γ d_ij}), 0 for an anchor without positives.
 
-    scale: γ above 0; a number or a 0-d tensor with gradient. Of similarities −d is s. Other
-    arguments, errors and the returned dtype: as in `ms_loss`.
+    With a similarity s, −d is s.
 
-    Source: Goldberger et al., Neighbourhood Components Analysis, 2004. With
-    reduction="mean_nonzero" equal to pytorch-metric-learning's NCALoss, which is NaN for a batch
-    without positives.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        scale: a number above 0 or a 0-d tensor with gradient: γ.
+        distance: how two rows are compared, as in `Pairs.of`.
+
+    Source:
+        Goldberger et al., Neighbourhood Components Analysis, 2004. With reduction="mean_nonzero"
+        the loss equals pytorch-metric-learning's NCALoss, but for the difference below.
+
+    Differs from:
+        pytorch-metric-learning's NCALoss is NaN for a batch without positives.
     """
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common, distance=distance)
     pairs = objective.pairs
     warn_without_positives(pairs)
     near = highest(POS, grad=False)
-    # Not the difference of two sums of which one holds the other: it would be 0 within rounding.
+    # A difference of the sums over all and over positives would be 0 within rounding.
     pos, neg = lse(POS, scale, near), lse(NEG, scale, near)
     return objective.of_pieces(
         (near, pos, neg), [softplus_of(neg, pos)],
@@ -153,15 +188,22 @@ def n_pair_loss(
 ) -> Value:
     """ℓ_a = log Σ_c e^{s_{a,p(c)}} − s_{a,p(a)}: a finds its positive among one of every class.
 
-    Of each label with two rows or more the first is an anchor a, the second its positive p. Other
-    rows are as if ignored: 0 with reduction="none", and not counted in "mean".
+    The first row of each label that has two rows or more is an anchor a, and the second row its
+    positive p. Other rows are treated as ignored: they are 0 with reduction="none", and not counted
+    in "mean".
 
-    distance: "dot" unless told otherwise.  weight, reduction, return_aux, ignore_index, normalize,
-    errors and the returned dtype: as in `ms_loss`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers.
+        distance: how two rows are compared, as in `Pairs.of`.
 
-    Source: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss, 2016, without its
-    penalty on norms. With distance="cosine" equal to pytorch-metric-learning's NPairsLoss, whose
-    dot product is of unit vectors.
+    Source:
+        Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss, 2016. With
+        distance="cosine" the loss equals pytorch-metric-learning's NPairsLoss, whose dot product is
+        of unit vectors.
+
+    Differs from:
+        The paper adds a penalty on norms; here there is none.
     """
     asked, pairing = split(common, x)
     first, second = _first_two(x, labels, pairing.pop("ignore_index", -100), pairing.get("group"))
@@ -185,9 +227,9 @@ def n_pair_loss(
 def _first_two(
     x: Tensor, labels: Tensor, ignore_index: int | None, group: Given
 ) -> tuple[Tensor, Tensor]:
-    """(N,) the class of the first row of each label, and of the second; −1 for all other rows.
+    """Find the classes (N,) of the first row of each label, and of the second; −1 for other rows.
 
-    The classes are places in the order of labels, of all ranks.
+    A class is a position in the sorted labels of all ranks.
     """
     pairs = Pairs.of(x.detach(), labels, ignore_index=ignore_index, distance="dot", group=group)
     every = pairs.of_all(0, labels.to(x.device, torch.int64))

@@ -36,20 +36,32 @@ def triplet_loss(
 ) -> Value:
     """ℓ_i = Σ_{(p, n)} [s_in − s_ip + m]₊ over the anchor's mined triplets; 0 if it has none.
 
-    margin: m, a difference of similarities or distances; a number or a 0-d tensor with gradient.
-    mining: "hard", one triplet, of the farthest positive and the nearest negative; "semihard", with
-    each positive the nearest negative that is farther than it, or the farthest one if none is;
-    "all" of them.  soft: log(1 + e^z) instead of [z]₊.  reduction="mean_pairs": for "semihard" the
-    average over positive pairs, for "all" over the triplets with [z]₊ > 0. Other arguments, errors
-    and the returned dtype: as in `ms_loss`. Of equal extremes the lowest index gets the gradient.
+    With a distance d, s is −d. If several pairs attain an extreme, the one with the lowest index
+    gets the gradient. `reduction="mean_pairs"` averages over positive pairs with mining="semihard",
+    and over the triplets with [z]₊ > 0 with mining="all"; mining="hard" does not have it.
 
     "semihard" and "all" make a row of every positive pair: they take O(K·D) memory for K such pairs
     and, on a GPU, wait for K.
 
-    Source: "hard" Hermans et al., In Defense of the Triplet Loss, 2017; sentence-transformers
-    counts an anchor without positives as if its farthest were at distance 0. "semihard" Schroff et
-    al., FaceNet, 2015, in TensorFlow Addons' form. "all" with distance="l2" and
-    reduction="mean_pairs" is pytorch-metric-learning's TripletMarginLoss.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. Rows with equal labels are positives of each other, other rows
+            negatives.
+        margin: a number or a 0-d tensor with gradient: m, a difference of similarities or
+            distances.
+        mining: "hard", one triplet, of the farthest positive and the nearest negative; "semihard",
+            with each positive the nearest negative that is farther than it, or the farthest
+            negative if none is; "all", every triplet.
+        soft: True takes log(1 + e^z) instead of [z]₊.
+
+    Source:
+        "hard" Hermans et al., In Defense of the Triplet Loss, 2017. "semihard" Schroff et al.,
+        FaceNet, 2015, in TensorFlow Addons' form. "all" with distance="l2" and
+        reduction="mean_pairs" is pytorch-metric-learning's TripletMarginLoss.
+
+    Differs from:
+        sentence-transformers counts an anchor without positives as if its farthest were at distance
+        0.
     """
     margin = number("margin", margin)
     if mining not in ("hard", "semihard", "all"):
@@ -71,7 +83,7 @@ def _semihard(objective: Objective, margin: float | Tensor, soft: bool) -> Value
     (near,) = row_stats(rows.pairs, highest(NEG, below=rows.score.detach()))
     (farthest,) = row_stats(pairs, lowest(NEG))
     farthest = pick_rows(farthest, rows.anchor)
-    # +inf: the anchor has no negative at all.
+    # +inf marks an anchor without any negative.
     near = torch.where(near == -torch.inf, farthest, near)
     violation = torch.where(near == torch.inf, -torch.inf, near - rows.score + margin)
     losses = rows.per_anchor(_penalty(violation, soft))
@@ -97,7 +109,7 @@ def _all(objective: Objective, margin: float | Tensor, soft: bool) -> Value:
         positives, negatives = pairs.counts()
         return objective.mean_pairs((rows.per_anchor(sums), positives * negatives))
     sums, active = row_stats(rows.pairs, penalties, total(NEG, function=one, above=base))
-    if objective.weight is not None:  # of an anchor; else what is added up may be of pairs
+    if objective.weight is not None:  # weights are per anchor, else per pair will do
         sums, active = rows.per_anchor(sums), rows.per_anchor(active)
     return objective.mean_pairs((sums, active))
 

@@ -17,6 +17,7 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES, choose
 from pairops.ops.pairs.pairs import Pairing, Pairs
+from pairops.ops.pairs.signatures import keywords_of, spelled_out
 from pairops.ops.pairs.similarity import exactly
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.functions import one
@@ -34,10 +35,20 @@ _MOST = 2**24  # references: a count in float32 is exact so far
 _COUNTED = 32  # positives of a query, at most, whose ranks are counted one by one
 _AT_ONCE = 8  # counts in a pass: each adds a thirtieth of the time of a matrix product
 
+_spelled_out = spelled_out(keywords_of(Pairs.of))
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Means over queries; NaN where there is no query."""
+    """Means over queries; NaN where there is no query.
+
+    Args:
+        recall: by K, the share of queries with a hit among their K nearest.
+        mrr: the mean of 1 / rank of the first hit.
+        map_at_r: MAP@R. None: not asked for.
+        r_precision: R-precision. None: not asked for.
+        queries: over how many queries the means are taken.
+    """
 
     recall: dict[int, float]  # by K: the share of queries with a hit among their K nearest
     mrr: float  # of 1 / rank of the first hit
@@ -46,6 +57,7 @@ class Retrieval:
     queries: int  # over how many the means are taken
 
 
+@_spelled_out
 @refusing
 @torch.no_grad()
 def evaluate(
@@ -59,7 +71,7 @@ def evaluate(
     progress: bool | None = None,
     **pairing: Unpack[Pairing],
 ) -> Retrieval:
-    """How well the references nearest to a query have its label.
+    """Measure how well the references nearest to a query have its label.
 
     With R the number of references that have a query's label, itself left out, and rank_k the rank
     of the k-th nearest of these among all references:
@@ -67,32 +79,36 @@ def evaluate(
         Recall@K = [rank_1 ≤ K]    R-precision = #{k: rank_k ≤ R} / R
         MRR = 1 / rank_1           MAP@R = 1/R Σ_{k: rank_k ≤ R} k / rank_k
 
-    x: (N, D) queries; labels: (N,) integers; references, ids, ignored rows, distance and its
-    defaults: as in `Pairs.of`. Without ref_emb every row is a query and a reference. Distances of
-    unit vectors rank as "cosine" does, which is the fastest.
+    Without `ref_emb` every row is a query and a reference. Distances of unit vectors rank as
+    "cosine" does, which is the fastest. A NaN is never near: a negative at a NaN ranks before every
+    positive, and a query with a NaN among its positives has no hit.
 
-    recall_at: the K. This is the Recall@K of metric learning; that of information retrieval is the
-    share of a query's R positives that are found.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the queries.
+        labels: (N,) integers. A reference with the same label is a hit.
+        recall_at: ints, the K. This is the Recall@K of metric learning; that of information
+            retrieval is the share of a query's R positives that are found.
+        map_at_r: False leaves MAP@R and R-precision out, which cost as much again or more.
+        ties: where a negative is exactly as near as a positive, "pessimistic" ranks the negative
+            first, "optimistic" the positive.
+        lone: "skip" leaves a query without positives out, "zero" counts it as 0.
+        progress: True shows a bar anywhere, False nowhere. None: on a terminal, if tqdm is
+            installed. Where a query has more than 32 positives, or with a distance, MAP@R takes
+            longest, block by block.
 
-    map_at_r: False leaves MAP@R and R-precision out, which cost as much again or more.
+    Returns:
+        The means over the queries.
 
-    ties: where a negative is exactly as near as a positive, "pessimistic" ranks the negative first,
-    "optimistic" the positive.
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
 
-    lone: a query without positives is left out ("skip"), or counts as 0 ("zero").
+    Source:
+        Musgrave et al., A Metric Learning Reality Check, ECCV 2020 (MAP@R, R-precision). Where
+        nothing ties the numbers equal pytorch-metric-learning's AccuracyCalculator, whose
+        precision_at_1 is Recall@1.
 
-    progress: where a query has more than 32 positives, or with a distance, MAP@R takes longest,
-    block by block. None shows a bar on a terminal, if tqdm is installed; True shows it anywhere,
-    False nowhere.
-
-    A NaN is never near: a negative at a NaN ranks before every positive, and a query with a NaN
-    among its positives has no hit.
-
-    Raises ValueError or TypeError that names a bad argument.
-
-    Source: Musgrave et al., A Metric Learning Reality Check, ECCV 2020 (MAP@R, R-precision). Where
-    nothing ties equal to pytorch-metric-learning's AccuracyCalculator, whose precision_at_1 is
-    Recall@1; ties it leaves to its index.
+    Differs from:
+        pytorch-metric-learning leaves ties to its index.
     """
     cutoffs = _cutoffs(recall_at)
     _one_of("lone", lone, ("skip", "zero"))
@@ -115,19 +131,30 @@ def evaluate(
     )
 
 
+@_spelled_out
 @refusing
 @torch.no_grad()
 def first_ranks(
     x: Tensor, labels: Tensor, *, ties: Ties = "pessimistic", **pairing: Unpack[Pairing]
 ) -> Tensor:
-    """(N,) int64: the rank of each query's first hit, from 1; 0 for a query without positives.
+    """Return the rank of each query's first hit, from 1.
 
-    Arguments: as in `evaluate`. Of M references the rank M + 1 says that the query has a NaN among
-    its positives.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the queries.
+        labels: (N,) integers. A reference with the same label is a hit.
+        ties: "pessimistic" or "optimistic", as in `evaluate`.
+
+    Returns:
+        (N,) int64; 0 for a query without positives. With M references the rank M + 1 says that the
+        query has a NaN among its positives.
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
     """
     return _ranks(_pairs(x, labels, ties, pairing), ties, 1)[:, 0]
 
 
+@_spelled_out
 @refusing
 @torch.no_grad()
 def average_precisions(
@@ -138,10 +165,21 @@ def average_precisions(
     progress: bool | None = None,
     **pairing: Unpack[Pairing],
 ) -> tuple[Tensor, Tensor]:
-    """(N,) float64 each: average precision at R and R-precision of every query; 0 for a query
-    without positives. float32 on a device without float64.
+    """Return average precision at R and R-precision of every query.
 
-    Arguments: as in `evaluate`.
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the queries.
+        labels: (N,) integers. A reference with the same label is a hit.
+        ties: "pessimistic" or "optimistic", as in `evaluate`.
+        progress: True shows a bar anywhere, False nowhere. None: on a terminal, if tqdm is
+            installed.
+
+    Returns:
+        (N,) and (N,) float64, or float32 on a device without float64; 0 for a query without
+        positives.
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
     """
     _, precisions = _found(_pairs(x, labels, ties, pairing), ties, progress, True)
     assert precisions is not None

@@ -25,40 +25,51 @@ def cached_step(
     scaler: torch.amp.GradScaler | None = None,
     progress: bool | None = None,
 ) -> Any:
-    """loss(*[encoder(inputs) for encoder, inputs in encoded]), and `.backward()` of it, where only
-    the graph of `chunk_size` rows is ever held.
+    """Compute a loss of encoders and its gradients with the graph of `chunk_size` rows at a time.
 
+    The step is `loss(*[encoder(inputs) for encoder, inputs in encoded])`, and `.backward()` of it.
     Without a graph every chunk is encoded; the loss over all embeddings X gives ∂loss/∂X; then each
     chunk is encoded again, with the same random numbers, and its rows of ∂loss/∂X go back through
     it. Gradients add up in `.grad` as those of the one `backward()` would, for a forward pass of
     the encoders more. Zeroing gradients and the step of the optimizer remain to be done.
 
-    loss: of the embeddings, one (N_k, D_k) of each pair; what else it takes, such as labels, a
-    `functools.partial` or a lambda holds. Its own parameters get their gradients too. It returns a
-    scalar, or a tuple that begins with one.  encoded: pairs (encoder, inputs). An encoder returns
-    (rows, D). Inputs are a tensor, or tensors of the same length in a tuple or list, for
-    encoder(*chunk), or in a mapping, for encoder(**chunk). The same encoder may stand in several
-    pairs. One whose embeddings want no gradient, as its first chunk tells, is a constant and is run
-    once.  chunk_size: rows.  scaler: what is sent back is scaler.scale(value).  progress: None
-    shows a bar on a terminal, if tqdm is installed; True shows it anywhere, False nowhere.
-
-    Returns what the loss returned, with the value detached. Raises ValueError or TypeError that
-    names a bad argument.
-
     An encoder must treat its rows one by one. Batch normalisation does not: in training it takes
     its statistics from a chunk, and updates the running ones twice; let it stand in `eval` mode, or
-    take layer or group normalisation. Random numbers are noted of torch's own generators, of the
-    CPU, CUDA and XPU. A hook of a parameter sees the gradient of a chunk.
+    take layer or group normalisation. The random numbers are those of torch's own generators, of
+    the CPU, CUDA and XPU. A hook of a parameter sees the gradient of a chunk.
 
-    Under autocast what goes back does so outside it, as torch recommends. An encoder with
+    Under autocast the backward pass runs outside it, as torch recommends. An encoder with
     `no_sync`, as DistributedDataParallel has, sends its gradients in its last chunk of the step,
     and ranks may have different numbers of rows, also none. It must itself be what stands in the
     pair. FullyShardedDataParallel communicates in every forward: there the ranks need the same
     number of chunks.
 
-    Source: GradCache (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup, RepL4NLP 2021). The official code makes ∂loss/∂X of a frozen encoder too, leaves
-    autocast's cache as it is, and asks for `no_sync` by a flag, pair by pair.
+    Args:
+        loss: a function of the embeddings, one (N_k, D_k) of each pair, that returns a scalar, or a
+            tuple that begins with one. What else it takes, such as labels, a `functools.partial` or
+            a lambda holds. Its own parameters get their gradients too.
+        encoded: pairs (encoder, inputs). An encoder returns (rows, D). Inputs are a tensor, or
+            tensors of the same length in a tuple or list, for `encoder(*chunk)`, or in a mapping,
+            for `encoder(**chunk)`. The same encoder may stand in several pairs. An encoder whose
+            embeddings want no gradient, as its first chunk tells, is a constant and is run once.
+        chunk_size: an int, rows of a chunk.
+        scaler: a GradScaler: the backward pass begins at scaler.scale(value). None: at the value.
+        progress: True shows a bar anywhere, False nowhere. None: on a terminal, if tqdm is
+            installed.
+
+    Returns:
+        What the loss returned, with the value detached.
+
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
+
+    Source:
+        GradCache (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
+        Setup, RepL4NLP 2021).
+
+    Differs from:
+        The official code makes ∂loss/∂X of a frozen encoder too, leaves autocast's cache as it is,
+        and asks for `no_sync` by a flag, pair by pair.
     """
     if not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; it must be a function of embeddings")

@@ -28,27 +28,37 @@ class CrossBatchMemory(StateOfRank):
     after them the last `memory_size` rows of earlier batches, without; a row's own pair is left out
     by index. Then the batch is remembered.
 
-    loss: over labels, called with x, labels and the keywords ref_emb, ref_labels, exclude_self and
-    ignore_index: `pairops.supcon_loss`, a `functools.partial` of one, a Module of `pairops.nn`, or
-    a function of one's own. What it returns is returned.  embedding_size: D.  memory_size: K rows,
-    the oldest of which make room.  warmup: during so many first calls nothing is remembered.
-    dtype: what embeddings are remembered in; they are compared in the dtype of x.  ignore_index: as
-    in `Pairs.of`; places that are still empty have this label.  group: as every loss has it; the
-    references are then the batches and memories of all ranks, of which each holds its own.  Raises
-    ValueError or TypeError that names a bad argument.
+    The state is in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring; seen and
+    calls, how many rows and calls there were. A run that resumes from them goes on with the same
+    bits. They are no buffers, so that every rank remembers what it was given itself. Shapes do not
+    depend on how full the memory is, and no value is read, so nothing waits for the device. In
+    `eval` mode the memory is used and left as it is. The Module has no place under activation
+    checkpointing, which would call it twice. What overflows `dtype` becomes Inf.
 
-    State is in `state_dict`: embeddings (K, D), labels (K,) and ids (K,), a ring; seen and calls,
-    how many rows and calls there were. A run that resumes from them goes on with the same bits.
-    They are no buffers, so that every rank remembers what it was given itself. Shapes do not depend
-    on how full the memory is, and no value is read, so nothing waits for the device. In `eval` mode
-    the memory is used and left as it is. It has no place under activation checkpointing, which
-    would call it twice. What overflows `dtype` becomes Inf.
+    Args:
+        loss: a loss over labels, called with x, labels and the keywords ref_emb, ref_labels,
+            exclude_self and ignore_index: `pairops.supcon_loss`, a `functools.partial` of one, a
+            Module of `pairops.nn`, or a function of one's own. What it returns is returned.
+        embedding_size: an int, D.
+        memory_size: an int, K rows, the oldest of which make room.
+        warmup: an int; during so many first calls nothing is remembered.
+        dtype: the dtype in which embeddings are remembered; they are compared in the dtype of x.
+        ignore_index: as in `Pairs.of`; places that are still empty have this label.
+        group: as every loss has it; the references are then the batches and memories of all ranks,
+            each of which holds its own.
 
-    Source: Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020. There, and in
-    pytorch-metric-learning, a batch is enqueued before the loss, so that it is compared with
-    itself as a constant: here it has its gradient as a reference too. The authors' code adds a loss
-    over the batch alone, which counts it twice, and leaves self pairs out by value. Nor does
-    pytorch-metric-learning save where its queue stands, or admit a batch larger than it.
+    Raises:
+        ValueError, TypeError: the message names the argument, what it was and must be.
+
+    Source:
+        Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
+
+    Differs from:
+        The paper and pytorch-metric-learning enqueue a batch before the loss, so that it is
+        compared with itself as a constant; here it has its gradient as a reference too. The
+        authors' code adds a loss over the batch alone, which counts it twice, and leaves self pairs
+        out by value. pytorch-metric-learning does not save where its queue stands, nor admit a
+        batch larger than it.
     """
 
     _kept = ("embeddings", "labels", "ids", "seen", "calls")
@@ -101,11 +111,19 @@ class CrossBatchMemory(StateOfRank):
         enqueue: Tensor | None = None,  # (N,)
         weight: Tensor | None = None,  # (N,)
     ) -> Any:
-        """The loss of the batch, which is then remembered.
+        """Return the loss of the batch, and remember the batch.
 
-        ids: integers that name samples; what the memory still holds of a sample of the batch is no
-        reference in this call.  enqueue: bool, which rows are remembered; all of them are anchors
-        (in pytorch-metric-learning those of its `enqueue_mask` are not).  weight: goes to the loss.
+        Args:
+            x: (N, D) floating point, on the device of the memory.
+            labels: (N,) integers.
+            ids: (N,) integers that name samples; what the memory still holds of a sample of the
+                batch is no reference in this call. None: nothing is known of samples.
+            enqueue: (N,) bool, which rows are remembered; all of them are anchors (in
+                pytorch-metric-learning those of its `enqueue_mask` are not). None: all rows.
+            weight: (N,) floating point; it goes to the loss. None: the loss gets none.
+
+        Returns:
+            What the loss returned.
         """
         group = Group.of(self.group, {"loss": f"CrossBatchMemory of {shown(self.loss)}"})
         with contextlib.nullcontext() if group is None else group.reporting():
@@ -192,6 +210,7 @@ class CrossBatchMemory(StateOfRank):
         self.calls += 1
 
     def extra_repr(self) -> str:
+        """Return the loss and the sizes, for `repr`."""
         loss = "" if isinstance(self.loss, nn.Module) else f"{_name(self.loss)}, "
         return (
             f"{loss}embedding_size={self.embedding_size}, memory_size={self.memory_size}, "

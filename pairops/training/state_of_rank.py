@@ -9,12 +9,12 @@ from typing_extensions import Self
 
 
 class StateOfRank(nn.Module):
-    """A Module whose attributes named in `_kept` are tensors without gradient that `.to()` moves,
-    `state_dict` has, and `load_state_dict` fills.
+    """A Module with tensors of its rank alone: moved, saved and loaded with it, but no buffers.
 
-    DistributedDataParallel overwrites buffers with those of the first rank before every forward
-    pass, and FullyShardedDataParallel when it begins: hence they are none. Copies and pickles are
-    those of any attribute.
+    The attributes named in `_kept` are tensors without gradient that `.to()` moves, `state_dict`
+    has, and `load_state_dict` fills. DistributedDataParallel overwrites buffers with those of the
+    first rank before every forward pass, and FullyShardedDataParallel when it begins: hence they
+    are none. Copies and pickles are those of any attribute.
     """
 
     _kept: ClassVar[tuple[str, ...]]
@@ -28,8 +28,16 @@ class StateOfRank(nn.Module):
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """Of this Module alone, as what moves, saves or loads one Module after the other asks, with
-        this state; of a tree of Modules, as what synchronises ranks asks, without."""
+        """Return the buffers; of this Module alone, the tensors of this rank too.
+
+        What moves, saves or loads one Module after the other asks with recurse=False, and gets
+        them. What synchronises ranks asks for a tree of Modules, and does not.
+
+        Args:
+            prefix: the text before every name.
+            recurse: True for a tree of Modules, False for this Module alone.
+            remove_duplicate: as in `torch.nn.Module`.
+        """
         buffers = super().named_buffers(prefix, recurse, remove_duplicate)
         if recurse:
             return buffers

@@ -32,15 +32,13 @@ from .classes import (
     LiftedStructureLoss,
     MarginLoss,
     MultiSimilarityLoss,
-    NCALoss,
     NPairsLoss,
     NTXentLoss,
-    ProxyAnchorLoss,
-    ProxyNCALoss,
     SignalToNoiseRatioContrastiveLoss,
     SupConLoss,
     TripletMarginLoss,
 )
+from .proxies import NCALoss, ProxyAnchorLoss, ProxyNCALoss
 from .served import Served
 
 __all__ = [
@@ -64,13 +62,22 @@ _SERVED = {getattr(losses, name): globals()[name] for name in __all__ if name !=
 
 
 def convert(loss: Any, miner: Any = None) -> Any:
-    """The same loss computed by pairops. `loss` stays as it is; its parameters are shared.
+    """Make the same loss, computed by pairops.
 
-    miner: MultiSimilarityMiner for MultiSimilarityLoss; for TripletMarginLoss BatchHardMiner, or
-    TripletMarginMiner of all triplets if it keeps every one that the loss is not 0 for. The result
-    mines for itself, and is called without `indices_tuple`.
+    `loss` stays as it is; its parameters are shared. The result mines for itself, and is called
+    without `indices_tuple`.
 
-    Raises TypeError or ValueError that names what is not served.
+    Args:
+        loss: a loss of pytorch-metric-learning, of one of the classes of this module.
+        miner: MultiSimilarityMiner for MultiSimilarityLoss; for TripletMarginLoss BatchHardMiner,
+            or TripletMarginMiner of all triplets if it keeps every one that the loss is not 0 for.
+            None: nothing is mined.
+
+    Returns:
+        The loss, of the class with the same name in this module.
+
+    Raises:
+        ValueError, TypeError: the message names what is not served.
     """
     kind = type(loss) if isinstance(loss, Served) else _SERVED.get(type(loss))
     if kind is None:

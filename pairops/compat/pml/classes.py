@@ -27,6 +27,8 @@ _FAR = 1e30
 
 
 class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.ms_loss`."""
+
     column = True
     mines = (miners.MultiSimilarityMiner,)
 
@@ -47,6 +49,8 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
 
 
 class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructureLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.lifted_structure_loss`."""
+
     column = True
 
     def value(self: Any, batch: Batch, reduction: str) -> Tensor:
@@ -56,6 +60,8 @@ class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructur
 
 
 class CircleLoss(OfAnchors, losses.CircleLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.circle_loss`."""
+
     column = True
     distances = ("cosine",)
 
@@ -65,6 +71,8 @@ class CircleLoss(OfAnchors, losses.CircleLoss):
 
 
 class SupConLoss(OfAnchors, losses.SupConLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.supcon_loss`."""
+
     def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"temperature": self.temperature, "reduction": reduction}
         values = self.of(ours.supcon_loss, batch, **given)
@@ -74,6 +82,8 @@ class SupConLoss(OfAnchors, losses.SupConLoss):
 
 
 class NTXentLoss(Served, losses.NTXentLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.nt_xent_loss`."""
+
     reduces = (MEAN, SUM, PER_ANCHOR)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
@@ -84,6 +94,8 @@ class NTXentLoss(Served, losses.NTXentLoss):
 
 
 class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.lifted_structure_loss`."""
+
     reduces = (MEAN, SUM)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
@@ -102,6 +114,8 @@ class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
 
 
 class ContrastiveLoss(Served, losses.ContrastiveLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.contrastive_loss`."""
+
     reduces = (AVERAGE, MEAN, SUM, PER_ANCHOR)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
@@ -129,10 +143,14 @@ class ContrastiveLoss(Served, losses.ContrastiveLoss):
 
 
 class SignalToNoiseRatioContrastiveLoss(ContrastiveLoss, losses.SignalToNoiseRatioContrastiveLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.contrastive_loss` at "snr"."""
+
     distances = ("snr",)
 
 
 class TripletMarginLoss(Served, losses.TripletMarginLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.triplet_loss`."""
+
     reduces = (AVERAGE, MEAN, SUM)
     mines = (miners.BatchHardMiner, miners.TripletMarginMiner)
 
@@ -184,6 +202,8 @@ class TripletMarginLoss(Served, losses.TripletMarginLoss):
 
 
 class MarginLoss(Served, losses.MarginLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.margin_loss`."""
+
     reduces = (DIVISOR, MEAN, SUM)
 
     def check(self: Any) -> None:
@@ -232,56 +252,11 @@ class MarginLoss(Served, losses.MarginLoss):
 
 
 class NPairsLoss(Served, losses.NPairsLoss):
+    """pytorch-metric-learning's loss, computed by `pairops.n_pair_loss`."""
+
     reduces = (MEAN, SUM, AVERAGE)
     alone = True
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         reduction = REDUCTIONS[type(self.reducer_of("loss"))]
         return {"loss": batch.reduced(self.of(ours.n_pair_loss, batch, reduction=reduction))}
-
-
-class NCALoss(Served, losses.NCALoss):
-    reduces = (MEAN, SUM, AVERAGE)
-
-    def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        if len(batch.x) <= 1:
-            return dict(self.zero_losses())
-        own = batch.ref_emb is batch.x
-        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, own)
-        values = self.of(ours.nca_loss, batch, scale=self.softmax_scale)
-        return {"loss": self.of_findable(batch, values)}
-
-    def of_findable(self: Any, batch: Batch, values: Tensor) -> dict[str, Any]:
-        """Reduced over the anchors that have positives."""
-        reducer = self.reducer_of("loss")
-        if type(reducer) is AVERAGE:
-            return batch.reduced(mean_nonzero(values))
-        return batch.of_tuples(reducer, values, (batch.counts()[0] > 0).long())
-
-
-class ProxyNCALoss(NCALoss, losses.ProxyNCALoss):
-    alone = True
-
-    def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        self.cast_types(batch.x.dtype, batch.x.device)
-        of_proxies = torch.arange(len(self.proxies), device=batch.x.device)
-        given = {"proxies": self.proxies, "scale": self.softmax_scale}
-        values = self.of(ours.proxy_nca_loss, batch, **given)
-        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, own=False)
-        result = {"loss": self.of_findable(against, values)}
-        self.add_weight_regularization_to_loss_dict(result, self.proxies)
-        return result
-
-
-class ProxyAnchorLoss(Served, losses.ProxyAnchorLoss):
-    reduces = (DIVISOR,)
-    distances = ("cosine", "dot")
-    alone = True
-
-    def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        self.cast_types(batch.x.dtype, batch.x.device)
-        given = {"proxies": self.proxies, "alpha": self.alpha, "margin": self.margin}
-        value = self.of(ours.proxy_anchor_loss, batch, **given, reduction="mean")
-        result = {"pos_loss": batch.reduced(value)}
-        self.add_weight_regularization_to_loss_dict(result, self.proxies)
-        return result

@@ -83,12 +83,28 @@ class Served:
     alone = False  # does it refuse references?
 
     def parts(self, batch: Batch) -> dict[str, Any]:
-        """What reducers get, by the name of a part."""
+        """Return what reducers get, by the name of a part.
+
+        Args:
+            batch: what the loss was called with.
+        """
         raise NotImplementedError
 
     def compute_loss(
         self: Any, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Any, of_ref: Any
     ) -> dict[str, Any]:
+        """Return what reducers get; `forward` of pytorch-metric-learning calls it.
+
+        Args:
+            embeddings: (N, D) floating point.
+            labels: (N,) integers.
+            indices_tuple: None; a list of pairs is refused.
+            ref_emb: (M, D) the references, or `embeddings` themselves.
+            of_ref: (M,) integers, the labels of the references, or `labels` themselves.
+
+        Raises:
+            ValueError, TypeError: the message names what is not served.
+        """
         if indices_tuple is not None:
             raise ValueError(
                 f"indices_tuple is a {type(indices_tuple).__name__}; it must be None: a miner is "
@@ -105,7 +121,7 @@ class Served:
         return parts
 
     def check(self: Any) -> None:
-        """Are the distance, the reducers and the miner served?"""
+        """Raise ValueError or TypeError if the distance, a reducer or the miner is not served."""
         name = type(self).__name__
         mine = compared(self.distance)
         if mine["distance"] not in self.distances:
@@ -127,12 +143,26 @@ class Served:
             raise ValueError(f"miner.distance is {theirs}; it must be {mine} as in the loss")
 
     def reducer_of(self: Any, part: str) -> Any:
+        """Return the reducer of a part of the loss.
+
+        Args:
+            part: its name.
+        """
         if not isinstance(self.reducer, reducers.MultipleReducers):
             return self.reducer
         return dict(self.reducer.reducers).get(part, self.reducer.default_reducer)
 
     def of(self: Any, function: Callable[..., Any], batch: Batch, **given: Any) -> Any:
-        """A function of pairops, one number per anchor unless a reduction is given."""
+        """Call a function of pairops, for one number per anchor unless a reduction is given.
+
+        Args:
+            function: a loss of pairops.
+            batch: what the loss was called with.
+            given: arguments of the function.
+
+        Returns:
+            What the function returns.
+        """
         common = {"reduction": "none", **compared(self.distance), **batch.pairing()}
         return function(batch.x, batch.labels, **{**common, **given})
 
@@ -143,7 +173,12 @@ class OfAnchors(Served):
     column = False  # does it have the shape (N, 1) for reducers?
 
     def value(self, batch: Batch, reduction: str) -> Tensor:
-        """The loss reduced; of "none" (N,)."""
+        """Return the loss, reduced; (N,) with reduction "none".
+
+        Args:
+            batch: what the loss was called with.
+            reduction: a reduction of pairops.
+        """
         raise NotImplementedError
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pairops.ops.pairs.pairs import Comparing, Pairing, Relating
 
 __all__ = ["Asked"]
 
-# A Tensor; of `with_aux` a tuple (Tensor, Aux).
+# A Tensor, or with `with_aux` a tuple (Tensor, Aux).
 Value: TypeAlias = Any
 
 Reduction = Literal["mean", "mean_nonzero", "mean_pairs", "sum", "none"]
@@ -24,23 +24,23 @@ class Asked(TypedDict, total=False):
 
 
 class Labelled(Pairing, Asked, total=False):
-    """The keywords of a loss over labels: these, and those of `Pairs.of`."""
+    """The keywords of a loss over labels."""
 
 
 class LabelledApart(Relating, Asked, total=False):
-    """The same of a loss that has a distance of its own."""
+    """The keywords of a loss over labels with its own default of `distance`."""
 
     normalize: bool | None
 
 
 class LabelledAlone(Comparing, Asked, total=False):
-    """The same of a loss whose sets are its own arguments: no references, nobody is left out."""
+    """The keywords of a loss over labels that takes no references and leaves nobody out."""
 
     ignore_index: int | None
 
 
 class LabelledAloneApart(Asked, total=False):
-    """The same of a loss that has a distance of its own besides."""
+    """The keywords of `LabelledAlone` for a loss with its own default of `distance`."""
 
     normalize: bool | None
     ignore_index: int | None

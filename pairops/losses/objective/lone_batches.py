@@ -1,7 +1,7 @@
-"""A warning, once per process, of a batch that trains nothing: no row of it has a positive.
+"""A warning, once per process, about a batch that trains nothing: no row of it has a positive.
 
-Whether one has is read at once on a CPU. A GPU is never waited for: the answer is copied to the
-host, and looked at by a later call that finds it there. At first every call asks, then fewer do.
+A CPU answers at once whether a row has one. A GPU is never waited for: the answer is copied to the
+host, and a later call that finds it there looks at it. At first every call asks, then fewer do.
 """
 
 import sys
@@ -14,36 +14,37 @@ from torch import Tensor
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.pairs.pairs import Pairs
 
-_SELDOM = 1024  # calls on a GPU from one question to the next, at most
+_SELDOM = 1024  # at most so many calls on a GPU from one question to the next
 
 
 class _Watch:
-    """What has been asked, and told."""
+    """The state of the watch: the question on its way, and whether the warning was given."""
 
     def __init__(self) -> None:
         self.told = False
-        self.calls, self.next = 0, 1  # on a GPU, and at which of them one asks
-        self.asked: tuple[Tensor, Any] | None = None  # the answer on the host; when it is there
+        self.calls, self.next = 0, 1  # calls on a GPU, and the number of the one that asks
+        # the answer on the host, and the event of its arrival
+        self.asked: tuple[Tensor, Any] | None = None
 
 
 _watch = _Watch()
 
 
 def warn_without_positives(pairs: Pairs) -> None:
-    """For a loss of which nothing is left where no row has a positive.
+    """Warn if no row has a positive; for a loss that is then 0.
 
-    Of several ranks each knows the positives of its rows alone, so nothing is said.
+    With several ranks nothing is said, since each knows the positives of its rows alone.
     """
     if pairs.relation.all_positive or _watch.told or pairs.shards is not None:
         return
-    # Addresses are known of a relation that an ordinary eager call has made.
+    # Only an ordinary eager call makes a relation with addresses.
     if pairs.relation.addresses is None and torch.compiler.is_compiling():
         return
     device = pairs.x.device.type
     if device == "cpu" and pairs.x.shape[0]:
         try:
             lone = not pairs.positives().max()
-        except RuntimeError:  # within torch.vmap or a trace values cannot be read
+        except RuntimeError:  # values cannot be read within torch.vmap or a trace
             return
         if lone:
             _warn("this batch")
@@ -68,7 +69,7 @@ def _without_waiting(pairs: Pairs) -> None:
 
 
 def _asked(pairs: Pairs) -> tuple[Tensor, Any]:
-    """Has any row a positive, on its way to the host; and the event of its arrival."""
+    """Ask whether any row has a positive; return the host's copy, and the event of its arrival."""
     with on_device(pairs.x):
         some = torch.empty((), dtype=torch.bool, pin_memory=True)
         some.copy_(pairs.positives().any(), non_blocking=True)
@@ -90,5 +91,5 @@ def _warn(batch: str) -> None:
 
 
 def _is_ours(module: str) -> bool:
-    """Does a line of this module stand between a user's call and here?"""
+    """Tell whether a module is part of the library or of torch, not of the user's program."""
     return module.partition(".")[0] in ("pairops", "torch")

@@ -1,4 +1,4 @@
-"""The objective of a call: one loss per anchor, weighted and reduced to what is trained on."""
+"""The objective of a call: one loss per anchor, weighted and reduced to a number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +30,17 @@ _ASKED = (*Asked.__annotations__, "return_aux")
 class Aux:
     """What a loss saw of every anchor: detached, on the device, and never read back.
 
-    Similarities and distances are as the caller means them; where an anchor has no such pair they
-    are infinite.
+    Similarities and distances have the caller's sign. They are infinite where an anchor has no such
+    pair.
+
+    Args:
+        positives: (N,) int64, how many positives an anchor has.
+        negatives: (N,) int64, how many negatives an anchor has.
+        farthest_positive: (N,) float, the lowest similarity or longest distance of a positive.
+        nearest_negative: (N,) float, the highest similarity or shortest distance of a negative.
+        mined_positives: (N,) int64, how many positives were mined. None: the loss mines none.
+        mined_negatives: (N,) int64, how many negatives were mined. None: the loss mines none.
+        log_sum_exps: log-sum-exps (N,) by name, if the loss has any.
     """
 
     positives: Tensor  # (N,) int64
@@ -44,7 +53,7 @@ class Aux:
 
 
 def _tensors(aux: Aux) -> tuple[list[Any], list[str]]:
-    """What torch.func carries through `vmap` and `has_aux`, and its names; it takes no None."""
+    """Split an Aux into tensors, which torch.func carries through, and names; None is no tensor."""
     seen = {name: value for name, value in vars(aux).items() if value is not None}
     return list(seen.values()), list(seen)
 
@@ -56,7 +65,7 @@ register_pytree_node(
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The pairs of a call, and what is made of the losses of their anchors."""
+    """The pairs of a call, and how the losses of their anchors are weighted and reduced."""
 
     pairs: Pairs
     weight: Tensor | None = None
@@ -76,14 +85,18 @@ class Objective:
         """Make an objective of keywords that `split` has checked.
 
         Args:
-            weight: (N,) a factor for each anchor, not negative. None: 1.
-            reduction: "mean" over the anchors that are not ignored; "mean_nonzero", over those with
-                a loss above 0; "sum"; "none", a loss for each anchor, 0 for an ignored one; and for
-                a loss that adds up over pairs "mean_pairs", the mean over its pairs.
-            return_aux: also return an `Aux`.
+            pairs: the pairs of the call.
+            weight: (N,) floating point, a factor for each anchor, not negative. None: 1.
+            reduction: "mean" over the anchors that are not ignored; "mean_nonzero" over those with
+                a loss above 0; "sum"; "none", a loss for each anchor, 0 for an ignored one;
+                "mean_pairs", the mean over pairs, of a loss whose text mentions it.
+            return_aux: True also returns an `Aux`.
             group: a process group of torch.distributed, or "auto" for the default group if there is
-                one: the rows given are this rank's, and the batch is that of all ranks. Every rank
+                one. The rows given are this rank's, and the batch is that of all ranks. Every rank
                 must call; see docs/distributed.md. None: the rows given are all.
+
+        Returns:
+            The objective.
         """
         return Objective(pairs, weight, reduction, return_aux, Group.of(group))
 
@@ -92,11 +105,11 @@ class Objective:
         return self.reduction == "mean_pairs"
 
     def total(self, values: Tensor) -> Tensor:
-        """`values` summed over the ranks, if there are several."""
+        """Sum `values` over the ranks, if there are several."""
         return over_ranks(values, self.group)
 
     def value(self, losses: Tensor, **seen: Any) -> Value:
-        """The losses (N,) reduced. seen: as in `answer`."""
+        """Reduce losses (N,); `seen` goes to `answer`."""
         return self.answer(
             reduce(losses, self.pairs, self.weight, self.reduction, self.group), **seen
         )
@@ -112,9 +125,16 @@ class Objective:
         above: Term | None = None,
         **log_sum_exps: Term,
     ) -> Value:
-        """The sum of pieces of statistics of every anchor, reduced; or of averages over pairs.
+        """Reduce losses that are sums of pieces of statistics of every anchor.
 
-        below, above, log_sum_exps: as in `answer`, as terms, of these or of others.
+        Args:
+            rows: terms of the rows.
+            pieces: the pieces, each of statistics of these terms. With "mean_pairs" each is a pair
+                (sums, counts) whose average is taken, and the averages are added up.
+            cols: terms of the columns.
+            below: a term, as in `answer`.
+            above: a term, as in `answer`.
+            log_sum_exps: terms by name, as in `answer`.
         """
         pairs = self.pairs
         plain = self.reduction in ("mean", "mean_pairs") and self.weight is None
@@ -140,13 +160,17 @@ class Objective:
             divisors = [1 / weight for _, weight in parts if not isinstance(weight, Tensor)]
             return self.answer(softplus_mean(pairs, [z for z, _ in parts], divisors), **seen)
         n = pairs.x.shape[0]
-        if cols:  # of columns beyond the rows nobody is an anchor
+        if cols:  # a column beyond the rows is no anchor
             by_term |= {term: by_term[term][:n] for term in cols}
         return self.value(losses_of(pieces, by_term, pairs), **seen)
 
     def mean_pairs(self, *parts: tuple[Tensor, Tensor], **seen: Any) -> Value:
-        """Of parts (sums over an anchor's pairs, numbers of these), each (N,): their averages over
-        all pairs of the batch, added up. seen: as in `answer`."""
+        """Add up averages over all pairs of the batch.
+
+        Args:
+            parts: (sums over an anchor's pairs, numbers of these pairs), each (N,), of one average.
+            seen: what goes to `answer`.
+        """
         means = [
             average(sums, counts, self.pairs, self.weight, self.group) for sums, counts in parts
         ]
@@ -160,10 +184,13 @@ class Objective:
         above: Tensor | None = None,
         **log_sum_exps: Tensor | Term,
     ) -> Value:
-        """`value`, with an `Aux` if one is wanted.
+        """Return `value`, with an `Aux` if one is wanted.
 
-        below, above: (N,) windows in which positives and negatives were mined.  log_sum_exps:
-        statistics (N,), or terms that tell what is to be made of the pairs then.
+        Args:
+            value: the reduced loss.
+            below: (N,) the window in which positives were mined. None: none were.
+            above: (N,) the window in which negatives were mined. None: none were.
+            log_sum_exps: statistics (N,), or terms whose statistics are taken only for an `Aux`.
         """
         if not self.return_aux:
             return value
@@ -194,11 +221,16 @@ class Objective:
 def split(
     common: Mapping[str, Any], anchors: Tensor, name: str = "x", *, averages_pairs: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of `Objective.of`, checked, and those of `Pairs`. Both have the group.
+    """Split keywords into those of `Objective.of`, checked, and those of `Pairs`; both have group.
 
-    Checked before anything else: what a rank refuses after the others have begun, they are not told
-    of.  anchors: (N, D), one for each loss; the argument `name`.  averages_pairs: does the loss
-    have the reduction "mean_pairs"?
+    A loss calls this before anything else: the other ranks do not learn what a rank refuses after
+    they have begun.
+
+    Args:
+        common: the keywords of the call.
+        anchors: (N, D), the anchors, one for each loss.
+        name: the name of the argument `anchors`.
+        averages_pairs: True if the loss has the reduction "mean_pairs".
     """
     check_embeddings(name, anchors)
     if not common:
@@ -218,21 +250,21 @@ def labelled(
     averages_pairs: bool = False,
     **fixed: Any,
 ) -> Objective:
-    """The objective of a loss over labels. fixed: keywords of `Pairs.of` that the loss decides."""
+    """Make the objective of a loss over labels; it decides the keywords `fixed` of `Pairs.of`."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
     pairs = pairs_by_label(x, labels, **pairing, **fixed)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
-    """The objective of a loss over two sets that belong together row by row."""
+    """Make the objective of a loss over two sets that belong together row by row."""
     asked, comparing = split(common, x)
     pairs = pairs_by_index(x, y, **comparing)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
 def check_one_for_each(x: Tensor, y: Tensor) -> None:
-    """For two sets of which neither may have a row without a partner."""
+    """Refuse two sets where a row of one has no partner in the other."""
     check_embeddings("x", x)
     check_embeddings("y", y, like=("x", x))
     if len(x) != len(y):
@@ -240,7 +272,7 @@ def check_one_for_each(x: Tensor, y: Tensor) -> None:
 
 
 def similar_only(loss: str, pairs: Pairs) -> None:
-    """For a formula that has no meaning on distances."""
+    """Refuse a distance; for a formula that has no meaning on distances."""
     if pairs.measure is not None:
         raise ValueError(
             f"distance is {pairs.measure.name!r}; {loss} compares similarities, so it must be "

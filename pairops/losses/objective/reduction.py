@@ -1,4 +1,4 @@
-"""From the losses of anchors to what is trained on: weights, sums and means, over all ranks."""
+"""Reductions: the losses of anchors are weighted and added up or averaged, over all ranks."""
 
 import torch
 from torch import Tensor
@@ -20,12 +20,18 @@ def reduce(
     reduction: Reduction,
     group: Group | None = None,
 ) -> Tensor:
-    """(N,) losses, weighted and reduced.
+    """Weight and reduce losses.
 
-    mean: Σ w_i ℓ_i / number of anchors that are not ignored.  mean_nonzero: the same over anchors
-    with ℓ_i > 0 (a NaN counts, so it shows).  sum: Σ w_i ℓ_i.  none: w_i ℓ_i, 0 for an ignored
-    anchor.  mean_pairs, where a loss has it: see `average`. With a group sums and numbers are those
-    of all ranks, and of "none" the rows are this rank's.
+    "mean" is Σ w_i ℓ_i / number of anchors that are not ignored; "mean_nonzero" the same over
+    anchors with ℓ_i > 0 (a NaN counts, so it shows); "sum" Σ w_i ℓ_i; "none" w_i ℓ_i, 0 for an
+    ignored anchor. `average` serves "mean_pairs".
+
+    Args:
+        losses: (N,) one number for each anchor.
+        pairs: the anchors.
+        weight: (N,) a factor for each anchor. None: 1.
+        reduction: how the losses are reduced.
+        group: the ranks whose sums and numbers are added up; "none" returns this rank's rows.
     """
     counted = None
     if reduction == "mean_nonzero":
@@ -38,7 +44,7 @@ def reduce(
         weight = weight.to(losses.dtype)
         losses = losses * (weight if counted is None else torch.where(counted, weight, 0))
     if reduction == "none":
-        if group is not None:  # whoever failed tells the others before they go on
+        if group is not None:  # a rank that failed tells the others before they go on
             group.meet("the end")
         return losses
     if reduction == "sum":
@@ -52,9 +58,9 @@ def reduce(
 def average(
     sums: Tensor, counts: Tensor, pairs: Pairs, weight: Tensor | None, group: Group | None = None
 ) -> Tensor:
-    """Σ w_i sums_i / Σ counts_i: the average over pairs of losses that are sums over pairs.
+    """Average over pairs the losses that are sums over pairs: Σ w_i sums_i / Σ counts_i.
 
-    It is each loss that says which pairs count; 0 where none does.
+    Each loss decides which pairs count; the average is 0 where none does.
     """
     if weight is not None:
         weight = weight.to(sums.dtype)
@@ -77,7 +83,7 @@ def over_ranks(values: Tensor, group: Group | None) -> Tensor:
 def check_reduction(
     reduction: Reduction, weight: Tensor | None, n: int, averages_pairs: bool = False
 ) -> None:
-    """What `reduce` will be given, checked before anything is computed."""
+    """Check the arguments of `reduce` before anything is computed."""
     names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
     if reduction not in names:
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")

@@ -18,6 +18,14 @@ P = ParamSpec("P")
 
 SHARED = keywords_of(Pairs.of) | keywords_of(Objective.of)
 
+# Sections of a loss's docstring, where it has none of its own.
+_COMMON = {
+    "Returns": "float32, or float64 of float64 embeddings: 0-d, or one number for each anchor with "
+    'reduction="none".',
+    "Raises": "ValueError, TypeError: the message names the argument, what it was and must be.",
+}
+_WITH_AUX = f"The loss, and what it saw of every anchor. The loss is {_COMMON['Returns']}"
+
 
 class Loss(Protocol[P]):
     """A loss: call it for its value, or `with_aux` for the value and what it saw."""
@@ -65,8 +73,9 @@ def loss(*replicated: str, registered: bool = True) -> Callable[[Callable[P, Any
             return agreeing(*args, **keywords)
 
         with_aux.__qualname__ = f"{name}.with_aux"
-        publish(called, function, SHARED, Tensor)
-        publish(with_aux, function, SHARED, tuple[Tensor, Aux])
+        publish(called, function, SHARED, Tensor, _COMMON)
+        publish(with_aux, function, SHARED, tuple[Tensor, Aux], {**_COMMON, "Returns": _WITH_AUX})
+        publish(function, function, SHARED, Tensor, _COMMON)  # what tools for pages read
         called.with_aux = with_aux  # type: ignore[attr-defined]
         done = cast(Loss[P], called)
         if registered:

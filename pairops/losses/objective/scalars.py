@@ -1,4 +1,4 @@
-"""Numbers among a loss's arguments: checked, whether plain ones or tensors with one element."""
+"""Checks of the numbers among a loss's arguments: plain ones, or tensors with one element."""
 
 import math
 
@@ -16,11 +16,16 @@ def number(
     positive: bool = False,
     default: float | None = None,
 ) -> float | Tensor:
-    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait.
+    """Return a finite number as it is, or a tensor with one element as a 0-d tensor.
 
-    A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
+    The value of a tensor is not read, which would wait for its device. Every shape with one element
+    is taken, since `fully_shard` takes no 0-d parameter.
 
-    default: what None stands for, where it may stand.
+    Args:
+        name: the argument's name, for the message.
+        value: a number or a tensor.
+        positive: True refuses a number of 0 or below.
+        default: the number that None stands for. None: the argument must not be None.
     """
     if type(value) is float and (0.0 if positive else -math.inf) < value < math.inf:
         return value
@@ -34,7 +39,7 @@ def number(
             )
         if value.dim():
             value = value.reshape(())
-        # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
+        # 16-bit arithmetic, such as 1/τ, would round what the loss multiplies.
         return value if value.dtype in (torch.float32, torch.float64) else value.float()
     plain = plain_float(value)
     if plain is None:
@@ -46,8 +51,11 @@ def number(
 
 
 def readable(values: Tensor) -> bool:
-    """May values be looked at? Elsewhere than on the CPU that would synchronise, and under
-    torch.compile and vmap there is nothing to see."""
+    """Tell whether the values of a tensor may be read.
+
+    Reading would wait for a device other than the CPU. Under torch.compile and vmap there are no
+    values.
+    """
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not transforming()

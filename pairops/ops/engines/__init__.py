@@ -58,10 +58,16 @@ def _known(name: str, source: str) -> str:
 
 @contextlib.contextmanager
 def use(engine: str) -> Iterator[None]:
-    """Within this context, calls of this thread take the named engine; "auto" chooses again.
+    """Let calls of this thread take the named engine within a `with` block.
 
     Outside of it PAIROPS_ENGINE decides, read once at import; without it, "auto". A backward pass
     takes the engine of its forward pass.
+
+    Args:
+        engine: the name of an engine, or "auto", which chooses again.
+
+    Raises:
+        ValueError: there is no engine of this name.
     """
     before = getattr(_ambient, "engine", None)
     _ambient.engine = _known(engine, "engine")

@@ -53,10 +53,24 @@ class Pairing(Relating, Comparing, total=False):
 
 @dataclass(eq=False)
 class Pairs:
-    """Two sets of embeddings and the relation between them; but for the cache nobody changes them.
+    """Two sets of embeddings and the relation between them; nobody changes them but for the cache.
 
-    x, y and all results are in the caller's order. Neither x nor y may change in place as long as
-    their pairs are in use: scales and sorted copies are made once.
+    `Pairs.of` and `Pairs.paired` make them. x, y and all results are in the caller's order. Neither
+    x nor y may change in place as long as their pairs are in use: scales and sorted copies are made
+    once.
+
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the rows.
+        y: (M, D) of the dtype of x, the columns. None: the same set.
+        relation: both sets in sorted order, and for each row its positives, itself, and whether it
+            counts.
+        scales: inverse norms of the rows of x and y; None among them: dot products.
+        cache: what is made once of these embeddings; other embeddings need another one.
+        complete: True if it is known, without looking, that no row is ignored.
+        measure: the distance that tells how near two rows are. None: their similarity does.
+        copies_of: (N,) int64, the rows of other pairs that these rows are copies of, if they are.
+        shards: with a group, the rows of all ranks that x and y are a part of. None: x and y are
+            all.
     """
 
     x: Tensor  # (N, D)
@@ -71,14 +85,20 @@ class Pairs:
 
     @property
     def other(self) -> Tensor:
+        """The columns: y, or x if it is compared with itself."""
         return self.x if self.y is None else self.y
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns (N, M)."""
         return self.x.shape[0], self.other.shape[0]
 
     def of_one_rank(self, what: str) -> "Pairs":
-        """These; ValueError if they have a group, for what can do nothing with it."""
+        """Return these pairs, or raise ValueError if they have a group.
+
+        Args:
+            what: the name of the function that has no form for several ranks, for the message.
+        """
         if self.shards is not None:
             raise ValueError(
                 f"group is given; {what} has no form for several ranks: it must be None"
@@ -87,7 +107,7 @@ class Pairs:
 
     @property
     def batch(self) -> tuple[int, int]:
-        """The shape, with the rows and columns of all ranks."""
+        """The numbers of rows and columns of all ranks."""
         if self.shards is None:
             return self.shape
         rows, cols = self.shards.sizes
@@ -95,16 +115,26 @@ class Pairs:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of statistics and accumulators."""
+        """The dtype of statistics and accumulators."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
     def at(self, value: float | Tensor) -> float | Tensor:
-        """The closeness of a pair that `value` names: a similarity, or a distance."""
+        """Convert a similarity or a distance into a closeness.
+
+        Args:
+            value: a number or a tensor; a similarity, or with a `measure` a distance.
+
+        Returns:
+            The closeness of a pair with this similarity or distance.
+        """
         return value if self.measure is None else -value
 
     def squares(self) -> Squares:
-        """What the distance of these pairs takes of rows and columns: made whenever it is asked
-        for, since in grad mode gradients lead through it, but where nobody follows it made once."""
+        """Return what the distance of these pairs takes of rows and columns.
+
+        In grad mode gradients lead through it, and it is made whenever it is asked for. Where
+        nobody follows it, it is made once.
+        """
         assert self.measure is not None, "a similarity takes nothing else"
         given = self.measure, self.x, self.y, self.relation, self.scales, self.dtype
         if torch.is_grad_enabled() or not followed_by_autograd_alone(self.x, self.y):
@@ -116,46 +146,76 @@ class Pairs:
         return found
 
     def in_units(self, closeness: Tensor) -> Tensor:
-        """The similarities or distances of pairs as close as this."""
+        """Convert a closeness into a similarity or a distance.
+
+        Args:
+            closeness: a tensor, the closeness of pairs.
+
+        Returns:
+            The similarities, or with a `measure` the distances, of pairs as close as this.
+        """
         return closeness if self.measure is None else -closeness
 
     def positives(self) -> Tensor:
-        """(N,) how many positives a row has; 0 for an ignored row."""
+        """Count the positives of every row.
+
+        Returns:
+            (N,) the numbers; 0 for an ignored row.
+        """
         if self.shards is not None:
             return self.shards.positives
         counted = self.cache.positives
         return self.relation.positives() if counted is None else counted
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
+        """Count the positives and the negatives of every row.
+
+        Returns:
+            (N,) and (N,), the numbers; 0 for an ignored row.
+        """
         if self.shards is not None:
             return self.shards.positives, self.shards.others - self.shards.positives
         positives = self.positives()
         return positives, self.relation.partners() - positives
 
     def widened(self) -> "Pairs":
-        """The same pairs of embeddings in the dtype of statistics.
+        """Convert the embeddings to the dtype of statistics; the pairs are the same.
 
-        For a loss that calls `row_stats` many times: each call's 16-bit gradient would be rounded,
-        and their sum once more.
+        This serves a loss that calls `row_stats` many times: each call's 16-bit gradient would be
+        rounded, and their sum once more.
         """
         y = None if self.y is None else wide(self.y)
         return replace(self, x=wide(self.x), y=y, cache=Cache(positives=self.cache.positives))
 
     def indices(self, axis: int = 0) -> Tensor:
-        """(N,) which rows these are among those of all ranks; axis 1: (M,) which columns."""
+        """Return which rows or columns these are among those of all ranks.
+
+        Args:
+            axis: 0 for the rows, 1 for the columns.
+
+        Returns:
+            (N,) or (M,) int64.
+        """
         rows = arange(self.x if axis == 0 else self.other)
         return rows if self.shards is None else rows + self.shards.first(axis)
 
     def of_all(self, axis: int, values: Tensor) -> Tensor:
-        """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""
+        """Gather values of the rows or columns of all ranks, in the order of ranks.
+
+        Args:
+            axis: 0 for rows, 1 for columns.
+            values: (N,) or (M,), one value for each row or column of this rank.
+
+        Returns:
+            The values of all ranks.
+        """
         if self.shards is None:
             return values
         every: Tensor = self.shards.group.rows(values, self.shards.sizes[axis])
         return every
 
     def with_own_scales(self) -> "Pairs":
-        """The same pairs with scales that carry a gradient to x and y."""
+        """Return the same pairs with scales that carry a gradient to x and y."""
         if self.scales.x is None:
             return self
         valid_x, valid_y = self.relation.valid_x, self.relation.valid_y
@@ -180,7 +240,7 @@ class Pairs:
         normalize: bool | None = None,
         group: Given = None,
     ) -> "Pairs":
-        """Pairs by label: j is a positive of i if their labels are equal, else a negative.
+        """Make pairs by label: j is a positive of i if their labels are equal, else a negative.
 
         Args:
             x: (N, D) float16, bfloat16, float32 or float64.
@@ -194,17 +254,19 @@ class Pairs:
             exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
                 `ref_emb` is the very tensor x, and by ids where they are given; True says that
                 reference i is anchor i; False keeps every pair.
-            ignore_index: a row with this label is neither anchor nor reference; None: no label is.
+            ignore_index: a row with this label is neither anchor nor reference. None: no row is
+                left out.
             distance: how two rows are compared. "cosine" and "dot" are similarities; "l2",
                 "sqeuclidean" and "snr" (signal to noise, Var(x_i − y_j) / Var(x_i) over the
-                features) are distances d. What a loss says of similarities it then says of −d, and
-                its margins and bases are distances. A distance that is 0 within rounding has no
+                features) are distances d. A loss treats a distance as the similarity −d, and takes
+                its margins and bases as distances. A distance that is 0 within rounding has no
                 gradient, and the snr of a row without variance is 0.
             normalize: True compares unit vectors, False rows as they are; a row with a norm below
                 1e-12 counts as 0 and gets no gradient. None: True, but for "dot".
-            group: "auto" for the default process group of torch.distributed if there is one, or a
-                process group: x and `ref_emb` are this rank's rows, and are compared with the rows
-                of all ranks. Every rank must call; see docs/distributed.md. None: these are all.
+            group: a process group, or "auto" for the default process group of torch.distributed if
+                there is one. x and `ref_emb` are this rank's rows, and are compared with the rows
+                of all ranks. Every rank must call; see docs/distributed.md. None: these rows are
+                all.
 
         Returns:
             The pairs, for `row_stats`.
@@ -228,7 +290,16 @@ class Pairs:
         ignore_index: int | None,
         scaled: bool,
     ) -> "Pairs":
-        """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
+        """Make pairs by key of arguments that have been checked.
+
+        Args:
+            x: (N, D) the rows.
+            y: (M, D) the columns. None: the same set.
+            keys: (N,) and (M,) integers, or None for the same set: equal keys are positives.
+            own: (N,) int64, the row of y that a row is, or −1 for none. None: no row is in y.
+            ignore_index: a row with this key is left out. None: no row is left out.
+            scaled: True compares unit vectors.
+        """
         known = relate(x, y, *keys, ignore_index, False, scaled)
         pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
         if own is None or y is None or not y.shape[0]:
@@ -248,14 +319,14 @@ class Pairs:
         normalize: bool | None = None,
         group: Given = None,
     ) -> "Pairs":
-        """Pairs by index: y_i is the one positive of x_i, every other y_j a negative.
+        """Make pairs by index: y_i is the one positive of x_i, every other y_j a negative.
 
         Args:
             x: (N, D) float16, bfloat16, float32 or float64.
             y: (M, D) with M ≥ N, of the dtype of x; rows beyond the N-th are nobody's positive.
-            distance: as in `Pairs.of`.
-            normalize: as in `Pairs.of`.
-            group: as in `Pairs.of`.
+            distance: how two rows are compared, as in `Pairs.of`.
+            normalize: True compares unit vectors, as in `Pairs.of`.
+            group: the ranks that compare their rows, as in `Pairs.of`.
 
         Returns:
             The pairs, for `row_stats`.

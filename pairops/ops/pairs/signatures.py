@@ -1,14 +1,20 @@
 """Whole signatures and docstrings for functions that take shared keywords as `**common`."""
 
 import difflib
+import functools
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
-_ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)$")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
 _SECTION = re.compile(r"^([A-Z][A-Za-z ]+):$")
+_ORDER = ("", "Args", "Keyword Args", "Returns", "Raises")  # further sections stand after these
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,19 @@ def publish(
     function: Callable[..., Any],
     shared: Mapping[str, Keyword],
     returns: Any = None,
+    common: Mapping[str, str] | None = None,
 ) -> None:
-    """Give `called` the signature of `function` with its shared keywords spelled out, and their
-    documentation after its own."""
+    """Give `called` the signature of `function` with its shared keywords spelled out.
+
+    Its docstring is that of `function`, with the shared keywords after its own arguments.
+
+    Args:
+        called: a function that takes what `function` takes.
+        function: a function over `**keywords: Unpack[...]`.
+        shared: the keywords by name, of `keywords_of`.
+        returns: the type of what `called` returns. None: that of `function`.
+        common: bodies of sections by name, for a docstring that lacks them.
+    """
     own = inspect.signature(function)
     group = _group(function)
     hints = {} if group is None else get_type_hints(group)
@@ -58,27 +74,41 @@ def publish(
     called.__signature__ = whole  # type: ignore[attr-defined]
     if function.__doc__ is not None:
         texts = {name: shared[name].text for name in hints}
-        called.__doc__ = documented(inspect.cleandoc(function.__doc__), texts)
+        called.__doc__ = documented(inspect.cleandoc(function.__doc__), texts, common or {})
 
 
-def documented(text: str, shared: Mapping[str, str]) -> str:
-    """Add the shared keywords, and what every loss returns and raises, after `Args:`."""
+def spelled_out(
+    shared: Mapping[str, Keyword],
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Decorate a function over `**keywords: Unpack[...]`: `publish` it, refuse unknown keywords."""
+
+    def made(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
+            refuse_unknown(function.__name__, keywords, known)
+            return function(*args, **keywords)
+
+        publish(called, function, shared)
+        publish(function, function, shared)  # what tools for pages read
+        known = frozenset(inspect.signature(called).parameters)
+        return called
+
+    return made
+
+
+def documented(text: str, shared: Mapping[str, str], common: Mapping[str, str]) -> str:
+    """Add the shared keywords, and the sections of `common` that the text lacks."""
     found = sections(text)
-    added = []
     if shared:
-        lines = [f"    {name}: {_indented(entry)}" for name, entry in shared.items()]
-        added.append("\n".join(["Keyword Args:", *lines]))
-    added += [f"{name}:\n    {entry}" for name, entry in _ALWAYS.items() if name not in found]
-    names = list(found)
-    after = names.index("Args") + 1 if "Args" in names else 1
-    parts = [body if not name else f"{name}:\n{body}" for name, body in found.items()]
-    return "\n\n".join([*parts[:after], *added, *parts[after:]]) + "\n"
-
-
-_ALWAYS = {
-    "Returns": 'float32, or float64 of float64 embeddings: 0-d, or (N,) with reduction="none".',
-    "Raises": "ValueError, TypeError: the message names the argument, what it was and must be.",
-}
+        entries = [f"    {_wrapped(f'{name}: {entry}')}" for name, entry in shared.items()]
+        found["Keyword Args"] = "\n".join(entries)
+    for name, body in common.items():
+        found.setdefault(name, f"    {_wrapped(body, 4)}")
+    names = [name for name in _ORDER if name in found]
+    names += [name for name in found if name not in _ORDER]
+    return (
+        "\n\n".join([f"{name}:\n{found[name]}" if name else found[name] for name in names]) + "\n"
+    )
 
 
 def sections(text: str) -> dict[str, str]:
@@ -102,7 +132,7 @@ def arguments(text: str, section: str) -> dict[str, str]:
     for line in sections(text).get(section, "").splitlines():
         entry = _ENTRY.match(line)
         if entry:
-            names = [name.strip("*") for name in entry[1].split(", ")]
+            names = entry[1].split(", ")
             found |= dict.fromkeys(names, entry[2])
         else:
             found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
@@ -131,11 +161,11 @@ def _group(function: Callable[..., Any]) -> Any:
     return None
 
 
-def _indented(entry: str, width: int = 92) -> str:
-    lines, line = [], ""
-    for word in entry.split():
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "\n        ".join([*lines, line])
+def _wrapped(entry: str, hang: int = 8) -> str:
+    """Break an entry into lines of at most 100 characters; it stands four to the right."""
+    return "\n".join(
+        textwrap.wrap(
+            entry, 100, initial_indent=" " * 4, subsequent_indent=" " * hang,
+            break_long_words=False, break_on_hyphens=False,
+        )
+    ).strip()  # fmt: skip

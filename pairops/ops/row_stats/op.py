@@ -61,13 +61,24 @@ def watched() -> Iterator[list[Taken]]:
 
 
 def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
-    """Statistics of every row, then those of every column, of the similarities of `pairs`.
+    """Gather statistics of every row, then those of every column, of the similarities of `pairs`.
 
-    R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity
-    or minus the distance, in the caller's order: (N,) for each of `rows`, (M,) for each of `cols`;
-    float32, or float64 for float64 embeddings. An empty side gives the identity (0, −inf, +inf,
-    −inf for sum, lse, lowest, highest) and no gradient. Gradients reach x, y and the tensor
-    arguments, any number of times; never the windows.
+    R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity or
+    minus the distance. An empty side gives the identity (0, −inf, +inf, −inf for sum, lse, lowest,
+    highest) and no gradient. Gradients reach x, y and the tensor arguments, any number of times;
+    never the windows.
+
+    Args:
+        pairs: who is compared with whom, from `Pairs.of` or `Pairs.paired`.
+        rows: terms, one statistic for each row.
+        cols: terms, one statistic for each column.
+
+    Returns:
+        Tensors in the caller's order: (N,) for each of `rows`, then (M,) for each of `cols`;
+        float32, or float64 for float64 embeddings.
+
+    Raises:
+        ValueError, TypeError: there is no term, or a term does not fit; the message names it.
     """
     if not rows and not cols:
         raise ValueError("row_stats got no terms; it must get at least one")

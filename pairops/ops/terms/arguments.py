@@ -52,11 +52,29 @@ Argument = Given | EarlierAt
 
 
 def partner(values: Tensor) -> Partner:
+    """Give a pair function one value per partner, as one of a term's arguments.
+
+    Args:
+        values: (M,) real numbers in a row term, (N,) in a column term; with gradient.
+
+    Returns:
+        The argument, for `total`, `lse`, `lowest` or `highest`.
+    """
     return Partner(values)
 
 
 def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
-    """values (A, B) looked up by the class of the owner and that of the partner of a pair."""
+    """Look values up by the class of the owner and that of the partner of a pair.
+
+    Args:
+        values: (A, B) floating point, without gradient.
+        owners: (N,) int64 from 0 to A − 1 in a row term, (M,) in a column term: the owner's class.
+        partners: (M,) int64 from 0 to B − 1 in a row term, (N,) in a column term: the partner's
+            class.
+
+    Returns:
+        The argument values[owners_i, partners_j], for `total`, `lse`, `lowest` or `highest`.
+    """
     return Table(values, owners, partners)
 
 

@@ -41,16 +41,27 @@ class Function:
     """A pair function `value(s, *args)` with `slopes(s, *args) = (d/ds, d/darg_1, ...)`.
 
     `s` is one similarity and each argument one number; torch calls them on whole tiles,
-    elementwise. Without `slopes` they are derived from `value` by torch, once, here.
-    is_derivative=False: the first slope is taken as given although it is not the derivative, and
-    held constant (a detached weight, as in circle loss), on every engine. finite=True promises a
-    finite value and slope for every finite s, which spares a selection.
+    elementwise.
 
     A second function of the same name gets a name of its own, so a recipe always means one
-    function; functions are kept for good, so make them once, at module level. A name is made of
-    ASCII letters, digits and underscores: others become underscores, and none begins with a digit.
-    A copy of a function is the function itself, and so is a pickle of it that is read in the same
-    process; in another it is the function of the same `value`, or else one of its own.
+    function. Functions are kept for good, so make them once, at module level. A copy of a function
+    is the function itself, and so is a pickle of it that is read in the same process; in another
+    process the pickle becomes the function of the same `value`, or else a function of its own.
+
+    Args:
+        value: a function of torch tensors, taken one by one: s, and the arguments.
+        slopes: a function of the same arguments that returns a tuple of slopes. None: torch derives
+            them from `value`, once, when the function is made.
+        name: ASCII letters, digits and underscores; other characters become underscores, and none
+            begins with a digit. "": the name of `value`.
+        is_derivative: False takes the first slope as given although it is not the derivative, and
+            holds it constant (a detached weight, as in circle loss), on every engine.
+        finite: True promises a finite value and slope for every finite s, which spares a selection.
+        arity: the number of arguments besides s; it is read off `value`, whatever is given.
+
+    Raises:
+        TypeError: `value` does not tell its arguments, or uses a tensor that requires grad.
+        ValueError: `slopes` is None and the slopes cannot be derived.
     """
 
     value: Callable[..., Any]

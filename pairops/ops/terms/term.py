@@ -27,20 +27,24 @@ POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of t
 # Not frozen: that would cost a call for each field, and a small step is mostly calls.
 @dataclass(eq=False)
 class Term:
-    """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
+    """One statistic per owner, a row or in `cols=` a column: gathered `function(s, *args)`.
 
-    args: numbers; tensors (N,) with one value per owner, or with one for all; `partner(v)`, one
-    value per partner; or an earlier term of the same call and owners, whose statistic is a
-    constant, with `Earlier(term, grad=True)` one that passes its gradient on. Gradients reach all
-    tensors among them.
+    `total`, `lse`, `lowest` and `highest` make terms. If an earlier term found no pair for an
+    owner, so that its statistic is infinite, a term that refers to it has none there either.
 
-    above, below: thresholds, numbers, tensors (N,) per owner, or earlier terms, without gradient.
-    Pairs with s ≤ above or s ≥ below are dropped; a NaN is neither, and stays.
-
-    An owner for which an earlier term found no pair, so that its statistic is infinite, has none in
-    a term that refers to it either.
-
-    grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
+    Args:
+        gather: "sum", "lse", "lowest" or "highest".
+        side: POS, NEG or ALL, the partners that count; a row's own column is on none of them.
+        function: the pair function.
+        args: its arguments besides s. Each is a number; a tensor (N,) with one value per owner, or
+            a tensor with one for all; `partner(v)`, one value per partner; `table(v, a, b)`, one
+            value per pair of classes; or an earlier term of the same call and owners, whose
+            statistic is a constant, with `Earlier(term, grad=True)` one that passes its gradient
+            on. Gradients reach the tensors and partner values among them.
+        above: a threshold: a number, a tensor (N,) per owner, or an earlier term, without gradient.
+            Pairs with s ≤ above are dropped; a NaN stays. None: no threshold.
+        below: likewise; pairs with s ≥ below are dropped.
+        grad: False for an extreme that only serves as a threshold; no argument is kept for it.
     """
 
     gather: str
@@ -207,8 +211,11 @@ class Term:
 class Earlier:
     """The statistic of an earlier term of the same call, one value per owner.
 
-    A term in the place of an argument is the same: a constant. With `grad=True` the gradient by the
-    argument goes on to the earlier term.
+    A term in the place of an argument is the same: a constant.
+
+    Args:
+        term: the earlier term.
+        grad: True lets the gradient by the argument go on to the earlier term.
     """
 
     term: Term
@@ -239,7 +246,19 @@ def total(
     above: float | Tensor | Term | None = None,
     below: float | Tensor | Term | None = None,
 ) -> Term:
-    """Σ over a side of function(s, *args); by default of scale·(s − base)."""
+    """Σ over a side of `function(s, *args)`.
+
+    Args:
+        side: POS, NEG or ALL.
+        args: the arguments of the function besides s, as in `Term`; of the default function scale
+            and base.
+        function: the pair function, by default scale·(s − base).
+        above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
+        below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
+
+    Returns:
+        The term, for `row_stats`; a side without pairs gives 0.
+    """
     return Term("sum", side, function, args, above, below)
 
 
@@ -250,7 +269,19 @@ def lse(
     above: float | Tensor | Term | None = None,
     below: float | Tensor | Term | None = None,
 ) -> Term:
-    """log Σ exp over a side of function(s, *args); by default of scale·(s − base)."""
+    """log Σ exp over a side of `function(s, *args)`.
+
+    Args:
+        side: POS, NEG or ALL.
+        args: the arguments of the function besides s, as in `Term`; of the default function scale
+            and base.
+        function: the pair function, by default scale·(s − base).
+        above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
+        below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
+
+    Returns:
+        The term, for `row_stats`; a side without pairs gives −inf.
+    """
     return Term("lse", side, function, args, above, below)
 
 
@@ -262,7 +293,19 @@ def lowest(
     below: float | Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
-    """The lowest function(s, *args) of a side; by default the lowest similarity."""
+    """The lowest `function(s, *args)` of a side.
+
+    Args:
+        side: POS, NEG or ALL.
+        args: the arguments of the function besides s, as in `Term`.
+        function: the pair function, by default s: the statistic is the lowest similarity.
+        above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
+        below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
+        grad: False if the extreme only serves as a threshold.
+
+    Returns:
+        The term, for `row_stats`; a side without pairs gives +inf.
+    """
     return Term("lowest", side, function, args, above, below, grad)
 
 
@@ -274,5 +317,17 @@ def highest(
     below: float | Tensor | Term | None = None,
     grad: bool = True,
 ) -> Term:
-    """The highest function(s, *args) of a side; by default the highest similarity."""
+    """The highest `function(s, *args)` of a side.
+
+    Args:
+        side: POS, NEG or ALL.
+        args: the arguments of the function besides s, as in `Term`.
+        function: the pair function, by default s: the statistic is the highest similarity.
+        above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
+        below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
+        grad: False if the extreme only serves as a threshold.
+
+    Returns:
+        The term, for `row_stats`; a side without pairs gives −inf.
+    """
     return Term("highest", side, function, args, above, below, grad)
