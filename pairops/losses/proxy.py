@@ -99,7 +99,7 @@ def proxy_nca_loss(
     """ℓ_i = log Σ_c e^{−γ d_ic} − (1 − ε) log Σ_{c∈P_i} e^{−γ d_ic} + ε/|N_i| Σ_{c∈N_i} γ d_ic.
 
     A row without a proxy of its label contributes 0; without another proxy nothing is smoothed.
-    With a similarity s, −d is s. With `group` each rank has all proxies, and compares its rows with
+    With a similarity s, d is −s. With `group` each rank has all proxies, and compares its rows with
     them.
 
     Args:

@@ -149,7 +149,7 @@ def nca_loss(
 ) -> Value:
     """ℓ_i = −log (Σ_p e^{−γ d_ip} / Σ_{j≠i} e^{−γ d_ij}), 0 for an anchor without positives.
 
-    With a similarity s, −d is s.
+    With a similarity s, d is −s.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
