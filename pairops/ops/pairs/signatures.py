@@ -85,7 +85,8 @@ def spelled_out(
     def made(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
-            refuse_unknown(function.__name__, keywords, known)
+            # The function itself says why it refuses a shared keyword, such as `group`.
+            refuse_unknown(function.__name__, keywords.keys() - shared.keys(), known)
             return function(*args, **keywords)
 
         publish(called, function, shared)
