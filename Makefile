@@ -87,9 +87,10 @@ PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filt
 docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/docs $(PAGES)
 
-# docs/api.txt: a test holds it against the code.
+# docs/api.txt, and the tables in README and docs that follow from the code: tests hold them.
 api: $(VENV)/.test
 	$(BIN)/python tests/support/public_names.py
+	PYTHONPATH=tests $(BIN)/python -m support.documentation_tables
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check

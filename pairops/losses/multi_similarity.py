@@ -1,4 +1,4 @@
-"""Multi-similarity loss mines pairs that are hard for their anchor; MLCD is it without mining."""
+"""Multi-similarity loss: an anchor's hard pairs are mined and weighted. MLCD has no mining."""
 
 from torch import Tensor
 from typing_extensions import Unpack
