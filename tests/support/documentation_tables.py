@@ -43,7 +43,7 @@ def formulas() -> str:
 
 def sources() -> str:
     rows = [
-        [f"`{name}`", _section(loss, "Source"), _section(loss, "Differs from") or "–"]
+        [f"`{name}`", _section(loss, "Source"), _section(loss, "Differs from") or "—"]
         for name, loss in losses.LOSSES.items()
     ]
     return table(["loss", "source", "differs from"], rows)
@@ -75,7 +75,7 @@ def _statistics(source: str, name: str) -> str:
     found: dict[str, set[str]] = {}
     for statistic, side in re.findall(pattern, source):
         found.setdefault(_STATISTICS[statistic], set()).add(side)
-    return "; ".join([f"`{k}` of {', '.join(sorted(v))}" for k, v in sorted(found.items())]) or "–"
+    return "; ".join([f"`{k}` of {', '.join(sorted(v))}" for k, v in sorted(found.items())]) or "—"
 
 
 def _own(loss: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -88,13 +88,13 @@ def _own(loss: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _defaults(loss: Callable[..., Any]) -> str:
     shown = [f"{p.name} = {p.default}" for p in _own(loss) if p.default is not None]
-    return ", ".join(shown) or "–"
+    return ", ".join(shown) or "—"
 
 
 def _learnable(loss: Callable[..., Any]) -> str:
     names = [p.name for p in _own(loss) if "float | torch.Tensor" in str(p.annotation)]
     names += [name for name in inspect.signature(loss).parameters if name == "proxies"]
-    return ", ".join(names) or "–"
+    return ", ".join(names) or "—"
 
 
 def _formula(loss: Callable[..., Any]) -> str:
