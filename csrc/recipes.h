@@ -14,10 +14,10 @@ enum class Side { pos, neg, all };
 // Without this an argument is one value per owner or a plain number, which costs the same.
 enum With : unsigned { nothing = 0, above = 1, below = 2, partner_0 = 4, partner_1 = 8 };
 
-template <template <class> class G, Side of_side, class F, unsigned with = nothing>
+template <template <class> class Acc, Side of_side, class F, unsigned with = nothing>
 struct Term {
     template <class T>
-    using Gather = G<T>;
+    using Accumulator = Acc<T>;
     using Function = F;
     static constexpr Side side = of_side;
     static constexpr bool has_above = with & above, has_below = with & below;

@@ -30,8 +30,8 @@ struct PlannedTerm {
     bool by_column;  // of two sets
     std::vector<int> args;
     int above, below;
-    bool keeps_bits, extreme;
-    double fill;  // the statistic of an owner without pairs
+    bool has_bits, extreme;
+    double neutral;  // the statistic of an owner without pairs
 };
 
 struct Plan {
@@ -43,16 +43,17 @@ struct Plan {
          const Served& (*served)(const std::string&))
         : sweeps(std::move(sweeps)) {
         for (const auto& item : given) {
-            const auto [name, by_column, args, above, below, bits, extreme, fill] =
+            const auto [name, by_column, args, above, below, bits, extreme, neutral] =
                 fields<8>(item, "a term of a plan");
             terms.push_back({served(name.cast<std::string>()), by_column.cast<bool>(),
                              args.cast<std::vector<int>>(), above.cast<int>(), below.cast<int>(),
-                             bits.cast<bool>(), extreme.cast<bool>(), fill.cast<double>()});
+                             bits.cast<bool>(), extreme.cast<bool>(), neutral.cast<double>()});
         }
     }
 
     // Where the statistic of each term stands: those of rows and then of columns, without a gap.
-    std::vector<Address> places(Address first, Index rows, Index columns, std::size_t size) const {
+    std::vector<Address> statistic_addresses(Address first, Index rows, Index columns,
+                                             std::size_t size) const {
         std::vector<Address> found;
         for (const PlannedTerm& term : terms) {
             found.push_back(first);
@@ -64,13 +65,13 @@ struct Plan {
 
 // The terms of one call: a plan with its numbers, vectors and statistics.
 template <class T>
-class Filled {
+class BoundPlan {
    public:
     // vectors: (address, stride) each.  bits: of all terms that keep some, `plane` bytes each.
-    Filled(const Plan& plan, bool same, const pybind11::list& numbers,
-           const pybind11::list& vectors, std::vector<Address> places, std::uint8_t* bits,
-           std::size_t plane)
-        : statistics(std::move(places)), numbers_(numbers), vectors_(vectors) {
+    BoundPlan(const Plan& plan, bool same, const pybind11::list& numbers,
+              const pybind11::list& vectors, std::vector<Address> addresses, std::uint8_t* bits,
+              std::size_t bits_stride)
+        : statistics(std::move(addresses)), numbers_(numbers), vectors_(vectors) {
         for (const PlannedTerm& planned : plan.terms) {
             TermCall<T> term;
             term.kernel = planned.known.kernel;
@@ -86,9 +87,9 @@ class Filled {
             term.has_below = planned.below != ABSENT;
             if (term.has_above) term.above = operand(planned.above);
             if (term.has_below) term.below = operand(planned.below);
-            if (planned.keeps_bits && bits) {
+            if (planned.has_bits && bits) {
                 term.bits = bits;
-                bits += plane;
+                bits += bits_stride;
             }
             terms.push_back(term);
         }

@@ -10,13 +10,13 @@ namespace pairops::cpu {
 struct Labels {
     const std::int64_t* values;  // (n,)
     Index n;
-    Index* order;  // (n,) stable
-    bool* keep;    // (n,) in the caller's order
+    Index* permutation;  // (n,) stable
+    bool* valid;         // (n,) in the caller's order
 };
 
 // lo, hi (x.n,): the places in y's order that have the label of a row, in x's order; of an ignored
 // row those of the ignored. For the same set y is x.
-void sort_labels(const Labels& x, const Labels& y, const std::int64_t* ignored, Place* lo,
-                 Place* hi);
+void sort_labels(const Labels& x, const Labels& y, const std::int64_t* ignored, Position* pos_begin,
+                 Position* pos_end);
 
 }  // namespace pairops::cpu

@@ -80,7 +80,7 @@ struct Call {
     Embeddings x, y;
     bool same;
     Measure measure;
-    const Place *lo, *hi, *own;  // (x.n,)
+    const Position *pos_begin, *pos_end, *self_index;  // (x.n,)
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
     int threads;
@@ -95,15 +95,15 @@ T share_of(T square, Index d) {
 }
 
 template <class T>
-void gather(const Call<T>& call);
+void forward(const Call<T>& call);
 // dx (x.n, d), dy (y.n, d): zeros to add to, or null where not wanted. For the same set dx is all.
 template <class T>
-void weigh(const Call<T>& call, T* dx, T* dy);
+void backward(const Call<T>& call, T* dx, T* dy);
 
 // The same of extremes of closeness itself, each of whose terms has `argument`, the partner that
 // attained it or -1, or has null and no gradient.
 template <class T>
-void weigh_extremes(const Call<T>& call, T* dx, T* dy);
+void backward_extremes(const Call<T>& call, T* dx, T* dy);
 
 struct OutOfMemory : std::bad_alloc {
     std::string message;
@@ -120,18 +120,18 @@ class Buffer {
     operator T*() const { return static_cast<T*>(memory_.get()); }
 
    private:
-    struct Free {
+    struct Deleter {
         void operator()(void* memory) const { std::free(memory); }
     };
     static void* allocate(std::size_t bytes, bool poison);
-    std::unique_ptr<void, Free> memory_;
+    std::unique_ptr<void, Deleter> memory_;
 };
 
 // One call's tiles, and every term's vectors sorted as its rows and columns are.
 template <class T>
 class Sweep {
    public:
-    explicit Sweep(const Call<T>& call, bool weighing);
+    explicit Sweep(const Call<T>& call, bool for_backward);
 
     const Call<T>& call;
     const Kernels<T>& kernels;
@@ -188,20 +188,20 @@ class Sweep {
     }
 
    private:
-    std::size_t place(int r, int c) const { return std::size_t(r) * col_tiles + c; }
+    std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;
     const T* squared(const Embeddings& set, std::size_t padded);
     const T* shares(const T* squares, std::size_t padded);
-    void pack_columns(Place first, int count, T* panels) const;
+    void pack_columns(Position first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
-    Buffer<T> columns_;  // panels of the stripe
-    Place stripe_ = 0;   // its first column
+    Buffer<T> columns_;    // panels of the stripe
+    Position stripe_ = 0;  // its first column
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;
-    std::vector<Range> own_;  // per tile of rows: the columns that its rows are
+    std::vector<Range> self_ranges_;  // per tile of rows: the columns that its rows are
 };
 
 // Calls work(k) for k < count on a team; the order does not matter.

@@ -55,14 +55,14 @@ void on_a_team(int threads, const std::function<void()>& work) {
     for (std::thread& other : others) other.join();
 }
 
-Order::Order(int blocks, int columns, const std::function<bool()>& interrupted)
+Wavefront::Wavefront(int blocks, int columns, const std::function<bool()>& interrupted)
     : blocks_(blocks),
       columns_(columns),
       interrupted_(interrupted),
       progress_(new Padded[blocks]),
       caller_(this_thread()) {}
 
-void Order::run(int threads, const std::function<bool(int, int)>& block) {
+void Wavefront::run(int threads, const std::function<bool(int, int)>& block) {
     std::atomic<int> joined{0};
     on_a_team(threads, [&] {
         const int thread = joined++;
@@ -72,14 +72,14 @@ void Order::run(int threads, const std::function<bool(int, int)>& block) {
     if (stopped()) throw Interrupted();
 }
 
-int Order::next() {
+int Wavefront::next() {
     if (interrupted_ && this_thread() == caller_ && interrupted_()) stop_ = true;
     if (stopped()) return -1;
     const int block = next_.fetch_add(1, std::memory_order_relaxed);
     return block < blocks_ ? block : -1;
 }
 
-bool Order::wait(int block, int column) const {
+bool Wavefront::wait(int block, int column) const {
     int above = done_.load(std::memory_order_acquire);
     for (; above < block; ++above) {
         for (int turn = 0;; ++turn) {

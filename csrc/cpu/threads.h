@@ -19,10 +19,10 @@ struct Interrupted {};
 // belongs to a column is added by one block after the other, from top to bottom: a block waits
 // until those above it have left the column behind. So the order of every sum is fixed, whatever
 // the number of threads.
-class Order {
+class Wavefront {
    public:
     // interrupted: asked by the calling thread now and then, between blocks.
-    Order(int blocks, int columns, const std::function<bool()>& interrupted);
+    Wavefront(int blocks, int columns, const std::function<bool()>& interrupted);
 
     // Calls block(r, thread) for every block of rows on a team of `threads`, until one says false;
     // throws Interrupted if the sweep was to stop.

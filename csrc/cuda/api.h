@@ -30,12 +30,13 @@ std::string reason_against();
 std::vector<std::string> kinds();
 
 // Each enqueues one kernel, or none where there is nothing to do. `splits`: of the columns.
-void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream);
-void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream);
-void gather(GatherCall call, Precision precision, int d, int splits, Stream stream,
-            bool hopper = false);
-void weigh(WeighCall call, Precision precision, int splits, Stream stream, bool hopper = false);
-void conclude(const ConcludeCall& call, Stream stream);
+void pack_set(const PackCall& call, const std::string& dtype, int parts, Stream stream);
+void sort_by_label(const SortByLabelCall& call, const std::string& dtype, int parts, Stream stream);
+void forward(ForwardCall call, Precision precision, int d, int splits, Stream stream,
+             bool hopper = false);
+void backward(BackwardCall call, Precision precision, int splits, Stream stream,
+              bool hopper = false);
+void finalize(const FinalizeCall& call, Stream stream);
 void scale(const ScaleCall& call, const std::string& dtype, Stream stream);
 void soft_mean(const SoftMeanCall& call, Stream stream);
 void soft_mean(const SoftMeanSlopesCall& call, Stream stream);

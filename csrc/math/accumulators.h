@@ -49,22 +49,22 @@ struct Statistic {
 template <class T>
 struct Sum {
     static constexpr const char* name = "sum";
-    static constexpr bool extreme = false, keeps_argument = false;
+    static constexpr bool extreme = false, has_argument = false;
     T sum;
     T lost;  // NaN beside an infinite sum
 
-    HD static T fill() { return T(0); }
-    HD static Sum identity() { return {T(0), T(0)}; }
-    HD void push(T f, Columns<T>) {
+    HD static T neutral() { return T(0); }
+    HD static Sum init() { return {T(0), T(0)}; }
+    HD void update(T f, Columns<T>) {
         const T total = sum + f, added = total - sum;
         lost = lost + ((sum - (total - added)) + (f - added));
         sum = total;
     }
     HD void merge(const Sum& other) {
-        push(other.sum, nowhere<T>());
+        update(other.sum, nowhere<T>());
         lost = lost + other.lost;
     }
-    HD Statistic<T> result() const {
+    HD Statistic<T> finalize() const {
         return {select(lost == lost, sum + lost, sum), Columns<T>(-1)};
     }
     HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
@@ -74,13 +74,13 @@ struct Sum {
 template <class T>
 struct LogSumExp {
     static constexpr const char* name = "lse";
-    static constexpr bool extreme = false, keeps_argument = false;
+    static constexpr bool extreme = false, has_argument = false;
     T max;
     T sum;  // of exp(f - max); anything as long as max is -inf
 
-    HD static T fill() { return -infinity<T>(); }
-    HD static LogSumExp identity() { return {-infinity<T>(), T(0)}; }
-    HD void push(T f, Columns<T>) {
+    HD static T neutral() { return -infinity<T>(); }
+    HD static LogSumExp init() { return {-infinity<T>(), T(0)}; }
+    HD void update(T f, Columns<T>) {
         const auto grows = f > max;
         const T apart = exp_to_one(minus_magnitude(difference(f, max)));
         sum = select(grows, sum * apart + T(1), sum + apart);
@@ -92,7 +92,7 @@ struct LogSumExp {
               other.sum * exp_to_one(difference(other.max, top));
         max = top;
     }
-    HD Statistic<T> result() const {
+    HD Statistic<T> finalize() const {
         using std::log;
         return {max + log(sum), Columns<T>(-1)};
     }
@@ -110,13 +110,13 @@ struct LogSumExp {
 template <class T, bool lowest, bool with_argument>
 struct Extreme {
     static constexpr const char* name = lowest ? "lowest" : "highest";
-    static constexpr bool extreme = true, keeps_argument = with_argument;
+    static constexpr bool extreme = true, has_argument = with_argument;
     T value;
     Columns<T> argument;
 
-    HD static T fill() { return lowest ? infinity<T>() : -infinity<T>(); }
-    HD static Extreme identity() { return {fill(), nowhere<T>()}; }
-    HD void push(T f, Columns<T> j) {
+    HD static T neutral() { return lowest ? infinity<T>() : -infinity<T>(); }
+    HD static Extreme init() { return {neutral(), nowhere<T>()}; }
+    HD void update(T f, Columns<T> j) {
         auto wins = (lowest ? f < value : f > value) | (f != f);
         if (with_argument) {
             const auto nan = value != value;
@@ -126,8 +126,8 @@ struct Extreme {
         }
         value = select(wins, f, value);
     }
-    HD void merge(const Extreme& other) { push(other.value, other.argument); }
-    HD Statistic<T> result() const {
+    HD void merge(const Extreme& other) { update(other.value, other.argument); }
+    HD Statistic<T> finalize() const {
         return {value, select(argument == nowhere<T>(), Columns<T>(-1), argument)};
     }
     HD static T share(T, Columns<T> j, const Statistic<T>& of) {
@@ -145,7 +145,7 @@ template <class T>
 using HighestValue = Extreme<T, false, false>;
 
 template <class T>
-using Gathers = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
+using Accumulators = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -7,8 +7,8 @@
 
 namespace pairops::cpu {
 
-using Place = std::int64_t;  // a row or column in sorted order
-using Index = std::int64_t;  // the same in the caller's order, as torch counts
+using Position = std::int64_t;  // a row or column in sorted order
+using Index = std::int64_t;     // the same in the caller's order, as torch counts
 
 // Rows and columns of a tile: a tile of floats and its weights stay in the first two caches, the
 // band of positives is narrow, and rows and columns of every micro-kernel divide it.
@@ -25,9 +25,9 @@ struct Embeddings {
     const void* z;  // (n, d)
     Dtype dtype;
     Index n, d;
-    const double* scale;  // (n,) r, or null: 1
-    const Index* order;   // (n,) ignored rows last
-    Place kept;           // how many are not ignored
+    const double* scale;       // (n,) r, or null: 1
+    const Index* permutation;  // (n,) ignored rows last
+    Position n_valid;          // how many are not ignored
 };
 
 // One tile of similarities, or of closeness, and what is known of its rows and columns.
@@ -36,11 +36,11 @@ struct Tile {
     // (TILE, TILE), as rows see it and as columns do: these differ where a distance has an anchor.
     const T *s, *s_of_cols;
     int rows, cols;
-    Place row, col;  // the first of each
-    bool positives;  // may a positive pair be in it?
-    bool masked;     // else every pair in it is a negative
-    const Place *lo, *hi,
-        *own;  // (rows,) the positives [lo, hi) and the column that a row itself is
+    Position row, col;  // the first of each
+    bool positives;     // may a positive pair be in it?
+    bool partial;       // else every pair in it is a negative
+    const Position *pos_begin, *pos_end,
+        *self_index;  // (rows,) the positives [lo, hi) and the column that a row itself is
     const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
 };
 
@@ -60,19 +60,19 @@ struct TermKernels {
     std::size_t state;
     void (*clear)(void* states, int count);
     // Adds a tile to the states of its owners; says whether the windows kept a pair.
-    bool (*gather_rows)(const Tile<T>&, const Operands<T>&, void* states);
-    bool (*gather_cols)(const Tile<T>&, const Operands<T>&, void* states);
+    bool (*forward_rows)(const Tile<T>&, const Operands<T>&, void* states);
+    bool (*forward_cols)(const Tile<T>&, const Operands<T>&, void* states);
     // Both, for a term that sees the same numbers in both roles; null: nothing is saved by that.
-    bool (*gather_both)(const Tile<T>&, const Operands<T>& of_rows, const Operands<T>& of_cols,
-                        void* rows, void* cols);
+    bool (*forward_both)(const Tile<T>&, const Operands<T>& of_rows, const Operands<T>& of_cols,
+                         void* rows, void* cols);
     void (*merge)(void* into, const void* from, int count);
     // Results of `count` owners, whose states are those of rows, of columns, or (null: not) both.
-    void (*finish)(const void* rows, const void* cols, int count, const std::int32_t* caller,
-                   T* value, Index* argument);
+    void (*finalize)(const void* rows, const void* cols, int count, const std::int32_t* caller,
+                     T* value, Index* argument);
     // Adds the pair weights to w (TILE, TILE), and says whether one of them is not 0; null for an
     // extreme.
-    bool (*weigh_rows)(const Tile<T>&, const Operands<T>&, T* w);
-    bool (*weigh_cols)(const Tile<T>&, const Operands<T>&, T* w);
+    bool (*backward_rows)(const Tile<T>&, const Operands<T>&, T* w);
+    bool (*backward_cols)(const Tile<T>&, const Operands<T>&, T* w);
 };
 
 // Columns [begin, end) of a tile that a panel of `panel_rows` rows needs.
@@ -95,16 +95,17 @@ struct ThroughCloseness {
 template <class T>
 struct Kernels {
     int panel_rows, panel_cols;  // of the micro-kernel
-    int lanes;
+    int vector_width;
     const TermKernels<T>* terms;  // as CpuRecipes has them, one after the other
 
     // Scaled rows [first, first + count), cut into panels of panel_rows, (d, panel_rows) each.
-    void (*pack_rows)(const Embeddings&, Place first, int count, T* panels);
+    void (*pack_rows)(const Embeddings&, Position first, int count, T* panels);
     // Likewise panel_cols columns, which is one panel (d, panel_cols); 0 from `kept` on.
-    void (*pack_cols)(const Embeddings&, Place first, T* panel);
+    void (*pack_cols)(const Embeddings&, Position first, T* panel);
     // Scaled rows [first, first + count) as they stand, cut along d into slices of panel_cols that
     // begin `stride` numbers apart, (count, panel_cols) each; 0 from d on.
-    void (*pack_slices)(const Embeddings&, Place first, int count, std::size_t stride, T* slices);
+    void (*pack_slices)(const Embeddings&, Position first, int count, std::size_t stride,
+                        T* slices);
 
     // s (TILE, TILE) of packed rows and columns. `ranges`: per panel of rows, or null for all.
     void (*multiply)(const T* rows, const T* cols, int n_rows, int n_cols, Index d,
@@ -114,10 +115,10 @@ struct Kernels {
                        std::size_t stride, Index d, const Range* ranges, T* const* out);
     // g = r (g − u <u, g>), u = r x: the gradient by rows of x, at the caller's index, in place.
     // Without a scale it is g + f x; f: one factor for each place, or null: 0.
-    void (*through_scale)(const Embeddings&, Place first, int count, const T* factors, T* g);
+    void (*through_scale)(const Embeddings&, Position first, int count, const T* factors, T* g);
 
     // Squared norms of scaled rows [first, first + count).
-    void (*squares)(const Embeddings&, Place first, int count, T* out);
+    void (*squares)(const Embeddings&, Position first, int count, T* out);
     // Similarities become closeness, in place; of snr without the anchor's share. a, b: squared
     // norms of the tile's rows and columns.
     void (*closeness)(Distance, const T* a, const T* b, int n_rows, int n_cols, const Range* ranges,
@@ -130,7 +131,7 @@ struct Kernels {
 
     // 1/‖z_i‖ of rows [first, first + count) in the caller's order; 0 for one below 1e-12 and for
     // one that is not kept.
-    void (*inverse_norm)(const Embeddings&, Index first, int count, const bool* keep, double* out);
+    void (*inverse_norm)(const Embeddings&, Index first, int count, const bool* valid, double* out);
 
     // Floating-point operations of `rounds` rounds of independent multiply-adds: the core's peak.
     double (*peak)(std::int64_t rounds);

@@ -3,9 +3,9 @@
 
 namespace pairops::cuda {
 
-template void weigh_in<Plain64, 2>(WeighCall, int, Stream);
-template void weigh_in<Plain128, 2>(WeighCall, int, Stream);
-template void weigh_in<Plain256, 2>(WeighCall, int, Stream);
-template void weigh_in<PlainAny, 2>(WeighCall, int, Stream);
+template void launch_backward<Plain64, 2>(BackwardCall, int, Stream);
+template void launch_backward<Plain128, 2>(BackwardCall, int, Stream);
+template void launch_backward<Plain256, 2>(BackwardCall, int, Stream);
+template void launch_backward<PlainAny, 2>(BackwardCall, int, Stream);
 
 }  // namespace pairops::cuda

@@ -3,9 +3,9 @@
 
 namespace pairops::cuda {
 
-template void weigh_in<Plain64, 1>(WeighCall, int, Stream);
-template void weigh_in<Plain128, 1>(WeighCall, int, Stream);
-template void weigh_in<Plain256, 1>(WeighCall, int, Stream);
-template void weigh_in<PlainAny, 1>(WeighCall, int, Stream);
+template void launch_backward<Plain64, 1>(BackwardCall, int, Stream);
+template void launch_backward<Plain128, 1>(BackwardCall, int, Stream);
+template void launch_backward<Plain256, 1>(BackwardCall, int, Stream);
+template void launch_backward<PlainAny, 1>(BackwardCall, int, Stream);
 
 }  // namespace pairops::cuda

@@ -8,7 +8,7 @@ namespace pairops::cuda {
 
 template <class S, int weight_parts>
 KERNEL(S::threads, 1)
-weigh_hopper(PARAMETER(WeighCall) call) {
+backward_hopper(PARAMETER(BackwardCall) call) {
 #if PAIROPS_SM_90A
     start_sums<S>(call);
     start_stages<S>(call);
@@ -25,9 +25,9 @@ weigh_hopper(PARAMETER(WeighCall) call) {
         };
         const Shared waiting = Shared(call.at.exponents + 8 * thread());
         store_shared(waiting, Exponents{{1, 1}});
-        work<S>(call, [&](int tile, bool masked, int stage, const Fragment<S>& s, Shared y) {
+        work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared y) {
             Fragment<S> weights = {};
-            weigh_tile<S>(call, tile, masked, stage, s, weights);
+            backward_tile<S>(call, tile, partial, stage, s, weights);
             if (!embeddings) return;
             std::uint32_t packed[weight_parts][S::columns / 16][4];
             Exponents exponents = load_shared<Exponents>(waiting);

@@ -36,7 +36,7 @@ struct Turn {
 // By all threads; a barrier of the block follows.
 template <class S>
 DEVICE void start_stages(const Sweep& call) {
-    fill_slots<S>(call);
+    load_slots<S>(call);
     if (thread() != 0) return;
     Turn<S> turn;
     for (int k = 0; k < S::stages; ++k, turn.next()) {
@@ -84,14 +84,14 @@ DEVICE void bring_embeddings(const Call& call, const Walk<S>& walk) {
 // The warps that bring columns' operands, one for each thread.
 //   left(place, tile, stage): every warp has done with this tile; -1: there was none.
 template <class S, class Call, class Left>
-DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int place, Left left) {
+DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int in_tile, Left left) {
     const auto copy = [](Shared to, const float* from) { store_shared(to, load_global(from)); };
     int tiles[S::stages];  // in the stages, the one to be left next first
     UNROLL
     for (int& tile : tiles) tile = -1;
     const auto wait = [&](const Turn<S>& turn, int next) {
         barrier_wait(turn.empty(call), turn.parity ^ 1);
-        left(place, tiles[0], turn.stage);
+        left(in_tile, tiles[0], turn.stage);
         UNROLL
         for (int k = 0; k + 1 < S::stages; ++k) tiles[k] = tiles[k + 1];
         tiles[S::stages - 1] = next;
@@ -100,9 +100,9 @@ DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int place, Left
     for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
          visit = next_visit(call, walk, visit + 1), turn.next()) {
         const int tile = walk.tile(visit);
-        const Index index = column_index<S>(call, tile, place);
+        const Index index = column_index<S>(call, tile, in_tile);
         wait(turn, tile);
-        copy_columns<S>(call, tile, turn.stage, place, index, copy);
+        copy_columns<S>(call, tile, turn.stage, in_tile, index, copy);
         barrier_arrive(turn.full(call));
     }
     UNROLL
@@ -114,11 +114,11 @@ template <class S, class Call, class Left>
 DEVICE void bring(const Call& call, Left left) {
     fewer_registers<BRINGER_REGISTERS>();
     const Walk<S> walk(call);
-    const int role = warp() - S::warps;
-    if (role == 0)
+    const int bringer = warp() - S::warps;
+    if (bringer == 0)
         bring_embeddings<S>(call, walk);
-    else if (role <= S::columns / 32)
-        bring_columns<S>(call, walk, 32 * (role - 1) + lane(), left);
+    else if (bringer <= S::columns / 32)
+        bring_columns<S>(call, walk, 32 * (bringer - 1) + lane(), left);
 }
 
 // s of a group's 64 rows and all columns. The order is that of the numbers, in both sweeps.
@@ -169,7 +169,7 @@ DEVICE void work(const Call& call, Known known) {
         Fragment<S> s;
         multiply_group<S>(call, turn.y(call), s);
         scale<S>(call, turn.stage, s);
-        known(walk.tile(visit), walk.masked(visit), turn.stage, s, turn.y(call));
+        known(walk.tile(visit), walk.partial(visit), turn.stage, s, turn.y(call));
         warp_sync();
         if (lane() == 0) barrier_arrive(turn.empty(call));
     }
