@@ -1,5 +1,4 @@
-// Bindings of the CPU engine: tuples of addresses come in, and engines/cpu.py has checked
-// everything.
+// Bindings of the CPU engine. They take tuples of addresses, which engines/cpu.py has checked.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -106,7 +105,7 @@ Dtype dtype_called(const std::string& name) {
     return dtypes.at(name);
 }
 
-// scale: or None.
+// The scale may be None.
 Embeddings embeddings(const py::handle& given) {
     const auto [address, dtype, n, d, scale, permutation, valid] = fields<7>(given, "a set");
     Embeddings set{pointer<void>(address),
@@ -121,7 +120,7 @@ Embeddings embeddings(const py::handle& given) {
     return set;
 }
 
-// Between blocks of rows, ten times a second: did somebody press Ctrl-C?
+// A check for Ctrl-C between blocks of rows. Ten times a second is soon enough, and costs nothing.
 std::function<bool()> asks_python() {
     using Clock = std::chrono::steady_clock;
     return [last = Clock::now()]() mutable {
@@ -133,7 +132,7 @@ std::function<bool()> asks_python() {
     };
 }
 
-// (distance, are the anchors the columns?), or None: by similarity.
+// A measure is (distance, are the anchors the columns?), or None for similarity.
 Measure measure_of(const py::object& given) {
     static const std::unordered_map<std::string, Distance> distances = {
         {"l2", Distance::l2}, {"sqeuclidean", Distance::sqeuclidean}, {"snr", Distance::snr}};
@@ -142,8 +141,8 @@ Measure measure_of(const py::object& given) {
     return {distances.at(name.cast<std::string>()), anchors_are_columns.cast<bool>()};
 }
 
-// Calls run(call) without the interpreter's lock. similarities: addresses of tiles and of what is
-// known of them, or None; all: see Similarities.
+// Call run(call) without the interpreter's lock. `similarities` are the addresses of tiles and of
+// their states, or None; `all` is explained at Similarities.
 template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
            const py::tuple& relation, const py::object& similarities, bool all, int threads,
@@ -182,9 +181,9 @@ void visit_type(const py::tuple& x, Visit visit) {
 
 Index rows_of(const py::handle& set) { return fields<7>(set, "a set")[2].cast<Index>(); }
 
-// numbers, vectors: of the terms, in their order.  statistics: of all terms, one after the other.
-// arguments: one for each term that keeps some, or None.  bits: of all terms, or None; `plane`
-// bytes each.
+// Numbers and vectors come in the order of the terms. Statistics of all terms stand one after the
+// other. Each term has an argument's address or None. Bits of all terms have `bits_stride` bytes
+// each, or are None.
 void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                    const py::object& y, const py::object& measure, const py::tuple& relation,
                    const py::object& similarities, const py::list& numbers, const py::list& vectors,
@@ -200,7 +199,7 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
             TermCall<T>& term = bound.terms[k];
             term.value = reinterpret_cast<T*>(bound.statistics[k]);
             term.argument = pointer<Index>(arguments[k]);
-            // What a row that is not kept has.
+            // An ignored row keeps this value, for no sweep writes it.
             const Index owners = term.by_column ? columns : rows;
             std::fill_n(term.value, owners, T(plan.terms[k].neutral));
             if (term.argument) std::fill_n(term.argument, owners, Index(-1));
@@ -216,9 +215,9 @@ void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
     });
 }
 
-// arguments: of extremes with a gradient, or None; where there is one, no other term has one.
-// cotangents: (address, stride), one for each term; those of extremes are not read.  slopes: one
-// for each vector, where the gradient by it is added, or None.
+// Arguments are those of extremes with a gradient, or None; where there is one, no other term is
+// served. A cotangent is (address, stride); that of an extreme without an argument is not read.
+// Slopes are an address for each vector, where the gradient by it is added, or None.
 void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                     const py::object& y, const py::object& measure, const py::tuple& relation,
                     const py::object& similarities, const py::list& numbers,
@@ -259,8 +258,8 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
     });
 }
 
-// pieces: (shape, plus, minus or -1, offset, weight).  statistics, slopes: of `count` terms, one
-// after the other, n numbers each.  mean: one number, to be written.
+// A piece is (shape, plus, minus or -1, offset, weight). Statistics and slopes of `count` terms
+// stand one after the other, n numbers each. The mean is one number, to be written.
 void mean_bound(bool wide, const py::list& given, Index n, int count, Address statistics,
                 const py::object& positives, Address slopes, Address mean_at) {
     static const std::unordered_map<std::string, Shape> shapes = {{"log1p_exp", Shape::log1p_exp},
@@ -293,7 +292,7 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* val
                   int threads) {
     const auto& kernels = isa_called(isa).kernels<float>();
     constexpr int rows = 256;
-    // As for a sweep: a thread is worth waking for ten microseconds of work.
+    // A thread is worth waking for ten microseconds of work, as in a sweep.
     const int team = int(std::min(double(threads), 1 + double(set.n) * double(set.d) / (1 << 17)));
     for_each(team, int((set.n + rows - 1) / rows), [&](int piece) {
         const Index first = Index(piece) * rows;
@@ -301,9 +300,9 @@ void inverse_norm(const std::string& isa, const Embeddings& set, const bool* val
     });
 }
 
-// sets: one or two.  labels: their addresses, or None: paired by index.
-// outputs: as ops/pairs/intervals.py has them.  Returns whether every row is
-// kept, and whether every row of x has a positive.
+// Sort one or two sets by label; labels of None mean that rows are paired by index. Outputs are
+// those of ops/pairs/intervals.py. The result says whether every row is valid, and whether every
+// row of x has a positive.
 std::pair<bool, bool> sort_by_label(const std::string& isa, const py::list& sets,
                                     const py::list& labels,
                                     const std::optional<std::int64_t>& ignored, bool exclude_self,
@@ -384,7 +383,7 @@ void bind(py::module_& module) {
     module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
-    // A plain type, as the stub says.
+    // The metaclass is plain `type`, as the stub says.
     py::class_<Plan>(module, "Plan", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps) {
                  return Plan(terms, std::move(sweeps), &served_called);

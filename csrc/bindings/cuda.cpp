@@ -1,5 +1,5 @@
-// Bindings of the CUDA engine: tuples of addresses come in, and engines/cuda/ has checked
-// everything. A call enqueues kernels on a stream and returns.
+// Bindings of the CUDA engine. They take tuples of addresses, which engines/cuda/ has checked. A
+// call enqueues kernels on a stream and returns.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,7 +19,7 @@ Set set_of(const py::handle& given) {
             pointer<Index>(permutation),  pointer<std::int32_t>(n_valid), n.cast<std::int32_t>()};
 }
 
-// address: or None, of a number.
+// The address of an operand is None where it is a number.
 int operands_of(const py::list& given, Operand* operands) {
     if (given.size() > MOST_OPERANDS) throw py::value_error("too many operands");
     int n = 0;
@@ -33,8 +33,8 @@ int operands_of(const py::list& given, Operand* operands) {
 
 std::int8_t slot(const py::handle& given) { return std::int8_t(given.cast<int>()); }
 
-// Slots of operands, −1: none.  by_arg: which sums the gradients by two arguments are.  bits: or
-// None.
+// The slot of an operand is −1 where the term has none. `by_arg` says which sums the gradients by
+// two arguments are. Bits may be None.
 TermCall term_of(const py::handle& given) {
     const auto [kind, side, transposed, slots, by_arg, bits] = fields<6>(given, "a term");
     const auto [first, second, above, below, statistic, cotangent] = fields<6>(slots, "slots");
@@ -52,7 +52,7 @@ TermCall term_of(const py::handle& given) {
     return term;
 }
 
-// band: or None.
+// The band may be None.
 void read_sweep(const py::handle& given, Sweep& sweep) {
     const auto [rows, cols, relation, band, transposed, normalized, band_only, panels, row_operands,
                 col_operands, terms] = fields<11>(given, "a sweep");
@@ -96,8 +96,9 @@ void pack_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_
              dtype, parts, stream);
 }
 
-// places: addresses of order, lo, hi, own, positives, each or None.
-// written: addresses of rows, high, rest and kept, as `arrange` writes them, or None: not wanted.
+// Positions are the addresses of permutation, pos_begin, pos_end, self_index and positives, each or
+// None. `written` are those of rows, high, rest and n_valid, as pack_set writes them, or None.
+// None means that something is not wanted.
 void sort_by_label_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
                          const py::object& labels, const py::object& others, std::int32_t n_others,
                          std::optional<Index> ignored, bool exclude_self, bool normalize,
@@ -132,7 +133,7 @@ void sort_by_label_bound(Address z, const std::string& dtype, std::int32_t n, st
     sort_by_label(call, dtype, parts, stream);
 }
 
-// outputs: of every term; argument, bits: or None.
+// Every term has an output, whose argument and bits may be None.
 void forward_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
                    const std::string& precision, int d, bool hopper, int splits, Stream stream) {
     ForwardCall call{};
@@ -232,7 +233,7 @@ void bind(py::module_& module) {
                py::arg("precision"), py::arg("d"), py::arg("hopper"));
     module.def("pack", &pack_bound);
     module.def("sort_by_label", &sort_by_label_bound,
-               "One set's part of pairops::relate and `arrange` in one kernel, for some thousand "
+               "One set's part of `pairops::relate`, and `pack`, in one kernel, for some thousand "
                "rows.\n\n"
                "labels (n,) int64, or None: row i belongs to row i of the other set. others "
                "(n_others,): the other set's labels, or None: the same set. places: order, lo, hi, "
@@ -247,7 +248,7 @@ void bind(py::module_& module) {
     module.def("backward", &backward_bound);
     module.def("scale", &scale_bound);
     module.def("soft_mean", &soft_mean_bound,
-               "The mean over kept rows of the sum of log(1 + exp R) / divisor, and how many rows "
+               "The mean over valid rows of the sum of log(1 + exp R) / divisor, and how many rows "
                "that is, at least 1: two float32.",
                py::arg("statistics"), py::arg("valid"), py::arg("n"), py::arg("loss"),
                py::arg("count"), py::arg("stream"));

@@ -1,5 +1,5 @@
-// The module pairops._native: names, sizes and raw addresses come in, and every argument is checked
-// before its use.
+// The module pairops._native. It takes names, sizes and raw addresses, and every argument is
+// checked before its use.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -40,7 +40,7 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Calls visit with a value of the type that torch calls `dtype`.
+// Call visit with a value of the type that torch calls `dtype`.
 template <class Visit>
 void visit_dtype(const std::string& dtype, Visit visit) {
     require(dtype == "float32" || dtype == "float64", "dtype", "'" + dtype + "'",

@@ -1,5 +1,5 @@
-// The plan of a call: what of its terms is known without their numbers and vectors. Python makes it
-// once for all calls that are alike, so a call hands in addresses and numbers alone.
+// The plan of a call: its terms without their numbers and vectors. Python makes it once for all
+// calls that are alike, so a call hands in addresses and numbers alone.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,14 +15,14 @@
 
 namespace pairops::cpu {
 
-// What is known of a term by its name.
+// The facts of a term that follow from its name.
 struct Served {
     int kernel, arity;
     bool positives, by_partner[MOST_ARGUMENTS];
 };
 
-// Where an argument or a window comes from: the next number, the next vector, nowhere, or the
-// statistic of an earlier term, which is its place in the call.
+// The source of an argument or a window: the next number, the next vector, nothing, or the
+// statistic of an earlier term, given by that term's index in the call.
 constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
 
 struct PlannedTerm {
@@ -36,9 +36,9 @@ struct PlannedTerm {
 
 struct Plan {
     std::vector<PlannedTerm> terms;
-    std::vector<std::vector<int>> sweeps;  // which terms are gathered together, in turn
+    std::vector<std::vector<int>> sweeps;  // the terms of each sweep
 
-    // terms: (name, by column, arguments, above, below, keeps bits, extreme, fill) each.
+    // A term is (name, by column, arguments, above, below, has bits, extreme, neutral).
     Plan(const pybind11::list& given, std::vector<std::vector<int>> sweeps,
          const Served& (*served)(const std::string&))
         : sweeps(std::move(sweeps)) {
@@ -51,7 +51,7 @@ struct Plan {
         }
     }
 
-    // Where the statistic of each term stands: those of rows and then of columns, without a gap.
+    // The address of each term's statistic. They stand one after the other, without a gap.
     std::vector<Address> statistic_addresses(Address first, Index rows, Index columns,
                                              std::size_t size) const {
         std::vector<Address> found;
@@ -67,7 +67,8 @@ struct Plan {
 template <class T>
 class BoundPlan {
    public:
-    // vectors: (address, stride) each.  bits: of all terms that keep some, `plane` bytes each.
+    // A vector is (address, stride). Bits are of all terms that have some, `bits_stride` bytes
+    // each.
     BoundPlan(const Plan& plan, bool same, const pybind11::list& numbers,
               const pybind11::list& vectors, std::vector<Address> addresses, std::uint8_t* bits,
               std::size_t bits_stride)
@@ -105,7 +106,7 @@ class BoundPlan {
 
     const std::vector<Address> statistics;
     std::vector<TermCall<T>> terms;
-    // Of each vector that is an argument: the term, and which of its arguments.
+    // The term and the argument that a vector is, for each vector that is an argument.
     std::vector<std::pair<int, int>> arguments;
 
    private:

@@ -8,8 +8,8 @@ namespace pairops::cpu {
 
 namespace {
 
-// Tiles of columns in a stripe: as many as 12 MiB hold once packed, and at most 64, so that even of
-// a few dimensions what belongs to a stripe stays in the last cache.
+// The tiles of columns in a stripe are as many as 12 MiB hold once packed, and at most 64, so that
+// even with few dimensions a stripe's vectors stay in the last cache.
 template <class T>
 int stripe(Index d) {
     return int(std::clamp((Index(12) << 20) / (Index(sizeof(T)) * TILE * std::max(d, Index(1))),
@@ -51,11 +51,11 @@ class Backward {
         const int threads = sweep_.threads();
         std::vector<Workspace> workspaces;
         for (int t = 0; t < threads; ++t) workspaces.emplace_back(*this);
-        // One stripe of columns after the other: what is packed of a stripe stays in cache, and
-        // working memory does not grow with N. A band has few tiles, and packs for each of them.
+        // Columns come in stripes, whose packed tiles stay in cache, so working memory does not
+        // grow with N. A band has few tiles, and packs for each of them.
         const int width = sweep_.band ? std::max(1, sweep_.col_tiles) : stripe<T>(call_.x.d);
         int begin = 0;
-        do {  // once also without columns: the scale lets a NaN of a row through
+        do {  // also without columns, as the scale lets a NaN of a row through
             const int end = std::min(begin + width, sweep_.col_tiles);
             if (!sweep_.band) pack_stripe(begin, end);
             Wavefront wavefront(sweep_.triangle ? end : sweep_.row_tiles, end, call_.interrupted);
@@ -74,22 +74,21 @@ class Backward {
         Buffer<T> rows[MOST_ARGUMENTS], columns[MOST_ARGUMENTS];
     };
     struct Workspace {
-        // by_col: gradients by arguments of the tile's columns, and last what leads through their
-        // squared norms.
+        // `by_col` has the gradients by arguments of the tile's columns, and last the factors of
+        // their squared norms.
         Buffer<T> rows, columns, s, w, w_cols, dx, by_col, x_slices, y_slices;
         std::vector<T*> out = std::vector<T*>(TILE);
 
-        explicit Workspace(const Backward& backward)
-            : rows(TILE * backward.call_.x.d, backward.call_.poison),
-              columns(backward.sweep_.columns_per_thread(), backward.call_.poison),
-              s(backward.sweep_.similarities_per_thread(), backward.call_.poison),
-              w(TILE * TILE, backward.call_.poison),
-              w_cols(backward.call_.measure.directed() ? TILE * TILE : 0, backward.call_.poison),
-              dx(backward.dx_ ? TILE * backward.width_ : 0, backward.call_.poison),
-              by_col(backward.by_col_size(), backward.call_.poison),
-              x_slices(backward.adds_transposed() ? TILE * backward.width_ : 0,
-                       backward.call_.poison),
-              y_slices(backward.sweep_.band ? TILE * backward.width_ : 0, backward.call_.poison) {}
+        explicit Workspace(const Backward& pass)
+            : rows(TILE * pass.call_.x.d, pass.call_.poison),
+              columns(pass.sweep_.columns_per_thread(), pass.call_.poison),
+              s(pass.sweep_.similarities_per_thread(), pass.call_.poison),
+              w(TILE * TILE, pass.call_.poison),
+              w_cols(pass.call_.measure.directed() ? TILE * TILE : 0, pass.call_.poison),
+              dx(pass.dx_ ? TILE * pass.width_ : 0, pass.call_.poison),
+              by_col(pass.by_col_size(), pass.call_.poison),
+              x_slices(pass.adds_transposed() ? TILE * pass.width_ : 0, pass.call_.poison),
+              y_slices(pass.sweep_.band ? TILE * pass.width_ : 0, pass.call_.poison) {}
     };
 
     Buffer<T> zeros(std::size_t count) const {
@@ -111,14 +110,14 @@ class Backward {
         });
     }
 
-    // Of the same set a tile serves its columns as owners too, whose bit is the mirror image's.
+    // A tile of the same set serves its columns as owners too, whose bit is the mirror image's.
     bool active(std::size_t k, const Tile<T>& tile, int r, int c) const {
         const TermCall<T>& term = call_.terms[k];
         if (!sweep_.visits(term, tile)) return false;
         return !term.bits || sweep_.bit(term, r, c) || (call_.same && sweep_.bit(term, c, r));
     }
 
-    // Block r of rows through the columns of a stripe; false if the sweep is to stop.
+    // Take block r of rows through the columns of a stripe; false means that the sweep is to stop.
     bool block(int r, int begin, int end, Wavefront& wavefront, Workspace& w) {
         const Position row = Position(r) * TILE;
         const int rows = int(std::min(Position(TILE), call_.x.n_valid - row));
@@ -180,7 +179,7 @@ class Backward {
         return true;
     }
 
-    // The rows of block r; of the same set its stripe may have them already.
+    // The packed rows of block r. A stripe of the same set may have them already.
     const T* slices_of_rows(int r, int begin, Workspace& w) const {
         if (call_.same && r >= begin) return y_slices_ + (r - begin) * TILE * width_;
         const Position row = Position(r) * TILE;
@@ -192,8 +191,8 @@ class Backward {
     // Is Wᵀ x added to the gradients of columns?
     bool adds_transposed() const { return call_.same ? dx_ && sweep_.triangle : dy_ != nullptr; }
 
-    // The pair weights of a tile; for the same set those of both roles, w_ij + w_ji. False: all are
-    // 0, as those of a hinge often are, and need not be multiplied.
+    // The pair weights of a tile; for the same set w_ij + w_ji, from both views of a pair. False
+    // means that all are 0, as those of a hinge often are, and need not be multiplied.
     bool pair_weights(Tile<T>& tile, const T* t, int r, int c, Workspace& w) const {
         std::fill_n(static_cast<T*>(w.w), tile.rows * TILE, T(0));
         if (call_.measure.directed())
@@ -209,8 +208,8 @@ class Backward {
                 if (slopes_[k].columns[a])
                     given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
             }
-            // Where the mirror image of a tile is the tile itself or is visited too, its arguments
-            // have had their gradients already.
+            // Arguments have had their gradients already where the mirror image of a tile is the
+            // tile itself or is visited too.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
             sweep_.show(tile, term, t, w.s);
@@ -223,17 +222,17 @@ class Backward {
         return found;
     }
 
-    // Where the pair weights of a term are added up: apart if the columns are the anchors.
+    // The sum of a term's pair weights. There is one apart for anchors that are columns.
     T* weights(Workspace& w, const TermCall<T>& term, bool owners_are_columns) const {
         const bool apart =
             call_.measure.directed() && !sweep_.anchors_are_rows(term, owners_are_columns);
         return apart ? w.w_cols : w.w;
     }
 
-    // t: closeness without the anchor's share.
+    // Closeness `t` lacks the anchor's share.
     void through_closeness(const Tile<T>& tile, const T* t, int r, int c, const Range* ranges,
                            Workspace& w) const {
-        // As for arguments: what a tile visits as its own mirror image, it adds to rows alone.
+        // A tile that is its own mirror image adds to rows alone, as for arguments.
         const bool of_cols = factors_y_ && !(call_.same && r == c);
         const bool directed = call_.measure.directed();
         kernels_.through_closeness({call_.measure.distance, t, w.w, w.w_cols,
@@ -246,7 +245,7 @@ class Backward {
 
     std::size_t by_col_size() const { return (MOST_ARGUMENTS * call_.terms.size() + 1) * TILE; }
 
-    // x_slices: or null, where nothing is added to the gradients of columns.
+    // `x_slices` is null where nothing is added to the gradients of columns.
     void add_by_column(const Tile<T>& tile, int r, int c, Workspace& w, const T* x_slices) {
         if (x_slices && !(call_.same && r == c)) {
             T* target = call_.same ? dx_ : dy_;
@@ -293,7 +292,7 @@ class Backward {
     Index width_;         // d in whole slices
     Buffer<T> y_slices_;  // of a stripe
     std::vector<Slopes> slopes_;
-    // Of each row and column, what leads through its squared norm is this times itself.
+    // The gradient through the squared norm of a row or column is this factor times itself.
     Buffer<T> factors_x_, factors_y_;
     bool adds_to_columns_;  // something is added by column
 };

@@ -7,15 +7,15 @@ namespace pairops::cpu {
 
 namespace {
 
-// Where each row stands in sorted order.
+// The sorted position of each row.
 std::vector<Position> inverse_permutation(const Embeddings& set) {
     std::vector<Position> found(set.n);
     for (Position k = 0; k < set.n; ++k) found[set.permutation[k]] = k;
     return found;
 }
 
-// `factor` is 0 but for distances, where weights are large and rows near: their difference is made
-// first.
+// The factor is 0 but for distances, where weights are large and rows near, so that their
+// difference is made first.
 template <class T>
 void add_pair(const T* other, T weight, const T* self, T factor, Index d, T* to) {
     if (factor == T(0))
@@ -25,8 +25,8 @@ void add_pair(const T* other, T weight, const T* self, T factor, Index d, T* to)
             to[k] += weight * (other[k] - self[k]) + (factor + weight) * self[k];
 }
 
-// What the gradient by the closeness t of a pair becomes: its weight by similarity, and what the
-// squared norms of the anchor and of its partner are multiplied by.
+// The gradient by the closeness t of a pair, as its weight by similarity and the factors of the
+// squared norms of the anchor and of its partner.
 template <class T>
 struct Through {
     T weight, of_anchor, of_partner;

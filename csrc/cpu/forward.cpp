@@ -1,4 +1,4 @@
-// The forward pass: it streams the tiles of s and keeps a few numbers per row and per column.
+// The forward pass: it streams the tiles of s and has a few numbers per row and per column.
 #include <algorithm>
 
 #include "cpu/sweep.h"
@@ -45,26 +45,26 @@ class Forward {
         Buffer<T> rows, columns, s;
         std::vector<Buffer<unsigned char>> of_rows, of_columns;
 
-        explicit Workspace(const Forward& forward)
-            : rows(TILE * forward.call_.x.d, forward.call_.poison),
-              columns(forward.sweep_.columns_per_thread(), forward.call_.poison),
-              s(forward.sweep_.similarities_per_thread(), forward.call_.poison) {
-            for (const TermCall<T>& term : forward.call_.terms) {
-                const std::size_t state = forward.kernels_.terms[term.kernel].state;
-                of_rows.emplace_back(TILE * state, forward.call_.poison);
-                of_columns.emplace_back(TILE / forward.kernels_.vector_width * state,
-                                        forward.call_.poison);
+        explicit Workspace(const Forward& pass)
+            : rows(TILE * pass.call_.x.d, pass.call_.poison),
+              columns(pass.sweep_.columns_per_thread(), pass.call_.poison),
+              s(pass.sweep_.similarities_per_thread(), pass.call_.poison) {
+            for (const TermCall<T>& term : pass.call_.terms) {
+                const std::size_t state = pass.kernels_.terms[term.kernel].state;
+                of_rows.emplace_back(TILE * state, pass.call_.poison);
+                of_columns.emplace_back(TILE / pass.kernels_.vector_width * state,
+                                        pass.call_.poison);
             }
         }
     };
 
-    // The term whose columns can be gathered along with the rows of term k, or -1.
+    // The term whose columns can be served along with the rows of term k, or -1.
     int find_mate(std::size_t k) const {
         const TermCall<T>& term = call_.terms[k];
         if (!kernel(k).forward_both || term.by_column || !term.takes_numbers()) return -1;
-        // Of the positives alone there are few, and one maximum for a tile would cost digits.
+        // Positives alone are few, and one maximum for a tile would cost digits.
         if (sweep_.triangle) return sweep_.of_positives || call_.measure.directed() ? -1 : int(k);
-        if (term.has_above || term.has_below) return -1;  // each has bits of its own
+        if (term.has_above || term.has_below) return -1;  // the two have different bits
         for (std::size_t j = 0; j < call_.terms.size(); ++j) {
             const TermCall<T>& other = call_.terms[j];
             bool equal = other.by_column && other.kernel == term.kernel && other.takes_numbers();
@@ -74,7 +74,7 @@ class Forward {
         }
         return -1;
     }
-    // Are the columns of term k gathered along with the rows of another?
+    // Are the columns of term k served along with the rows of another?
     bool is_mate(std::size_t k) const {
         return call_.terms[k].by_column &&
                std::find(mate_.begin(), mate_.end(), int(k)) != mate_.end();
@@ -85,7 +85,7 @@ class Forward {
         const int rows = int(std::min(Position(TILE), call_.x.n_valid - row));
         const int width = kernels_.vector_width, col_states = TILE / width;
         bool packed = false;
-        for (std::size_t k = 0; k < call_.terms.size(); ++k)  // finish takes as many as lanes
+        for (std::size_t k = 0; k < call_.terms.size(); ++k)  // finalize reads whole vectors
             kernel(k).clear(w.of_rows[k], (rows + width - 1) / width * width);
 
         for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
@@ -127,7 +127,8 @@ class Forward {
                 }
                 if (term.bits && found) {
                     sweep_.bit(term, r, c) = 1;
-                    // weigh may visit both: without the extremes of the call it may be a band.
+                    // The backward pass may visit both: without the call's extremes it may be a
+                    // band.
                     if (mirrored) sweep_.bit(term, c, r) = 1;
                 }
             }

@@ -16,7 +16,8 @@ struct Entry {
     Index row;
 };
 
-// From the lowest byte to the highest, without those that all keys share: labels are mostly small.
+// Sort from the lowest byte to the highest, without bytes that all keys share: labels are mostly
+// small.
 void sort_by_key(std::vector<Entry>& entries) {
     std::vector<Entry> sorted(entries.size());
     for (int shift = 0; shift < 64; shift += 8) {
@@ -35,7 +36,7 @@ void sort_by_key(std::vector<Entry>& entries) {
     }
 }
 
-// The kept labels in order, as keys that sort as they do.
+// The valid labels, sorted, as keys that sort as they do.
 std::vector<Entry> sorted(const Labels& labels, const std::int64_t* ignored) try {
     std::vector<Entry> entries;
     entries.reserve(labels.n);

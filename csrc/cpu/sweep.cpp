@@ -1,5 +1,5 @@
-// The part of a sweep that both passes share: working memory, sorted vectors, and what is known of
-// each tile.
+// The part of a sweep that both passes share: working memory, sorted vectors, and the facts of a
+// tile.
 #include "cpu/sweep.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ OutOfMemory::OutOfMemory(std::size_t bytes) {
 
 template <class T>
 void* Buffer<T>::allocate(std::size_t bytes, bool poison) {
-    // Not a byte more: past the last one is where the address sanitizer looks.
+    // The size is exact, as the address sanitizer looks past the last byte.
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, std::max<std::size_t>(bytes, 1)) != 0) throw OutOfMemory(bytes);
     if (poison) std::memset(memory, 0xff, bytes);
@@ -101,7 +101,7 @@ void Sweep<T>::open_stripe(int first, int tiles) {
     stripe_ = Position(first) * TILE;
 }
 
-// Of a tile of similarities that are kept; 0: nobody has begun it.
+// The states of a tile of saved similarities; 0 means that nobody has begun it.
 constexpr std::uint8_t KNOWN = 1, BEGUN = 2;
 
 template <class T>
@@ -230,7 +230,7 @@ const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows
     return s;
 }
 
-// Where closeness with the share of anchors that are columns, or rows, stands in a workspace.
+// The offset in a workspace of closeness with the share of anchors that are columns, or rows.
 constexpr std::size_t shared(bool anchors_are_rows) {
     return std::size_t(anchors_are_rows ? 2 : 1) * TILE * TILE;
 }

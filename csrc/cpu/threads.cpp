@@ -23,7 +23,7 @@ Parallel parallel_of_torch() {
 }
 
 // A forked child inherits the runtime's records of threads, but no threads. (One that was forked
-// from a process with such records and only then loads this cannot be told; torch itself hangs
+// from a process with such records and only then loads this looks alike; torch itself hangs
 // there.)
 const pid_t loaded_by = getpid();
 

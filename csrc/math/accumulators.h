@@ -27,25 +27,26 @@ HD inline T infinity() {
     constexpr auto value = std::numeric_limits<typename Traits<T>::Scalar>::infinity();
     return T(value);
 }
-// Above every column, so that a pushed infinity wins against the identity.
+// The column of the initial state is above every other, so that an infinity wins against it.
 template <class T>
 HD inline Columns<T> nowhere() {
     constexpr auto value = std::numeric_limits<Column>::max();
     return Columns<T>(value);
 }
 
-// What a row keeps: weigh needs no more of it than this. `argument` is the column of an extreme and
-// -1 for every other gather and for an empty side.
+// The statistic of a row; backward needs no more of it than this. `argument` is the column of an
+// extreme, and -1 for every other accumulator and for an empty side.
 template <class T>
 struct Statistic {
     T value;
     Columns<T> argument;
 };
 
-// Every gather offers identity(), push(f, j), merge(other), result(), and
+// Every accumulator offers init(), update(f, j), merge(other), finalize(), and
 // share(f, j, statistic) = the derivative of the statistic by the contribution f of column j.
-// Pushing (fill(), nowhere()) does not change the result.
-// What rounding loses of a sum is summed too: a row may be as long as a data set.
+// An update by (neutral(), nowhere()) does not change the result.
+//
+// A sum also adds up what rounding loses of it, for a row may be as long as a data set.
 template <class T>
 struct Sum {
     static constexpr const char* name = "sum";
@@ -70,7 +71,7 @@ struct Sum {
     HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
 };
 
-// Invariant: `max` is never NaN; a NaN lives in `sum`, and no later push or merge can remove it.
+// Invariant: `max` is never NaN; a NaN lives in `sum`, and no later update or merge can remove it.
 template <class T>
 struct LogSumExp {
     static constexpr const char* name = "lse";

@@ -1,5 +1,5 @@
-// Elementary functions without branches (exp, log1p, select), written once for a scalar and for the
-// lanes of a vector, on host and device.
+// Elementary functions without branches (exp, log1p, select), written once for a scalar and for
+// a Vector, on host and device.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@
 #error "a NaN must come out as a NaN: build without -ffast-math"
 #endif
 
-// Always inline: a call inside a loop over pairs would pass its vectors through memory.
+// Functions are always inline: a call inside a loop over pairs would pass its vectors through
+// memory.
 #ifdef __CUDACC__
 #define HD __host__ __device__
 #else
@@ -27,7 +28,8 @@
 namespace pairops {
 inline namespace PAIROPS_TARGET {
 
-// What a type is made of: `Lanes<float, 16>` (cpu/simd/simd.h) has 16 floats, a float has one.
+// The numbers that a type is made of: `Vector<float, 16>` (cpu/simd/simd.h) has 16 floats, a float
+// one.
 template <class T>
 struct Traits {
     using Scalar = T;

@@ -1,4 +1,4 @@
-// Probes on the host: loops over the array.
+// Probes on the host, as loops over the array.
 #include "probe/probe.h"
 
 namespace pairops::cpu {

@@ -12,7 +12,7 @@
 
 namespace pairops {
 
-// Addresses are of the memory of the device that runs the probe.
+// Addresses are in the memory of the device that runs the probe.
 template <class T>
 struct FunctionProbe {
     T args[3];
@@ -57,7 +57,7 @@ struct AccumulatorProbe {
     }
 };
 
-// Calls visit with the type in `Types` that is called `name`.
+// Call visit with the type in `Types` that is called `name`.
 template <class... Types, class Visit>
 void visit_named(const std::tuple<Types...>*, const std::string& name, Visit visit) {
     if (((name == Types::name && (visit(Types()), true)) || ...)) return;

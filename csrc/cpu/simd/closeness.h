@@ -20,7 +20,7 @@ void squares(const Embeddings& set, Position first, int count, T* out) {
             continue;
         }
         visit_row(set, set.permutation[position], [&](const auto* row) {
-            // NaN of a row with an infinity, which so differs from one whose square overflows.
+            // A row with an infinity has NaN, and so differs from one whose square overflows.
             out[position - first] = T(sum_along(set.d, [&](Index k) {
                 const double value = widened(row[k]);
                 return value * value + 0 * value;
@@ -37,7 +37,7 @@ inline Vector<T, n, registers> square_root(Vector<T, n, registers> x) {
     return Vector<T, n, registers>::load(numbers);
 }
 
-// visit(i, j) for as many columns at a time as there are lanes, where the tile has similarities.
+// Call visit(i, j), a vector of columns at a time, where the tile has similarities.
 template <class V, class Visit>
 inline void for_each_known(int rows, int cols, int panel_rows, const Range* ranges, Visit visit) {
     for (int i = 0; i < rows; ++i) {
@@ -91,7 +91,7 @@ void through_closeness(const ThroughCloseness<typename Traits<V>::Scalar>& given
     const auto slope_of_square = [](V t) {
         return select(t == V(T(0)), V(T(0)), select(t == t, V(T(2)), t));
     };
-    // Of each row what its squared norm's gradient is, times its entries.
+    // The gradient through a row's squared norm is this factor times its entries.
     V of_row[TILE];
     for (int i = 0; i < rows; ++i) of_row[i] = V(T(0));
     const auto add = [&](int i, int j, V by_row, V by_col) {

@@ -12,7 +12,7 @@
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {
 
-// bytes: of a register.  n_rows: of the micro-kernel, which needs 2 n_rows + 3 registers.
+// A register has `bytes` bytes. The micro-kernel has n_rows rows and needs 2 n_rows + 3 registers.
 template <class T, int bytes, int n_rows>
 struct KernelsOf {
     using V = Vector<T, bytes / int(sizeof(T))>;

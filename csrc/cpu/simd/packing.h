@@ -22,14 +22,14 @@ struct Float16 {
 };
 inline float widened(Float16 x) {
     const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-    // Not by a subnormal float: a thread may be set to read those as 0.
+    // A subnormal float would not do: a thread may be set to read it as 0.
     const float small = float(int(rest)) * 0x1p-24f;
     const std::uint32_t exponent = rest < 0x7c00 ? 127 - 15 : 255 - 31;
     const std::uint32_t normal = (rest << 13) + (exponent << 23);
     return from_bits((rest < 0x400 ? bits_of(small) : normal) | sign);
 }
 
-// Calls visit with a pointer to row `index` in the type it has.
+// Call visit with a pointer to row `index` in the type it has.
 template <class Visit>
 inline void visit_row(const Embeddings& set, Index index, Visit visit) {
     const Index at = index * set.d;
@@ -130,7 +130,7 @@ void pack_slices(const Embeddings& set, Position first, int count, std::size_t s
             const double r = scale_of(set, position);
             for (Index k = 0; k < set.d; k += panel_cols) {
                 T* out = slices + (k / panel_cols) * stride + (position - first) * panel_cols;
-                if (set.d - k >= panel_cols) {  // as many as the compiler knows
+                if (set.d - k >= panel_cols) {  // a number that the compiler knows
                     scaled(row + k, set.scale, r, panel_cols, out);
                     continue;
                 }
@@ -190,7 +190,7 @@ void through_scale(const Embeddings& set, Position first, int count, const T* fa
                 for (Index k = 0; k < set.d; ++k) out[k] += factor * T(widened(row[k]));
                 return;
             }
-            // By entries of the unit row: a row's own, or r², need not be within range.
+            // Entries of the unit row are within range; those of the row, or r², need not be.
             const double r = scale_of(set, position);
             const auto unit = [&](Index k) { return r * double(widened(row[k])); };
             const double dot = sum_along(set.d, [&](Index k) { return unit(k) * double(out[k]); });

@@ -1,5 +1,5 @@
-// Lanes: a few registers of numbers with the arithmetic of one number. The functions and
-// accumulators of math/ are written for a number and run on these too.
+// A vector: a few registers of numbers with the arithmetic of one number. The functions and
+// accumulators of math/ are written for a number and run on vectors too.
 #pragma once
 
 #include <utility>
@@ -25,12 +25,12 @@ struct Integers<8> {
 template <class T, int n>
 struct VectorOf {
     typedef T Type __attribute__((vector_size(n * sizeof(T))));
-    // In an array of T, which need not be aligned to the vector.
+    // The same in an array of T, which need not be aligned to the vector.
     typedef T Loose __attribute__((vector_size(n * sizeof(T)), aligned(alignof(T)), may_alias));
 };
 
-// `registers` of n numbers each. More than one, and a chain of dependent operations, such as an
-// exponential, has a neighbour to share its waiting time with.
+// A vector has `registers` registers of n numbers each. With more than one, a chain of dependent
+// operations, such as an exponential, has a neighbour to share its waiting time with.
 template <class T, int n, int registers = 1>
 struct Vector {
     using Register = typename VectorOf<T, n>::Type;
@@ -52,8 +52,8 @@ struct Vector {
     T operator[](int k) const { return v[k / n][k % n]; }
     void set(int k, T x) { v[k / n][k % n] = x; }
 
-    // f(k) for every register. Not a loop: the registers of an array that is indexed by a variable
-    // end up in memory.
+    // Call f(k) for every register. A loop would not do: the registers of an array that is indexed
+    // by a variable end up in memory.
     template <class F>
     HD static Vector each(F f) {
         return each(f, std::make_integer_sequence<int, registers>());
@@ -101,7 +101,7 @@ struct Vector {
     HD friend Mask operator>(Vector a, Vector b) { return b < a; }
     HD friend Mask operator>=(Vector a, Vector b) { return b <= a; }
 
-    // Of masks.
+    // Operators of masks.
     HD friend Vector operator&(Vector a, Vector b) {
         return each([&](auto k) { return a.v[k] & b.v[k]; });
     }
@@ -153,8 +153,9 @@ HD inline auto from_bits(Vector<std::uint64_t, n, registers> bits) {
 #define PAIROPS_REGISTER "x"
 #endif
 
-// x, rounded. A contribution must have the same bits in gather and in weigh; without this, its last
-// product could be fused into the subtraction of a maximum or of a statistic, and not be rounded.
+// Round x. A contribution must have the same bits in forward and in backward; without this, its
+// last product could be fused into the subtraction of a maximum or of a statistic, and not be
+// rounded.
 template <class T, int n, int registers>
 HD inline Vector<T, n, registers> rounded(Vector<T, n, registers> x) {
     return Vector<T, n, registers>::each([&](auto k) {
@@ -164,7 +165,7 @@ HD inline Vector<T, n, registers> rounded(Vector<T, n, registers> x) {
     });
 }
 
-// Once per row; a polynomial would gain nothing.
+// The logarithm is taken once per row; a polynomial would gain nothing.
 template <class T, int n, int registers>
 HD inline Vector<T, n, registers> log(Vector<T, n, registers> x) {
     T numbers[n * registers];
@@ -182,7 +183,7 @@ HD inline bool any(Vector<T, n, registers> mask) {
 
 template <class T, int n, int registers>
 HD inline T sum(Vector<T, n, registers> x) {
-    // Halves onto halves: fewer roundings than one after the other.
+    // Halves added to halves round less often than one number after the other.
     for (int width = x.count / 2; width > 0; width /= 2)
         for (int k = 0; k < width; ++k) x.set(k, x[k] + x[k + width]);
     return x[0];

@@ -8,8 +8,8 @@
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {
 
-// Owners are taken as many at a time as there are lanes. A row has one state with a part of its
-// columns in each lane: a block of rows is transposed, and then its parts are merged for all at
+// Write the results of owners, a vector of them at a time. A row has one state with a part of its
+// columns in each element: a block of rows is transposed, and then its parts are merged for all at
 // once.
 template <class Acc, class V>
 void finalize(const void* rows, const void* cols, int count, const std::int32_t* caller,

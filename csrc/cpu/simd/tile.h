@@ -1,5 +1,4 @@
-// One term and one tile: the tile is gathered into the states of its owners, or its pairs are
-// weighed.
+// One term and one tile: the tile is added to the states of its owners, or its pairs get weights.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"
@@ -16,8 +15,8 @@ inline Columns<V> load_columns(const std::int32_t* from) {
     return columns;
 }
 
-// A vector along the rows of a tile is the same for all lanes of one row, and one along its columns
-// differs from lane to lane.
+// An operand along the rows of a tile is one number for a row's pairs, and one along its columns
+// has one for each of them.
 template <class V, bool along_rows>
 struct Along;
 template <class V>
@@ -36,9 +35,8 @@ struct Absent {
     Absent(const void*, Position, Position) {}
 };
 
-// A term over tiles whose owners are the rows, or else the columns. It has copies of what it is
-// given: of memory, the compiler would have to assume that it changes with every number that is
-// stored.
+// A term over tiles whose owners are the rows, or else the columns. It copies the tile and the
+// operands, for the compiler must assume that memory changes with every number that is stored.
 template <class Term, class V, bool by_row>
 struct Visit {
     using T = typename Traits<V>::Scalar;
@@ -60,7 +58,7 @@ struct Visit {
     auto argument(int i) const {
         return along<by_row != Term::by_partner(k)>(given.args[k], i);
     }
-    // call(arguments of the function...), each of them Along.
+    // Call `call` with the arguments of the function, each of them an Along.
     template <class Call>
     auto with_arguments(int i, Call call) const {
         if constexpr (F::arity == 0)
@@ -88,7 +86,7 @@ struct Visit {
               above(visit.given.above, visit.tile.row + i, visit.tile.col),
               below(visit.given.below, visit.tile.row + i, visit.tile.col) {}
 
-        // As a place in the tile, within bounds that a lane can hold; -1 stays nobody's.
+        // A position as a column of this tile, within bounds that a mask can hold; -1 is nobody's.
         static Mask here(const Visit& visit, Position p) {
             p -= visit.tile.col;
             return Mask(Int(p < -1 ? -1 : p > TILE ? TILE : p));
@@ -101,10 +99,10 @@ struct Visit {
             const Mask positive = (column >= pos_begin) & (column < pos_end);
             return pair & (Term::side == Side::pos ? positive : !positive);
         }
-        // And inside the window?
+        // Is it one, and inside the window?
         Mask at(V s, int j) const {
             Mask valid = partial ? is_pair(j) : Mask(-1);
-            // Dropped are s <= above and s >= below: a NaN is neither.
+            // A window drops s <= above and s >= below; a NaN is neither.
             if constexpr (Term::has_above) valid = valid & !(s <= above.at(j));
             if constexpr (Term::has_below) valid = valid & !(s >= below.at(j));
             return valid;

@@ -19,8 +19,7 @@ inline V exponent(V x) {
 }
 
 // A state under a common maximum `top`, of which its own contributions may all lie far below: then
-// its sum is far below 1. `push` and `merge` ask for a state whose sum is not: such a one is
-// settled.
+// its sum is far below 1. `update` and `merge` need a state whose sum is not: a settled one.
 template <class Acc>
 struct UnderTop {
     // One state of several, which need not be settled.
@@ -38,7 +37,7 @@ struct UnderTop<LogSumExp<V>> {
     // least normal number, also if the sum of 2^31 of them is raised once more.
     static constexpr T reach = -Elementary<T>::least - T(27);
 
-    // Where a state lies: within log 2 of its result.
+    // The level of a state, within log 2 of its result.
     static V level(const Acc& state) {
         return state.max + exponent(state.sum) * V(T(0.6931471805599453));
     }
@@ -46,7 +45,7 @@ struct UnderTop<LogSumExp<V>> {
         state.sum = state.sum * select(empty(state), V(T(0)), exp_within(state.max - top));
         state.max = top;
     }
-    // Adds to a state that was raised. What is still empty is the identity again.
+    // Add to a state that was raised. One that is still empty becomes the initial one again.
     static void add(Acc& state, V sum_of_exp, V top) {
         state.sum = state.sum + sum_of_exp;
         state.max = select(state.sum == V(T(0)), -infinity<V>(), top);
@@ -57,7 +56,7 @@ struct UnderTop<LogSumExp<V>> {
         state.sum = select(low, state.sum * exp(state.max - max), state.sum);
         state.max = max;
     }
-    // Under the highest level, so that one exponential for each is enough.
+    // Merge under the highest level, so that one exponential for each is enough.
     static Acc merged(const Acc* states, int count) {
         Acc total = Acc::init();
         for (int k = 0; k < count; ++k) {
@@ -74,8 +73,8 @@ struct UnderTop<LogSumExp<V>> {
     static auto empty(const Acc& state) { return state.max == -infinity<V>(); }
 };
 
-// A log-sum-exp whose function sees the same numbers in both roles. States of rows are raised to
-// one maximum, the tile's and theirs; columns get states of their own.
+// A log-sum-exp whose function has the same numbers in both views of a pair. States of rows are
+// raised to one maximum, the tile's and theirs; columns get states of their own.
 template <class Term, class V>
 class OneExponential {
     using T = typename Traits<V>::Scalar;
@@ -88,8 +87,8 @@ class OneExponential {
                    Acc* rows)
         : by_row_{tile, of_rows}, by_col_{tile, of_cols}, rows_(rows) {}
 
-    // False, and the rows are settled, if something lies too far below the maximum, or if there is
-    // no finite one.
+    // Raise the rows to one maximum. False means that the rows are settled instead: something lies
+    // too far below the maximum, or there is no finite one.
     template <bool partial>
     bool raise() {
         V low = infinity<V>(), high = -infinity<V>();     // of contributions and levels
@@ -165,7 +164,7 @@ class OneExponential {
     using ByRow = Visit<Term, V, true>;
     using ByCol = Visit<Term, V, false>;
 
-    // visit(j, s, f) along row i.
+    // Call visit(j, s, f) along row i.
     template <class F>
     void for_each_pair(int i, F visit) const {
         const Range range = by_row_.columns(i);

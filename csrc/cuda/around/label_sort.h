@@ -1,23 +1,24 @@
-// The sort of a few labels, before the sweeps: one kernel finds the sorted places of a set's rows,
-// their positives and scales, and leaves the set as `arrange` does.
+// The sort of a few labels, before the sweeps: one kernel finds the sorted positions of a set's
+// rows, their positives and scales, and packs the set as pack_set does.
 //
-// A warp per row looks at every label: as many as are smaller, and as many equal ones as come
-// earlier, stand before the row. A sort takes a dozen launches, each of them longer than that.
+// A warp per row looks at every label: the smaller ones, and the equal ones that come earlier,
+// stand before the row. A sort takes a dozen launches, each of them longer than that.
 #pragma once
 
 #include "cuda/around/pack.h"
 
 namespace pairops::cuda {
 
-// What sorts as labels do, but for those that are ignored, which come last. Swapping two values is
-// a bijection: keys are equal exactly if labels are.
+// A key sorts as its label does, but that of an ignored one comes last. Swapping two values is a
+// bijection: keys are equal exactly if labels are.
 DEVICE Index key_of(const SortByLabelCall& call, Index label) {
     constexpr Index last = std::numeric_limits<Index>::max();
     if (!call.ignores) return label;
     return label == call.ignored ? last : label == last ? call.ignored : label;
 }
 
-// How many of n labels have a smaller key, the same, and that before row i; all lanes know.
+// The numbers of labels with a smaller key, with the same, and with the same before row i. All
+// lanes of the warp get them.
 struct Counts {
     int smaller, equal, earlier;
 };
@@ -57,7 +58,7 @@ sort_by_label(PARAMETER(SortByLabelCall) call) {
         position = mine.smaller + mine.earlier;
         pos_begin = theirs.smaller;
         pos_end = pos_begin + theirs.equal;
-        // No kept row's key is above that of the first ignored one.
+        // The key of a valid row is never above that of the first ignored one.
         if (lane() == 0 && call.n_valid && !valid && mine.earlier == 0)
             *call.n_valid = mine.smaller;
     }

@@ -12,7 +12,7 @@
 
 namespace pairops::cuda {
 
-// What embeddings are made of.
+// The numbers that embeddings are made of.
 enum class Number { float16, bfloat16, float32 };
 template <Number number>
 DEVICE float read(const void* z, Index at) {
@@ -21,7 +21,7 @@ DEVICE float read(const void* z, Index at) {
     return number == Number::bfloat16 ? from_bits(bits << 16) : unpack(bits).first;
 }
 
-// Rounded to nearest; a NaN stays one.
+// Write a number rounded to nearest; a NaN stays one.
 template <Number number>
 DEVICE void write(void* z, Index at, float value) {
     const std::uint32_t bits = bits_of(value);
@@ -41,8 +41,8 @@ DEVICE int power_above(float largest) {
     return biased - 126 > 126 ? 126 : biased - 126;
 }
 
-// What a warp measures of a row: the largest magnitude, 0 where one is not finite, and, if it is
-// wanted, the sum of squares.
+// The extent of a row, measured by a warp: the largest magnitude, 0 where one is not finite, and,
+// if it is wanted, the sum of squares.
 struct Extent {
     float largest;
     double square;
@@ -68,12 +68,12 @@ DEVICE Extent extent_of(const void* z, Index row, int d) {
     return {ballot(!finite) ? 0.f : largest, square};
 }
 
-// Row `at` of the caller as row i of the arrangement, by a warp; zeros unless it is kept. `r`: its
+// Write row `at` of the caller as packed row i, by a warp; zeros unless it is valid. `r` is its
 // scale. A call names z, d, panels, rows, high and rest.
 template <Number number, int parts, class Call>
 DEVICE void write_row(const Call& call, Index at, int i, bool valid, float largest, double r) {
     const int power = power_above(largest);
-    // Of a power from -126 to 126 both are normal numbers.
+    // The power is from -126 to 126, so that it and its inverse are normal numbers.
     const float unit = from_bits(std::uint32_t(127 - power) << 23);
     const Index panel_stride = PANEL_BYTES / 4;
     auto* to = reinterpret_cast<std::uint32_t*>(call.rows) +
@@ -95,7 +95,7 @@ DEVICE void write_row(const Call& call, Index at, int i, bool valid, float large
         }
     }
     if (lane() != 0) return;
-    // r as high (1 + rest): the parts of r_i r_j are then the same as those of r_j r_i.
+    // The scale r is high (1 + rest): the parts of r_i r_j are then the same as those of r_j r_i.
     r = valid ? r * double(from_bits(std::uint32_t(127 + power) << 23)) : 0.0;
     const float high = float(r);
     call.high[i] = high;

@@ -1,4 +1,4 @@
-// Instances of weigh for embeddings that are one float16 each, where weights are two.
+// Instances of the backward kernel for embeddings that are one float16 each, where weights are two.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,4 @@
-// Instances of weigh for embeddings that are two float16 each, and so are weights.
+// Instances of the backward kernel for embeddings that are two float16 each, and so are weights.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,4 @@
-// Instances of gather for embeddings that are two float16 each.
+// Instances of the forward kernel for embeddings that are two float16 each.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

@@ -1,4 +1,5 @@
-// Instances of Hopper's weigh for embeddings that are one float16 each, where weights are two.
+// Instances of Hopper's backward kernel for embeddings that are one float16 each, where weights are
+// two.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {

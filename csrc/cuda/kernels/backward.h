@@ -1,5 +1,4 @@
-// The kernel of the backward pass, weigh: every pair's weight, and at once the sum of the rows that
-// it weighs.
+// The kernel of the backward pass: every pair's weight, and at once the sums of rows by weight.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"
@@ -7,7 +6,7 @@
 
 namespace pairops::cuda {
 
-// What a block knows in the end: its rows' part of the gradient, in the caller's order.
+// Write the part of the gradient that the block's rows have, in the caller's order.
 template <class S>
 DEVICE void write_gradient(const BackwardCall& call, const float (&sums)[S::slice / 8][4],
                            const int (&exponents)[2]) {
@@ -35,7 +34,7 @@ DEVICE void write_sums(const BackwardCall& call) {
         if (i >= call.rows.n) continue;
         const Index at = load_global(call.rows.permutation + i);
         const bool valid =
-            i < load_global(call.rows.n_valid);  // else free tiles counted it a partner
+            i < load_global(call.rows.n_valid);  // else full tiles counted it a partner
         for (int k = 0; k < call.n_sums; ++k) {
             const Sum<float> sum{load_shared<float>(state_at<S>(call, k, 0, row)),
                                  load_shared<float>(state_at<S>(call, k, 1, row))};
@@ -51,7 +50,8 @@ DEVICE void start_sums(const BackwardCall& call) {
         store_shared(Shared(call.at.states + 4 * k), 0.f);
 }
 
-// What a tile's pairs weigh: r_j times the sum over all terms. The sums by arguments are added to.
+// Compute the weights of a tile's pairs, r_j times the sum over all terms, and add to the sums by
+// arguments.
 template <class S>
 DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
                           const Fragment<S>& s, Fragment<S>& weights) {

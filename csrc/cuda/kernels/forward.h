@@ -1,4 +1,4 @@
-// The kernel of the forward pass, gather: every row's statistics, of the pairs in a block's tiles.
+// The kernel of the forward pass: every row's statistics, of the pairs in a block's tiles.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"
@@ -6,7 +6,7 @@
 
 namespace pairops::cuda {
 
-// The statistic of one row, at the caller's index.
+// Write the statistic of one row, at the caller's index.
 template <class Acc>
 DEVICE void write_statistic(const Acc& state, Index at, float* value, Index* argument) {
     const Statistic<float> found = state.finalize();
@@ -14,7 +14,7 @@ DEVICE void write_statistic(const Acc& state, Index at, float* value, Index* arg
     if (argument) argument[at] = found.argument;
 }
 
-// Tiles that no block visits, beyond the kept columns or outside the band, have kept no pair.
+// Clear the bits of tiles that no block visits: beyond the valid columns, or outside the band.
 template <class S>
 DEVICE void clear_unvisited(const ForwardCall& call) {
     const Walk<S> walk(call);
@@ -42,8 +42,8 @@ DEVICE void start_states(const ForwardCall& call) {
         });
 }
 
-// Every row of the block, a statistic or, of several splits of the columns, a state. A row that is
-// not kept has met no pair.
+// Write a statistic of every row of the block or, of several splits of the columns, a state. An
+// ignored row has no pair.
 template <class S>
 DEVICE void write_states(const ForwardCall& call) {
     for (int row = thread(); row < S::rows; row += S::threads) {
@@ -68,7 +68,8 @@ DEVICE void write_states(const ForwardCall& call) {
     }
 }
 
-// Which terms' windows kept a pair of the tile: each warp says so, and once all have, the block.
+// A flag says that a term has a pair of the tile inside its windows: each warp says so, and once
+// all have, the block.
 template <class S>
 DEVICE Shared flag_at(const ForwardCall& call, int k, int stage, int warp) {
     return call.at.flags + 4 * ((stage * MOST_TERMS + k) * S::warps + warp);
@@ -78,7 +79,7 @@ DEVICE void note_bit(const ForwardCall& call, int k, int stage, bool found) {
     if (call.tile_bits[k] && lane() == 0)
         store_shared(flag_at<S>(call, k, stage, warp()), int(found));
 }
-// By as many threads as there may be terms, the k-th of them; tile -1: none.
+// As many threads call this as there may be terms, the k-th of them for term k. Tile -1 is none.
 template <class S>
 DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
     if (tile < 0 || k >= call.n_terms || !call.tile_bits[k]) return;
@@ -88,7 +89,7 @@ DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
     call.tile_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
 }
 
-// What a tile's similarities add to the states of the warp's rows.
+// Add a tile's similarities to the states of the warp's rows.
 template <class S>
 DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage,
                          const Fragment<S>& s) {

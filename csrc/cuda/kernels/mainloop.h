@@ -1,4 +1,4 @@
-// The main loop of both sweeps: tiles come in while the one before is worked on.
+// The main loop of both sweeps: tiles are copied while the one before is worked on.
 #pragma once
 
 #include "cuda/tile/mma.h"
@@ -16,7 +16,7 @@ struct Steps {
     DEVICE bool is_known_at(int step) const { return step == products - 1; }
 };
 
-// Fills the slots of this block's rows, and of columns those that are numbers.
+// Load the slots of this block's rows, and those of columns that are numbers.
 template <class S>
 DEVICE void load_slots(const Sweep& call) {
     const int n_valid = load_global(call.rows.n_valid);
@@ -42,8 +42,8 @@ DEVICE void load_slots(const Sweep& call) {
     }
 }
 
-// The caller's index of a tile's column, for the thread that copies its operands: the `place`-th of
-// those that do; -1 beyond them.
+// The caller's index of the tile's column `in_tile`, for the thread that copies its operands; -1
+// beyond the valid ones.
 template <class S>
 DEVICE Index column_index(const Sweep& call, int tile, int in_tile) {
     const int column = tile * S::columns + in_tile;
@@ -51,7 +51,7 @@ DEVICE Index column_index(const Sweep& call, int tile, int in_tile) {
     return load_global(call.cols.permutation + column);
 }
 
-// Copies what is known of a tile's columns, by copy(to, from).
+// Copy the operands of a tile's columns, by copy(to, from).
 template <class S, class Copy>
 DEVICE void copy_columns(const Sweep& call, int tile, int stage, int in_tile, Index index,
                          Copy copy) {
@@ -74,10 +74,10 @@ DEVICE void copy_columns(const Sweep& call, int tile, int stage, int in_tile, In
     store_shared(Shared(call.at.at + 4 * (stage * S::columns + in_tile)), int(index));
 }
 
-// Visits the tiles of this block.
-//   known(tile, masked, stage, products): once s of a tile can be had; its columns are in `stage`.
-//   sum(part, y): for each chunk of numbers of the gradient, of which the block has `sums`.
-//   synced(): whenever all threads have done what they were called for before.
+// Visit the tiles of this block, and call
+//   known(tile, partial, stage, products) once s of a tile is known; its columns are in `stage`;
+//   sum(part, y) for each chunk of numbers of the gradient, of which the block has `sums`;
+//   synced() whenever all threads have done what they were called for before.
 template <class S, class Call, class Known, class Sum, class Synced>
 DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced synced) {
     const Walk<S> walk(call);
@@ -120,7 +120,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
             issue(walk.tile(after), 0, buffer ^ 1);
         const Shared x = call.at.x + (S::streamed ? buffer * S::X::bytes : 0);
         const Shared y = call.at.y + buffer * S::Y::bytes;
-        // Read now, needed when s is known: it is not waited for.
+        // The index is read now and needed when s is known, so that nobody waits for it.
         const bool columns = steps.is_known_at(step) && after < walk.end;
         if (columns) index = column_index<S>(call, walk.tile(after), thread());
         if (steps.multiplies(step)) {

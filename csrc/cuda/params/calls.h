@@ -10,7 +10,7 @@ namespace pairops::cuda {
 
 using Index = std::int64_t;
 
-// One set in sorted order, as `arrange` left it. Everything but `order` is padded to PADDED_ROWS.
+// One set in sorted order, as pack_set left it. All but the permutation is padded to PADDED_ROWS.
 struct Set {
     const std::uint16_t* rows;    // panels of float16
     const float *high, *rest;     // (n,) r = high (1 + rest)
@@ -32,21 +32,22 @@ struct TermCall {
     Side side;
     bool transposed;  // are its owners the columns of the sweep?
     std::int8_t args[2], above, below, statistic, cotangent;
-    std::int8_t by_arg[2];     // weigh: which sum over a row is the gradient by this argument
-    const std::uint8_t* bits;  // weigh: (blocks of owners, tiles of partners), or null
+    std::int8_t by_arg[2];     // backward: the sum over a row that is the gradient by this argument
+    const std::uint8_t* bits;  // backward: (blocks of owners, tiles of partners), or null
 };
 
 constexpr int HIGH = 0, REST = 1, FIRST_OPERAND = 2;  // slots of every row and column
 
-// What both sweeps are told.
+// The parameters of both sweeps.
 struct Sweep {
     Set rows, cols;
     const Index *pos_begin, *pos_end, *self_index;  // of the rows of x, wherever these stand
-    const Index*
-        band;         // (blocks, 2) the columns that a block's intervals touch; null: as lo, hi say
-    bool transposed;  // are the rows of the sweep those of y?
-    bool normalized;  // are scales inverse norms, in two parts, or powers of two?
-    bool band_only;   // are there POS terms only?
+    // (blocks, 2) the columns that a block's intervals touch; null: those of its first and last
+    // row.
+    const Index* band;
+    bool transposed;      // are the rows of the sweep those of y?
+    bool normalized;      // are scales inverse norms, in two parts, or powers of two?
+    bool band_only;       // are there POS terms only?
     std::int32_t panels;  // of one part of a row
     std::int32_t chunks;  // of S::chunk numbers that hold all of D, where those are streamed
     std::int32_t n_terms, n_row_operands, n_col_operands;
@@ -58,7 +59,7 @@ struct Sweep {
 };
 
 struct ForwardCall : Sweep {
-    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which concludes
+    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which finalizes
     float* values[MOST_TERMS];            // (n of rows,)
     Index* arguments[MOST_TERMS];         // likewise, or null
     std::uint8_t* tile_bits[MOST_TERMS];  // (blocks, tiles), or null
@@ -91,12 +92,12 @@ struct SortByLabelCall {
     std::int32_t n, n_others, d, panels;
     Index ignored;
     bool ignores, excludes_self, normalized;
-    Index *permutation, *pos_begin, *pos_end,
-        *self_index;      // (n,) by sorted place; of the last three all or none
+    // (n,) by sorted position; of the last three all or none.
+    Index *permutation, *pos_begin, *pos_end, *self_index;
     Index* positives;     // (n,) in the caller's order
     bool* valid;          // (n,)
     double* scale;        // (n,)
-    std::uint16_t* rows;  // these and the next as in ArrangeCall
+    std::uint16_t* rows;  // these and the next as in PackCall
     float *high, *rest;
     std::int32_t* n_valid;
 };
@@ -123,16 +124,16 @@ struct ScaleCall {
 
 constexpr int MOST_STATISTICS = 4;
 
-// The mean over kept rows of the sum over k of log(1 + exp R_k) / divisor_k.
+// The mean over valid rows of the sum over k of log(1 + exp R_k) / divisor_k.
 struct SoftMeanCall {
     const float* statistics[MOST_STATISTICS];  // (n,) each
     float divisors[MOST_STATISTICS];
     const bool* valid;  // (n,), or null: all rows
     std::int32_t n, n_statistics;
-    float *loss, *count;  // (), (): how many are kept, at least 1
+    float *loss, *count;  // (), (): how many are valid, at least 1
 };
 
-// What `gradient` times the mean's gradient is by every statistic.
+// The gradient by every statistic: `gradient` times that of the mean.
 struct SoftMeanSlopesCall {
     const float *gradient, *count;  // (), ()
     const float* statistics[MOST_STATISTICS];

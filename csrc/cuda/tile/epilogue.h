@@ -13,7 +13,7 @@
 
 namespace pairops::cuda {
 
-// What a term is compiled as: its side and windows are told at run time.
+// The kind of a term is what is compiled; its side and windows are known at run time.
 template <class T>
 struct Kind {
     using Accumulator = typename T::template Accumulator<float>;
@@ -58,7 +58,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 template <class S>
 using Fragment = float[S::columns / 8][4];
 
-// An operand as a thread meets it, by its two rows or by the columns of a tile.
+// An operand as a thread reads it, by its two rows or by the columns of a tile.
 template <class S, bool by_row>
 class Operands {
    public:
@@ -73,7 +73,8 @@ class Operands {
             columns_ = call.at.col_slots + 4 * (index * S::columns + 2 * (lane() % 4));
         }
     }
-    // Of the t-th sums: (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+    // The values of the t-th sums are those of (row, column), (row, column + 1), (row + 8, column),
+    // (row + 8, column + 1).
     DEVICE void get(int t, float (&values)[4]) const {
         if (by_row) {
             values[0] = values[1] = row_[0];
@@ -117,7 +118,7 @@ DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     }
 }
 
-// Without the pairs that a window drops: s <= above, s >= below. A NaN is neither.
+// The pairs without those that a window drops: s <= above, s >= below. A NaN is neither.
 template <class S, bool transposed>
 DEVICE std::uint32_t windowed(const Sweep& call, const TermCall& term, int stage,
                               const Fragment<S>& s, std::uint32_t pairs) {

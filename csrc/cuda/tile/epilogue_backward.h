@@ -6,8 +6,8 @@
 
 namespace pairops::cuda {
 
-// cotangent · share · slope of every pair, by s and by each argument, as `visit` asks for it:
-// visit(t, e, kept, share, slopes).
+// Call visit(t, e, valid, share, slopes) for every pair: the cotangent times its share, and its
+// slopes by s and by each argument.
 template <class S, class K, bool transposed, class Visit>
 DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
                        std::uint32_t pairs, Visit visit) {
@@ -40,7 +40,7 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
     }
 }
 
-// A pair that does not count weighs 0; its slope may be infinite or NaN.
+// The weight of a pair that does not count is 0; its slope may be infinite or NaN.
 template <class S, class K, bool transposed>
 DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
                         std::uint32_t pairs, Fragment<S>& weights) {
@@ -50,7 +50,7 @@ DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, cons
                                  });
 }
 
-// Sums over the rows, of the gradients by arguments that stand along them.
+// Add to the sums over the rows of the gradients by arguments that stand along them.
 template <class S, class K, bool transposed>
 DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
                        std::uint32_t pairs) {
@@ -85,7 +85,7 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
     }
 }
 
-// Everything that a term asks of a tile.
+// Add the weights and sums of one term.
 template <class S>
 DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
                           const Masks& masks, Fragment<S>& weights, bool embeddings) {

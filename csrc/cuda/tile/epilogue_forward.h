@@ -1,4 +1,4 @@
-// The epilogue of a tile in the forward pass: its pairs are added to the statistics of their rows.
+// The epilogue of a tile in the forward pass: its pairs are added to the states of their rows.
 #pragma once
 
 #include <cstring>
@@ -41,13 +41,13 @@ DEVICE Acc from_tile(const float (&f)[n], const int (&at)[n], const Acc*) {
     return state;
 }
 
-// A state is two words, in registers and in memory.
+// A state is two floats, in registers and in memory.
 struct Floats {
     float of[2];
 };
 template <class Acc>
 HD inline Floats floats_of(const Acc& state) {
-    static_assert(sizeof(Acc) == sizeof(Floats), "every monoid is two words");
+    static_assert(sizeof(Acc) == sizeof(Floats), "every state is two floats");
     Floats floats;
     std::memcpy(&floats, &state, sizeof floats);
     return floats;
@@ -59,7 +59,7 @@ HD inline Acc state_of(const Floats& floats) {
     return state;
 }
 
-// Where a block keeps the states of term k.
+// The address of a half of term k's state.
 template <class S>
 DEVICE Shared state_at(const Sweep& call, int k, int half, int row) {
     return call.at.states + 4 * ((2 * k + half) * S::rows + row);

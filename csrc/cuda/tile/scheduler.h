@@ -10,8 +10,9 @@ namespace pairops::cuda {
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
-// The tiles of a block: free ones, of negatives only, from left to right; then those that its
-// intervals touch, and a ragged last one. Visits [begin, end) of them are this block's part.
+// The tiles of a block: full ones, of negatives only, from left to right; then the partial ones,
+// which its intervals touch, and a ragged last one. Visits [begin, end) of them are this block's
+// part.
 template <class S>
 struct Walk {
     int first, width, full_tiles, tiles, visits, begin, end;
@@ -46,7 +47,7 @@ struct Walk {
     }
 };
 
-// Did any term's window keep a pair of this tile, in either role of its rows?
+// Does any term have a pair of this tile inside its windows, with its rows as owners or partners?
 template <class S>
 DEVICE bool has_pairs(const BackwardCall& call, int tile) {
     constexpr int ratio = S::rows / S::columns;  // tiles of a block
@@ -66,7 +67,7 @@ DEVICE bool has_pairs(const BackwardCall& call, int tile) {
     return false;
 }
 
-// The first visit from `visit` on of a tile that is alive; all lanes of a warp ask together.
+// The first visit from `visit` on of a tile that has pairs; all lanes of a warp ask together.
 template <class S>
 DEVICE int next_visit(const BackwardCall& call, const Walk<S>& walk, int visit) {
     if (!call.by_bits) return visit;
@@ -82,7 +83,7 @@ DEVICE int next_visit(const ForwardCall&, const Walk<S>&, int visit) {
     return visit;
 }
 
-// Of a thread's pairs of a tile, bit 4 t + e for element e of its t-th 16×8 sums.
+// Masks of a thread's pairs of a tile have bit 4 t + e for element e of its t-th 16×8 sums.
 struct Masks {
     std::uint32_t positive, present;
 
@@ -99,7 +100,7 @@ DEVICE Masks full_masks() {
     return {0, every_pair<S>};
 }
 
-// The masks of rows i, i + 8 (places of the sweep's rows) and the columns of `tile`.
+// The masks of rows i, i + 8 (positions of the sweep's rows) and the columns of `tile`.
 template <class S>
 DEVICE Masks masks(const Sweep& call, int i, int tile) {
     const int n_valid_cols = load_global(call.cols.n_valid),

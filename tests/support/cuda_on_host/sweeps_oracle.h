@@ -28,7 +28,9 @@ struct Term {
     Exact<Index> arguments;
     Exact<std::uint8_t> bits;
 
-    bool extreme() const { return accumulator[0] == 'l' ? accumulator != "lse" : accumulator[0] == 'h'; }
+    bool extreme() const {
+        return accumulator[0] == 'l' ? accumulator != "lse" : accumulator[0] == 'h';
+    }
     bool windowed() const { return above.present || below.present; }
     int arity() const { return function == "identity" ? 0 : 2; }
 };

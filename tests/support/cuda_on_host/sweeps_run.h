@@ -57,7 +57,8 @@ class Run {
         set.rows.check_guards("rows");
         set.high.check_guards("scales");
         set.rest.check_guards("scales");
-        if (set.n_valid_found[0] != set.n_valid) throw Wrong("pack_set found another number of valid rows");
+        if (set.n_valid_found[0] != set.n_valid)
+            throw Wrong("pack_set found another number of valid rows");
     }
 
     // (blocks, 2): from the first to after the last place that a block's rows meet a positive or

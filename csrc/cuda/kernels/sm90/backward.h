@@ -1,4 +1,4 @@
-// The kernel of the backward pass, weigh, on Hopper.
+// The kernel of the backward pass on Hopper.
 #pragma once
 
 #include "cuda/kernels/backward.h"

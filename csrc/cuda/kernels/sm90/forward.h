@@ -1,4 +1,4 @@
-// The kernel of the forward pass, gather, on Hopper.
+// The kernel of the forward pass on Hopper.
 #pragma once
 
 #include "cuda/kernels/forward.h"
