@@ -208,8 +208,7 @@ class Backward {
                 if (slopes_[k].columns[a])
                     given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
             }
-            // Arguments have had their gradients already where the mirror image of a tile is the
-            // tile itself or is visited too.
+            // Arguments have their gradients already if the mirror image is visited too, or is this.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
             sweep_.show(tile, term, t, w.s);
