@@ -208,7 +208,7 @@ class Backward {
                 if (slopes_[k].columns[a])
                     given.by_col[a] = w.by_col + (MOST_ARGUMENTS * k + a) * TILE;
             }
-            // Arguments have their gradients already if the mirror image is visited too, or is this.
+            // Arguments have their gradients already if the mirror image is visited or this tile.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
             sweep_.show(tile, term, t, w.s);

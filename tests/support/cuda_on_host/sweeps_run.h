@@ -94,7 +94,7 @@ class Run {
         sweep.panels = panels_;
     }
 
-    // `statistic` and sums: by weigh alone.
+    // Statistics and sums are for backward alone.
     void add_term(Sweep& sweep, const Term& term, bool transposed, bool for_backward) {
         Slots rows{sweep.row_operands, &sweep.n_row_operands};
         Slots cols{sweep.col_operands, &sweep.n_col_operands};
