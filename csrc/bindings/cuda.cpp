@@ -97,8 +97,7 @@ void pack_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_
 }
 
 // Positions are the addresses of permutation, pos_begin, pos_end, self_index and positives, each or
-// None. `written` are those of rows, high, rest and n_valid, as pack_set writes them, or None.
-// None means that something is not wanted.
+// None. `written`, or None, are those of rows, high, rest and n_valid, as pack_set writes them.
 void sort_by_label_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
                          const py::object& labels, const py::object& others, std::int32_t n_others,
                          std::optional<Index> ignored, bool exclude_self, bool normalize,

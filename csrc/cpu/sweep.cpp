@@ -155,7 +155,7 @@ const T* Sweep<T>::shares(const T* squares, std::size_t padded) {
 
 template <class T>
 int Sweep<T>::threads() const {
-    // Below about ten microseconds of work each, waking a thread costs more than it brings.
+    // Waking a thread costs more than it brings below about ten microseconds of work each.
     const double work = double(call.x.n_valid) * double(call.y.n_valid) * double(call.x.d + 32);
     return std::max(1,
                     int(std::min(double(std::min(call.threads, row_tiles)), 1 + work / (1 << 20))));

@@ -64,7 +64,7 @@ struct Similarities {
     bool all = false;
 };
 
-// How near two rows are. Only snr has an anchor, whose variance it divides by.
+// The measure of a pair. Only snr has an anchor, whose variance it divides by.
 struct Measure {
     Distance distance = Distance::none;
     bool anchors_are_columns = false;
@@ -73,7 +73,8 @@ struct Measure {
     bool owner_is_anchor(bool of_columns) const { return of_columns == anchors_are_columns; }
 };
 
-// For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
+// The parameters of a pass. For the same set `y` is `x`, the relation is symmetric, and no term is
+// by_column.
 template <class T>
 struct Call {
     const Kernels<T>& kernels;

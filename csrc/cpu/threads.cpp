@@ -12,9 +12,9 @@ namespace pairops::cpu {
 
 namespace {
 
-// How every compiler calls an OpenMP runtime; torch makes the names of its own one global. To ask
-// that runtime for threads means no second pool: none that spins while ours works, or is woken for
-// each call.
+// The way every compiler calls an OpenMP runtime; torch makes the names of its own one global. To
+// ask that runtime for threads means no second pool: none that spins while ours works, or is woken
+// for each call.
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 Parallel parallel_of_torch() {
@@ -89,7 +89,7 @@ bool Wavefront::wait(int block, int column) const {
             if (turn > 1000) sched_yield();  // more threads than cores
         }
     }
-    // Of two threads that store here the later may store less: true as well, and no harm.
+    // The later of two threads that store here may store less, which is true as well.
     int done = done_.load(std::memory_order_acquire);
     while (done < block && progress_[done].value.load(std::memory_order_acquire) == columns_)
         ++done;

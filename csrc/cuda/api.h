@@ -11,7 +11,7 @@ namespace pairops::cuda {
 
 using Stream = std::uintptr_t;  // the driver's handle
 
-// How embeddings and weights are multiplied: one float16 each; weights two; both two.
+// The numbers of float16 that are multiplied: one each; weights two; both two.
 enum class Precision { plain, fine, split };
 
 // The facts of a shape that a launcher needs.

@@ -14,7 +14,7 @@ inline namespace PAIROPS_TARGET {
 
 using Column = std::int32_t;
 
-// As many columns as T has numbers.
+// Column indices, as many as T has numbers.
 template <class T>
 struct ColumnsOf {
     using Type = Column;

@@ -131,8 +131,8 @@ struct Elementary<double> {
         0.13587242463194214589, 0.098983265030800888062, 0.17748808617502782049};
 };
 
-// For `least` ≤ x ≤ `most`, within 2 units in the last place; NaN of a NaN. exp(least) is the least
-// normal number, exp(most) a factor of 1.42 below the largest.
+// The exponential for `least` ≤ x ≤ `most`, within 2 units in the last place; NaN of a NaN.
+// exp(least) is the least normal number, exp(most) a factor of 1.42 below the largest.
 template <class T>
 HD inline T exp_within(T x) {
 #ifdef __CUDA_ARCH__
@@ -173,7 +173,8 @@ HD inline T exp(T x) {
 #endif
 }
 
-// For 0 ≤ e ≤ 1, with the relative precision of e; within 3 units in the last place.
+// The logarithm of 1 + e for 0 ≤ e ≤ 1, with the relative precision of e; within 3 units in the
+// last place.
 template <class T>
 HD inline T log1p(T e) {
 #ifdef __CUDA_ARCH__

@@ -42,7 +42,7 @@ struct MicroKernel {
     }
 };
 
-// As deep as the panel of columns stays in the first cache; sums of sums also round less.
+// The depth up to which a panel of columns stays in the first cache; sums of sums also round less.
 constexpr int DEPTH = 256;
 
 template <class V, int n_rows>

@@ -33,8 +33,8 @@ template <class V>
 struct UnderTop<LogSumExp<V>> {
     using Acc = LogSumExp<V>;
     using T = typename Traits<V>::Scalar;
-    // How far below the top a state or a contribution may lie: its exponential is then far from the
-    // least normal number, also if the sum of 2^31 of them is raised once more.
+    // The distance below the top that a state or a contribution may lie at: its exponential is then
+    // far from the least normal number, also if the sum of 2^31 of them is raised once more.
     static constexpr T reach = -Elementary<T>::least - T(27);
 
     // The level of a state, within log 2 of its result.

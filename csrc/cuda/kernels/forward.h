@@ -79,7 +79,7 @@ DEVICE void note_bit(const ForwardCall& call, int k, int stage, bool found) {
     if (call.tile_bits[k] && lane() == 0)
         store_shared(flag_at<S>(call, k, stage, warp()), int(found));
 }
-// As many threads call this as there may be terms, the k-th of them for term k. Tile -1 is none.
+// The k-th thread calls this for term k, as many threads as there may be terms. Tile -1 is none.
 template <class S>
 DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
     if (tile < 0 || k >= call.n_terms || !call.tile_bits[k]) return;

@@ -45,8 +45,8 @@ struct Shape {
     static_assert(rows % columns == 0 && PADDED_ROWS % rows == 0, "whole tiles");
 };
 
-// For Hopper: eight warps own 16 rows each, as above, and the last four bring `stages` tiles ahead,
-// whole ones, of embeddings whose `numbers` all fit beside X.
+// The shape for Hopper: eight warps own 16 rows each, as above, and the last four bring `stages`
+// tiles ahead, whole ones, of embeddings whose `numbers` all fit beside X.
 template <int slice_, int columns_, int stages_, int numbers = slice_>
 struct HopperShape {
     static constexpr int slice = slice_, warps = 8, columns = columns_, parts = 1;

@@ -18,8 +18,8 @@ backward_hopper(PARAMETER(BackwardCall) call) {
     } else {
         const bool embeddings = call.gradient != nullptr;
         float sums[S::slice / 8][4] = {};
-        // Between two tiles' fits exponents wait in shared memory: what terms need fills the
-        // registers that sums leave, and the compiler would spill these two.
+        // Exponents wait in shared memory between two tiles' fits: the terms fill the registers
+        // that sums leave, and the compiler would spill these two.
         struct Exponents {
             int of[2];
         };
