@@ -1,4 +1,4 @@
-// Recipes that are compiled ahead of time: one line for each, a tuple of terms as
+// Recipes that are compiled ahead of time, one line for each: a tuple of terms as
 // ops/terms/recipe.py names them.
 #pragma once
 
@@ -10,14 +10,15 @@ inline namespace PAIROPS_TARGET {
 
 enum class Side { pos, neg, all };
 
-// Beyond gather, side and function: its windows, and which arguments are one value per partner.
-// Without this an argument is one value per owner or a plain number, which costs the same.
+// A term has an accumulator, a side and a function; further its windows, and the arguments that are
+// one value per partner. The others are one value per owner or a plain number, which costs the
+// same.
 enum With : unsigned { nothing = 0, above = 1, below = 2, partner_0 = 4, partner_1 = 8 };
 
-template <template <class> class G, Side of_side, class F, unsigned with = nothing>
+template <template <class> class Acc, Side of_side, class F, unsigned with = nothing>
 struct Term {
     template <class T>
-    using Gather = G<T>;
+    using Accumulator = Acc<T>;
     using Function = F;
     static constexpr Side side = of_side;
     static constexpr bool has_above = with & above, has_below = with & below;
@@ -32,14 +33,14 @@ struct Term {
 template <class... Terms>
 struct Recipe {};
 
-// An engine that keeps terms apart, as the CPU's does, serves every combination of its terms.
-// Compiled for every processor:
+// Recipes for every processor. An engine that compiles terms apart, as the CPU's does, serves every
+// combination of them.
 using Recipes = std::tuple<
     // multi-similarity, mined: farthest positive, nearest and mined negatives, mined positives
     Recipe<Term<LowestValue, Side::pos, Affine>>,
     Recipe<Term<HighestValue, Side::neg, Affine>, Term<LogSumExp, Side::neg, Affine, above>>,
     Recipe<Term<LogSumExp, Side::pos, Affine, below>>,
-    // thresholds of one's own
+    // thresholds that the caller makes
     Recipe<Term<LowestValue, Side::pos, Identity>, Term<HighestValue, Side::neg, Identity>>,
     // multi-similarity, all pairs; lifted structure; proxy anchor; with the sum below, a softmax
     Recipe<Term<LogSumExp, Side::pos, Affine>, Term<LogSumExp, Side::neg, Affine>>,
@@ -56,7 +57,7 @@ using Recipes = std::tuple<
     Recipe<Term<Lowest, Side::pos, Identity>, Term<Highest, Side::neg, Identity>>,
     Recipe<Term<Sum, Side::neg, Hinge, above | below>, Term<Highest, Side::neg, Identity, below>>>;
 
-// For the CPU alone; on a GPU these are Triton's.
+// Recipes for the CPU alone; on a GPU these are Triton's.
 using OfTheCpu = std::tuple<
     // pairs counted; ranks: positives from the nearest on, and negatives nearer than one of them
     Recipe<Term<HighestValue, Side::pos, Identity>, Term<HighestValue, Side::pos, Identity, below>>,

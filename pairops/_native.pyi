@@ -31,7 +31,7 @@ def probe_function(
     slopes: int,  # (n, 1 + number of args)
     stream: int | None = None,
 ) -> None: ...
-def probe_gather(
+def probe_accumulator(
     name: str,
     *,
     dtype: Literal["float32", "float64"],
@@ -45,9 +45,10 @@ def probe_gather(
 ) -> None: ...
 
 _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
-# Address, dtype, n, d, scales (n,) float64 or None, order (n,) int64, keep (n,) bool.
+# Address, dtype, n, d, scales (n,) float64 or None, permutation (n,) int64, valid (n,)
+# bool.
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
-# Name, by column?, where arguments, above and below come from (ops/engines/plan.py), keeps bits?,
+# Name, by column?, where arguments, above and below come from (ops/engines/plan.py), has bits?,
 # extreme?, the statistic of an owner without pairs.
 _Planned: TypeAlias = tuple[str, bool, list[int], int, int, bool, bool, float]
 _Vector: TypeAlias = tuple[int, int]  # address and stride: 1, or 0 for one number
@@ -58,7 +59,7 @@ def isas() -> list[str]: ...  # that this machine runs, the best one first
 def terms() -> list[str]: ...  # that are compiled
 
 class Plan:
-    # The terms of a call without their numbers and vectors; which are gathered together, in turn.
+    # The terms of a call without their numbers and vectors; which are swept together, in turn.
     def __init__(self, terms: list[_Planned], sweeps: Sequence[Sequence[int]]) -> None: ...
 
 def forward(
@@ -67,14 +68,14 @@ def forward(
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
     measure: tuple[str, bool] | None,  # a distance, and are its anchors the columns?
-    relation: tuple[int, int, int],  # lo, hi, own (n,) int64
-    similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not kept
+    relation: tuple[int, int, int],  # pos_begin, pos_end, self_index (n,) int64
+    similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not saved
     numbers: list[float],  # of all terms, in their order
     vectors: list[_Vector],
     statistics: int,  # of rows and then of columns, without a gap; to be written
     arguments: list[int | None],
     bits: int | None,
-    plane: int,  # bytes of bits that one term has
+    bits_stride: int,  # bytes of bits that one term has
     threads: int,
     poison: bool,
 ) -> None: ...
@@ -93,7 +94,7 @@ def backward(
     cotangents: list[_Vector],
     slopes: list[int | None],  # by each vector that is an argument, zeros to add to
     bits: int | None,
-    plane: int,
+    bits_stride: int,
     threads: int,
     poison: bool,
     dx: int | None,  # (n, d) zeros
@@ -109,7 +110,7 @@ def mean(
     slopes: int,  # as statistics, to be written
     mean: int,  # (1,) to be written
 ) -> None: ...
-def relate(
+def sort_by_label(
     isa: str,
     sets: list[tuple[int, str, int, int]],  # address, dtype, n, d of x and, if there is one, y
     labels: list[int | None],  # (n,) int64 of x and of y
@@ -117,6 +118,6 @@ def relate(
     exclude_self: bool,
     outputs: list[int],
     threads: int,
-) -> tuple[bool, bool]: ...  # is every row kept, and has each of x a positive?
+) -> tuple[bool, bool]: ...  # is every row valid, and has each of x a positive?
 def probe_peak(isa: str, rounds: int) -> float: ...
 def probe_product(isa: str, d: int, backward: bool, rounds: int) -> float: ...

@@ -1,5 +1,4 @@
-// Bindings of the CPU engine: tuples of addresses come in, and engines/cpu.py has checked
-// everything.
+// Bindings of the CPU engine. They take tuples of addresses, which engines/cpu.py has checked.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -47,8 +46,8 @@ const Isa& isa_called(const std::string& name) {
 template <class T>
 std::string name_of(const T*) {
     using F = typename T::Function;
-    using G = typename T::template Gather<float>;
-    std::string name = std::string(G::name) + ":" +
+    using Acc = typename T::template Accumulator<float>;
+    std::string name = std::string(Acc::name) + ":" +
                        (T::side == Side::pos   ? "pos"
                         : T::side == Side::neg ? "neg"
                                                : "all") +
@@ -59,7 +58,7 @@ std::string name_of(const T*) {
         name += ")";
     }
     name += std::string(T::has_above ? ">" : "") + (T::has_below ? "<" : "");
-    return name + (G::keeps_argument ? "@" : "");
+    return name + (Acc::has_argument ? "@" : "");
 }
 
 using Names = std::unordered_map<std::string, Served>;
@@ -106,22 +105,22 @@ Dtype dtype_called(const std::string& name) {
     return dtypes.at(name);
 }
 
-// scale: or None.
+// The scale may be None.
 Embeddings embeddings(const py::handle& given) {
-    const auto [address, dtype, n, d, scale, order, keep] = fields<7>(given, "a set");
+    const auto [address, dtype, n, d, scale, permutation, valid] = fields<7>(given, "a set");
     Embeddings set{pointer<void>(address),
                    dtype_called(dtype.cast<std::string>()),
                    n.cast<Index>(),
                    d.cast<Index>(),
                    pointer<double>(scale),
-                   pointer<Index>(order),
+                   pointer<Index>(permutation),
                    0};
-    const auto* kept = pointer<const bool>(keep);
-    for (Index k = 0; k < set.n; ++k) set.kept += kept[k];
+    const auto* is_valid = pointer<const bool>(valid);
+    for (Index k = 0; k < set.n; ++k) set.n_valid += is_valid[k];
     return set;
 }
 
-// Between blocks of rows, ten times a second: did somebody press Ctrl-C?
+// A check for Ctrl-C between blocks of rows. Ten times a second is soon enough, and costs nothing.
 std::function<bool()> asks_python() {
     using Clock = std::chrono::steady_clock;
     return [last = Clock::now()]() mutable {
@@ -133,7 +132,7 @@ std::function<bool()> asks_python() {
     };
 }
 
-// (distance, are the anchors the columns?), or None: by similarity.
+// A measure is (distance, are the anchors the columns?), or None for similarity.
 Measure measure_of(const py::object& given) {
     static const std::unordered_map<std::string, Distance> distances = {
         {"l2", Distance::l2}, {"sqeuclidean", Distance::sqeuclidean}, {"snr", Distance::snr}};
@@ -142,21 +141,21 @@ Measure measure_of(const py::object& given) {
     return {distances.at(name.cast<std::string>()), anchors_are_columns.cast<bool>()};
 }
 
-// Calls run(call) without the interpreter's lock. similarities: addresses of tiles and of what is
-// known of them, or None; all: see Similarities.
+// Call run(call) without the interpreter's lock. `similarities` are the addresses of tiles and of
+// their states, or None; `all` is explained at Similarities.
 template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
            const py::tuple& relation, const py::object& similarities, bool all, int threads,
            bool poison, std::vector<TermCall<T>> terms, Run run) {
-    const auto [lo, hi, own] = fields<3>(relation, "relation");
+    const auto [pos_begin, pos_end, self_index] = fields<3>(relation, "relation");
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
                  {},
                  y.is_none(),
                  measure,
-                 pointer<Place>(lo),
-                 pointer<Place>(hi),
-                 pointer<Place>(own),
+                 pointer<Position>(pos_begin),
+                 pointer<Position>(pos_end),
+                 pointer<Position>(self_index),
                  std::move(terms),
                  {},
                  threads,
@@ -182,85 +181,85 @@ void visit_type(const py::tuple& x, Visit visit) {
 
 Index rows_of(const py::handle& set) { return fields<7>(set, "a set")[2].cast<Index>(); }
 
-// numbers, vectors: of the terms, in their order.  statistics: of all terms, one after the other.
-// arguments: one for each term that keeps some, or None.  bits: of all terms, or None; `plane`
-// bytes each.
+// Numbers and vectors come in the order of the terms. Statistics of all terms stand one after the
+// other. Each term has an argument's address or None. Bits of all terms have `bits_stride` bytes
+// each, or are None.
 void forward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                    const py::object& y, const py::object& measure, const py::tuple& relation,
                    const py::object& similarities, const py::list& numbers, const py::list& vectors,
                    Address statistics, const py::list& arguments, const py::object& bits,
-                   std::size_t plane, int threads, bool poison) {
+                   std::size_t bits_stride, int threads, bool poison) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
-        Filled<T> filled(plan, y.is_none(), numbers, vectors,
-                         plan.places(statistics, rows, columns, sizeof(T)),
-                         pointer<std::uint8_t>(bits), plane);
+        BoundPlan<T> bound(plan, y.is_none(), numbers, vectors,
+                           plan.statistic_addresses(statistics, rows, columns, sizeof(T)),
+                           pointer<std::uint8_t>(bits), bits_stride);
         for (std::size_t k = 0; k < plan.terms.size(); ++k) {
-            TermCall<T>& term = filled.terms[k];
-            term.value = reinterpret_cast<T*>(filled.statistics[k]);
+            TermCall<T>& term = bound.terms[k];
+            term.value = reinterpret_cast<T*>(bound.statistics[k]);
             term.argument = pointer<Index>(arguments[k]);
-            // What a row that is not kept has.
+            // An ignored row keeps this value, for no sweep writes it.
             const Index owners = term.by_column ? columns : rows;
-            std::fill_n(term.value, owners, T(plan.terms[k].fill));
+            std::fill_n(term.value, owners, T(plan.terms[k].neutral));
             if (term.argument) std::fill_n(term.argument, owners, Index(-1));
         }
         const bool all = std::any_of(plan.terms.begin(), plan.terms.end(),
                                      [](const PlannedTerm& term) { return !term.known.positives; });
         for (const std::vector<int>& some : plan.sweeps) {
             std::vector<TermCall<T>> now;
-            for (const int k : some) now.push_back(filled.terms[k]);
+            for (const int k : some) now.push_back(bound.terms[k]);
             sweep<T>(isa, x, y, measure_of(measure), relation, similarities, all, threads, poison,
-                     std::move(now), [](const Call<T>& call) { gather(call); });
+                     std::move(now), [](const Call<T>& call) { forward(call); });
         }
     });
 }
 
-// arguments: of extremes with a gradient, or None; where there is one, no other term has one.
-// cotangents: (address, stride), one for each term; those of extremes are not read.  slopes: one
-// for each vector, where the gradient by it is added, or None.
+// Arguments are those of extremes with a gradient, or None; where there is one, no other term is
+// served. A cotangent is (address, stride); that of an extreme without an argument is not read.
+// Slopes are an address for each vector, where the gradient by it is added, or None.
 void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x,
                     const py::object& y, const py::object& measure, const py::tuple& relation,
                     const py::object& similarities, const py::list& numbers,
                     const py::list& vectors, Address statistics, const py::list& arguments,
                     const py::list& cotangents, const py::list& slopes, const py::object& bits,
-                    std::size_t plane, int threads, bool poison, const py::object& dx,
+                    std::size_t bits_stride, int threads, bool poison, const py::object& dx,
                     const py::object& dy) {
     visit_type(x, [&](auto zero) {
         using T = decltype(zero);
         T *const by_x = pointer<T>(dx), *const by_y = pointer<T>(dy);
         const Index rows = rows_of(x), columns = y.is_none() ? rows : rows_of(y);
-        Filled<T> filled(plan, y.is_none(), numbers, vectors,
-                         plan.places(statistics, rows, columns, sizeof(T)),
-                         pointer<std::uint8_t>(bits), plane);
-        for (std::size_t k = 0; k < filled.arguments.size(); ++k) {
-            const auto [term, argument] = filled.arguments[k];
-            filled.terms[term].slope[argument] = pointer<T>(slopes[k]);
+        BoundPlan<T> bound(plan, y.is_none(), numbers, vectors,
+                           plan.statistic_addresses(statistics, rows, columns, sizeof(T)),
+                           pointer<std::uint8_t>(bits), bits_stride);
+        for (std::size_t k = 0; k < bound.arguments.size(); ++k) {
+            const auto [term, argument] = bound.arguments[k];
+            bound.terms[term].slope[argument] = pointer<T>(slopes[k]);
         }
         std::vector<TermCall<T>> swept, extremes;
         for (std::size_t k = 0; k < plan.terms.size(); ++k) {
-            TermCall<T>& term = filled.terms[k];
+            TermCall<T>& term = bound.terms[k];
             term.argument = pointer<Index>(arguments[k]);
             if (term.argument) {
-                term.statistic.values = reinterpret_cast<const T*>(filled.statistics[k]);
-                term.cotangent = Filled<T>::vector(cotangents[k]);
+                term.statistic.values = reinterpret_cast<const T*>(bound.statistics[k]);
+                term.cotangent = BoundPlan<T>::vector(cotangents[k]);
                 extremes.push_back(term);
             }
             if (plan.terms[k].extreme) continue;
-            term.statistic.values = reinterpret_cast<const T*>(filled.statistics[k]);
-            term.cotangent = Filled<T>::vector(cotangents[k]);
+            term.statistic.values = reinterpret_cast<const T*>(bound.statistics[k]);
+            term.cotangent = BoundPlan<T>::vector(cotangents[k]);
             swept.push_back(term);
         }
         const bool few = !extremes.empty();
         sweep<T>(isa, x, y, measure_of(measure), relation, similarities, false, threads, poison,
                  std::move(few ? extremes : swept), [&](const Call<T>& call) {
-                     few ? weigh_extremes(call, by_x, by_y) : weigh(call, by_x, by_y);
+                     few ? backward_extremes(call, by_x, by_y) : backward(call, by_x, by_y);
                  });
     });
 }
 
-// pieces: (shape, plus, minus or -1, offset, weight).  statistics, slopes: of `count` terms, one
-// after the other, n numbers each.  mean: one number, to be written.
+// A piece is (shape, plus, minus or -1, offset, weight). Statistics and slopes of `count` terms
+// stand one after the other, n numbers each. The mean is one number, to be written.
 void mean_bound(bool wide, const py::list& given, Index n, int count, Address statistics,
                 const py::object& positives, Address slopes, Address mean_at) {
     static const std::unordered_map<std::string, Shape> shapes = {{"log1p_exp", Shape::log1p_exp},
@@ -289,24 +288,25 @@ void mean_bound(bool wide, const py::list& given, Index n, int count, Address st
     wide ? run(double()) : run(float());
 }
 
-void inverse_norm(const std::string& isa, const Embeddings& set, const bool* keep, double* out,
+void inverse_norm(const std::string& isa, const Embeddings& set, const bool* valid, double* out,
                   int threads) {
     const auto& kernels = isa_called(isa).kernels<float>();
     constexpr int rows = 256;
-    // As for a sweep: a thread is worth waking for ten microseconds of work.
+    // A thread is worth waking for ten microseconds of work, as in a sweep.
     const int team = int(std::min(double(threads), 1 + double(set.n) * double(set.d) / (1 << 17)));
     for_each(team, int((set.n + rows - 1) / rows), [&](int piece) {
         const Index first = Index(piece) * rows;
-        kernels.inverse_norm(set, first, int(std::min(Index(rows), set.n - first)), keep, out);
+        kernels.inverse_norm(set, first, int(std::min(Index(rows), set.n - first)), valid, out);
     });
 }
 
-// sets: one or two.  labels: their addresses, or None: paired by index.
-// outputs: as ops/pairs/intervals.py has them.  Returns whether every row is
-// kept, and whether every row of x has a positive.
-std::pair<bool, bool> relate(const std::string& isa, const py::list& sets, const py::list& labels,
-                             const std::optional<std::int64_t>& ignored, bool exclude_self,
-                             const std::vector<Address>& outputs, int threads) {
+// Sort one or two sets by label; labels of None mean that rows are paired by index. Outputs are
+// those of ops/pairs/intervals.py. The result says whether every row is valid, and whether every
+// row of x has a positive.
+std::pair<bool, bool> sort_by_label(const std::string& isa, const py::list& sets,
+                                    const py::list& labels,
+                                    const std::optional<std::int64_t>& ignored, bool exclude_self,
+                                    const std::vector<Address>& outputs, int threads) {
     std::vector<Embeddings> given;
     for (const auto& item : sets) {
         const auto [address, dtype, rows, d] = fields<4>(item, "a set");
@@ -320,38 +320,41 @@ std::pair<bool, bool> relate(const std::string& isa, const py::list& sets, const
 
     auto next = outputs.begin();
     const Index n = given[0].n;
-    auto* places = reinterpret_cast<Index*>(*next++);
-    auto* keep_x = reinterpret_cast<bool*>(*next++);
-    Index *order = places, *lo = places + n, *hi = lo + n, *own = hi + n, *positives = own + n;
-    const bool* keep_y = keep_x;
-    for (Index i = 0; i < n; ++i) own[i] = exclude_self ? i : -1;
+    auto* positions = reinterpret_cast<Index*>(*next++);
+    auto* valid_x = reinterpret_cast<bool*>(*next++);
+    Index *permutation = positions, *pos_begin = positions + n, *pos_end = pos_begin + n,
+          *self_index = pos_end + n, *positives = self_index + n;
+    const bool* valid_y = valid_x;
+    for (Index i = 0; i < n; ++i) self_index[i] = exclude_self ? i : -1;
     if (labelled) {
-        const Labels x{label_x, n, order, keep_x};
+        const Labels x{label_x, n, permutation, valid_x};
         Labels y = x;
         if (apart) {
-            auto* order_y = reinterpret_cast<Index*>(*next++);
-            y = {label_y, given[1].n, order_y, reinterpret_cast<bool*>(*next++)};
-            keep_y = y.keep;
+            auto* permutation_y = reinterpret_cast<Index*>(*next++);
+            y = {label_y, given[1].n, permutation_y, reinterpret_cast<bool*>(*next++)};
+            valid_y = y.valid;
         }
-        sort_labels(x, y, ignored ? &*ignored : nullptr, lo, hi);
+        sort_labels(x, y, ignored ? &*ignored : nullptr, pos_begin, pos_end);
     } else {
         for (Index i = 0; i < n; ++i) {
-            order[i] = lo[i] = i;
-            hi[i] = i + 1;
-            keep_x[i] = true;
+            permutation[i] = pos_begin[i] = i;
+            pos_end[i] = i + 1;
+            valid_x[i] = true;
         }
     }
-    for (Index i = 0; i < n; ++i)
-        positives[order[i]] =
-            keep_x[order[i]] ? hi[i] - lo[i] - (lo[i] <= own[i] && own[i] < hi[i]) : 0;
+    for (Index i = 0; i < n; ++i) {
+        const Index row = permutation[i];
+        const bool counts_self = pos_begin[i] <= self_index[i] && self_index[i] < pos_end[i];
+        positives[row] = valid_x[row] ? pos_end[i] - pos_begin[i] - counts_self : 0;
+    }
     for (std::size_t k = 0; next != outputs.end(); ++k)
-        inverse_norm(isa, given[k], k == 0 ? keep_x : keep_y, reinterpret_cast<double*>(*next++),
+        inverse_norm(isa, given[k], k == 0 ? valid_x : valid_y, reinterpret_cast<double*>(*next++),
                      threads);
-    const auto all = [](const bool* keep, Index count) {
-        return std::all_of(keep, keep + count, [](bool one) { return one; });
+    const auto all = [](const bool* valid, Index count) {
+        return std::all_of(valid, valid + count, [](bool one) { return one; });
     };
     const bool positive = std::all_of(positives, positives + n, [](Index k) { return k > 0; });
-    return {all(keep_x, n) && (!apart || all(keep_y, given[1].n)), positive};
+    return {all(valid_x, n) && (!apart || all(valid_y, given[1].n)), positive};
 }
 
 double probe_product(const std::string& isa, Index d, bool backward, int rounds) {
@@ -380,7 +383,7 @@ void bind(py::module_& module) {
     module.attr("TILE") = TILE;
     module.def("isas", &isas, "Instruction sets that this machine has, the best one first.");
     module.def("terms", &terms, "Names of the terms that are compiled.");
-    // A plain type, as the stub says.
+    // The metaclass is plain `type`, as the stub says.
     py::class_<Plan>(module, "Plan", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps) {
                  return Plan(terms, std::move(sweeps), &served_called);
@@ -389,16 +392,16 @@ void bind(py::module_& module) {
     module.def("forward", &forward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
                py::arg("y"), py::arg("measure"), py::arg("relation"), py::arg("similarities"),
                py::arg("numbers"), py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
-               py::arg("bits"), py::arg("plane"), py::arg("threads"), py::arg("poison"));
+               py::arg("bits"), py::arg("bits_stride"), py::arg("threads"), py::arg("poison"));
     module.def("backward", &backward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
                py::arg("y"), py::arg("measure"), py::arg("relation"), py::arg("similarities"),
                py::arg("numbers"), py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),
-               py::arg("cotangents"), py::arg("slopes"), py::arg("bits"), py::arg("plane"),
+               py::arg("cotangents"), py::arg("slopes"), py::arg("bits"), py::arg("bits_stride"),
                py::arg("threads"), py::arg("poison"), py::arg("dx"), py::arg("dy"));
     module.def("mean", &mean_bound, py::arg("wide"), py::arg("pieces"), py::arg("n"),
                py::arg("count"), py::arg("statistics"), py::arg("positives"), py::arg("slopes"),
                py::arg("mean"));
-    module.def("relate", &relate, py::arg("isa"), py::arg("sets"), py::arg("labels"),
+    module.def("sort_by_label", &sort_by_label, py::arg("isa"), py::arg("sets"), py::arg("labels"),
                py::arg("ignored"), py::arg("exclude_self"), py::arg("outputs"), py::arg("threads"));
     module.def(
         "probe_peak",

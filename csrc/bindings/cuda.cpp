@@ -1,5 +1,5 @@
-// Bindings of the CUDA engine: tuples of addresses come in, and engines/cuda/ has checked
-// everything. A call enqueues kernels on a stream and returns.
+// Bindings of the CUDA engine. They take tuples of addresses, which engines/cuda/ has checked. A
+// call enqueues kernels on a stream and returns.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,12 +14,12 @@ namespace pairops::cuda {
 namespace {
 
 Set set_of(const py::handle& given) {
-    const auto [rows, high, rest, order, kept, n] = fields<6>(given, "a set");
-    return {pointer<std::uint16_t>(rows), pointer<float>(high),        pointer<float>(rest),
-            pointer<Index>(order),        pointer<std::int32_t>(kept), n.cast<std::int32_t>()};
+    const auto [rows, high, rest, permutation, n_valid, n] = fields<6>(given, "a set");
+    return {pointer<std::uint16_t>(rows), pointer<float>(high),           pointer<float>(rest),
+            pointer<Index>(permutation),  pointer<std::int32_t>(n_valid), n.cast<std::int32_t>()};
 }
 
-// address: or None, of a number.
+// The address of an operand is None where it is a number.
 int operands_of(const py::list& given, Operand* operands) {
     if (given.size() > MOST_OPERANDS) throw py::value_error("too many operands");
     int n = 0;
@@ -33,17 +33,17 @@ int operands_of(const py::list& given, Operand* operands) {
 
 std::int8_t slot(const py::handle& given) { return std::int8_t(given.cast<int>()); }
 
-// Slots of operands, −1: none.  by_arg: which sums the gradients by two arguments are.  bits: or
-// None.
+// The slot of an operand is −1 where the term has none. `by_arg` says which sums the gradients by
+// two arguments are. Bits may be None.
 TermCall term_of(const py::handle& given) {
-    const auto [kind, side, across, slots, by_arg, bits] = fields<6>(given, "a term");
+    const auto [kind, side, transposed, slots, by_arg, bits] = fields<6>(given, "a term");
     const auto [first, second, above, below, statistic, cotangent] = fields<6>(slots, "slots");
     const auto [by_first, by_second] = fields<2>(by_arg, "sums by arguments");
     const auto named = side.cast<std::string>();
     TermCall term{};
     term.kind = kind.cast<std::int32_t>();
     term.side = named == "pos" ? Side::pos : named == "neg" ? Side::neg : Side::all;
-    term.across = across.cast<bool>();
+    term.transposed = transposed.cast<bool>();
     term.args[0] = slot(first), term.args[1] = slot(second);
     term.above = slot(above), term.below = slot(below);
     term.statistic = slot(statistic), term.cotangent = slot(cotangent);
@@ -52,16 +52,16 @@ TermCall term_of(const py::handle& given) {
     return term;
 }
 
-// band: or None.
+// The band may be None.
 void read_sweep(const py::handle& given, Sweep& sweep) {
     const auto [rows, cols, relation, band, transposed, normalized, band_only, panels, row_operands,
                 col_operands, terms] = fields<11>(given, "a sweep");
-    const auto [lo, hi, own] = fields<3>(relation, "relation");
+    const auto [pos_begin, pos_end, self_index] = fields<3>(relation, "relation");
     sweep.rows = set_of(rows);
     sweep.cols = set_of(cols);
-    sweep.lo = pointer<Index>(lo);
-    sweep.hi = pointer<Index>(hi);
-    sweep.own = pointer<Index>(own);
+    sweep.pos_begin = pointer<Index>(pos_begin);
+    sweep.pos_end = pointer<Index>(pos_end);
+    sweep.self_index = pointer<Index>(self_index);
     sweep.band = pointer<Index>(band);
     sweep.transposed = transposed.cast<bool>();
     sweep.normalized = normalized.cast<bool>();
@@ -85,26 +85,26 @@ py::tuple shape(const std::string& precision, int d, bool hopper) {
                           slices * (facts.slice / PANEL));
 }
 
-void arrange_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
-                   const py::object& scale, Address order, Address keep, std::int32_t panels,
-                   int parts, Address rows, Address high, Address rest, Address kept,
-                   Stream stream) {
-    arrange({reinterpret_cast<void*>(z), pointer<double>(scale), reinterpret_cast<Index*>(order),
-             reinterpret_cast<bool*>(keep), n, d, panels, reinterpret_cast<std::uint16_t*>(rows),
-             reinterpret_cast<float*>(high), reinterpret_cast<float*>(rest),
-             reinterpret_cast<std::int32_t*>(kept)},
-            dtype, parts, stream);
+void pack_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
+                const py::object& scale, Address permutation, Address valid, std::int32_t panels,
+                int parts, Address rows, Address high, Address rest, Address n_valid,
+                Stream stream) {
+    pack_set({reinterpret_cast<void*>(z), pointer<double>(scale),
+              reinterpret_cast<Index*>(permutation), reinterpret_cast<bool*>(valid), n, d, panels,
+              reinterpret_cast<std::uint16_t*>(rows), reinterpret_cast<float*>(high),
+              reinterpret_cast<float*>(rest), reinterpret_cast<std::int32_t*>(n_valid)},
+             dtype, parts, stream);
 }
 
-// places: addresses of order, lo, hi, own, positives, each or None.
-// written: addresses of rows, high, rest and kept, as `arrange` writes them, or None: not wanted.
-void relate_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
-                  const py::object& labels, const py::object& others, std::int32_t n_others,
-                  std::optional<Index> ignored, bool exclude_self, bool normalize,
-                  const py::tuple& places, const py::object& keep, const py::object& scale,
-                  std::int32_t panels, int parts, const std::optional<py::tuple>& written,
-                  Stream stream) {
-    RelateCall call{};
+// Positions are the addresses of permutation, pos_begin, pos_end, self_index and positives, each or
+// None. `written`, or None, are those of rows, high, rest and n_valid, as pack_set writes them.
+void sort_by_label_bound(Address z, const std::string& dtype, std::int32_t n, std::int32_t d,
+                         const py::object& labels, const py::object& others, std::int32_t n_others,
+                         std::optional<Index> ignored, bool exclude_self, bool normalize,
+                         const py::tuple& positions, const py::object& valid,
+                         const py::object& scale, std::int32_t panels, int parts,
+                         const std::optional<py::tuple>& written, Stream stream) {
+    SortByLabelCall call{};
     call.z = reinterpret_cast<void*>(z);
     call.labels = pointer<Index>(labels);
     call.others = pointer<Index>(others);
@@ -113,70 +113,72 @@ void relate_bound(Address z, const std::string& dtype, std::int32_t n, std::int3
     call.ignores = ignored.has_value();
     call.excludes_self = exclude_self;
     call.normalized = normalize;
-    const auto [order, lo, hi, own, positives] = fields<5>(places, "places");
-    call.order = pointer<Index>(order);
-    call.lo = pointer<Index>(lo);
-    call.hi = pointer<Index>(hi);
-    call.own = pointer<Index>(own);
+    const auto [permutation, pos_begin, pos_end, self_index, positives] =
+        fields<5>(positions, "positions");
+    call.permutation = pointer<Index>(permutation);
+    call.pos_begin = pointer<Index>(pos_begin);
+    call.pos_end = pointer<Index>(pos_end);
+    call.self_index = pointer<Index>(self_index);
     call.positives = pointer<Index>(positives);
-    call.keep = pointer<bool>(keep);
+    call.valid = pointer<bool>(valid);
     call.scale = pointer<double>(scale);
     if (written) {
-        const auto [rows, high, rest, kept] = fields<4>(*written, "written");
+        const auto [rows, high, rest, n_valid] = fields<4>(*written, "written");
         call.rows = pointer<std::uint16_t>(rows);
         call.high = pointer<float>(high);
         call.rest = pointer<float>(rest);
-        call.kept = pointer<std::int32_t>(kept);
+        call.n_valid = pointer<std::int32_t>(n_valid);
     }
-    relate(call, dtype, parts, stream);
+    sort_by_label(call, dtype, parts, stream);
 }
 
-// outputs: of every term; argument, bits: or None.
+// Every term has an output, whose argument and bits may be None.
 void forward_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
                    const std::string& precision, int d, bool hopper, int splits, Stream stream) {
-    GatherCall call{};
+    ForwardCall call{};
     read_sweep(sweep, call);
     call.states = pointer<float>(states);
     for (int k = 0; k < call.n_terms; ++k) {
         const auto [value, argument, bits] = fields<3>(outputs[k], "an output");
         call.values[k] = pointer<float>(value);
         call.arguments[k] = pointer<Index>(argument);
-        call.kept_bits[k] = pointer<std::uint8_t>(bits);
+        call.tile_bits[k] = pointer<std::uint8_t>(bits);
     }
-    gather(call, precision_called(precision), d, splits, stream, hopper);
+    forward(call, precision_called(precision), d, splits, stream, hopper);
     if (states.is_none()) return;
-    ConcludeCall last{call.states, call.rows.order, call.rows.n, splits, call.n_terms, {}, {}, {}};
+    FinalizeCall last{call.states, call.rows.permutation, call.rows.n, splits, call.n_terms, {}, {},
+                      {}};
     for (int k = 0; k < call.n_terms; ++k) {
         last.kinds[k] = call.terms[k].kind;
         last.values[k] = call.values[k];
         last.arguments[k] = call.arguments[k];
     }
-    conclude(last, stream);
+    finalize(last, stream);
 }
 
 void backward_bound(const py::tuple& sweep, const py::object& gradient, Address sums, int n_sums,
                     bool by_bits, const std::string& precision, int d, bool hopper, int splits,
                     Stream stream) {
-    WeighCall call{};
+    BackwardCall call{};
     read_sweep(sweep, call);
     call.by_bits = by_bits;
     call.n_sums = n_sums;
     call.width = d;
     call.gradient = pointer<float>(gradient);
     call.sums = reinterpret_cast<float*>(sums);
-    weigh(call, precision_called(precision), splits, stream, hopper);
+    backward(call, precision_called(precision), splits, stream, hopper);
 }
 
 void scale_bound(Address gradient, Address x, const std::string& dtype, const py::object& scales,
-                 Address keep, std::int32_t n, std::int32_t d, std::int32_t splits, Address out,
+                 Address valid, std::int32_t n, std::int32_t d, std::int32_t splits, Address out,
                  bool rounded, Stream stream) {
     scale({reinterpret_cast<float*>(gradient), reinterpret_cast<void*>(x), pointer<double>(scales),
-           reinterpret_cast<bool*>(keep), n, d, splits, reinterpret_cast<void*>(out), rounded},
+           reinterpret_cast<bool*>(valid), n, d, splits, reinterpret_cast<void*>(out), rounded},
           dtype, stream);
 }
 
 template <class Call>
-void read_soft_mean(const py::list& statistics, const py::object& keep, std::int32_t n,
+void read_soft_mean(const py::list& statistics, const py::object& valid, std::int32_t n,
                     Call& call) {
     if (statistics.size() > MOST_STATISTICS) throw py::value_error("too many statistics");
     for (const auto& item : statistics) {
@@ -184,24 +186,24 @@ void read_soft_mean(const py::list& statistics, const py::object& keep, std::int
         call.statistics[call.n_statistics] = pointer<float>(address);
         call.divisors[call.n_statistics++] = divisor.cast<float>();
     }
-    call.keep = pointer<bool>(keep);
+    call.valid = pointer<bool>(valid);
     call.n = n;
 }
 
-void soft_mean_bound(const py::list& statistics, const py::object& keep, std::int32_t n,
+void soft_mean_bound(const py::list& statistics, const py::object& valid, std::int32_t n,
                      Address loss, Address count, Stream stream) {
     SoftMeanCall call{};
-    read_soft_mean(statistics, keep, n, call);
+    read_soft_mean(statistics, valid, n, call);
     call.loss = reinterpret_cast<float*>(loss);
     call.count = reinterpret_cast<float*>(count);
     soft_mean(call, stream);
 }
 
 void soft_mean_slopes_bound(Address gradient, Address count, const py::list& statistics,
-                            const py::object& keep, std::int32_t n, const py::list& cotangents,
+                            const py::object& valid, std::int32_t n, const py::list& cotangents,
                             Stream stream) {
     SoftMeanSlopesCall call{};
-    read_soft_mean(statistics, keep, n, call);
+    read_soft_mean(statistics, valid, n, call);
     call.gradient = reinterpret_cast<float*>(gradient);
     call.count = reinterpret_cast<float*>(count);
     for (int k = 0; k < call.n_statistics; ++k)
@@ -228,9 +230,9 @@ void bind(py::module_& module) {
         "Why the kernels cannot run on the current device, or None.");
     module.def("shape", &shape, "Rows and columns of a tile, slice, parts, panels.",
                py::arg("precision"), py::arg("d"), py::arg("hopper"));
-    module.def("arrange", &arrange_bound);
-    module.def("relate", &relate_bound,
-               "One set's part of pairops::relate and `arrange` in one kernel, for some thousand "
+    module.def("pack", &pack_bound);
+    module.def("sort_by_label", &sort_by_label_bound,
+               "One set's part of `pairops::relate`, and `pack`, in one kernel, for some thousand "
                "rows.\n\n"
                "labels (n,) int64, or None: row i belongs to row i of the other set. others "
                "(n_others,): the other set's labels, or None: the same set. places: order, lo, hi, "
@@ -239,19 +241,19 @@ void bind(py::module_& module) {
                "nothing is wanted. n above 0: else nothing is written.",
                py::arg("z"), py::arg("dtype"), py::arg("n"), py::arg("d"), py::arg("labels"),
                py::arg("others"), py::arg("n_others"), py::arg("ignored"), py::arg("exclude_self"),
-               py::arg("normalize"), py::arg("places"), py::arg("keep"), py::arg("scale"),
+               py::arg("normalize"), py::arg("positions"), py::arg("valid"), py::arg("scale"),
                py::arg("panels"), py::arg("parts"), py::arg("written"), py::arg("stream"));
     module.def("forward", &forward_bound);
     module.def("backward", &backward_bound);
     module.def("scale", &scale_bound);
     module.def("soft_mean", &soft_mean_bound,
-               "The mean over kept rows of the sum of log(1 + exp R) / divisor, and how many rows "
+               "The mean over valid rows of the sum of log(1 + exp R) / divisor, and how many rows "
                "that is, at least 1: two float32.",
-               py::arg("statistics"), py::arg("keep"), py::arg("n"), py::arg("loss"),
+               py::arg("statistics"), py::arg("valid"), py::arg("n"), py::arg("loss"),
                py::arg("count"), py::arg("stream"));
     module.def("soft_mean_slopes", &soft_mean_slopes_bound,
                "The gradient (n,) by every statistic, given that by the mean and the count.",
-               py::arg("gradient"), py::arg("count"), py::arg("statistics"), py::arg("keep"),
+               py::arg("gradient"), py::arg("count"), py::arg("statistics"), py::arg("valid"),
                py::arg("n"), py::arg("cotangents"), py::arg("stream"));
 }
 

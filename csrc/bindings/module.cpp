@@ -1,5 +1,5 @@
-// The module pairops._native: names, sizes and raw addresses come in, and every argument is checked
-// before its use.
+// The module pairops._native. It takes names, sizes and raw addresses, and every argument is
+// checked before its use.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -25,9 +25,9 @@ constexpr const char* cuda_toolkit = nullptr;
 constexpr const char* cuda_architectures = nullptr;
 #endif
 
-void require(bool met, const std::string& argument, const std::string& was,
+void require(bool holds, const std::string& argument, const std::string& was,
              const std::string& must) {
-    if (!met) throw py::value_error(argument + " is " + was + "; it must be " + must);
+    if (!holds) throw py::value_error(argument + " is " + was + "; it must be " + must);
 }
 
 void require_length(std::int64_t n) {
@@ -40,7 +40,7 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Calls visit with a value of the type that torch calls `dtype`.
+// Call visit with a value of the type that torch calls `dtype`.
 template <class Visit>
 void visit_dtype(const std::string& dtype, Visit visit) {
     require(dtype == "float32" || dtype == "float64", "dtype", "'" + dtype + "'",
@@ -74,20 +74,20 @@ void probe_function(const std::string& name, const std::string& dtype,
     });
 }
 
-void probe_gather(const std::string& name, const std::string& dtype, std::int64_t n,
-                  std::int64_t split, Address contributions, Address value, Address argument,
-                  Address shares, const Stream& stream) {
+void probe_accumulator(const std::string& name, const std::string& dtype, std::int64_t n,
+                       std::int64_t split, Address contributions, Address value, Address argument,
+                       Address shares, const Stream& stream) {
     require_length(n);
     require(0 <= split && split <= n, "split", std::to_string(split),
             "from 0 to n = " + std::to_string(n));
     visit_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
-        const pairops::GatherProbe<T> probe{n,
-                                            split,
-                                            at<T>(contributions),
-                                            at<T>(value),
-                                            at<pairops::Column>(argument),
-                                            at<T>(shares)};
+        const pairops::AccumulatorProbe<T> probe{n,
+                                                 split,
+                                                 at<T>(contributions),
+                                                 at<T>(value),
+                                                 at<pairops::Column>(argument),
+                                                 at<T>(shares)};
         run(name, probe, stream);
     });
 }
@@ -120,7 +120,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
                "Write a pair function's value (n,) and slopes (n, 1 + number of args) over s (n,).",
                py::arg("name"), py::kw_only(), py::arg("dtype"), py::arg("args"), py::arg("n"),
                py::arg("s"), py::arg("value"), py::arg("slopes"), py::arg("stream") = py::none());
-    module.def("probe_gather", &probe_gather,
+    module.def("probe_accumulator", &probe_accumulator,
                "Write the statistic of n contributions, split in two and merged: value (1,), int32 "
                "argument (1,) and shares (n,).",
                py::arg("name"), py::kw_only(), py::arg("dtype"), py::arg("n"), py::arg("split"),

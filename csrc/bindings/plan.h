@@ -1,5 +1,5 @@
-// The plan of a call: what of its terms is known without their numbers and vectors. Python makes it
-// once for all calls that are alike, so a call hands in addresses and numbers alone.
+// The plan of a call: its terms without their numbers and vectors. Python makes it once for all
+// calls that are alike, so a call hands in addresses and numbers alone.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,14 +15,14 @@
 
 namespace pairops::cpu {
 
-// What is known of a term by its name.
+// The facts of a term that follow from its name.
 struct Served {
     int kernel, arity;
     bool positives, by_partner[MOST_ARGUMENTS];
 };
 
-// Where an argument or a window comes from: the next number, the next vector, nowhere, or the
-// statistic of an earlier term, which is its place in the call.
+// The source of an argument or a window: the next number, the next vector, nothing, or the
+// statistic of an earlier term, given by that term's index in the call.
 constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
 
 struct PlannedTerm {
@@ -30,29 +30,30 @@ struct PlannedTerm {
     bool by_column;  // of two sets
     std::vector<int> args;
     int above, below;
-    bool keeps_bits, extreme;
-    double fill;  // the statistic of an owner without pairs
+    bool has_bits, extreme;
+    double neutral;  // the statistic of an owner without pairs
 };
 
 struct Plan {
     std::vector<PlannedTerm> terms;
-    std::vector<std::vector<int>> sweeps;  // which terms are gathered together, in turn
+    std::vector<std::vector<int>> sweeps;  // the terms of each sweep
 
-    // terms: (name, by column, arguments, above, below, keeps bits, extreme, fill) each.
+    // A term is (name, by column, arguments, above, below, has bits, extreme, neutral).
     Plan(const pybind11::list& given, std::vector<std::vector<int>> sweeps,
          const Served& (*served)(const std::string&))
         : sweeps(std::move(sweeps)) {
         for (const auto& item : given) {
-            const auto [name, by_column, args, above, below, bits, extreme, fill] =
+            const auto [name, by_column, args, above, below, bits, extreme, neutral] =
                 fields<8>(item, "a term of a plan");
             terms.push_back({served(name.cast<std::string>()), by_column.cast<bool>(),
                              args.cast<std::vector<int>>(), above.cast<int>(), below.cast<int>(),
-                             bits.cast<bool>(), extreme.cast<bool>(), fill.cast<double>()});
+                             bits.cast<bool>(), extreme.cast<bool>(), neutral.cast<double>()});
         }
     }
 
-    // Where the statistic of each term stands: those of rows and then of columns, without a gap.
-    std::vector<Address> places(Address first, Index rows, Index columns, std::size_t size) const {
+    // The address of each term's statistic. They stand one after the other, without a gap.
+    std::vector<Address> statistic_addresses(Address first, Index rows, Index columns,
+                                             std::size_t size) const {
         std::vector<Address> found;
         for (const PlannedTerm& term : terms) {
             found.push_back(first);
@@ -64,13 +65,14 @@ struct Plan {
 
 // The terms of one call: a plan with its numbers, vectors and statistics.
 template <class T>
-class Filled {
+class BoundPlan {
    public:
-    // vectors: (address, stride) each.  bits: of all terms that keep some, `plane` bytes each.
-    Filled(const Plan& plan, bool same, const pybind11::list& numbers,
-           const pybind11::list& vectors, std::vector<Address> places, std::uint8_t* bits,
-           std::size_t plane)
-        : statistics(std::move(places)), numbers_(numbers), vectors_(vectors) {
+    // A vector is (address, stride). Bits are of all terms that have some, `bits_stride` bytes
+    // each.
+    BoundPlan(const Plan& plan, bool same, const pybind11::list& numbers,
+              const pybind11::list& vectors, std::vector<Address> addresses, std::uint8_t* bits,
+              std::size_t bits_stride)
+        : statistics(std::move(addresses)), numbers_(numbers), vectors_(vectors) {
         for (const PlannedTerm& planned : plan.terms) {
             TermCall<T> term;
             term.kernel = planned.known.kernel;
@@ -86,9 +88,9 @@ class Filled {
             term.has_below = planned.below != ABSENT;
             if (term.has_above) term.above = operand(planned.above);
             if (term.has_below) term.below = operand(planned.below);
-            if (planned.keeps_bits && bits) {
+            if (planned.has_bits && bits) {
                 term.bits = bits;
-                bits += plane;
+                bits += bits_stride;
             }
             terms.push_back(term);
         }
@@ -104,7 +106,7 @@ class Filled {
 
     const std::vector<Address> statistics;
     std::vector<TermCall<T>> terms;
-    // Of each vector that is an argument: the term, and which of its arguments.
+    // The term and the argument that a vector is, for each vector that is an argument.
     std::vector<std::pair<int, int>> arguments;
 
    private:

@@ -7,26 +7,26 @@ namespace pairops::cpu {
 
 namespace {
 
-// Where each row stands in sorted order.
-std::vector<Place> places(const Embeddings& set) {
-    std::vector<Place> found(set.n);
-    for (Place k = 0; k < set.n; ++k) found[set.order[k]] = k;
+// The sorted position of each row.
+std::vector<Position> inverse_permutation(const Embeddings& set) {
+    std::vector<Position> found(set.n);
+    for (Position k = 0; k < set.n; ++k) found[set.permutation[k]] = k;
     return found;
 }
 
-// `factor` is 0 but for distances, where weights are large and rows near: their difference is made
-// first.
+// The factor is 0 but for distances, where weights are large and rows near, so that their
+// difference is made first.
 template <class T>
-void add_pair(const T* other, T weight, const T* own, T factor, Index d, T* to) {
+void add_pair(const T* other, T weight, const T* self, T factor, Index d, T* to) {
     if (factor == T(0))
         for (Index k = 0; k < d; ++k) to[k] += weight * other[k];
     else
         for (Index k = 0; k < d; ++k)
-            to[k] += weight * (other[k] - own[k]) + (factor + weight) * own[k];
+            to[k] += weight * (other[k] - self[k]) + (factor + weight) * self[k];
 }
 
-// What the gradient by the closeness t of a pair becomes: its weight by similarity, and what the
-// squared norms of the anchor and of its partner are multiplied by.
+// The gradient by the closeness t of a pair, as its weight by similarity and the factors of the
+// squared norms of the anchor and of its partner.
 template <class T>
 struct Through {
     T weight, of_anchor, of_partner;
@@ -46,35 +46,35 @@ Through<T> through(Distance distance, T t, T gradient, T share) {
 }  // namespace
 
 template <class T>
-void weigh_extremes(const Call<T>& call, T* dx, T* dy) {
+void backward_extremes(const Call<T>& call, T* dx, T* dy) {
     const Kernels<T>& kernels = call.kernels;
     const Index d = call.x.d, width = (d + kernels.panel_cols - 1) / kernels.panel_cols;
     Buffer<T> owner(width * kernels.panel_cols, call.poison),
         partner(width * kernels.panel_cols, call.poison);
-    const std::vector<Place> of_x = places(call.x);
-    const std::vector<Place> of_y = call.same ? of_x : places(call.y);
+    const std::vector<Position> of_x = inverse_permutation(call.x);
+    const std::vector<Position> of_y = call.same ? of_x : inverse_permutation(call.y);
     T* const by_y = call.same ? dx : dy;
     for (const TermCall<T>& term : call.terms) {
         if (!term.argument) continue;
         const bool turned = term.by_column;
         const Embeddings &mine = turned ? call.y : call.x, &theirs = turned ? call.x : call.y;
         T *const by_mine = turned ? by_y : dx, *const by_theirs = turned ? dx : by_y;
-        const std::vector<Place>& place = turned ? of_x : of_y;
-        for (Place k = 0; k < mine.kept; ++k) {
-            const Index i = mine.order[k], j = term.argument[i];
+        const std::vector<Position>& positions = turned ? of_x : of_y;
+        for (Position k = 0; k < mine.n_valid; ++k) {
+            const Index i = mine.permutation[k], j = term.argument[i];
             if (j < 0) continue;
             const bool owner_is_anchor = call.measure.owner_is_anchor(term.of_columns);
             T share(1);
             if (call.measure.directed()) {
-                kernels.squares(owner_is_anchor ? mine : theirs, owner_is_anchor ? k : place[j], 1,
-                                &share);
+                kernels.squares(owner_is_anchor ? mine : theirs, owner_is_anchor ? k : positions[j],
+                                1, &share);
                 share = share_of(share, d);
             }
             const Through<T> by =
                 through(call.measure.distance, term.statistic.at(i), term.cotangent.at(i), share);
             // One row is a panel of one row: its slices lie one after the other.
             kernels.pack_slices(mine, k, 1, kernels.panel_cols, owner);
-            kernels.pack_slices(theirs, place[j], 1, kernels.panel_cols, partner);
+            kernels.pack_slices(theirs, positions[j], 1, kernels.panel_cols, partner);
             const T of_owner = owner_is_anchor ? by.of_anchor : by.of_partner;
             const T of_partner = owner_is_anchor ? by.of_partner : by.of_anchor;
             if (by_mine) add_pair<T>(partner, by.weight, owner, of_owner, d, by_mine + i * d);
@@ -83,15 +83,15 @@ void weigh_extremes(const Call<T>& call, T* dx, T* dy) {
     }
     const auto through_scale = [&](const Embeddings& set, T* gradient) {
         if (!gradient) return;
-        for (Place first = 0; first < set.kept; first += TILE)
-            kernels.through_scale(set, first, int(std::min(Place(TILE), set.kept - first)), nullptr,
-                                  gradient);
+        for (Position first = 0; first < set.n_valid; first += TILE)
+            kernels.through_scale(set, first, int(std::min(Position(TILE), set.n_valid - first)),
+                                  nullptr, gradient);
     };
     through_scale(call.x, dx);
     if (!call.same) through_scale(call.y, dy);
 }
 
-template void weigh_extremes(const Call<float>&, float*, float*);
-template void weigh_extremes(const Call<double>&, double*, double*);
+template void backward_extremes(const Call<float>&, float*, float*);
+template void backward_extremes(const Call<double>&, double*, double*);
 
 }  // namespace pairops::cpu

@@ -16,7 +16,8 @@ struct Entry {
     Index row;
 };
 
-// From the lowest byte to the highest, without those that all keys share: labels are mostly small.
+// Sort from the lowest byte to the highest, without bytes that all keys share: labels are mostly
+// small.
 void sort_by_key(std::vector<Entry>& entries) {
     std::vector<Entry> sorted(entries.size());
     for (int shift = 0; shift < 64; shift += 8) {
@@ -35,31 +36,31 @@ void sort_by_key(std::vector<Entry>& entries) {
     }
 }
 
-// The kept labels in order, as keys that sort as they do.
+// The valid labels, sorted, as keys that sort as they do.
 std::vector<Entry> sorted(const Labels& labels, const std::int64_t* ignored) try {
-    std::vector<Entry> kept;
-    kept.reserve(labels.n);
+    std::vector<Entry> entries;
+    entries.reserve(labels.n);
     for (Index row = 0; row < labels.n; ++row) {
         const std::int64_t label = labels.values[row];
-        labels.keep[row] = !(ignored && label == *ignored);
-        if (labels.keep[row])
-            kept.push_back({std::uint64_t(label) ^ (std::uint64_t(1) << 63), row});
+        labels.valid[row] = !(ignored && label == *ignored);
+        if (labels.valid[row])
+            entries.push_back({std::uint64_t(label) ^ (std::uint64_t(1) << 63), row});
     }
-    sort_by_key(kept);
-    Place place = 0;
-    for (const Entry& entry : kept) labels.order[place++] = entry.row;
+    sort_by_key(entries);
+    Position position = 0;
+    for (const Entry& entry : entries) labels.permutation[position++] = entry.row;
     for (Index row = 0; row < labels.n; ++row)
-        if (!labels.keep[row]) labels.order[place++] = row;
-    return kept;
+        if (!labels.valid[row]) labels.permutation[position++] = row;
+    return entries;
 } catch (const std::bad_alloc&) {
     throw OutOfMemory(2 * sizeof(Entry) * std::size_t(labels.n));
 }
 
 }  // namespace
 
-void sort_labels(const Labels& x, const Labels& y, const std::int64_t* ignored, Place* lo,
-                 Place* hi) {
-    const bool same = x.keep == y.keep;
+void sort_labels(const Labels& x, const Labels& y, const std::int64_t* ignored, Position* pos_begin,
+                 Position* pos_end) {
+    const bool same = x.valid == y.valid;
     const std::vector<Entry> rows = sorted(x, ignored);
     const std::vector<Entry> others = same ? std::vector<Entry>() : sorted(y, ignored);
     const std::vector<Entry>& columns = same ? rows : others;
@@ -68,12 +69,12 @@ void sort_labels(const Labels& x, const Labels& y, const std::int64_t* ignored, 
         while (begin < columns.size() && columns[begin].key < rows[i].key) ++begin;
         if (end < begin) end = begin;
         while (end < columns.size() && columns[end].key == rows[i].key) ++end;
-        lo[i] = Place(begin);
-        hi[i] = Place(end);
+        pos_begin[i] = Position(begin);
+        pos_end[i] = Position(end);
     }
     for (Index i = Index(rows.size()); i < x.n; ++i) {
-        lo[i] = Place(columns.size());
-        hi[i] = y.n;
+        pos_begin[i] = Position(columns.size());
+        pos_end[i] = y.n;
     }
 }
 

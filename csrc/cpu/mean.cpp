@@ -31,7 +31,7 @@ double average(const Piece& piece, Index n, const T* sums, const T* counts, T* s
     return share * sum;
 }
 
-// As torch has it, a NaN is not below 0.
+// A NaN is not below 0, as in torch.
 Sloped hinge(double u) { return u <= 0 ? Sloped{0, 0} : Sloped{u, 1}; }
 
 }  // namespace

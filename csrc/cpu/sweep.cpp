@@ -1,5 +1,5 @@
-// The part of a sweep that both passes share: working memory, sorted vectors, and what is known of
-// each tile.
+// The part of a sweep that both passes share: working memory, sorted vectors, and the facts of a
+// tile.
 #include "cpu/sweep.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ OutOfMemory::OutOfMemory(std::size_t bytes) {
 
 template <class T>
 void* Buffer<T>::allocate(std::size_t bytes, bool poison) {
-    // Not a byte more: past the last one is where the address sanitizer looks.
+    // The size is exact, as the address sanitizer looks past the last byte.
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, std::max<std::size_t>(bytes, 1)) != 0) throw OutOfMemory(bytes);
     if (poison) std::memset(memory, 0xff, bytes);
@@ -35,21 +35,21 @@ void for_each(int threads, int count, const std::function<void(int)>& work) {
     });
 }
 
-static int tiles_of(Place n) { return int((n + TILE - 1) / TILE); }
+static int tiles_of(Position n) { return int((n + TILE - 1) / TILE); }
 
 static Buffer<std::int32_t> narrowed(const Embeddings& set, std::size_t padded, bool poison) {
     Buffer<std::int32_t> caller(padded, poison);
-    for (Place k = 0; k < set.kept; ++k) caller[k] = std::int32_t(set.order[k]);
-    std::fill(caller + set.kept, caller + padded, 0);
+    for (Position k = 0; k < set.n_valid; ++k) caller[k] = std::int32_t(set.permutation[k]);
+    std::fill(caller + set.n_valid, caller + padded, 0);
     return caller;
 }
 
 template <class T>
-Sweep<T>::Sweep(const Call<T>& call, bool weighing)
+Sweep<T>::Sweep(const Call<T>& call, bool for_backward)
     : call(call),
       kernels(call.kernels),
-      row_tiles(tiles_of(call.x.kept)),
-      col_tiles(tiles_of(call.y.kept)),
+      row_tiles(tiles_of(call.x.n_valid)),
+      col_tiles(tiles_of(call.y.n_valid)),
       of_positives(true) {
     for (const TermCall<T>& term : call.terms) of_positives = of_positives && term.positives;
     band = of_positives && !call.similarities.tiles;
@@ -61,13 +61,14 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
     caller_y_ = call.same ? caller_x_memory_ : caller_y_memory_;
 
     for (int r = 0; r < row_tiles; ++r) {
-        Range own{std::numeric_limits<int>::max(), 0};
-        for (Place i = Place(r) * TILE; i < std::min(Place(r + 1) * TILE, call.x.kept); ++i) {
-            if (call.own[i] < 0) continue;
-            own.begin = std::min(own.begin, int(call.own[i]));
-            own.end = std::max(own.end, int(call.own[i]) + 1);
+        Range self{std::numeric_limits<int>::max(), 0};
+        for (Position i = Position(r) * TILE; i < std::min(Position(r + 1) * TILE, call.x.n_valid);
+             ++i) {
+            if (call.self_index[i] < 0) continue;
+            self.begin = std::min(self.begin, int(call.self_index[i]));
+            self.end = std::max(self.end, int(call.self_index[i]) + 1);
         }
-        own_.push_back(own);
+        self_ranges_.push_back(self);
     }
 
     if (call.measure.distance != Distance::none) {
@@ -85,7 +86,7 @@ Sweep<T>::Sweep(const Call<T>& call, bool weighing)
             given.args[k] = sorted(term.args[k], term.by_column != term.by_partner[k]);
         if (term.has_above) given.above = sorted(term.above, term.by_column);
         if (term.has_below) given.below = sorted(term.below, term.by_column);
-        if (weighing) {
+        if (for_backward) {
             given.statistic = sorted(term.statistic, term.by_column);
             given.cotangent = sorted(term.cotangent, term.by_column);
         }
@@ -97,16 +98,16 @@ template <class T>
 void Sweep<T>::open_stripe(int first, int tiles) {
     // The first stripe is as wide as any.
     if (!columns_) columns_ = Buffer<T>(std::size_t(tiles) * TILE * call.y.d, call.poison);
-    stripe_ = Place(first) * TILE;
+    stripe_ = Position(first) * TILE;
 }
 
-// Of a tile of similarities that are kept; 0: nobody has begun it.
+// The states of a tile of saved similarities; 0 means that nobody has begun it.
 constexpr std::uint8_t KNOWN = 1, BEGUN = 2;
 
 template <class T>
 bool Sweep<T>::unknown(int r, int c) const {
     const std::uint8_t* known = call.similarities.known;
-    return !known || __atomic_load_n(known + place(r, c), __ATOMIC_ACQUIRE) != KNOWN;
+    return !known || __atomic_load_n(known + tile_index(r, c), __ATOMIC_ACQUIRE) != KNOWN;
 }
 
 template <class T>
@@ -114,13 +115,13 @@ void Sweep<T>::pack(int c) const {
     bool needed = false;
     for (int r = 0; !needed && r < (triangle ? c + 1 : row_tiles); ++r) needed = unknown(r, c);
     if (!needed) return;
-    const Place first = Place(c) * TILE;
-    pack_columns(first, int(std::min(Place(TILE), call.y.kept - first)),
+    const Position first = Position(c) * TILE;
+    pack_columns(first, int(std::min(Position(TILE), call.y.n_valid - first)),
                  columns_ + (first - stripe_) * call.y.d);
 }
 
 template <class T>
-void Sweep<T>::pack_columns(Place first, int count, T* panels) const {
+void Sweep<T>::pack_columns(Position first, int count, T* panels) const {
     for (int j = 0; j < count; j += kernels.panel_cols)
         kernels.pack_cols(call.y, first + j, panels + j * call.y.d);
 }
@@ -129,8 +130,8 @@ template <class T>
 const T* Sweep<T>::sorted(const Numbers<T>& numbers, bool of_columns) {
     const Embeddings& set = of_columns ? call.y : call.x;
     Buffer<T> values(padded(of_columns), call.poison);
-    for (Place k = 0; k < set.kept; ++k) values[k] = numbers.at(set.order[k]);
-    std::fill(values + set.kept, values + padded(of_columns), T(0));
+    for (Position k = 0; k < set.n_valid; ++k) values[k] = numbers.at(set.permutation[k]);
+    std::fill(values + set.n_valid, values + padded(of_columns), T(0));
     vectors_.push_back(std::move(values));
     return vectors_.back();
 }
@@ -138,8 +139,8 @@ const T* Sweep<T>::sorted(const Numbers<T>& numbers, bool of_columns) {
 template <class T>
 const T* Sweep<T>::squared(const Embeddings& set, std::size_t padded) {
     Buffer<T> values(padded, call.poison);
-    kernels.squares(set, 0, int(set.kept), values);
-    std::fill(values + set.kept, values + padded, T(0));
+    kernels.squares(set, 0, int(set.n_valid), values);
+    std::fill(values + set.n_valid, values + padded, T(0));
     vectors_.push_back(std::move(values));
     return vectors_.back();
 }
@@ -154,8 +155,8 @@ const T* Sweep<T>::shares(const T* squares, std::size_t padded) {
 
 template <class T>
 int Sweep<T>::threads() const {
-    // Below about ten microseconds of work each, waking a thread costs more than it brings.
-    const double work = double(call.x.kept) * double(call.y.kept) * double(call.x.d + 32);
+    // Waking a thread costs more than it brings below about ten microseconds of work each.
+    const double work = double(call.x.n_valid) * double(call.y.n_valid) * double(call.x.d + 32);
     return std::max(1,
                     int(std::min(double(std::min(call.threads, row_tiles)), 1 + work / (1 << 20))));
 }
@@ -164,32 +165,34 @@ int Sweep<T>::threads() const {
 template <class T>
 int Sweep<T>::first_tile(int r) const {
     if (triangle) return r;
-    return band ? int(call.lo[Place(r) * TILE] / TILE) : 0;
+    return band ? int(call.pos_begin[Position(r) * TILE] / TILE) : 0;
 }
 
 template <class T>
 int Sweep<T>::end_tile(int r) const {
     if (!band) return col_tiles;
-    const Place last = std::min(Place(r + 1) * TILE, call.x.kept) - 1;
-    return std::min(tiles_of(call.hi[last]), col_tiles);
+    const Position last = std::min(Position(r + 1) * TILE, call.x.n_valid) - 1;
+    return std::min(tiles_of(call.pos_end[last]), col_tiles);
 }
 
 template <class T>
 Tile<T> Sweep<T>::tile(int r, int c) const {
     Tile<T> tile{};
-    tile.row = Place(r) * TILE;
-    tile.col = Place(c) * TILE;
-    tile.rows = int(std::min(Place(TILE), call.x.kept - tile.row));
-    tile.cols = int(std::min(Place(TILE), call.y.kept - tile.col));
-    tile.lo = call.lo + tile.row;
-    tile.hi = call.hi + tile.row;
-    tile.own = call.own + tile.row;
+    tile.row = Position(r) * TILE;
+    tile.col = Position(c) * TILE;
+    tile.rows = int(std::min(Position(TILE), call.x.n_valid - tile.row));
+    tile.cols = int(std::min(Position(TILE), call.y.n_valid - tile.col));
+    tile.pos_begin = call.pos_begin + tile.row;
+    tile.pos_end = call.pos_end + tile.row;
+    tile.self_index = call.self_index + tile.row;
     tile.caller_x = caller_x_ + tile.row;
     tile.caller_y = caller_y_ + tile.col;
-    const Place end = tile.col + tile.cols;
-    tile.positives = std::max(tile.lo[0], tile.col) < std::min(tile.hi[tile.rows - 1], end);
-    tile.masked = tile.positives || tile.cols % kernels.lanes != 0 ||
-                  std::max(Place(own_[r].begin), tile.col) < std::min(Place(own_[r].end), end);
+    const Position end = tile.col + tile.cols;
+    tile.positives =
+        std::max(tile.pos_begin[0], tile.col) < std::min(tile.pos_end[tile.rows - 1], end);
+    tile.partial = tile.positives || tile.cols % kernels.vector_width != 0 ||
+                   std::max(Position(self_ranges_[r].begin), tile.col) <
+                       std::min(Position(self_ranges_[r].end), end);
     return tile;
 }
 
@@ -198,9 +201,9 @@ const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
     if (!band) return nullptr;
     for (int i = 0; i < tile.rows; i += kernels.panel_rows) {
         const int last = std::min(i + kernels.panel_rows, tile.rows) - 1;
-        const Place begin = std::max(tile.lo[i] - tile.col, Place(0));
-        const Place end = std::min(tile.hi[last] - tile.col, Place(tile.cols));
-        memory[i / kernels.panel_rows] = {int(std::min(begin, Place(tile.cols))), int(end)};
+        const Position begin = std::max(tile.pos_begin[i] - tile.col, Position(0));
+        const Position end = std::min(tile.pos_end[last] - tile.col, Position(tile.cols));
+        memory[i / kernels.panel_rows] = {int(std::min(begin, Position(tile.cols))), int(end)};
     }
     return memory;
 }
@@ -209,14 +212,14 @@ template <class T>
 const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                                 const Range* ranges, T* s) const {
     T* const tiles = call.similarities.tiles;
-    T* const kept = tiles ? tiles + place(r, c) * TILE * TILE : nullptr;
-    if (!unknown(r, c)) return kept;
+    T* const saved = tiles ? tiles + tile_index(r, c) * TILE * TILE : nullptr;
+    if (!unknown(r, c)) return saved;
     // Another call may sweep the same pairs: of those that miss a tile one writes it.
-    std::uint8_t* const state = kept ? call.similarities.known + place(r, c) : nullptr;
+    std::uint8_t* const state = saved ? call.similarities.known + tile_index(r, c) : nullptr;
     std::uint8_t missing = 0;
     const bool mine = state && __atomic_compare_exchange_n(state, &missing, BEGUN, false,
                                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-    if (mine) s = kept;
+    if (mine) s = saved;
     if (band) pack_columns(tile.col, tile.cols, columns);
     const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
@@ -227,7 +230,7 @@ const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows
     return s;
 }
 
-// Where closeness with the share of anchors that are columns, or rows, stands in a workspace.
+// The offset in a workspace of closeness with the share of anchors that are columns, or rows.
 constexpr std::size_t shared(bool anchors_are_rows) {
     return std::size_t(anchors_are_rows ? 2 : 1) * TILE * TILE;
 }

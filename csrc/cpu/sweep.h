@@ -1,4 +1,4 @@
-// A call of gather or weigh: what it is given, and the working memory it needs.
+// A call of the forward or the backward pass: its inputs, and the working memory it needs.
 #pragma once
 
 #include <cstdlib>
@@ -26,7 +26,7 @@ struct Numbers {
 
 template <class T>
 struct TermCall {
-    int kernel;       // place in Kernels::terms
+    int kernel;       // index in Kernels::terms
     bool positives;   // its side is POS
     bool by_column;   // its owners are the columns
     bool of_columns;  // the same, also where a column is a row: of one set
@@ -35,7 +35,7 @@ struct TermCall {
     bool by_partner[MOST_ARGUMENTS] = {};
     bool has_above = false, has_below = false;
     Numbers<T> above, below;
-    std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: not kept
+    std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: none
 
     // Are all arguments the same for all owners and partners?
     bool takes_numbers() const {
@@ -44,17 +44,17 @@ struct TermCall {
         return result;
     }
 
-    // gather writes these, in the caller's order:
+    // The forward pass writes these, in the caller's order.
     T* value = nullptr;
     Index* argument = nullptr;
-    // weigh reads these, and adds the gradients by args; null where none is wanted:
+    // The backward pass reads these, and adds the gradients by args, which are null if not wanted.
     Numbers<T> statistic, cotangent;
     T* slope[MOST_ARGUMENTS] = {};
 };
 
 // The similarities of a small problem, from its first sweep to its last: tiles one after the other,
-// (row tiles, column tiles, TILE, TILE), and for each whether it has been computed. Null: not kept.
-// Of a distance they are closeness, of snr without the anchor's share.
+// (row tiles, column tiles, TILE, TILE), and for each whether it has been computed. Null: not
+// saved. Tiles of a distance hold closeness, and those of snr lack the anchor's share.
 template <class T>
 struct Similarities {
     T* tiles = nullptr;
@@ -64,7 +64,7 @@ struct Similarities {
     bool all = false;
 };
 
-// How near two rows are. Only snr has an anchor, whose variance it divides by.
+// The measure of a pair. Only snr has an anchor, whose variance it divides by.
 struct Measure {
     Distance distance = Distance::none;
     bool anchors_are_columns = false;
@@ -73,14 +73,15 @@ struct Measure {
     bool owner_is_anchor(bool of_columns) const { return of_columns == anchors_are_columns; }
 };
 
-// For the same set `y` is `x`, the relation is symmetric, and no term is by_column.
+// The parameters of a pass. For the same set `y` is `x`, the relation is symmetric, and no term is
+// by_column.
 template <class T>
 struct Call {
     const Kernels<T>& kernels;
     Embeddings x, y;
     bool same;
     Measure measure;
-    const Place *lo, *hi, *own;  // (x.n,)
+    const Position *pos_begin, *pos_end, *self_index;  // (x.n,)
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
     int threads;
@@ -95,15 +96,15 @@ T share_of(T square, Index d) {
 }
 
 template <class T>
-void gather(const Call<T>& call);
+void forward(const Call<T>& call);
 // dx (x.n, d), dy (y.n, d): zeros to add to, or null where not wanted. For the same set dx is all.
 template <class T>
-void weigh(const Call<T>& call, T* dx, T* dy);
+void backward(const Call<T>& call, T* dx, T* dy);
 
-// The same of extremes of closeness itself, each of whose terms has `argument`, the partner that
-// attained it or -1, or has null and no gradient.
+// Add the gradients of extremes of closeness itself. The `argument` of a term is the partner that
+// attained it or -1; a term with null has no gradient.
 template <class T>
-void weigh_extremes(const Call<T>& call, T* dx, T* dy);
+void backward_extremes(const Call<T>& call, T* dx, T* dy);
 
 struct OutOfMemory : std::bad_alloc {
     std::string message;
@@ -120,32 +121,32 @@ class Buffer {
     operator T*() const { return static_cast<T*>(memory_.get()); }
 
    private:
-    struct Free {
+    struct Deleter {
         void operator()(void* memory) const { std::free(memory); }
     };
     static void* allocate(std::size_t bytes, bool poison);
-    std::unique_ptr<void, Free> memory_;
+    std::unique_ptr<void, Deleter> memory_;
 };
 
 // One call's tiles, and every term's vectors sorted as its rows and columns are.
 template <class T>
 class Sweep {
    public:
-    explicit Sweep(const Call<T>& call, bool weighing);
+    explicit Sweep(const Call<T>& call, bool for_backward);
 
     const Call<T>& call;
     const Kernels<T>& kernels;
     int row_tiles, col_tiles;
     // If all terms are of the positives, only the band of tiles in which there are some is visited,
-    // each tile for its rows alone. Otherwise, and where similarities are kept, the same set visits
-    // the upper triangle, and a tile serves its rows and its columns.
+    // each tile for its rows alone. Otherwise, and where similarities are saved, the same set
+    // visits the upper triangle, and a tile serves its rows and its columns.
     bool of_positives, band, triangle;
     std::vector<Operands<T>> operands;  // one per term
 
-    // Of a band nothing is packed beforehand; else a stripe of `tiles` tiles from tile `first` on
-    // is opened, and then each of its tiles is packed before it is multiplied.
+    // Open a stripe of `tiles` tiles from tile `first` on, each of which is packed before it is
+    // multiplied. A band has none, as nothing of it is packed beforehand.
     void open_stripe(int first, int tiles);
-    // What no tile needs is not packed.
+    // Pack column tile c, unless no tile needs it.
     void pack(int c) const;
 
     int first_tile(int r) const;
@@ -155,16 +156,16 @@ class Sweep {
     bool visits(const TermCall<T>& term, const Tile<T>& tile) const {
         return !term.positives || tile.positives;
     }
-    // In a band, which columns a panel of rows needs; else null.
+    // The columns that a panel of rows needs in a band; else null.
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
     // Are the similarities of tile (r, c) still to be computed?
     bool unknown(int r, int c) const;
-    // The tile's similarities or closeness without the anchor's share: what is kept, or made of
+    // The tile's similarities or closeness without the anchor's share: the saved ones, or made of
     // packed `rows`. `columns` and `s` are workspaces of columns_per_thread() and
     // similarities_per_thread().
     const T* look(int r, int c, const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
                   T* s) const;
-    // Gives the tile what the term sees of this; `s` as for look.
+    // Show the tile as the term sees it; `s` is as for look.
     void show(Tile<T>& tile, const TermCall<T>& term, const T* t, const T* s) const;
     std::size_t similarities_per_thread() const {
         return std::size_t(call.measure.directed() ? 3 : 1) * TILE * TILE;
@@ -176,11 +177,11 @@ class Sweep {
         if (!call.same) return !call.measure.anchors_are_columns;
         return call.measure.owner_is_anchor(term.of_columns) != owners_are_columns;
     }
-    // (padded,) squared norms, and of snr 1 / variance, of rows and of columns.
+    // Squared norms (padded,) of rows and of columns, and their 1 / variance for snr.
     const T *squares_x = nullptr, *squares_y = nullptr, *share_x = nullptr, *share_y = nullptr;
     // Bit (r, c) of a term.
     std::uint8_t& bit(const TermCall<T>& term, int r, int c) const;
-    // Of what a team is worth waking for.
+    // The size of the team that is worth waking.
     int threads() const;
     const std::int32_t* caller(bool of_columns) const { return of_columns ? caller_y_ : caller_x_; }
     std::size_t padded(bool of_columns) const {
@@ -188,23 +189,23 @@ class Sweep {
     }
 
    private:
-    std::size_t place(int r, int c) const { return std::size_t(r) * col_tiles + c; }
+    std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;
     const T* squared(const Embeddings& set, std::size_t padded);
     const T* shares(const T* squares, std::size_t padded);
-    void pack_columns(Place first, int count, T* panels) const;
+    void pack_columns(Position first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
-    Buffer<T> columns_;  // panels of the stripe
-    Place stripe_ = 0;   // its first column
+    Buffer<T> columns_;    // panels of the stripe
+    Position stripe_ = 0;  // its first column
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;
-    std::vector<Range> own_;  // per tile of rows: the columns that its rows are
+    std::vector<Range> self_ranges_;  // per tile of rows: the columns that its rows are
 };
 
-// Calls work(k) for k < count on a team; the order does not matter.
+// Call work(k) for k < count on a team, in any order.
 void for_each(int threads, int count, const std::function<void(int)>& work);
 
 }  // namespace pairops::cpu

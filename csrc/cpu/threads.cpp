@@ -12,9 +12,9 @@ namespace pairops::cpu {
 
 namespace {
 
-// How every compiler calls an OpenMP runtime; torch makes the names of its own one global. To ask
-// that runtime for threads means no second pool: none that spins while ours works, or is woken for
-// each call.
+// The way every compiler calls an OpenMP runtime; torch makes the names of its own one global. To
+// ask that runtime for threads means no second pool: none that spins while ours works, or is woken
+// for each call.
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 Parallel parallel_of_torch() {
@@ -23,7 +23,7 @@ Parallel parallel_of_torch() {
 }
 
 // A forked child inherits the runtime's records of threads, but no threads. (One that was forked
-// from a process with such records and only then loads this cannot be told; torch itself hangs
+// from a process with such records and only then loads this looks alike; torch itself hangs
 // there.)
 const pid_t loaded_by = getpid();
 
@@ -55,14 +55,14 @@ void on_a_team(int threads, const std::function<void()>& work) {
     for (std::thread& other : others) other.join();
 }
 
-Order::Order(int blocks, int columns, const std::function<bool()>& interrupted)
+Wavefront::Wavefront(int blocks, int columns, const std::function<bool()>& interrupted)
     : blocks_(blocks),
       columns_(columns),
       interrupted_(interrupted),
       progress_(new Padded[blocks]),
       caller_(this_thread()) {}
 
-void Order::run(int threads, const std::function<bool(int, int)>& block) {
+void Wavefront::run(int threads, const std::function<bool(int, int)>& block) {
     std::atomic<int> joined{0};
     on_a_team(threads, [&] {
         const int thread = joined++;
@@ -72,14 +72,14 @@ void Order::run(int threads, const std::function<bool(int, int)>& block) {
     if (stopped()) throw Interrupted();
 }
 
-int Order::next() {
+int Wavefront::next() {
     if (interrupted_ && this_thread() == caller_ && interrupted_()) stop_ = true;
     if (stopped()) return -1;
     const int block = next_.fetch_add(1, std::memory_order_relaxed);
     return block < blocks_ ? block : -1;
 }
 
-bool Order::wait(int block, int column) const {
+bool Wavefront::wait(int block, int column) const {
     int above = done_.load(std::memory_order_acquire);
     for (; above < block; ++above) {
         for (int turn = 0;; ++turn) {
@@ -89,7 +89,7 @@ bool Order::wait(int block, int column) const {
             if (turn > 1000) sched_yield();  // more threads than cores
         }
     }
-    // Of two threads that store here the later may store less: true as well, and no harm.
+    // The later of two threads that store here may store less, which is true as well.
     int done = done_.load(std::memory_order_acquire);
     while (done < block && progress_[done].value.load(std::memory_order_acquire) == columns_)
         ++done;

@@ -7,31 +7,30 @@
 
 namespace pairops::cpu {
 
-// Calls work() on this thread and on up to `threads` - 1 others, and returns when all have
-// returned. How many there are may not change a result: work has to ask for its share until none is
-// left.
+// Call work() on this thread and on up to `threads` - 1 others, and return when all have returned.
+// How many there are may not change a result: work has to ask for its share until none is left.
 void on_a_team(int threads, const std::function<void()>& work);
 
-// Thrown by a sweep that was asked to stop.
+// The exception of a sweep that was asked to stop.
 struct Interrupted {};
 
 // Blocks of rows are handed out in order, and each goes through the tiles from left to right. What
 // belongs to a column is added by one block after the other, from top to bottom: a block waits
 // until those above it have left the column behind. So the order of every sum is fixed, whatever
 // the number of threads.
-class Order {
+class Wavefront {
    public:
-    // interrupted: asked by the calling thread now and then, between blocks.
-    Order(int blocks, int columns, const std::function<bool()>& interrupted);
+    // The calling thread asks `interrupted` now and then, between blocks.
+    Wavefront(int blocks, int columns, const std::function<bool()>& interrupted);
 
-    // Calls block(r, thread) for every block of rows on a team of `threads`, until one says false;
-    // throws Interrupted if the sweep was to stop.
+    // Call block(r, thread) for every block of rows on a team of `threads`, until one says false;
+    // throw Interrupted if the sweep was to stop.
     void run(int threads, const std::function<bool(int, int)>& block);
     // Block `block` is done with columns up to `column`.
     void pass(int block, int column) {
         progress_[block].value.store(column + 1, std::memory_order_release);
     }
-    // Waits until the blocks above are done with `column`; false if the sweep is to stop.
+    // Wait until the blocks above are done with `column`; false if the sweep is to stop.
     bool wait(int block, int column) const;
     void finish(int block) { pass(block, columns_ - 1); }
 

@@ -12,17 +12,17 @@
 namespace pairops::cuda {
 
 template <class S>
-void gather_in(GatherCall call, int d, int splits, Stream stream);
+void launch_forward(ForwardCall call, int d, int splits, Stream stream);
 template <class S, int weight_parts>
-void weigh_in(WeighCall call, int splits, Stream stream);
+void launch_backward(BackwardCall call, int splits, Stream stream);
 
 namespace {
 
 template <class K>
 std::string name_of() {
     using F = typename K::Function;
-    std::string name =
-        std::string(K::Gather::name) + (K::Gather::keeps_argument ? "@" : "") + ":" + F::name;
+    std::string name = std::string(K::Accumulator::name) +
+                       (K::Accumulator::has_argument ? "@" : "") + ":" + F::name;
     if (!K::by_partner(0) && !K::by_partner(1)) return name;
     name += "(";
     for (int k = 0; k < F::arity; ++k) name += K::by_partner(k) ? "p" : "o";
@@ -52,7 +52,7 @@ void launch_rows(const char* name, void (*kernel)(Call), const Call& call, Strea
     const std::int64_t padded = (call.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
     launch(std::string(name) + " (N = " + std::to_string(call.n) +
                ", D = " + std::to_string(call.d) + ")",
-           kernel, {padded / ARRANGED_AT_A_TIME, 1, 1}, 32 * ARRANGED_AT_A_TIME, 0, stream, call);
+           kernel, {padded / PACKED_AT_A_TIME, 1, 1}, 32 * PACKED_AT_A_TIME, 0, stream, call);
 }
 
 }  // namespace
@@ -66,42 +66,44 @@ ShapeFacts shape_of(Precision precision, int d, bool hopper) {
     });
 }
 
-std::string reason_against() { return refusal(reinterpret_cast<const void*>(conclude_states)); }
+std::string reason_against() { return refusal(reinterpret_cast<const void*>(finalize_states)); }
 
-void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream) {
+void pack_set(const PackCall& call, const std::string& dtype, int parts, Stream stream) {
     visit_number(dtype, [&](auto number) {
         constexpr Number of = decltype(number)::value;
-        launch_rows("arrange", parts == 1 ? arrange<of, 1> : arrange<of, 2>, call, stream);
+        launch_rows("pack", parts == 1 ? pack_set<of, 1> : pack_set<of, 2>, call, stream);
     });
 }
 
-void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream) {
+void sort_by_label(const SortByLabelCall& call, const std::string& dtype, int parts,
+                   Stream stream) {
     visit_number(dtype, [&](auto number) {
         constexpr Number of = decltype(number)::value;
-        launch_rows("relate", parts == 1 ? relate<of, 1> : relate<of, 2>, call, stream);
+        launch_rows("sort_by_label", parts == 1 ? sort_by_label<of, 1> : sort_by_label<of, 2>, call,
+                    stream);
     });
 }
 
-void gather(GatherCall call, Precision precision, int d, int splits, Stream stream, bool hopper) {
+void forward(ForwardCall call, Precision precision, int d, int splits, Stream stream, bool hopper) {
     visit_shape(precision, d, hopper,
-                [&](auto shape) { gather_in<decltype(shape)>(call, d, splits, stream); });
+                [&](auto shape) { launch_forward<decltype(shape)>(call, d, splits, stream); });
 }
 
-void weigh(WeighCall call, Precision precision, int splits, Stream stream, bool hopper) {
+void backward(BackwardCall call, Precision precision, int splits, Stream stream, bool hopper) {
     visit_shape(precision, call.width, hopper, [&](auto shape) {
         using S = decltype(shape);
         if constexpr (S::parts == 2)
-            weigh_in<S, 2>(call, splits, stream);
+            launch_backward<S, 2>(call, splits, stream);
         else if (precision == Precision::fine)
-            weigh_in<S, 2>(call, splits, stream);
+            launch_backward<S, 2>(call, splits, stream);
         else
-            weigh_in<S, 1>(call, splits, stream);
+            launch_backward<S, 1>(call, splits, stream);
     });
 }
 
-void conclude(const ConcludeCall& call, Stream stream) {
-    launch("conclude (N = " + std::to_string(call.n) + ")", conclude_states,
-           {(call.n + CONCLUDED_AT_A_TIME - 1) / CONCLUDED_AT_A_TIME, 1, 1}, CONCLUDED_AT_A_TIME, 0,
+void finalize(const FinalizeCall& call, Stream stream) {
+    launch("finalize (N = " + std::to_string(call.n) + ")", finalize_states,
+           {(call.n + FINALIZED_AT_A_TIME - 1) / FINALIZED_AT_A_TIME, 1, 1}, FINALIZED_AT_A_TIME, 0,
            stream, call);
 }
 

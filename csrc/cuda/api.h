@@ -11,31 +11,34 @@ namespace pairops::cuda {
 
 using Stream = std::uintptr_t;  // the driver's handle
 
-// How embeddings and weights are multiplied: one float16 each; weights two; both two.
+// The numbers of float16 that are multiplied: one each; weights two; both two.
 enum class Precision { plain, fine, split };
 
-// A shape by what a launcher must know of it.
+// The facts of a shape that a launcher needs.
 struct ShapeFacts {
     int rows, columns;  // of a tile
-    int slice;          // numbers of the gradient that one block sums
+    int slice;          // numbers of the gradient in one block's sum
     int parts;          // float16 numbers for each number
 };
-// hopper: Hopper's own sweep where it serves the call. It runs on 9.0 alone, as compiled for 9.0a.
+// With `hopper` Hopper's own sweep serves where it can. It runs on 9.0 alone, as compiled for 9.0a.
 ShapeFacts shape_of(Precision precision, int d, bool hopper = false);
 
-// Why kernels cannot run on the current device, or nothing: an old driver, none compiled for it.
+// The reason why kernels cannot run on the current device (an old driver, none compiled for it), or
+// nothing.
 std::string reason_against();
 
 // Names of the kinds of terms, in the order of their numbers: "lse:affine(op)".
 std::vector<std::string> kinds();
 
-// Each enqueues one kernel, or none where there is nothing to do. `splits`: of the columns.
-void arrange(const ArrangeCall& call, const std::string& dtype, int parts, Stream stream);
-void relate(const RelateCall& call, const std::string& dtype, int parts, Stream stream);
-void gather(GatherCall call, Precision precision, int d, int splits, Stream stream,
-            bool hopper = false);
-void weigh(WeighCall call, Precision precision, int splits, Stream stream, bool hopper = false);
-void conclude(const ConcludeCall& call, Stream stream);
+// Each function enqueues one kernel, or none where there is nothing to do. Splits are of the
+// columns.
+void pack_set(const PackCall& call, const std::string& dtype, int parts, Stream stream);
+void sort_by_label(const SortByLabelCall& call, const std::string& dtype, int parts, Stream stream);
+void forward(ForwardCall call, Precision precision, int d, int splits, Stream stream,
+             bool hopper = false);
+void backward(BackwardCall call, Precision precision, int splits, Stream stream,
+              bool hopper = false);
+void finalize(const FinalizeCall& call, Stream stream);
 void scale(const ScaleCall& call, const std::string& dtype, Stream stream);
 void soft_mean(const SoftMeanCall& call, Stream stream);
 void soft_mean(const SoftMeanSlopesCall& call, Stream stream);

@@ -14,7 +14,7 @@ inline namespace PAIROPS_TARGET {
 
 using Column = std::int32_t;
 
-// As many columns as T has numbers.
+// Column indices, as many as T has numbers.
 template <class T>
 struct ColumnsOf {
     using Type = Column;
@@ -27,60 +27,61 @@ HD inline T infinity() {
     constexpr auto value = std::numeric_limits<typename Traits<T>::Scalar>::infinity();
     return T(value);
 }
-// Above every column, so that a pushed infinity wins against the identity.
+// The column of the initial state is above every other, so that an infinity wins against it.
 template <class T>
 HD inline Columns<T> nowhere() {
     constexpr auto value = std::numeric_limits<Column>::max();
     return Columns<T>(value);
 }
 
-// What a row keeps: weigh needs no more of it than this. `argument` is the column of an extreme and
-// -1 for every other gather and for an empty side.
+// The statistic of a row; backward needs no more of it than this. `argument` is the column of an
+// extreme, and -1 for every other accumulator and for an empty side.
 template <class T>
 struct Statistic {
     T value;
     Columns<T> argument;
 };
 
-// Every gather offers identity(), push(f, j), merge(other), result(), and
+// Every accumulator offers init(), update(f, j), merge(other), finalize(), and
 // share(f, j, statistic) = the derivative of the statistic by the contribution f of column j.
-// Pushing (fill(), nowhere()) does not change the result.
-// What rounding loses of a sum is summed too: a row may be as long as a data set.
+// An update by (neutral(), nowhere()) does not change the result.
+//
+// A sum also adds up what rounding loses of it, for a row may be as long as a data set.
 template <class T>
 struct Sum {
     static constexpr const char* name = "sum";
-    static constexpr bool extreme = false, keeps_argument = false;
+    static constexpr bool extreme = false, has_argument = false;
     T sum;
     T lost;  // NaN beside an infinite sum
 
-    HD static T fill() { return T(0); }
-    HD static Sum identity() { return {T(0), T(0)}; }
-    HD void push(T f, Columns<T>) {
+    HD static T neutral() { return T(0); }
+    HD static Sum init() { return {T(0), T(0)}; }
+    HD void update(T f, Columns<T>) {
         const T total = sum + f, added = total - sum;
         lost = lost + ((sum - (total - added)) + (f - added));
         sum = total;
     }
     HD void merge(const Sum& other) {
-        push(other.sum, nowhere<T>());
+        update(other.sum, nowhere<T>());
         lost = lost + other.lost;
     }
-    HD Statistic<T> result() const {
+    HD Statistic<T> finalize() const {
         return {select(lost == lost, sum + lost, sum), Columns<T>(-1)};
     }
     HD static T share(T, Columns<T>, const Statistic<T>&) { return T(1); }
 };
 
-// Invariant: `max` is never NaN; a NaN lives in `sum`, and no later push or merge can remove it.
+// Invariant: `max` is never NaN; a NaN lives in `sum`, and no later update or merge can remove it.
 template <class T>
 struct LogSumExp {
     static constexpr const char* name = "lse";
-    static constexpr bool extreme = false, keeps_argument = false;
+    static constexpr bool extreme = false, has_argument = false;
     T max;
     T sum;  // of exp(f - max); anything as long as max is -inf
 
-    HD static T fill() { return -infinity<T>(); }
-    HD static LogSumExp identity() { return {-infinity<T>(), T(0)}; }
-    HD void push(T f, Columns<T>) {
+    HD static T neutral() { return -infinity<T>(); }
+    HD static LogSumExp init() { return {-infinity<T>(), T(0)}; }
+    HD void update(T f, Columns<T>) {
         const auto grows = f > max;
         const T apart = exp_to_one(minus_magnitude(difference(f, max)));
         sum = select(grows, sum * apart + T(1), sum + apart);
@@ -92,7 +93,7 @@ struct LogSumExp {
               other.sum * exp_to_one(difference(other.max, top));
         max = top;
     }
-    HD Statistic<T> result() const {
+    HD Statistic<T> finalize() const {
         using std::log;
         return {max + log(sum), Columns<T>(-1)};
     }
@@ -110,13 +111,13 @@ struct LogSumExp {
 template <class T, bool lowest, bool with_argument>
 struct Extreme {
     static constexpr const char* name = lowest ? "lowest" : "highest";
-    static constexpr bool extreme = true, keeps_argument = with_argument;
+    static constexpr bool extreme = true, has_argument = with_argument;
     T value;
     Columns<T> argument;
 
-    HD static T fill() { return lowest ? infinity<T>() : -infinity<T>(); }
-    HD static Extreme identity() { return {fill(), nowhere<T>()}; }
-    HD void push(T f, Columns<T> j) {
+    HD static T neutral() { return lowest ? infinity<T>() : -infinity<T>(); }
+    HD static Extreme init() { return {neutral(), nowhere<T>()}; }
+    HD void update(T f, Columns<T> j) {
         auto wins = (lowest ? f < value : f > value) | (f != f);
         if (with_argument) {
             const auto nan = value != value;
@@ -126,8 +127,8 @@ struct Extreme {
         }
         value = select(wins, f, value);
     }
-    HD void merge(const Extreme& other) { push(other.value, other.argument); }
-    HD Statistic<T> result() const {
+    HD void merge(const Extreme& other) { update(other.value, other.argument); }
+    HD Statistic<T> finalize() const {
         return {value, select(argument == nowhere<T>(), Columns<T>(-1), argument)};
     }
     HD static T share(T, Columns<T> j, const Statistic<T>& of) {
@@ -145,7 +146,7 @@ template <class T>
 using HighestValue = Extreme<T, false, false>;
 
 template <class T>
-using Gathers = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
+using Accumulators = std::tuple<Sum<T>, LogSumExp<T>, Lowest<T>, Highest<T>>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -1,5 +1,5 @@
-// Elementary functions without branches (exp, log1p, select), written once for a scalar and for the
-// lanes of a vector, on host and device.
+// Elementary functions without branches (exp, log1p, select), written once for a scalar and for
+// a Vector, on host and device.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@
 #error "a NaN must come out as a NaN: build without -ffast-math"
 #endif
 
-// Always inline: a call inside a loop over pairs would pass its vectors through memory.
+// Functions are always inline: a call inside a loop over pairs would pass its vectors through
+// memory.
 #ifdef __CUDACC__
 #define HD __host__ __device__
 #else
@@ -27,7 +28,8 @@
 namespace pairops {
 inline namespace PAIROPS_TARGET {
 
-// What a type is made of: `Lanes<float, 16>` (cpu/simd/simd.h) has 16 floats, a float has one.
+// The numbers that a type is made of: `Vector<float, 16>` (cpu/simd/simd.h) has 16 floats, a float
+// one.
 template <class T>
 struct Traits {
     using Scalar = T;
@@ -129,8 +131,8 @@ struct Elementary<double> {
         0.13587242463194214589, 0.098983265030800888062, 0.17748808617502782049};
 };
 
-// For `least` ≤ x ≤ `most`, within 2 units in the last place; NaN of a NaN. exp(least) is the least
-// normal number, exp(most) a factor of 1.42 below the largest.
+// The exponential for `least` ≤ x ≤ `most`, within 2 units in the last place; NaN of a NaN.
+// exp(least) is the least normal number, exp(most) a factor of 1.42 below the largest.
 template <class T>
 HD inline T exp_within(T x) {
 #ifdef __CUDA_ARCH__
@@ -171,7 +173,8 @@ HD inline T exp(T x) {
 #endif
 }
 
-// For 0 ≤ e ≤ 1, with the relative precision of e; within 3 units in the last place.
+// The logarithm of 1 + e for 0 ≤ e ≤ 1, with the relative precision of e; within 3 units in the
+// last place.
 template <class T>
 HD inline T log1p(T e) {
 #ifdef __CUDA_ARCH__

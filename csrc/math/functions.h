@@ -1,6 +1,6 @@
 // Pair functions: what one pair contributes to a statistic, and its slopes, on host and device;
-// the twins of ops/terms/functions.py. T is a number, or lanes of numbers (cpu/simd/simd.h): either
-// way a function sees one similarity.
+// the twins of ops/terms/functions.py. T is a number or a Vector (cpu/simd/simd.h): either way a
+// function sees one similarity.
 #pragma once
 
 #include <tuple>

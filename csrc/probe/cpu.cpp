@@ -1,4 +1,4 @@
-// Probes on the host: loops over the array.
+// Probes on the host, as loops over the array.
 #include "probe/probe.h"
 
 namespace pairops::cpu {
@@ -11,13 +11,14 @@ void run(const std::string& function, const FunctionProbe<T>& probe) {
 }
 
 template <class T>
-void run(const std::string& gather, const GatherProbe<T>& probe) {
-    visit_named<Gathers<T>>(gather, [&](auto named) { probe.template run<decltype(named)>(); });
+void run(const std::string& accumulator, const AccumulatorProbe<T>& probe) {
+    visit_named<Accumulators<T>>(accumulator,
+                                 [&](auto named) { probe.template run<decltype(named)>(); });
 }
 
 template void run(const std::string&, const FunctionProbe<float>&);
 template void run(const std::string&, const FunctionProbe<double>&);
-template void run(const std::string&, const GatherProbe<float>&);
-template void run(const std::string&, const GatherProbe<double>&);
+template void run(const std::string&, const AccumulatorProbe<float>&);
+template void run(const std::string&, const AccumulatorProbe<double>&);
 
 }  // namespace pairops::cpu

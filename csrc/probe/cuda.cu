@@ -16,9 +16,9 @@ __global__ void function_kernel(FunctionProbe<T> probe) {
     if (i < probe.n) probe.template at<F>(i);
 }
 
-template <class G, class T>
-__global__ void gather_kernel(GatherProbe<T> probe) {
-    probe.template run<G>();
+template <class Acc, class T>
+__global__ void accumulator_kernel(AccumulatorProbe<T> probe) {
+    probe.template run<Acc>();
 }
 
 }  // namespace
@@ -36,17 +36,17 @@ void run(const std::string& function, const FunctionProbe<T>& probe, std::uintpt
 }
 
 template <class T>
-void run(const std::string& gather, const GatherProbe<T>& probe, std::uintptr_t stream) {
-    visit_named<Gathers<T>>(gather, [&](auto named) {
-        using G = decltype(named);
-        gather_kernel<G><<<1, 1, 0, reinterpret_cast<cudaStream_t>(stream)>>>(probe);
-        check(cudaGetLastError(), "launch of gather_kernel");
+void run(const std::string& accumulator, const AccumulatorProbe<T>& probe, std::uintptr_t stream) {
+    visit_named<Accumulators<T>>(accumulator, [&](auto named) {
+        using Acc = decltype(named);
+        accumulator_kernel<Acc><<<1, 1, 0, reinterpret_cast<cudaStream_t>(stream)>>>(probe);
+        check(cudaGetLastError(), "launch of accumulator_kernel");
     });
 }
 
 template void run(const std::string&, const FunctionProbe<float>&, std::uintptr_t);
 template void run(const std::string&, const FunctionProbe<double>&, std::uintptr_t);
-template void run(const std::string&, const GatherProbe<float>&, std::uintptr_t);
-template void run(const std::string&, const GatherProbe<double>&, std::uintptr_t);
+template void run(const std::string&, const AccumulatorProbe<float>&, std::uintptr_t);
+template void run(const std::string&, const AccumulatorProbe<double>&, std::uintptr_t);
 
 }  // namespace pairops::cuda

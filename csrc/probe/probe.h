@@ -12,7 +12,7 @@
 
 namespace pairops {
 
-// Addresses are of the memory of the device that runs the probe.
+// Addresses are in the memory of the device that runs the probe.
 template <class T>
 struct FunctionProbe {
     T args[3];
@@ -37,27 +37,27 @@ struct FunctionProbe {
 
 // Two states take the contributions before and from `split` on, and are merged.
 template <class T>
-struct GatherProbe {
+struct AccumulatorProbe {
     std::int64_t n, split;
     const T* contributions;  // (n,)
     T* value;                // (1,)
     Column* argument;        // (1,)
     T* shares;               // (n,)
 
-    template <class G>
+    template <class Acc>
     HD void run() const {
-        G first = G::identity(), second = G::identity();
-        for (Column j = 0; j < split; ++j) first.push(contributions[j], j);
-        for (Column j = Column(split); j < n; ++j) second.push(contributions[j], j);
+        Acc first = Acc::init(), second = Acc::init();
+        for (Column j = 0; j < split; ++j) first.update(contributions[j], j);
+        for (Column j = Column(split); j < n; ++j) second.update(contributions[j], j);
         first.merge(second);
-        const Statistic<T> statistic = first.result();
+        const Statistic<T> statistic = first.finalize();
         *value = statistic.value;
         *argument = statistic.argument;
-        for (Column j = 0; j < n; ++j) shares[j] = G::share(contributions[j], j, statistic);
+        for (Column j = 0; j < n; ++j) shares[j] = Acc::share(contributions[j], j, statistic);
     }
 };
 
-// Calls visit with the type in `Types` that is called `name`.
+// Call visit with the type in `Types` that is called `name`.
 template <class... Types, class Visit>
 void visit_named(const std::tuple<Types...>*, const std::string& name, Visit visit) {
     if (((name == Types::name && (visit(Types()), true)) || ...)) return;
@@ -74,7 +74,7 @@ namespace cpu {
 template <class T>
 void run(const std::string& function, const FunctionProbe<T>& probe);
 template <class T>
-void run(const std::string& gather, const GatherProbe<T>& probe);
+void run(const std::string& accumulator, const AccumulatorProbe<T>& probe);
 }  // namespace cpu
 
 namespace cuda {
@@ -83,7 +83,7 @@ namespace cuda {
 template <class T>
 void run(const std::string& function, const FunctionProbe<T>& probe, std::uintptr_t stream);
 template <class T>
-void run(const std::string& gather, const GatherProbe<T>& probe, std::uintptr_t stream);
+void run(const std::string& accumulator, const AccumulatorProbe<T>& probe, std::uintptr_t stream);
 }  // namespace cuda
 
 }  // namespace pairops

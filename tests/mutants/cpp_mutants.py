@@ -1,13 +1,13 @@
 """Mistakes in the C++ part that runs on a CPU: what `python_mutants` says holds here too.
 
 The CUDA kernels have mutants of their own, in cuda_on_host. Of what is shared with them, functions
-and gathers, only the CPU's extension is compiled with the edit.
+and accumulators, only the CPU's extension is compiled with the edit.
 """
 
 from mutants.mutant import Mutant
 
 FUNCTIONS = "csrc/math/functions.h"
-GATHERS = "csrc/math/accumulators.h"
+ACCUMULATORS = "csrc/math/accumulators.h"
 INTERVALS = "csrc/cpu/label_sort.cpp"
 TILE = "csrc/cpu/simd/tile.h"
 BOTH_ROLES = "csrc/cpu/simd/tile_symmetric.h"
@@ -47,13 +47,13 @@ MUTANTS = [
         (OF_FUNCTIONS,),
     ),
     Mutant(
-        "merge takes the maxima of log-sum-exps for one another", GATHERS,
+        "merge takes the maxima of log-sum-exps for one another", ACCUMULATORS,
         "other.sum * exp_to_one(difference(other.max, top))",
         "other.sum * exp_to_one(difference(max, top))",
         (OF_FUNCTIONS,),
     ),
     Mutant(
-        "of equal extremes the highest index wins", GATHERS,
+        "of equal extremes the highest index wins", ACCUMULATORS,
         "(ties & (j < argument))", "(ties & (j > argument))",
         (OF_FUNCTIONS,),
     ),
@@ -65,29 +65,30 @@ MUTANTS = [
     ),
     Mutant(
         "a row is counted among its own positives", BINDINGS,
-        "hi[i] - lo[i] - (lo[i] <= own[i] && own[i] < hi[i]) : 0;", "hi[i] - lo[i] : 0;",
+        "pos_end[i] - pos_begin[i] - counts_self : 0;", "pos_end[i] - pos_begin[i] : 0;",
         (OF_INTERVALS,),
     ),
     # Tiles.
     Mutant(
         "a pair at the threshold is kept", TILE,
-        "keep & !(s <= above.at(j))", "keep & !(s < above.at(j))",
+        "valid & !(s <= above.at(j))", "valid & !(s < above.at(j))",
         (OF_STATISTICS,),
     ),
     Mutant(
         "columns beyond a ragged tile count", TILE,
-        "const Mask pair = (place != own) & (place < cols);", "const Mask pair = place != own;",
+        "const Mask pair = (column != self) & (column < cols);",
+        "const Mask pair = column != self;",
         (OF_TERMS,),
     ),
     Mutant(
         "a ragged tile is swept as a full one", SWEEP,
-        "tile.positives || tile.cols % kernels.lanes != 0 ||", "tile.positives ||",
+        "tile.positives || tile.cols % kernels.vector_width != 0 ||", "tile.positives ||",
         (OF_TERMS,),
     ),
     Mutant(
         "a band ends before the tile that its last positives begin", SWEEP,
-        "return std::min(tiles_of(call.hi[last]), col_tiles);",
-        "return std::min(int(call.hi[last] / TILE), col_tiles);",
+        "return std::min(tiles_of(call.pos_end[last]), col_tiles);",
+        "return std::min(int(call.pos_end[last] / TILE), col_tiles);",
         (OF_TERMS_ALONE,),
     ),
     Mutant(
@@ -97,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         "states of rows are finished under their highest maximum", BOTH_ROLES,
-        "const L one = level(states[k]);", "const L one = states[k].max;",
+        "const V one = level(states[k]);", "const V one = states[k].max;",
         (OF_RANGES, OF_DIGITS),
     ),
     # Embeddings.
@@ -114,7 +115,7 @@ MUTANTS = [
     ),
     Mutant(
         "dimensions beyond the first 256 replace those before", PRODUCT,
-        "(k == 0 ? micro.sums[r][half] : L::load(to) + micro.sums[r][half])",
+        "(k == 0 ? micro.sums[r][half] : V::load(to) + micro.sums[r][half])",
         "micro.sums[r][half]",
         (OF_DEPTHS,),
     ),
@@ -127,12 +128,12 @@ MUTANTS = [
     # Sweeps.
     Mutant(
         "a tile's bit tells of the columns alone", FORWARD,
-        "kept |= kernel(k).gather_cols", "kept = kernel(k).gather_cols",
+        "found |= kernel(k).forward_cols", "found = kernel(k).forward_cols",
         (OF_STATISTICS, OF_TILE_BITS),
     ),
     Mutant(
         "a tile is multiplied only if its last term weighs something", BACKWARD,
-        "found |= kernel.weigh_cols", "found = kernel.weigh_cols",
+        "found |= kernel.backward_cols", "found = kernel.backward_cols",
         (OF_TILES_WITHOUT_WEIGHTS,),
     ),
     Mutant(
@@ -154,8 +155,8 @@ MUTANTS = [
     ),
     Mutant(
         "a tile is known before it is written", SWEEP,
-        "    if (mine) s = kept;\n",
-        "    if (mine) s = kept, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
+        "    if (mine) s = saved;\n",
+        "    if (mine) s = saved, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
         (OF_KEPT,),
     ),
     # What goes without a sweep.

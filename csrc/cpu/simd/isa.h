@@ -12,12 +12,12 @@
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {
 
-// bytes: of a register.  n_rows: of the micro-kernel, which needs 2 n_rows + 3 registers.
+// A register has `bytes` bytes. The micro-kernel has n_rows rows and needs 2 n_rows + 3 registers.
 template <class T, int bytes, int n_rows>
 struct KernelsOf {
-    using L = Lanes<T, bytes / int(sizeof(T))>;
-    using Wide = Lanes<T, bytes / int(sizeof(T)), 2>;
-    static constexpr int n_cols = 2 * L::count;
+    using V = Vector<T, bytes / int(sizeof(T))>;
+    using Wide = Vector<T, bytes / int(sizeof(T)), 2>;
+    static constexpr int n_cols = 2 * V::count;
     static_assert(TILE % n_rows == 0 && TILE % n_cols == 0);
 
     static constexpr TermTable<Wide, CpuRecipes> terms{};
@@ -29,15 +29,15 @@ struct KernelsOf {
         pack_rows<T, n_rows>,
         pack_cols<T, n_cols>,
         pack_slices<T, n_cols>,
-        multiply<L, n_rows>,
-        accumulate<L, n_rows>,
+        multiply<V, n_rows>,
+        accumulate<V, n_rows>,
         through_scale<T>,
         squares<T>,
         closeness<Wide, n_rows>,
         times_share<Wide>,
         through_closeness<Wide, n_rows>,
         inverse_norm,
-        peak<L>,
+        peak<V>,
     };
 };
 

@@ -22,14 +22,14 @@ struct Float16 {
 };
 inline float widened(Float16 x) {
     const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-    // Not by a subnormal float: a thread may be set to read those as 0.
+    // A subnormal float would not do: a thread may be set to read it as 0.
     const float small = float(int(rest)) * 0x1p-24f;
     const std::uint32_t exponent = rest < 0x7c00 ? 127 - 15 : 255 - 31;
     const std::uint32_t normal = (rest << 13) + (exponent << 23);
     return from_bits((rest < 0x400 ? bits_of(small) : normal) | sign);
 }
 
-// Calls visit with a pointer to row `index` in the type it has.
+// Call visit with a pointer to row `index` in the type it has.
 template <class Visit>
 inline void visit_row(const Embeddings& set, Index index, Visit visit) {
     const Index at = index * set.d;
@@ -45,8 +45,8 @@ inline void visit_row(const Embeddings& set, Index index, Visit visit) {
     }
 }
 
-inline double scale_of(const Embeddings& set, Place place) {
-    return set.scale ? set.scale[set.order[place]] : 1.0;
+inline double scale_of(const Embeddings& set, Position position) {
+    return set.scale ? set.scale[set.permutation[position]] : 1.0;
 }
 
 // `count` numbers of a row times its scale, if there is one, rounded once: a rounded scale would be
@@ -99,16 +99,16 @@ void transpose(const T (*in)[CHUNK], int count, T* out) {
 }
 
 template <class T, int panel_rows>
-void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
+void pack_rows(const Embeddings& set, Position first, int count, T* panels) {
     alignas(64) T chunk[panel_rows][CHUNK];
     for (int begin = 0; begin < count; begin += panel_rows, panels += set.d * panel_rows) {
         for (Index k = 0; k < set.d; k += CHUNK) {
             const int here = int(set.d - k < CHUNK ? set.d - k : CHUNK);
             for (int i = 0; i < panel_rows; ++i) {
-                const Place place = first + begin + i;
-                if (begin + i < count && place < set.kept)
-                    visit_row(set, set.order[place], [&](const auto* row) {
-                        scaled(row + k, set.scale, scale_of(set, place), here, chunk[i]);
+                const Position position = first + begin + i;
+                if (begin + i < count && position < set.n_valid)
+                    visit_row(set, set.permutation[position], [&](const auto* row) {
+                        scaled(row + k, set.scale, scale_of(set, position), here, chunk[i]);
                     });
                 else
                     for (int c = 0; c < here; ++c) chunk[i][c] = T(0);
@@ -119,18 +119,18 @@ void pack_rows(const Embeddings& set, Place first, int count, T* panels) {
 }
 
 template <class T, int panel_cols>
-void pack_cols(const Embeddings& set, Place first, T* panel) {
+void pack_cols(const Embeddings& set, Position first, T* panel) {
     pack_rows<T, panel_cols>(set, first, panel_cols, panel);
 }
 
 template <class T, int panel_cols>
-void pack_slices(const Embeddings& set, Place first, int count, std::size_t stride, T* slices) {
-    for (Place place = first; place < first + count; ++place) {
-        visit_row(set, set.order[place], [&](const auto* row) {
-            const double r = scale_of(set, place);
+void pack_slices(const Embeddings& set, Position first, int count, std::size_t stride, T* slices) {
+    for (Position position = first; position < first + count; ++position) {
+        visit_row(set, set.permutation[position], [&](const auto* row) {
+            const double r = scale_of(set, position);
             for (Index k = 0; k < set.d; k += panel_cols) {
-                T* out = slices + (k / panel_cols) * stride + (place - first) * panel_cols;
-                if (set.d - k >= panel_cols) {  // as many as the compiler knows
+                T* out = slices + (k / panel_cols) * stride + (position - first) * panel_cols;
+                if (set.d - k >= panel_cols) {  // a number that the compiler knows
                     scaled(row + k, set.scale, r, panel_cols, out);
                     continue;
                 }
@@ -157,11 +157,11 @@ inline double sum_along(Index d, Term term) {
     return sum;
 }
 
-inline void inverse_norm(const Embeddings& set, Index first, int count, const bool* keep,
+inline void inverse_norm(const Embeddings& set, Index first, int count, const bool* valid,
                          double* out) {
     for (Index row = first; row < first + count; ++row) {
         out[row] = 0;
-        if (!keep[row]) continue;
+        if (!valid[row]) continue;
         visit_row(set, row, [&](const auto* z) {
             const auto norm_times = [&](double factor) {
                 return std::sqrt(sum_along(set.d, [&](Index k) {
@@ -180,18 +180,18 @@ inline void inverse_norm(const Embeddings& set, Index first, int count, const bo
 }
 
 template <class T>
-void through_scale(const Embeddings& set, Place first, int count, const T* factors, T* g) {
-    for (Place place = first; place < first + count; ++place) {
-        T* out = g + set.order[place] * set.d;
-        visit_row(set, set.order[place], [&](const auto* row) {
+void through_scale(const Embeddings& set, Position first, int count, const T* factors, T* g) {
+    for (Position position = first; position < first + count; ++position) {
+        T* out = g + set.permutation[position] * set.d;
+        visit_row(set, set.permutation[position], [&](const auto* row) {
             if (!set.scale) {
                 // A dot product's gradient is finite where slopes are constant; a NaN has to show.
-                const T factor = factors ? factors[place] : T(0);
+                const T factor = factors ? factors[position] : T(0);
                 for (Index k = 0; k < set.d; ++k) out[k] += factor * T(widened(row[k]));
                 return;
             }
-            // By entries of the unit row: a row's own, or r², need not be within range.
-            const double r = scale_of(set, place);
+            // Entries of the unit row are within range; those of the row, or r², need not be.
+            const double r = scale_of(set, position);
             const auto unit = [&](Index k) { return r * double(widened(row[k])); };
             const double dot = sum_along(set.d, [&](Index k) { return unit(k) * double(out[k]); });
             for (Index k = 0; k < set.d; ++k) out[k] = T(r * (double(out[k]) - dot * unit(k)));

@@ -8,30 +8,30 @@
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {
 
-// Owners are taken as many at a time as there are lanes. A row has one state with a part of its
-// columns in each lane: a block of rows is transposed, and then its parts are merged for all at
+// Write the results of owners, a vector of them at a time. A row has one state with a part of its
+// columns in each element: a block of rows is transposed, and then its parts are merged for all at
 // once.
-template <class G, class L>
-void finish(const void* rows, const void* cols, int count, const std::int32_t* caller,
-            typename Traits<L>::Scalar* value, Index* argument) {
-    using T = typename Traits<L>::Scalar;
-    constexpr int fields = sizeof(G) / sizeof(L), n = L::count;
+template <class Acc, class V>
+void finalize(const void* rows, const void* cols, int count, const std::int32_t* caller,
+              typename Traits<V>::Scalar* value, Index* argument) {
+    using T = typename Traits<V>::Scalar;
+    constexpr int fields = sizeof(Acc) / sizeof(V), n = V::count;
     for (int first = 0; first < count; first += n) {
-        G states[n + 1];
+        Acc states[n + 1];
         int known = 0;
         if (rows) {
-            using Word = typename Integers<sizeof(T)>::Unsigned;
-            alignas(L) Word words[fields][n][n];  // field, part, row
-            transpose_squares<Word, n>(
-                reinterpret_cast<const Word(*)[fields * n]>(static_cast<const G*>(rows) + first),
-                fields * n, words[0][0]);
+            using Bits = typename Integers<sizeof(T)>::Unsigned;
+            alignas(V) Bits transposed[fields][n][n];  // field, part, row
+            transpose_squares<Bits, n>(
+                reinterpret_cast<const Bits(*)[fields * n]>(static_cast<const Acc*>(rows) + first),
+                fields * n, transposed[0][0]);
             for (; known < n; ++known)
                 for (int f = 0; f < fields; ++f)
-                    std::memcpy(reinterpret_cast<unsigned char*>(states + known) + f * sizeof(L),
-                                words[f][known], sizeof(L));
+                    std::memcpy(reinterpret_cast<unsigned char*>(states + known) + f * sizeof(V),
+                                transposed[f][known], sizeof(V));
         }
-        if (cols) states[known++] = static_cast<const G*>(cols)[first / n];
-        const auto result = UnderTop<G>::merged(states, known).result();
+        if (cols) states[known++] = static_cast<const Acc*>(cols)[first / n];
+        const auto result = UnderTop<Acc>::merged(states, known).finalize();
         for (int k = 0; k < n && first + k < count; ++k) {
             value[caller[first + k]] = result.value[k];
             if (argument) argument[caller[first + k]] = result.argument[k];
@@ -39,32 +39,32 @@ void finish(const void* rows, const void* cols, int count, const std::int32_t* c
     }
 }
 
-template <class Term, class L>
-constexpr TermKernels<typename Traits<L>::Scalar> term_kernels() {
-    using G = typename Term::template Gather<L>;
-    TermKernels<typename Traits<L>::Scalar> kernels{sizeof(G),
-                                                    clear<G>,
-                                                    gather_tile<Term, L, true>,
-                                                    gather_tile<Term, L, false>,
+template <class Term, class V>
+constexpr TermKernels<typename Traits<V>::Scalar> term_kernels() {
+    using Acc = typename Term::template Accumulator<V>;
+    TermKernels<typename Traits<V>::Scalar> kernels{sizeof(Acc),
+                                                    clear<Acc>,
+                                                    forward_tile<Term, V, true>,
+                                                    forward_tile<Term, V, false>,
                                                     nullptr,
-                                                    merge<G>,
-                                                    finish<G, L>,
+                                                    merge<Acc>,
+                                                    finalize<Acc, V>,
                                                     nullptr,
                                                     nullptr};
-    if constexpr (std::is_same_v<G, LogSumExp<L>>) kernels.gather_both = gather_both<Term, L>;
-    if constexpr (!G::extreme) {
-        kernels.weigh_rows = weigh_tile<Term, L, true>;
-        kernels.weigh_cols = weigh_tile<Term, L, false>;
+    if constexpr (std::is_same_v<Acc, LogSumExp<V>>) kernels.forward_both = forward_both<Term, V>;
+    if constexpr (!Acc::extreme) {
+        kernels.backward_rows = backward_tile<Term, V, true>;
+        kernels.backward_cols = backward_tile<Term, V, false>;
     }
     return kernels;
 }
 
 // Every term of every recipe, in the order in which they stand.
-template <class L, class Rs>
+template <class V, class Rs>
 struct TermTable;
-template <class L, class... Rs>
-struct TermTable<L, std::tuple<Rs...>> {
-    using Entry = TermKernels<typename Traits<L>::Scalar>;
+template <class V, class... Rs>
+struct TermTable<V, std::tuple<Rs...>> {
+    using Entry = TermKernels<typename Traits<V>::Scalar>;
 
     template <class... Ts>
     static constexpr int size(const Recipe<Ts...>*) {
@@ -75,7 +75,7 @@ struct TermTable<L, std::tuple<Rs...>> {
 
     template <class... Ts>
     constexpr void add(int& next, const Recipe<Ts...>*) {
-        ((at[next++] = term_kernels<Ts, L>()), ...);
+        ((at[next++] = term_kernels<Ts, V>()), ...);
     }
     constexpr TermTable() : at() {
         int next = 0;

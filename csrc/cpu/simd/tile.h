@@ -1,5 +1,4 @@
-// One term and one tile: the tile is gathered into the states of its owners, or its pairs are
-// weighed.
+// One term and one tile: the tile is added to the states of its owners, or its pairs get weights.
 #pragma once
 
 #include "cpu/simd/kernel_table.h"
@@ -9,49 +8,48 @@
 namespace pairops::cpu {
 inline namespace PAIROPS_TARGET {
 
-template <class L>
-inline Columns<L> load_columns(const std::int32_t* from) {
-    Columns<L> columns(0);
-    for (int k = 0; k < L::count; ++k) columns.set(k, from[k]);
+template <class V>
+inline Columns<V> load_columns(const std::int32_t* from) {
+    Columns<V> columns(0);
+    for (int k = 0; k < V::count; ++k) columns.set(k, from[k]);
     return columns;
 }
 
-// A vector along the rows of a tile is the same for all lanes of one row, and one along its columns
-// differs from lane to lane.
-template <class L, bool along_rows>
+// An operand along the rows of a tile is one number for a row's pairs, and one along its columns
+// has one for each of them.
+template <class V, bool along_rows>
 struct Along;
-template <class L>
-struct Along<L, true> {
-    L value;
-    Along(const typename Traits<L>::Scalar* values, Place row, Place) : value(values[row]) {}
-    L at(int) const { return value; }
+template <class V>
+struct Along<V, true> {
+    V value;
+    Along(const typename Traits<V>::Scalar* values, Position row, Position) : value(values[row]) {}
+    V at(int) const { return value; }
 };
-template <class L>
-struct Along<L, false> {
-    const typename Traits<L>::Scalar* cols;
-    Along(const typename Traits<L>::Scalar* values, Place, Place col) : cols(values + col) {}
-    L at(int j) const { return L::load(cols + j); }
+template <class V>
+struct Along<V, false> {
+    const typename Traits<V>::Scalar* cols;
+    Along(const typename Traits<V>::Scalar* values, Position, Position col) : cols(values + col) {}
+    V at(int j) const { return V::load(cols + j); }
 };
 struct Absent {
-    Absent(const void*, Place, Place) {}
+    Absent(const void*, Position, Position) {}
 };
 
-// A term over tiles whose owners are the rows, or else the columns. It has copies of what it is
-// given: of memory, the compiler would have to assume that it changes with every number that is
-// stored.
-template <class Term, class L, bool by_row>
+// A term over tiles whose owners are the rows, or else the columns. It copies the tile and the
+// operands, for the compiler must assume that memory changes with every number that is stored.
+template <class Term, class V, bool by_row>
 struct Visit {
-    using T = typename Traits<L>::Scalar;
-    using G = typename Term::template Gather<L>;
+    using T = typename Traits<V>::Scalar;
+    using Acc = typename Term::template Accumulator<V>;
     using F = typename Term::Function;
-    using Mask = typename L::Mask;
+    using Mask = typename V::Mask;
     using Int = typename Traits<Mask>::Scalar;
 
     const Tile<T> tile;
     const Operands<T> given;
 
     template <bool along_rows>
-    Along<L, along_rows> along(const T* values, int i) const {
+    Along<V, along_rows> along(const T* values, int i) const {
         return {values, tile.row + i, tile.col};
     }
     auto owner(const T* values, int i) const { return along<by_row>(values, i); }
@@ -60,7 +58,7 @@ struct Visit {
     auto argument(int i) const {
         return along<by_row != Term::by_partner(k)>(given.args[k], i);
     }
-    // call(arguments of the function...), each of them Along.
+    // Call `call` with the arguments of the function, each of them an Along.
     template <class Call>
     auto with_arguments(int i, Call call) const {
         if constexpr (F::arity == 0)
@@ -74,40 +72,40 @@ struct Visit {
     }
 
     // The pairs of the term in row i.
-    template <bool masked>
-    struct Kept {
-        Mask lo, hi, own, cols;
-        std::conditional_t<Term::has_above, Along<L, by_row>, Absent> above;
-        std::conditional_t<Term::has_below, Along<L, by_row>, Absent> below;
+    template <bool partial>
+    struct RowPairs {
+        Mask pos_begin, pos_end, self, cols;
+        std::conditional_t<Term::has_above, Along<V, by_row>, Absent> above;
+        std::conditional_t<Term::has_below, Along<V, by_row>, Absent> below;
 
-        Kept(const Visit& visit, int i)
-            : lo(here(visit, visit.tile.lo[i])),
-              hi(here(visit, visit.tile.hi[i])),
-              own(here(visit, visit.tile.own[i])),
+        RowPairs(const Visit& visit, int i)
+            : pos_begin(here(visit, visit.tile.pos_begin[i])),
+              pos_end(here(visit, visit.tile.pos_end[i])),
+              self(here(visit, visit.tile.self_index[i])),
               cols(Int(visit.tile.cols)),
               above(visit.given.above, visit.tile.row + i, visit.tile.col),
               below(visit.given.below, visit.tile.row + i, visit.tile.col) {}
 
-        // As a place in the tile, within bounds that a lane can hold; -1 stays nobody's.
-        static Mask here(const Visit& visit, Place p) {
+        // A position as a column of this tile, within bounds that a mask can hold; -1 is nobody's.
+        static Mask here(const Visit& visit, Position p) {
             p -= visit.tile.col;
             return Mask(Int(p < -1 ? -1 : p > TILE ? TILE : p));
         }
         // Is it a pair of the term's side?
         Mask is_pair(int j) const {
-            const Mask place = iota<Mask>() + Mask(Int(j));
-            const Mask pair = (place != own) & (place < cols);
+            const Mask column = iota<Mask>() + Mask(Int(j));
+            const Mask pair = (column != self) & (column < cols);
             if constexpr (Term::side == Side::all) return pair;
-            const Mask positive = (place >= lo) & (place < hi);
+            const Mask positive = (column >= pos_begin) & (column < pos_end);
             return pair & (Term::side == Side::pos ? positive : !positive);
         }
-        // And inside the window?
-        Mask at(L s, int j) const {
-            Mask keep = masked ? is_pair(j) : Mask(-1);
-            // Dropped are s <= above and s >= below: a NaN is neither.
-            if constexpr (Term::has_above) keep = keep & !(s <= above.at(j));
-            if constexpr (Term::has_below) keep = keep & !(s >= below.at(j));
-            return keep;
+        // Is it one, and inside the window?
+        Mask at(V s, int j) const {
+            Mask valid = partial ? is_pair(j) : Mask(-1);
+            // A window drops s <= above and s >= below; a NaN is neither.
+            if constexpr (Term::has_above) valid = valid & !(s <= above.at(j));
+            if constexpr (Term::has_below) valid = valid & !(s >= below.at(j));
+            return valid;
         }
     };
 
@@ -116,34 +114,35 @@ struct Visit {
     // The columns in which row i can have a pair.
     Range columns(int i) const {
         if (Term::side != Side::pos) return {0, tile.cols};
-        const Place lo = tile.lo[i] - tile.col, hi = tile.hi[i] - tile.col;
-        const int begin = int(lo < 0 ? 0 : lo > tile.cols ? tile.cols : lo);
-        return {begin / L::count * L::count, int(hi < tile.cols ? hi : tile.cols)};
+        const Position pos_begin = tile.pos_begin[i] - tile.col,
+                       pos_end = tile.pos_end[i] - tile.col;
+        const int begin = int(pos_begin < 0 ? 0 : pos_begin > tile.cols ? tile.cols : pos_begin);
+        return {begin / V::count * V::count, int(pos_end < tile.cols ? pos_end : tile.cols)};
     }
 
-    template <bool masked>
-    bool gather(G* states) const {
-        constexpr bool all = !masked && !Term::has_window;
+    template <bool partial>
+    bool forward(Acc* states) const {
+        constexpr bool all = !partial && !Term::has_window;
         Mask seen(0);
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
-            const Kept<masked> kept(*this, i);
-            G row = by_row ? states[i] : G::identity();
+            const RowPairs<partial> pairs(*this, i);
+            Acc row = by_row ? states[i] : Acc::init();
             with_arguments(i, [&](auto... args) {
-                for (int j = range.begin; j < range.end; j += L::count) {
-                    const L s = L::load(similarities() + i * TILE + j);
-                    L f = rounded(F::value(s, args.at(j)...));
-                    Columns<L> at = nowhere<L>();
-                    if constexpr (G::keeps_argument)
-                        at = by_row ? load_columns<L>(tile.caller_y + j)
-                                    : Columns<L>(tile.caller_x[i]);
+                for (int j = range.begin; j < range.end; j += V::count) {
+                    const V s = V::load(similarities() + i * TILE + j);
+                    V f = rounded(F::value(s, args.at(j)...));
+                    Columns<V> at = nowhere<V>();
+                    if constexpr (Acc::has_argument)
+                        at = by_row ? load_columns<V>(tile.caller_y + j)
+                                    : Columns<V>(tile.caller_x[i]);
                     if constexpr (!all) {
-                        const Mask keep = kept.at(s, j);
-                        if constexpr (Term::has_window) seen = seen | keep;
-                        f = select(keep, f, G::fill());
-                        if constexpr (G::keeps_argument) at = select(keep, at, nowhere<L>());
+                        const Mask valid = pairs.at(s, j);
+                        if constexpr (Term::has_window) seen = seen | valid;
+                        f = select(valid, f, Acc::neutral());
+                        if constexpr (Acc::has_argument) at = select(valid, at, nowhere<V>());
                     }
-                    by_row ? row.push(f, at) : states[j / L::count].push(f, at);
+                    by_row ? row.update(f, at) : states[j / V::count].update(f, at);
                 }
             });
             if (by_row) states[i] = row;
@@ -151,25 +150,25 @@ struct Visit {
         return any(seen);
     }
 
-    template <bool masked, bool with_slopes>
-    bool weigh(T* w) const {
-        constexpr bool all = !masked && !Term::has_window;
-        auto seen = bits_of(L(T(0)));
+    template <bool partial, bool with_slopes>
+    bool backward(T* w) const {
+        constexpr bool all = !partial && !Term::has_window;
+        auto seen = bits_of(V(T(0)));
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
-            const Kept<masked> kept(*this, i);
+            const RowPairs<partial> pairs(*this, i);
             const auto statistic = owner(given.statistic, i), cotangent = owner(given.cotangent, i);
-            L row_sums[MOST_ARGUMENTS] = {L(T(0)), L(T(0)), L(T(0))};
+            V row_sums[MOST_ARGUMENTS] = {V(T(0)), V(T(0)), V(T(0))};
             with_arguments(i, [&](auto... args) {
-                for (int j = range.begin; j < range.end; j += L::count) {
-                    const L s = L::load(similarities() + i * TILE + j);
-                    const L f = rounded(F::value(s, args.at(j)...));
+                for (int j = range.begin; j < range.end; j += V::count) {
+                    const V s = V::load(similarities() + i * TILE + j);
+                    const V f = rounded(F::value(s, args.at(j)...));
                     const auto slopes = F::slopes(s, args.at(j)...);
-                    const Statistic<L> of = {statistic.at(j), nowhere<L>()};
-                    const L share = cotangent.at(j) * G::share(f, nowhere<L>(), of);
-                    const auto add = [&](T* to, L x) {
-                        if constexpr (!all) x = select(kept.at(s, j), x, L(T(0)));
-                        if (to) (L::load(to) + x).store(to);
+                    const Statistic<V> of = {statistic.at(j), nowhere<V>()};
+                    const V share = cotangent.at(j) * Acc::share(f, nowhere<V>(), of);
+                    const auto add = [&](T* to, V x) {
+                        if constexpr (!all) x = select(pairs.at(s, j), x, V(T(0)));
+                        if (to) (V::load(to) + x).store(to);
                         return x;
                     };
                     seen = seen | bits_of(add(w + i * TILE + j, share * slopes.by[0]));
@@ -191,40 +190,44 @@ struct Visit {
     }
 };
 
-template <class Term, class L, bool by_row>
-bool gather_tile(const Tile<typename Traits<L>::Scalar>& tile,
-                 const Operands<typename Traits<L>::Scalar>& given, void* states) {
-    using V = Visit<Term, L, by_row>;
-    const V visit{tile, given};
-    auto* mine = static_cast<typename V::G*>(states);
+template <class Term, class V, bool by_row>
+bool forward_tile(const Tile<typename Traits<V>::Scalar>& tile,
+                  const Operands<typename Traits<V>::Scalar>& given, void* states) {
+    using Visitor = Visit<Term, V, by_row>;
+    const Visitor visit{tile, given};
+    auto* mine = static_cast<typename Visitor::Acc*>(states);
     if constexpr (Term::side == Side::pos)
-        return visit.template gather<true>(mine);
+        return visit.template forward<true>(mine);
     else
-        return tile.masked ? visit.template gather<true>(mine) : visit.template gather<false>(mine);
+        return tile.partial ? visit.template forward<true>(mine)
+                            : visit.template forward<false>(mine);
 }
 
-template <class Term, class L, bool by_row>
-bool weigh_tile(const Tile<typename Traits<L>::Scalar>& tile,
-                const Operands<typename Traits<L>::Scalar>& given, typename Traits<L>::Scalar* w) {
-    const Visit<Term, L, by_row> visit{tile, given};
+template <class Term, class V, bool by_row>
+bool backward_tile(const Tile<typename Traits<V>::Scalar>& tile,
+                   const Operands<typename Traits<V>::Scalar>& given,
+                   typename Traits<V>::Scalar* w) {
+    const Visit<Term, V, by_row> visit{tile, given};
     bool slopes = false;
     for (int k = 0; k < MOST_ARGUMENTS; ++k) slopes = slopes || given.by_row[k] || given.by_col[k];
-    if (tile.masked || Term::side == Side::pos)
-        return slopes ? visit.template weigh<true, true>(w) : visit.template weigh<true, false>(w);
+    if (tile.partial || Term::side == Side::pos)
+        return slopes ? visit.template backward<true, true>(w)
+                      : visit.template backward<true, false>(w);
     if constexpr (Term::side != Side::pos)
-        return slopes ? visit.template weigh<false, true>(w)
-                      : visit.template weigh<false, false>(w);
+        return slopes ? visit.template backward<false, true>(w)
+                      : visit.template backward<false, false>(w);
     return false;
 }
 
-template <class G>
+template <class Acc>
 void clear(void* states, int count) {
-    for (int k = 0; k < count; ++k) static_cast<G*>(states)[k] = G::identity();
+    for (int k = 0; k < count; ++k) static_cast<Acc*>(states)[k] = Acc::init();
 }
 
-template <class G>
+template <class Acc>
 void merge(void* into, const void* from, int count) {
-    for (int k = 0; k < count; ++k) static_cast<G*>(into)[k].merge(static_cast<const G*>(from)[k]);
+    for (int k = 0; k < count; ++k)
+        static_cast<Acc*>(into)[k].merge(static_cast<const Acc*>(from)[k]);
 }
 
 }  // namespace PAIROPS_TARGET

@@ -7,23 +7,23 @@
 
 namespace pairops::cuda {
 
-constexpr int CONCLUDED_AT_A_TIME = 128;  // rows of a block, one for each thread
+constexpr int FINALIZED_AT_A_TIME = 128;  // rows of a block, one for each thread
 
-KERNEL(CONCLUDED_AT_A_TIME, 1)
-conclude_states(PARAMETER(ConcludeCall) call) {
-    const int i = block_x() * CONCLUDED_AT_A_TIME + thread();
+KERNEL(FINALIZED_AT_A_TIME, 1)
+finalize_states(PARAMETER(FinalizeCall) call) {
+    const int i = block_x() * FINALIZED_AT_A_TIME + thread();
     if (i >= call.n) return;
-    const Index at = call.order[i];
+    const Index at = call.permutation[i];
     for (int k = 0; k < call.n_terms; ++k)
         visit_kind(call.kinds[k], [&](auto kind) {
-            using G = typename decltype(kind)::Gather;
-            G state = G::identity();
+            using Acc = typename decltype(kind)::Accumulator;
+            Acc state = Acc::init();
             for (int split = 0; split < call.splits; ++split) {
                 const float* from =
                     call.states + (Index(split) * call.n_terms + k) * 2 * call.n + i;
-                state.merge(state_of<G>(Words{{from[0], from[call.n]}}));
+                state.merge(state_of<Acc>(Floats{{from[0], from[call.n]}}));
             }
-            conclude(state, at, call.values[k], call.arguments[k]);
+            write_statistic(state, at, call.values[k], call.arguments[k]);
         });
 }
 
@@ -34,7 +34,7 @@ KERNEL(32 * SCALED_AT_A_TIME, 1)
 through_scale(PARAMETER(ScaleCall) call) {
     const int i = block_x() * SCALED_AT_A_TIME + warp();
     if (i >= call.n) return;
-    const bool kept = call.keep[i];
+    const bool valid = call.valid[i];
     const Index row = Index(i) * call.d;
     const auto total = [&](int d) {
         float g = call.gradient[row + d];
@@ -42,16 +42,16 @@ through_scale(PARAMETER(ScaleCall) call) {
             g += call.gradient[Index(split) * call.n * call.d + row + d];
         return g;
     };
-    const float r = kept && call.scale ? float(call.scale[i]) : 1.f;
+    const float r = valid && call.scale ? float(call.scale[i]) : 1.f;
     float along = 0.f;
-    if (kept && call.scale)
+    if (valid && call.scale)
         for (int d = lane(); d < call.d; d += 32)
             along += r * read<number>(call.x, row + d) * total(d);
     UNROLL
-    for (int across = 16; across > 0; across /= 2) along += shuffle_xor(along, across);
+    for (int offset = 16; offset > 0; offset /= 2) along += shuffle_xor(along, offset);
     for (int d = lane(); d < call.d; d += 32) {
         float out = 0.f;
-        if (kept) {
+        if (valid) {
             const float x = read<number>(call.x, row + d);
             // A NaN or Inf in a row always reaches its gradient.
             out = call.scale ? r * (total(d) - r * x * along) : total(d) + 0.f * x;

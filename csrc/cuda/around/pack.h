@@ -12,7 +12,7 @@
 
 namespace pairops::cuda {
 
-// What embeddings are made of.
+// The numbers that embeddings are made of.
 enum class Number { float16, bfloat16, float32 };
 template <Number number>
 DEVICE float read(const void* z, Index at) {
@@ -21,7 +21,7 @@ DEVICE float read(const void* z, Index at) {
     return number == Number::bfloat16 ? from_bits(bits << 16) : unpack(bits).first;
 }
 
-// Rounded to nearest; a NaN stays one.
+// Write a number rounded to nearest; a NaN stays one.
 template <Number number>
 DEVICE void write(void* z, Index at, float value) {
     const std::uint32_t bits = bits_of(value);
@@ -41,8 +41,8 @@ DEVICE int power_above(float largest) {
     return biased - 126 > 126 ? 126 : biased - 126;
 }
 
-// What a warp measures of a row: the largest magnitude, 0 where one is not finite, and, if it is
-// wanted, the sum of squares.
+// The extent of a row, measured by a warp: the largest magnitude, 0 where one is not finite, and,
+// if it is wanted, the sum of squares.
 struct Extent {
     float largest;
     double square;
@@ -60,63 +60,64 @@ DEVICE Extent extent_of(const void* z, Index row, int d) {
         if (wants_square) square += double(x) * double(x);
     }
     UNROLL
-    for (int across = 16; across > 0; across /= 2) {
-        const float other = shuffle_xor(largest, across);
+    for (int offset = 16; offset > 0; offset /= 2) {
+        const float other = shuffle_xor(largest, offset);
         largest = other > largest ? other : largest;
-        if (wants_square) square += shuffle_xor(square, across);
+        if (wants_square) square += shuffle_xor(square, offset);
     }
     return {ballot(!finite) ? 0.f : largest, square};
 }
 
-// Row `at` of the caller as row i of the arrangement, by a warp; zeros unless it is kept. `r`: its
+// Write row `at` of the caller as packed row i, by a warp; zeros unless it is valid. `r` is its
 // scale. A call names z, d, panels, rows, high and rest.
 template <Number number, int parts, class Call>
-DEVICE void write_row(const Call& call, Index at, int i, bool kept, float largest, double r) {
+DEVICE void write_row(const Call& call, Index at, int i, bool valid, float largest, double r) {
     const int power = power_above(largest);
-    // Of a power from -126 to 126 both are normal numbers.
+    // The power is from -126 to 126, so that it and its inverse are normal numbers.
     const float unit = from_bits(std::uint32_t(127 - power) << 23);
-    const Index panel_words = PANEL_BYTES / 4;
-    auto* words = reinterpret_cast<std::uint32_t*>(call.rows) +
-                  Index(i / PANEL_ROWS) * parts * call.panels * panel_words +
-                  i % PANEL_ROWS * (ROW_BYTES / 4) + ((lane() / 4) ^ (i % 8)) * (CHUNK_BYTES / 4) +
-                  lane() % 4;
+    const Index panel_stride = PANEL_BYTES / 4;
+    auto* to = reinterpret_cast<std::uint32_t*>(call.rows) +
+               Index(i / PANEL_ROWS) * parts * call.panels * panel_stride +
+               i % PANEL_ROWS * (ROW_BYTES / 4) + ((lane() / 4) ^ (i % 8)) * (CHUNK_BYTES / 4) +
+               lane() % 4;
     for (int panel = 0; panel < call.panels; ++panel) {
         const int d = panel * PANEL + 2 * lane();
-        const float first = kept && d < call.d ? unit * read<number>(call.z, at * call.d + d) : 0.f;
+        const float first =
+            valid && d < call.d ? unit * read<number>(call.z, at * call.d + d) : 0.f;
         const float second =
-            kept && d + 1 < call.d ? unit * read<number>(call.z, at * call.d + d + 1) : 0.f;
+            valid && d + 1 < call.d ? unit * read<number>(call.z, at * call.d + d + 1) : 0.f;
         const std::uint32_t high = pack(first, second);
-        words[panel * panel_words] = high;
+        to[panel * panel_stride] = high;
         if constexpr (parts == 2) {
             const Two rounded = unpack(high);
-            words[(call.panels + panel) * panel_words] =
+            to[(call.panels + panel) * panel_stride] =
                 pack(first - rounded.first, second - rounded.second);
         }
     }
     if (lane() != 0) return;
-    // r as high (1 + rest): the parts of r_i r_j are then the same as those of r_j r_i.
-    r = kept ? r * double(from_bits(std::uint32_t(127 + power) << 23)) : 0.0;
+    // The scale r is high (1 + rest): the parts of r_i r_j are then the same as those of r_j r_i.
+    r = valid ? r * double(from_bits(std::uint32_t(127 + power) << 23)) : 0.0;
     const float high = float(r);
     call.high[i] = high;
     call.rest[i] = high == 0.f ? 0.f : float((r - double(high)) / double(high));
 }
 
-constexpr int ARRANGED_AT_A_TIME = 8;  // rows of a block, one for each warp
+constexpr int PACKED_AT_A_TIME = 8;  // rows of a block, one for each warp
 
 template <Number number, int parts>
-KERNEL(32 * ARRANGED_AT_A_TIME, 1)
-arrange(PARAMETER(ArrangeCall) call) {
-    const int i = block_x() * ARRANGED_AT_A_TIME + warp();  // up to the padding's end
+KERNEL(32 * PACKED_AT_A_TIME, 1)
+pack_set(PARAMETER(PackCall) call) {
+    const int i = block_x() * PACKED_AT_A_TIME + warp();  // up to the padding's end
     const bool exists = i < call.n;
-    const Index at = exists ? call.order[i] : 0;
-    const bool kept = exists && call.keep[at];
+    const Index at = exists ? call.permutation[i] : 0;
+    const bool valid = exists && call.valid[at];
     if (lane() == 0 && exists) {
-        const bool next = i + 1 < call.n && call.keep[call.order[i + 1]];
-        if (kept ? !next : i == 0) *call.kept = kept ? i + 1 : 0;
+        const bool next = i + 1 < call.n && call.valid[call.permutation[i + 1]];
+        if (valid ? !next : i == 0) *call.n_valid = valid ? i + 1 : 0;
     }
-    const Extent extent = extent_of<number, false>(call.z, at, kept ? call.d : 0);
-    write_row<number, parts>(call, at, i, kept, extent.largest,
-                             kept && call.scale ? call.scale[at] : 1.0);
+    const Extent extent = extent_of<number, false>(call.z, at, valid ? call.d : 0);
+    write_row<number, parts>(call, at, i, valid, extent.largest,
+                             valid && call.scale ? call.scale[at] : 1.0);
 }
 
 }  // namespace pairops::cuda

@@ -19,7 +19,7 @@ soft_mean(PARAMETER(SoftMeanCall) call) {
         double one = 0.0;
         count = 0;
         for (int i = thread(); i < call.n; i += AVERAGED_AT_A_TIME) {
-            if (call.keep && !call.keep[i]) continue;
+            if (call.valid && !call.valid[i]) continue;
             ++count;
             one += double(Softplus::value(load_global(call.statistics[k] + i), 1.f, 0.f));
         }
@@ -28,9 +28,9 @@ soft_mean(PARAMETER(SoftMeanCall) call) {
     constexpr int warps = AVERAGED_AT_A_TIME / 32;
     constexpr Shared counts = 8 * warps;
     UNROLL
-    for (int across = 16; across > 0; across /= 2) {
-        sum += shuffle_xor(sum, across);
-        count += shuffle_xor(count, across);
+    for (int offset = 16; offset > 0; offset /= 2) {
+        sum += shuffle_xor(sum, offset);
+        count += shuffle_xor(count, offset);
     }
     const Shared at = Shared(warp());
     if (lane() == 0) {
@@ -54,13 +54,13 @@ KERNEL(SLOPES_AT_A_TIME, 1)
 soft_mean_slopes(PARAMETER(SoftMeanSlopesCall) call) {
     const int i = block_x() * SLOPES_AT_A_TIME + thread();
     if (i >= call.n) return;
-    const bool kept = !call.keep || call.keep[i];
+    const bool valid = !call.valid || call.valid[i];
     const float share = load_global(call.gradient) / load_global(call.count);
     for (int k = 0; k < call.n_statistics; ++k)
         call.cotangents[k][i] =
-            kept ? share / call.divisors[k] *
-                       Softplus::slopes(load_global(call.statistics[k] + i), 1.f, 0.f).by[2]
-                 : 0.f;
+            valid ? share / call.divisors[k] *
+                        Softplus::slopes(load_global(call.statistics[k] + i), 1.f, 0.f).by[2]
+                  : 0.f;
 }
 
 }  // namespace pairops::cuda

@@ -1,4 +1,4 @@
-// Intrinsics: all that a kernel asks of a GPU and C++ has no word for. Kernels name no keyword,
+// Intrinsics: all that kernels need of a GPU and C++ has no name for. Kernels name no keyword,
 // intrinsic or register of CUDA themselves: tests/support/cuda_on_host has this header's twin,
 // whose bodies run on a CPU.
 #pragma once
@@ -24,8 +24,8 @@ using Shared = std::uint32_t;
 
 DEVICE int thread() { return threadIdx.x; }
 DEVICE int lane() { return threadIdx.x % 32; }
-// Not by a shuffle, which would let the compiler know that it is the same in all lanes: it may be
-// asked for by some of them.
+// The index of the warp. A shuffle would let the compiler know that it is the same in all lanes,
+// but some of them alone may ask for it.
 DEVICE int warp() { return threadIdx.x / 32; }
 DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
@@ -42,7 +42,7 @@ DEVICE double shuffle_xor(double value, int mask) {
     return __shfl_xor_sync(0xffffffff, value, mask);
 }
 DEVICE std::uint32_t ballot(bool vote) { return __ballot_sync(0xffffffff, vote); }
-// The place of the lowest bit that is set.
+// The position of the lowest bit that is set.
 DEVICE int first_bit(std::uint32_t bits) { return __ffs(int(bits)) - 1; }
 
 namespace detail {
@@ -52,7 +52,7 @@ DEVICE std::uint32_t window(Shared at) {
 }
 }  // namespace detail
 
-// T of 4, 8 or 16 bytes, at a multiple of its size.
+// Read and write a T of 4, 8 or 16 bytes, at a multiple of its size.
 template <class T>
 DEVICE T load_shared(Shared at) {
     return *reinterpret_cast<const T*>(detail::shared + at);
@@ -62,7 +62,7 @@ DEVICE void store_shared(Shared at, T value) {
     *reinterpret_cast<T*>(detail::shared + at) = value;
 }
 
-// Global memory that no block writes while the kernel runs.
+// Read global memory that no block writes while the kernel runs.
 template <class T>
 DEVICE T load_global(const T* at) {
     return __ldg(at);
@@ -92,7 +92,7 @@ DEVICE void load_matrices(std::uint32_t (&to)[4], Shared row) {
                  : "r"(detail::window(row))
                  : "memory");
 }
-// The same of the transposed matrices.
+// Load the same of the transposed matrices.
 DEVICE void load_transposed(std::uint32_t (&to)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -133,7 +133,7 @@ DEVICE float exp2(float x) {
     return result;
 }
 
-// Ends the launch with an error: the kernel is for another GPU than it was compiled for.
+// End the launch with an error: the kernel is for another GPU than it was compiled for.
 DEVICE void not_compiled() { __trap(); }
 
 // Does this compilation know Hopper's own instructions? Kernels of them are `not_compiled`
@@ -154,7 +154,7 @@ DEVICE void barrier_init(Shared barrier, int count) {
                  "r"(count)
                  : "memory");
 }
-// After the initialisation, by the thread that did it, before the block's next barrier.
+// The thread that initialised barriers calls this, before the block's next barrier.
 DEVICE void barriers_ready() {
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
@@ -163,14 +163,14 @@ DEVICE void barrier_arrive(Shared barrier) {
         "mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];\n" ::"r"(detail::window(barrier))
         : "memory");
 }
-// Arrives, and makes the phase wait for this many bytes more.
+// Arrive, and make the phase wait for this many bytes more.
 DEVICE void barrier_expect(Shared barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;\n" ::"r"(
                      detail::window(barrier)),
                  "r"(bytes)
                  : "memory");
 }
-// Waits until the phase of this parity is complete.
+// Wait until the phase of this parity is complete.
 DEVICE void barrier_wait(Shared barrier, int parity) {
     asm volatile(
         "{\n"
@@ -191,8 +191,8 @@ DEVICE void bulk_copy(Shared to, const void* from, int bytes, Shared barrier) {
         : "memory");
 }
 
-// What the threads of some warps stored becomes visible to wgmma and bulk copies: by each thread
-// that stored, before the barrier that the reader waits at.
+// A fence makes stores of threads visible to wgmma and bulk copies. Each thread that stored calls
+// it, before the barrier that the reader waits at.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // A barrier among `threads` threads, whole warps; id from 1 to 15.
@@ -200,7 +200,7 @@ DEVICE void group_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Registers of each thread of this warpgroup from here on.
+// Set the registers of each thread of this warpgroup from here on.
 template <int count>
 DEVICE void fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(count));

@@ -19,7 +19,7 @@ inline void check(cudaError_t code, const std::string& what) {
                              cudaGetErrorString(code));
 }
 
-// Why this kernel cannot run on the current device, or nothing.
+// The reason why this kernel cannot run on the current device, or nothing.
 inline std::string refusal(const void* kernel) {
     cudaFuncAttributes attributes;
     const cudaError_t code = cudaFuncGetAttributes(&attributes, kernel);

@@ -1,5 +1,5 @@
-// Hopper's asynchronous multiplications by a warpgroup of 128 threads. Of this header, as of
-// intrinsics.h, tests/support/cuda_on_host has a twin.
+// Hopper's asynchronous multiplications by a warpgroup of 128 threads. This header, like
+// intrinsics.h, has a twin in tests/support/cuda_on_host.
 //
 // The order of use: wgmma_fence(sums, a) after the threads wrote those registers, multiplications,
 // wgmma_commit(), and wgmma_wait<n>(sums), n groups at most left, before the threads read `sums`.

@@ -1,11 +1,11 @@
-// Instances of weigh for embeddings that are one float16 each, where weights are two.
+// Instances of the backward kernel for embeddings that are one float16 each, where weights are two.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {
 
-template void weigh_in<Plain64, 2>(WeighCall, int, Stream);
-template void weigh_in<Plain128, 2>(WeighCall, int, Stream);
-template void weigh_in<Plain256, 2>(WeighCall, int, Stream);
-template void weigh_in<PlainAny, 2>(WeighCall, int, Stream);
+template void launch_backward<Plain64, 2>(BackwardCall, int, Stream);
+template void launch_backward<Plain128, 2>(BackwardCall, int, Stream);
+template void launch_backward<Plain256, 2>(BackwardCall, int, Stream);
+template void launch_backward<PlainAny, 2>(BackwardCall, int, Stream);
 
 }  // namespace pairops::cuda

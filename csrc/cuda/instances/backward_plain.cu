@@ -1,11 +1,11 @@
-// Instances of weigh for embeddings that are one float16 each, and so are weights.
+// Instances of the backward kernel for embeddings that are one float16 each, and so are weights.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {
 
-template void weigh_in<Plain64, 1>(WeighCall, int, Stream);
-template void weigh_in<Plain128, 1>(WeighCall, int, Stream);
-template void weigh_in<Plain256, 1>(WeighCall, int, Stream);
-template void weigh_in<PlainAny, 1>(WeighCall, int, Stream);
+template void launch_backward<Plain64, 1>(BackwardCall, int, Stream);
+template void launch_backward<Plain128, 1>(BackwardCall, int, Stream);
+template void launch_backward<Plain256, 1>(BackwardCall, int, Stream);
+template void launch_backward<PlainAny, 1>(BackwardCall, int, Stream);
 
 }  // namespace pairops::cuda

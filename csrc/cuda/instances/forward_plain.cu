@@ -1,11 +1,11 @@
-// Instances of gather for embeddings that are one float16 each.
+// Instances of the forward kernel for embeddings that are one float16 each.
 #include "cuda/kernels/launchers.h"
 
 namespace pairops::cuda {
 
-template void gather_in<Plain64>(GatherCall, int, int, Stream);
-template void gather_in<Plain128>(GatherCall, int, int, Stream);
-template void gather_in<Plain256>(GatherCall, int, int, Stream);
-template void gather_in<PlainAny>(GatherCall, int, int, Stream);
+template void launch_forward<Plain64>(ForwardCall, int, int, Stream);
+template void launch_forward<Plain128>(ForwardCall, int, int, Stream);
+template void launch_forward<Plain256>(ForwardCall, int, int, Stream);
+template void launch_forward<PlainAny>(ForwardCall, int, int, Stream);
 
 }  // namespace pairops::cuda

@@ -3,14 +3,14 @@
 
 namespace pairops::cuda {
 
-template void gather_in<Hopper64>(GatherCall, int, int, Stream);
-template void gather_in<Hopper128>(GatherCall, int, int, Stream);
-template void gather_in<Hopper256>(GatherCall, int, int, Stream);
-template void gather_in<Hopper512>(GatherCall, int, int, Stream);
+template void launch_forward<Hopper64>(ForwardCall, int, int, Stream);
+template void launch_forward<Hopper128>(ForwardCall, int, int, Stream);
+template void launch_forward<Hopper256>(ForwardCall, int, int, Stream);
+template void launch_forward<Hopper512>(ForwardCall, int, int, Stream);
 
-template void weigh_in<Hopper64, 1>(WeighCall, int, Stream);
-template void weigh_in<Hopper128, 1>(WeighCall, int, Stream);
-template void weigh_in<Hopper256, 1>(WeighCall, int, Stream);
-template void weigh_in<Hopper512, 1>(WeighCall, int, Stream);
+template void launch_backward<Hopper64, 1>(BackwardCall, int, Stream);
+template void launch_backward<Hopper128, 1>(BackwardCall, int, Stream);
+template void launch_backward<Hopper256, 1>(BackwardCall, int, Stream);
+template void launch_backward<Hopper512, 1>(BackwardCall, int, Stream);
 
 }  // namespace pairops::cuda

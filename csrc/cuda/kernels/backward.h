@@ -1,5 +1,4 @@
-// The kernel of the backward pass, weigh: every pair's weight, and at once the sum of the rows that
-// it weighs.
+// The kernel of the backward pass: every pair's weight, and at once the sums of rows by weight.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"
@@ -7,18 +6,18 @@
 
 namespace pairops::cuda {
 
-// What a block knows in the end: its rows' part of the gradient, in the caller's order.
+// Write the part of the gradient that the block's rows have, in the caller's order.
 template <class S>
-DEVICE void write_gradient(const WeighCall& call, const float (&sums)[S::slice / 8][4],
+DEVICE void write_gradient(const BackwardCall& call, const float (&sums)[S::slice / 8][4],
                            const int (&exponents)[2]) {
     UNROLL
     for (int h = 0; h < 2; ++h) {
         const int i = block_x() * S::rows + 16 * warp() + lane() / 4 + 8 * h;
-        if (i >= smaller(call.rows.n, load_global(call.rows.kept))) continue;
+        if (i >= smaller(call.rows.n, load_global(call.rows.n_valid))) continue;
         const float unit = from_bits(std::uint32_t(exponents[h]) << 23);
         float* to =
             call.gradient +
-            (Index(block_y()) * call.rows.n + load_global(call.rows.order + i)) * call.width;
+            (Index(block_y()) * call.rows.n + load_global(call.rows.permutation + i)) * call.width;
         UNROLL
         for (int t = 0; t < S::slice / 8; ++t) {
             const int d = block_z() * S::slice + 8 * t + 2 * (lane() % 4);
@@ -29,35 +28,37 @@ DEVICE void write_gradient(const WeighCall& call, const float (&sums)[S::slice /
 }
 
 template <class S>
-DEVICE void write_sums(const WeighCall& call) {
+DEVICE void write_sums(const BackwardCall& call) {
     for (int row = thread(); row < S::rows; row += S::threads) {
         const int i = block_x() * S::rows + row;
         if (i >= call.rows.n) continue;
-        const Index at = load_global(call.rows.order + i);
-        const bool kept = i < load_global(call.rows.kept);  // else free tiles counted it a partner
+        const Index at = load_global(call.rows.permutation + i);
+        const bool valid =
+            i < load_global(call.rows.n_valid);  // else full tiles counted it a partner
         for (int k = 0; k < call.n_sums; ++k) {
             const Sum<float> sum{load_shared<float>(state_at<S>(call, k, 0, row)),
                                  load_shared<float>(state_at<S>(call, k, 1, row))};
             call.sums[(Index(block_y()) * call.n_sums + k) * call.rows.n + at] =
-                kept ? sum.result().value : 0.f;
+                valid ? sum.finalize().value : 0.f;
         }
     }
 }
 
 template <class S>
-DEVICE void start_sums(const WeighCall& call) {
+DEVICE void start_sums(const BackwardCall& call) {
     for (int k = thread(); k < 2 * call.n_sums * S::rows; k += S::threads)
         store_shared(Shared(call.at.states + 4 * k), 0.f);
 }
 
-// What a tile's pairs weigh: r_j times the sum over all terms. The sums by arguments are added to.
+// Compute the weights of a tile's pairs, r_j times the sum over all terms, and add to the sums by
+// arguments.
 template <class S>
-DEVICE void weigh_tile(const WeighCall& call, int tile, bool masked, int stage,
-                       const Fragment<S>& s, Fragment<S>& weights) {
+DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
+                          const Fragment<S>& s, Fragment<S>& weights) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
-    const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
+    const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
     for (int k = 0; k < call.n_terms; ++k)
-        weigh_term<S>(call, call.terms[k], stage, s, of, weights, call.gradient != nullptr);
+        backward_term<S>(call, call.terms[k], stage, s, of, weights, call.gradient != nullptr);
     const Operands<S, false> columns(call, HIGH, stage);
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
@@ -70,16 +71,16 @@ DEVICE void weigh_tile(const WeighCall& call, int tile, bool masked, int stage,
 
 template <class S, int weight_parts>
 KERNEL(S::threads, 1)
-weigh(PARAMETER(WeighCall) call) {
+backward(PARAMETER(BackwardCall) call) {
     start_sums<S>(call);
     const bool embeddings = call.gradient != nullptr;
     float sums[S::slice / 8][4] = {};
     int exponents[2] = {1, 1};
     std::uint32_t packed[weight_parts][S::columns / 16][4];
-    const auto known = [&](int tile, bool masked, int stage, const Products<S>& products) {
+    const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s, weights = {};
         similarities<S>(call, stage, products, s);
-        weigh_tile<S>(call, tile, masked, stage, s, weights);
+        backward_tile<S>(call, tile, partial, stage, s, weights);
         fit<S>(weights, exponents, sums);
         pack_weights<S, weight_parts>(weights, packed);
     };

@@ -1,4 +1,4 @@
-// The kernel of the forward pass, gather: every row's statistics, of the pairs in a block's tiles.
+// The kernel of the forward pass: every row's statistics, of the pairs in a block's tiles.
 #pragma once
 
 #include "cuda/kernels/mainloop.h"
@@ -6,121 +6,122 @@
 
 namespace pairops::cuda {
 
-// The statistic of one row, at the caller's index.
-template <class G>
-DEVICE void conclude(const G& state, Index at, float* value, Index* argument) {
-    const Statistic<float> found = state.result();
+// Write the statistic of one row, at the caller's index.
+template <class Acc>
+DEVICE void write_statistic(const Acc& state, Index at, float* value, Index* argument) {
+    const Statistic<float> found = state.finalize();
     value[at] = found.value;
     if (argument) argument[at] = found.argument;
 }
 
-// Tiles that no block visits, beyond the kept columns or outside the band, have kept no pair.
+// Clear the bits of tiles that no block visits: beyond the valid columns, or outside the band.
 template <class S>
-DEVICE void clear_unvisited(const GatherCall& call) {
+DEVICE void clear_unvisited(const ForwardCall& call) {
     const Walk<S> walk(call);
     const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
     const int begin = call.band_only ? walk.first : 0;
     const int end = walk.visits == 0 ? begin : begin + (call.band_only ? walk.width : walk.tiles);
     if (block_y() != 0) return;
     for (int k = 0; k < call.n_terms; ++k) {
-        if (!call.kept_bits[k]) continue;
+        if (!call.tile_bits[k]) continue;
         for (int tile = thread(); tile < tiles; tile += S::threads)
-            if (tile < begin || tile >= end) call.kept_bits[k][block_x() * tiles + tile] = 0;
+            if (tile < begin || tile >= end) call.tile_bits[k][block_x() * tiles + tile] = 0;
     }
 }
 
 template <class S>
-DEVICE void start_states(const GatherCall& call) {
+DEVICE void start_states(const ForwardCall& call) {
     clear_unvisited<S>(call);
     for (int k = 0; k < call.n_terms; ++k)
         visit_kind(call.terms[k].kind, [&](auto kind) {
-            const Words words = words_of(decltype(kind)::Gather::identity());
+            const Floats floats = floats_of(decltype(kind)::Accumulator::init());
             for (int row = thread(); row < S::rows; row += S::threads) {
-                store_shared(state_at<S>(call, k, 0, row), words.of[0]);
-                store_shared(state_at<S>(call, k, 1, row), words.of[1]);
+                store_shared(state_at<S>(call, k, 0, row), floats.of[0]);
+                store_shared(state_at<S>(call, k, 1, row), floats.of[1]);
             }
         });
 }
 
-// Every row of the block, a statistic or, of several splits of the columns, a state. A row that is
-// not kept has met no pair.
+// Write a statistic of every row of the block or, of several splits of the columns, a state. An
+// ignored row has no pair.
 template <class S>
-DEVICE void finish_states(const GatherCall& call) {
+DEVICE void write_states(const ForwardCall& call) {
     for (int row = thread(); row < S::rows; row += S::threads) {
         const int i = block_x() * S::rows + row;
         if (i >= call.rows.n) continue;
-        const bool kept = i < load_global(call.rows.kept);
+        const bool valid = i < load_global(call.rows.n_valid);
         for (int k = 0; k < call.n_terms; ++k)
             visit_kind(call.terms[k].kind, [&](auto kind) {
-                using G = typename decltype(kind)::Gather;
-                const Words words{{load_shared<float>(state_at<S>(call, k, 0, row)),
-                                   load_shared<float>(state_at<S>(call, k, 1, row))}};
-                const G state = kept ? state_of<G>(words) : G::identity();
+                using Acc = typename decltype(kind)::Accumulator;
+                const Floats floats{{load_shared<float>(state_at<S>(call, k, 0, row)),
+                                     load_shared<float>(state_at<S>(call, k, 1, row))}};
+                const Acc state = valid ? state_of<Acc>(floats) : Acc::init();
                 if (!call.states)
-                    return conclude(state, load_global(call.rows.order + i), call.values[k],
-                                    call.arguments[k]);
+                    return write_statistic(state, load_global(call.rows.permutation + i),
+                                           call.values[k], call.arguments[k]);
                 float* to =
                     call.states + (Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i;
-                const Words out = words_of(state);
+                const Floats out = floats_of(state);
                 to[0] = out.of[0];
                 to[call.rows.n] = out.of[1];
             });
     }
 }
 
-// Which terms' windows kept a pair of the tile: each warp says so, and once all have, the block.
+// A flag says that a term has a pair of the tile inside its windows: each warp says so, and once
+// all have, the block.
 template <class S>
-DEVICE Shared flag_at(const GatherCall& call, int k, int stage, int warp) {
+DEVICE Shared flag_at(const ForwardCall& call, int k, int stage, int warp) {
     return call.at.flags + 4 * ((stage * MOST_TERMS + k) * S::warps + warp);
 }
 template <class S>
-DEVICE void note_bit(const GatherCall& call, int k, int stage, bool kept) {
-    if (call.kept_bits[k] && lane() == 0)
-        store_shared(flag_at<S>(call, k, stage, warp()), int(kept));
+DEVICE void note_bit(const ForwardCall& call, int k, int stage, bool found) {
+    if (call.tile_bits[k] && lane() == 0)
+        store_shared(flag_at<S>(call, k, stage, warp()), int(found));
 }
-// By as many threads as there may be terms, the k-th of them; tile -1: none.
+// The k-th thread calls this for term k, as many threads as there may be terms. Tile -1 is none.
 template <class S>
-DEVICE void write_bit(const GatherCall& call, int k, int tile, int stage) {
-    if (tile < 0 || k >= call.n_terms || !call.kept_bits[k]) return;
+DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
+    if (tile < 0 || k >= call.n_terms || !call.tile_bits[k]) return;
     int any = 0;
     for (int w = 0; w < S::warps; ++w) any |= load_shared<int>(flag_at<S>(call, k, stage, w));
     const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
-    call.kept_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
+    call.tile_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
 }
 
-// What a tile's similarities add to the states of the warp's rows.
+// Add a tile's similarities to the states of the warp's rows.
 template <class S>
-DEVICE void gather_tile(const GatherCall& call, int tile, bool masked, int stage,
-                        const Fragment<S>& s) {
+DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage,
+                         const Fragment<S>& s) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
-    const Masks of = masked ? masks<S>(call, row, tile) : free_masks<S>();
+    const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
     for (int k = 0; k < call.n_terms; ++k) {
         const TermCall& term = call.terms[k];
-        const std::uint32_t keep = windowed<S, false>(call, term, stage, s, of.of(term.side));
-        const bool any = ballot(keep != 0) != 0;
+        const std::uint32_t pairs = windowed<S, false>(call, term, stage, s, of.of(term.side));
+        const bool any = ballot(pairs != 0) != 0;
         note_bit<S>(call, k, stage, any);
         if (!any) continue;
         visit_kind(term.kind, [&](auto kind) {
-            gather_term<S, decltype(kind)>(call, term, k, stage, s, keep);
+            forward_term<S, decltype(kind)>(call, term, k, stage, s, pairs);
         });
     }
 }
 
 template <class S>
 KERNEL(S::threads, 1)
-gather(PARAMETER(GatherCall) call) {
+forward(PARAMETER(ForwardCall) call) {
     start_states<S>(call);
     int noted = -1, noted_in = 0;
-    const auto known = [&](int tile, bool masked, int stage, const Products<S>& products) {
+    const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s;
         similarities<S>(call, stage, products, s);
-        gather_tile<S>(call, tile, masked, stage, s);
+        forward_tile<S>(call, tile, partial, stage, s);
         noted = tile;
         noted_in = stage;
     };
     stream<S>(
         call, 0, known, [](int, Shared) {}, [&] { write_bit<S>(call, thread(), noted, noted_in); });
-    finish_states<S>(call);
+    write_states<S>(call);
 }
 
 }  // namespace pairops::cuda

@@ -28,32 +28,32 @@ std::string named(const char* sweep, const Sweep& call, int d) {
 }
 
 template <class S>
-auto gather_of() {
+auto forward_kernel() {
     if constexpr (S::hopper)
-        return gather_hopper<S>;
+        return forward_hopper<S>;
     else
-        return gather<S>;
+        return forward<S>;
 }
 template <class S, int weight_parts>
-auto weigh_of() {
+auto backward_kernel() {
     if constexpr (S::hopper)
-        return weigh_hopper<S, weight_parts>;
+        return backward_hopper<S, weight_parts>;
     else
-        return weigh<S, weight_parts>;
+        return backward<S, weight_parts>;
 }
 
 template <class S>
-void gather_in(GatherCall call, int d, int splits, Stream stream) {
+void launch_forward(ForwardCall call, int d, int splits, Stream stream) {
     prepare<S>(call, d, 2 * call.n_terms);
-    launch(named<S>("gather", call, d), gather_of<S>(), {blocks_of<S>(call), splits, 1}, S::threads,
-           call.at.bytes, stream, call);
+    launch(named<S>("forward", call, d), forward_kernel<S>(), {blocks_of<S>(call), splits, 1},
+           S::threads, call.at.bytes, stream, call);
 }
 
 template <class S, int weight_parts>
-void weigh_in(WeighCall call, int splits, Stream stream) {
+void launch_backward(BackwardCall call, int splits, Stream stream) {
     prepare<S>(call, call.width, 2 * call.n_sums);
     const int slices = call.gradient ? (call.width + S::slice - 1) / S::slice : 1;
-    launch(named<S>("weigh", call, call.width), weigh_of<S, weight_parts>(),
+    launch(named<S>("backward", call, call.width), backward_kernel<S, weight_parts>(),
            {blocks_of<S>(call), splits, slices}, S::threads, call.at.bytes, stream, call);
 }
 

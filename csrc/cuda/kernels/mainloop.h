@@ -1,4 +1,4 @@
-// The main loop of both sweeps: tiles come in while the one before is worked on.
+// The main loop of both sweeps: tiles are copied while the one before is worked on.
 #pragma once
 
 #include "cuda/tile/mma.h"
@@ -16,10 +16,10 @@ struct Steps {
     DEVICE bool is_known_at(int step) const { return step == products - 1; }
 };
 
-// Fills the slots of this block's rows, and of columns those that are numbers.
+// Load the slots of this block's rows, and those of columns that are numbers.
 template <class S>
-DEVICE void fill_slots(const Sweep& call) {
-    const int kept = load_global(call.rows.kept);
+DEVICE void load_slots(const Sweep& call) {
+    const int n_valid = load_global(call.rows.n_valid);
     for (int k = thread(); k < (FIRST_OPERAND + call.n_row_operands) * S::rows; k += S::threads) {
         const int slot = k / S::rows, row = block_x() * S::rows + k % S::rows;
         float value = 0.f;
@@ -28,9 +28,9 @@ DEVICE void fill_slots(const Sweep& call) {
         } else {
             const Operand& operand = call.row_operands[slot - FIRST_OPERAND];
             value = operand.number;
-            if (operand.values && row < kept)
+            if (operand.values && row < n_valid)
                 value = load_global(operand.values +
-                                    operand.stride * load_global(call.rows.order + row));
+                                    operand.stride * load_global(call.rows.permutation + row));
         }
         store_shared(Shared(call.at.row_slots + 4 * k), value);
     }
@@ -42,24 +42,24 @@ DEVICE void fill_slots(const Sweep& call) {
     }
 }
 
-// The caller's index of a tile's column, for the thread that copies its operands: the `place`-th of
-// those that do; -1 beyond them.
+// The caller's index of the tile's column `in_tile`, for the thread that copies its operands; -1
+// beyond the valid ones.
 template <class S>
-DEVICE Index column_index(const Sweep& call, int tile, int place) {
-    const int column = tile * S::columns + place;
-    if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;
-    return load_global(call.cols.order + column);
+DEVICE Index column_index(const Sweep& call, int tile, int in_tile) {
+    const int column = tile * S::columns + in_tile;
+    if (in_tile >= S::columns || column >= load_global(call.cols.n_valid)) return -1;
+    return load_global(call.cols.permutation + column);
 }
 
-// Copies what is known of a tile's columns, by copy(to, from).
+// Copy the operands of a tile's columns, by copy(to, from).
 template <class S, class Copy>
-DEVICE void copy_columns(const Sweep& call, int tile, int stage, int place, Index index,
+DEVICE void copy_columns(const Sweep& call, int tile, int stage, int in_tile, Index index,
                          Copy copy) {
-    if (place >= S::columns) return;
-    const int column = tile * S::columns + place;
+    if (in_tile >= S::columns) return;
+    const int column = tile * S::columns + in_tile;
     const auto slot = [&](int k) {
         return Shared(call.at.col_slots +
-                      4 * ((stage * call.n_col_slots() + k) * S::columns + place));
+                      4 * ((stage * call.n_col_slots() + k) * S::columns + in_tile));
     };
     copy(slot(HIGH), call.cols.high + column);
     copy(slot(REST), call.cols.rest + column);
@@ -71,30 +71,30 @@ DEVICE void copy_columns(const Sweep& call, int tile, int stage, int place, Inde
         else
             copy(slot(FIRST_OPERAND + k), operand.values + operand.stride * index);
     }
-    store_shared(Shared(call.at.at + 4 * (stage * S::columns + place)), int(index));
+    store_shared(Shared(call.at.at + 4 * (stage * S::columns + in_tile)), int(index));
 }
 
-// Visits the tiles of this block.
-//   known(tile, masked, stage, products): once s of a tile can be had; its columns are in `stage`.
-//   sum(part, y): for each chunk of numbers of the gradient, of which the block has `sums`.
-//   synced(): whenever all threads have done what they were called for before.
+// Visit the tiles of this block, and call
+//   known(tile, partial, stage, products) once s of a tile is known; its columns are in `stage`;
+//   sum(part, y) for each chunk of numbers of the gradient, of which the block has `sums`;
+//   synced() whenever all threads have done what they were called for before.
 template <class S, class Call, class Known, class Sum, class Synced>
 DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced synced) {
     const Walk<S> walk(call);
     const Steps<S> steps{S::streamed ? call.chunks : 1, S::streamed ? call.chunks + sums : 1};
     const auto issue = [&](int tile, int step, int buffer) {
-        const bool again = !steps.multiplies(step);
-        const int panel = again ? (block_z() * sums + step - steps.products) * S::chunk_panels
-                                : step * S::chunk_panels;
+        const bool for_sums = !steps.multiplies(step);
+        const int panel = for_sums ? (block_z() * sums + step - steps.products) * S::chunk_panels
+                                   : step * S::chunk_panels;
         copy_tile<typename S::Y, S::threads, S::parts>(call.at.y + buffer * S::Y::bytes, call.cols,
                                                        call.panels, tile * S::columns, panel);
-        if (S::streamed && !again)
+        if (S::streamed && !for_sums)
             copy_tile<typename S::X, S::threads, S::parts>(call.at.x + buffer * S::X::bytes,
                                                            call.rows, call.panels,
                                                            block_x() * S::rows, panel);
     };
     const auto copy = [](Shared to, const float* from) { copy4(to, from); };
-    fill_slots<S>(call);
+    load_slots<S>(call);
     int visit = next_visit(call, walk, walk.begin);
     if (visit < walk.end) {
         const int tile = walk.tile(visit);
@@ -120,7 +120,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
             issue(walk.tile(after), 0, buffer ^ 1);
         const Shared x = call.at.x + (S::streamed ? buffer * S::X::bytes : 0);
         const Shared y = call.at.y + buffer * S::Y::bytes;
-        // Read now, needed when s is known: it is not waited for.
+        // The index is read now and needed when s is known, so that nobody waits for it.
         const bool columns = steps.is_known_at(step) && after < walk.end;
         if (columns) index = column_index<S>(call, walk.tile(after), thread());
         if (steps.multiplies(step)) {
@@ -138,7 +138,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
         }
         if (columns) copy_columns<S>(call, walk.tile(after), stage ^ 1, thread(), index, copy);
         copies_commit();
-        if (steps.is_known_at(step)) known(walk.tile(visit), walk.masked(visit), stage, products);
+        if (steps.is_known_at(step)) known(walk.tile(visit), walk.partial(visit), stage, products);
         if (!S::streamed)
             sum(0, y);
         else if (!steps.multiplies(step))

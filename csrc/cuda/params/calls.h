@@ -10,12 +10,12 @@ namespace pairops::cuda {
 
 using Index = std::int64_t;
 
-// One set in sorted order, as `arrange` left it. Everything but `order` is padded to PADDED_ROWS.
+// One set in sorted order, as pack_set left it. All but the permutation is padded to PADDED_ROWS.
 struct Set {
-    const std::uint16_t* rows;  // panels of float16
-    const float *high, *rest;   // (n,) r = high (1 + rest)
-    const Index* order;         // (n,) the caller's index
-    const std::int32_t* kept;   // () how many are not ignored; those come first
+    const std::uint16_t* rows;    // panels of float16
+    const float *high, *rest;     // (n,) r = high (1 + rest)
+    const Index* permutation;     // (n,) the caller's index
+    const std::int32_t* n_valid;  // () how many are not ignored; those come first
     std::int32_t n;
 };
 
@@ -30,23 +30,24 @@ struct Operand {
 struct TermCall {
     std::int32_t kind;  // in Kinds
     Side side;
-    bool across;  // are its owners the columns of the sweep?
+    bool transposed;  // are its owners the columns of the sweep?
     std::int8_t args[2], above, below, statistic, cotangent;
-    std::int8_t by_arg[2];     // weigh: which sum over a row is the gradient by this argument
-    const std::uint8_t* bits;  // weigh: (blocks of owners, tiles of partners), or null
+    std::int8_t by_arg[2];     // backward: the sum over a row that is the gradient by this argument
+    const std::uint8_t* bits;  // backward: (blocks of owners, tiles of partners), or null
 };
 
 constexpr int HIGH = 0, REST = 1, FIRST_OPERAND = 2;  // slots of every row and column
 
-// What both sweeps are told.
+// The parameters of both sweeps.
 struct Sweep {
     Set rows, cols;
-    const Index *lo, *hi, *own;  // of the rows of x, wherever these stand
-    const Index*
-        band;         // (blocks, 2) the columns that a block's intervals touch; null: as lo, hi say
-    bool transposed;  // are the rows of the sweep those of y?
-    bool normalized;  // are scales inverse norms, in two parts, or powers of two?
-    bool band_only;   // are there POS terms only?
+    const Index *pos_begin, *pos_end, *self_index;  // of the rows of x, wherever these stand
+    // (blocks, 2) the columns that a block's intervals touch; null: those of its first and last
+    // row.
+    const Index* band;
+    bool transposed;      // are the rows of the sweep those of y?
+    bool normalized;      // are scales inverse norms, in two parts, or powers of two?
+    bool band_only;       // are there POS terms only?
     std::int32_t panels;  // of one part of a row
     std::int32_t chunks;  // of S::chunk numbers that hold all of D, where those are streamed
     std::int32_t n_terms, n_row_operands, n_col_operands;
@@ -57,14 +58,14 @@ struct Sweep {
     HD int n_col_slots() const { return FIRST_OPERAND + n_col_operands; }
 };
 
-struct GatherCall : Sweep {
-    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which concludes
+struct ForwardCall : Sweep {
+    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which finalizes
     float* values[MOST_TERMS];            // (n of rows,)
     Index* arguments[MOST_TERMS];         // likewise, or null
-    std::uint8_t* kept_bits[MOST_TERMS];  // (blocks, tiles), or null
+    std::uint8_t* tile_bits[MOST_TERMS];  // (blocks, tiles), or null
 };
 
-struct WeighCall : Sweep {
+struct BackwardCall : Sweep {
     bool by_bits;  // has every term bits?
     std::int32_t n_sums;
     std::int32_t width;  // D
@@ -72,37 +73,38 @@ struct WeighCall : Sweep {
     float* sums;         // (splits, n_sums, n of rows)
 };
 
-struct ArrangeCall {
+struct PackCall {
     const void* z;        // (n, d), of dtype
     const double* scale;  // (n,) r, or null: 1
-    const Index* order;
-    const bool* keep;  // (n,)
+    const Index* permutation;
+    const bool* valid;  // (n,)
     std::int32_t n, d, panels;
     std::uint16_t* rows;
     float *high, *rest;
-    std::int32_t* kept;
+    std::int32_t* n_valid;
 };
 
 // Outputs that are null are not wanted; see _by_torch in intervals.py for what they hold.
-struct RelateCall {
+struct SortByLabelCall {
     const void* z;        // (n, d), of dtype
     const Index* labels;  // (n,), or null: row i belongs to row i of the other set
     const Index* others;  // (n_others,) labels of the other set, or null: the same set
     std::int32_t n, n_others, d, panels;
     Index ignored;
     bool ignores, excludes_self, normalized;
-    Index *order, *lo, *hi, *own;  // (n,) by sorted place; of the last three all or none
-    Index* positives;              // (n,) in the caller's order
-    bool* keep;                    // (n,)
-    double* scale;                 // (n,)
-    std::uint16_t* rows;           // these and the next as in ArrangeCall
+    // (n,) by sorted position; of the last three all or none.
+    Index *permutation, *pos_begin, *pos_end, *self_index;
+    Index* positives;     // (n,) in the caller's order
+    bool* valid;          // (n,)
+    double* scale;        // (n,)
+    std::uint16_t* rows;  // these and the next as in PackCall
     float *high, *rest;
-    std::int32_t* kept;
+    std::int32_t* n_valid;
 };
 
-struct ConcludeCall {
+struct FinalizeCall {
     const float* states;  // (splits, 2 · terms, n)
-    const Index* order;
+    const Index* permutation;
     std::int32_t n, splits, n_terms;
     std::int32_t kinds[MOST_TERMS];
     float* values[MOST_TERMS];
@@ -114,7 +116,7 @@ struct ScaleCall {
     const float* gradient;  // (splits, n, d)
     const void* x;          // (n, d)
     const double* scale;    // (n,) or null: dx = g
-    const bool* keep;       // (n,)
+    const bool* valid;      // (n,)
     std::int32_t n, d, splits;
     void* out;     // (n, d) of float32, or
     bool rounded;  // of the dtype of x
@@ -122,21 +124,21 @@ struct ScaleCall {
 
 constexpr int MOST_STATISTICS = 4;
 
-// The mean over kept rows of the sum over k of log(1 + exp R_k) / divisor_k.
+// The mean over valid rows of the sum over k of log(1 + exp R_k) / divisor_k.
 struct SoftMeanCall {
     const float* statistics[MOST_STATISTICS];  // (n,) each
     float divisors[MOST_STATISTICS];
-    const bool* keep;  // (n,), or null: all rows
+    const bool* valid;  // (n,), or null: all rows
     std::int32_t n, n_statistics;
-    float *loss, *count;  // (), (): how many are kept, at least 1
+    float *loss, *count;  // (), (): how many are valid, at least 1
 };
 
-// What `gradient` times the mean's gradient is by every statistic.
+// The gradient by every statistic: `gradient` times that of the mean.
 struct SoftMeanSlopesCall {
     const float *gradient, *count;  // (), ()
     const float* statistics[MOST_STATISTICS];
     float divisors[MOST_STATISTICS];
-    const bool* keep;
+    const bool* valid;
     std::int32_t n, n_statistics;
     float* cotangents[MOST_STATISTICS];  // (n,) each
 };

@@ -33,7 +33,7 @@ using Hopper128 = HopperShape<128, 64, 3>;
 using Hopper256 = HopperShape<256, 64, 3>;
 using Hopper512 = HopperShape<256, 32, 2, 512>;
 
-// Calls visit with the shape that serves embeddings of d numbers; Hopper's, where there is one, if
+// Call visit with the shape that serves embeddings of d numbers; Hopper's, where there is one, if
 // asked for.
 template <class Visit>
 auto visit_shape(Precision precision, int d, bool hopper, Visit visit) {

@@ -5,9 +5,9 @@
 
 namespace pairops::cuda {
 
-// Embeddings are kept as `arrange` leaves them: float16 in panels of 64 numbers, 64 rows of 128
+// Embeddings are stored as pack_set writes them: float16 in panels of 64 numbers, 64 rows of 128
 // bytes one after the other, so that a tile is a few contiguous pieces. Within its row, chunk c of
-// 16 bytes stands at place c ^ (row % 8): eight rows' chunks c then lie in different banks, and it
+// 16 bytes stands at c ^ (row % 8): eight rows' chunks c then lie in different banks, and it
 // is the order that wgmma reads.
 constexpr int PANEL = 64, PANEL_ROWS = 64, ROW_BYTES = 2 * PANEL, CHUNK_BYTES = 16;
 constexpr int PANEL_BYTES = PANEL_ROWS * ROW_BYTES;
@@ -45,8 +45,8 @@ struct Shape {
     static_assert(rows % columns == 0 && PADDED_ROWS % rows == 0, "whole tiles");
 };
 
-// For Hopper: eight warps own 16 rows each, as above, and the last four bring `stages` tiles ahead,
-// whole ones, of embeddings whose `numbers` all fit beside X.
+// The shape for Hopper: eight warps own 16 rows each, as above, and the last four bring `stages`
+// tiles ahead, whole ones, of embeddings whose `numbers` all fit beside X.
 template <int slice_, int columns_, int stages_, int numbers = slice_>
 struct HopperShape {
     static constexpr int slice = slice_, warps = 8, columns = columns_, parts = 1;
@@ -60,13 +60,13 @@ struct HopperShape {
     static_assert(columns % 16 == 0 && columns <= PANEL_ROWS && rows == PADDED_ROWS, "whole tiles");
 };
 
-// Offsets of what a block keeps in shared memory, in bytes. Of columns' slots and indices, and of
-// flags, there are as many as stages: for this tile and those to come.
+// Offsets of a block's parts of shared memory, in bytes. Columns' slots and indices, and flags, are
+// there once for each stage: for this tile and those to come.
 struct Layout {
     int x, y, col_slots, at, row_slots, states, flags, barriers, exponents, bytes;
 };
 
-// row_slots, col_slots: vectors along rows and columns.  states: floats per row.
+// Slots are vectors along rows and columns; `states` are floats per row.
 template <class S>
 constexpr Layout layout(int row_slots, int col_slots, int states) {
     Layout l{};

@@ -13,15 +13,15 @@
 
 namespace pairops::cuda {
 
-// What a term is compiled as: its side and windows are told at run time.
+// The kind of a term is what is compiled; its side and windows are known at run time.
 template <class T>
 struct Kind {
-    using Gather = typename T::template Gather<float>;
+    using Accumulator = typename T::template Accumulator<float>;
     using Function = typename T::Function;
     static constexpr bool by_partner(int k) { return T::by_partner(k); }
     template <class U>
     static constexpr bool same =
-        std::is_same_v<Gather, typename Kind<U>::Gather> &&
+        std::is_same_v<Accumulator, typename Kind<U>::Accumulator> &&
         std::is_same_v<Function, typename Kind<U>::Function> &&
         by_partner(0) == Kind<U>::by_partner(0) && by_partner(1) == Kind<U>::by_partner(1);
 };
@@ -58,7 +58,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 template <class S>
 using Fragment = float[S::columns / 8][4];
 
-// An operand as a thread meets it, by its two rows or by the columns of a tile.
+// An operand as a thread reads it, by its two rows or by the columns of a tile.
 template <class S, bool by_row>
 class Operands {
    public:
@@ -69,11 +69,12 @@ class Operands {
             row_[0] = load_shared<float>(first);
             row_[1] = load_shared<float>(first + 4 * 8);
         } else {
-            const int place = stage * call.n_col_slots() + slot;
-            columns_ = call.at.col_slots + 4 * (place * S::columns + 2 * (lane() % 4));
+            const int index = stage * call.n_col_slots() + slot;
+            columns_ = call.at.col_slots + 4 * (index * S::columns + 2 * (lane() % 4));
         }
     }
-    // Of the t-th sums: (row, column), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+    // The values of the t-th sums are those of (row, column), (row, column + 1), (row + 8, column),
+    // (row + 8, column + 1).
     DEVICE void get(int t, float (&values)[4]) const {
         if (by_row) {
             values[0] = values[1] = row_[0];
@@ -97,35 +98,35 @@ DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     const Operands<S, false> high_j(call, HIGH, stage), rest_j(call, REST, stage);
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
-        float hi[4], hj[4], ei[4], ej[4];
-        high_i.get(t, hi);
-        high_j.get(t, hj);
-        rest_i.get(t, ei);
-        rest_j.get(t, ej);
+        float high_row[4], high_col[4], rest_row[4], rest_col[4];
+        high_i.get(t, high_row);
+        high_j.get(t, high_col);
+        rest_i.get(t, rest_row);
+        rest_j.get(t, rest_col);
         UNROLL
         for (int e = 0; e < 4; ++e) {
             if (call.normalized) {
                 // r is (1 + rest) times its first part: its rounding would be an error common to a
                 // whole row.
-                const float once = s[t][e] * (hi[e] * hj[e]);
-                s[t][e] = multiply_then_add(once, ei[e] + ej[e], once);
+                const float once = s[t][e] * (high_row[e] * high_col[e]);
+                s[t][e] = multiply_then_add(once, rest_row[e] + rest_col[e], once);
             } else {
                 // Powers of two, of which the product may overflow; an infinite s stays one.
-                s[t][e] = s[t][e] * hi[e] * hj[e];
+                s[t][e] = s[t][e] * high_row[e] * high_col[e];
             }
         }
     }
 }
 
-// Without the pairs that a window drops: s <= above, s >= below. A NaN is neither.
-template <class S, bool across>
+// The pairs without those that a window drops: s <= above, s >= below. A NaN is neither.
+template <class S, bool transposed>
 DEVICE std::uint32_t windowed(const Sweep& call, const TermCall& term, int stage,
-                              const Fragment<S>& s, std::uint32_t keep) {
+                              const Fragment<S>& s, std::uint32_t pairs) {
     UNROLL
     for (int side = 0; side < 2; ++side) {
         const int slot = side == 0 ? term.above : term.below;
         if (slot < 0) continue;
-        const Operands<S, !across> bounds(call, slot, stage);
+        const Operands<S, !transposed> bounds(call, slot, stage);
         UNROLL
         for (int t = 0; t < S::columns / 8; ++t) {
             float bound[4];
@@ -133,10 +134,10 @@ DEVICE std::uint32_t windowed(const Sweep& call, const TermCall& term, int stage
             UNROLL
             for (int e = 0; e < 4; ++e)
                 if (side == 0 ? s[t][e] <= bound[e] : s[t][e] >= bound[e])
-                    keep &= ~(1u << (4 * t + e));
+                    pairs &= ~(1u << (4 * t + e));
         }
     }
-    return keep;
+    return pairs;
 }
 
 // F::value and F::slopes of a pair, of as many arguments as F has.

@@ -6,18 +6,18 @@
 
 namespace pairops::cuda {
 
-// cotangent · share · slope of every pair, by s and by each argument, as `visit` asks for it:
-// visit(t, e, kept, share, slopes).
-template <class S, class K, bool across, class Visit>
+// Call visit(t, e, valid, share, slopes) for every pair: the cotangent times its share, and its
+// slopes by s and by each argument.
+template <class S, class K, bool transposed, class Visit>
 DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                       std::uint32_t keep, Visit visit) {
-    using G = typename K::Gather;
+                       std::uint32_t pairs, Visit visit) {
+    using Acc = typename K::Accumulator;
     using F = typename K::Function;
-    constexpr bool exponential = std::is_same_v<G, LogSumExp<float>>;
-    const Operands<S, K::by_partner(0) == across> first(call, larger(term.args[0], 0), stage);
-    const Operands<S, K::by_partner(1) == across> second(call, larger(term.args[1], 0), stage);
-    const Operands<S, !across> statistics(call, larger(term.statistic, 0), stage);
-    const Operands<S, !across> cotangents(call, term.cotangent, stage);
+    constexpr bool exponential = std::is_same_v<Acc, LogSumExp<float>>;
+    const Operands<S, K::by_partner(0) == transposed> first(call, larger(term.args[0], 0), stage);
+    const Operands<S, K::by_partner(1) == transposed> second(call, larger(term.args[1], 0), stage);
+    const Operands<S, !transposed> statistics(call, larger(term.statistic, 0), stage);
+    const Operands<S, !transposed> cotangents(call, term.cotangent, stage);
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
         float a[4], b[4], statistic[4], cotangent[4];
@@ -27,7 +27,7 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
         cotangents.get(t, cotangent);
         UNROLL
         for (int e = 0; e < 4; ++e) {
-            const bool kept = keep >> (4 * t + e) & 1;
+            const bool valid = pairs >> (4 * t + e) & 1;
             float share = cotangent[e];
             if (exponential) {
                 // An empty side has no share.
@@ -35,37 +35,38 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
                     statistic[e] == -infinity<float>() ? infinity<float>() : statistic[e];
                 share *= exp2((value_of<F>(s[t][e], a[e], b[e]) - of) * LOG2_E);
             }
-            visit(t, e, kept, share, slopes_of<F>(s[t][e], a[e], b[e]));
+            visit(t, e, valid, share, slopes_of<F>(s[t][e], a[e], b[e]));
         }
     }
 }
 
-// A pair that does not count weighs 0; its slope may be infinite or NaN.
-template <class S, class K, bool across>
+// The weight of a pair that does not count is 0; its slope may be infinite or NaN.
+template <class S, class K, bool transposed>
 DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                        std::uint32_t keep, Fragment<S>& weights) {
-    each_share<S, K, across>(call, term, stage, s, keep,
-                             [&](int t, int e, bool kept, float share, const auto& slopes) {
-                                 weights[t][e] += kept ? share * slopes.by[0] : 0.f;
-                             });
+                        std::uint32_t pairs, Fragment<S>& weights) {
+    each_share<S, K, transposed>(call, term, stage, s, pairs,
+                                 [&](int t, int e, bool valid, float share, const auto& slopes) {
+                                     weights[t][e] += valid ? share * slopes.by[0] : 0.f;
+                                 });
 }
 
-// Sums over the rows, of the gradients by arguments that stand along them.
-template <class S, class K, bool across>
+// Add to the sums over the rows of the gradients by arguments that stand along them.
+template <class S, class K, bool transposed>
 DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                       std::uint32_t keep) {
+                       std::uint32_t pairs) {
     constexpr int arity = K::Function::arity;
     if constexpr (arity > 0) {
         float sums[2][arity] = {};
-        each_share<S, K, across>(call, term, stage, s, keep,
-                                 [&](int, int e, bool kept, float share, const auto& slopes) {
-                                     UNROLL
-                                     for (int k = 0; k < arity; ++k)
-                                         sums[e / 2][k] += kept ? share * slopes.by[1 + k] : 0.f;
-                                 });
+        each_share<S, K, transposed>(call, term, stage, s, pairs,
+                                     [&](int, int e, bool valid, float share, const auto& slopes) {
+                                         UNROLL
+                                         for (int k = 0; k < arity; ++k)
+                                             sums[e / 2][k] +=
+                                                 valid ? share * slopes.by[1 + k] : 0.f;
+                                     });
         UNROLL
         for (int k = 0; k < arity; ++k) {
-            if (K::by_partner(k) != across || term.by_arg[k] < 0) continue;
+            if (K::by_partner(k) != transposed || term.by_arg[k] < 0) continue;
             UNROLL
             for (int h = 0; h < 2; ++h) {
                 float sum = sums[h][k];
@@ -73,35 +74,35 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
                 sum += shuffle_xor(sum, 2);
                 if (lane() % 4 != 0) continue;
                 const int row = 16 * warp() + lane() / 4 + 8 * h;
-                const Shared place[2] = {state_at<S>(call, term.by_arg[k], 0, row),
-                                         state_at<S>(call, term.by_arg[k], 1, row)};
-                Sum<float> total{load_shared<float>(place[0]), load_shared<float>(place[1])};
-                total.push(sum, 0);
-                store_shared(place[0], total.sum);
-                store_shared(place[1], total.lost);
+                const Shared address[2] = {state_at<S>(call, term.by_arg[k], 0, row),
+                                           state_at<S>(call, term.by_arg[k], 1, row)};
+                Sum<float> total{load_shared<float>(address[0]), load_shared<float>(address[1])};
+                total.update(sum, 0);
+                store_shared(address[0], total.sum);
+                store_shared(address[1], total.lost);
             }
         }
     }
 }
 
-// Everything that a term asks of a tile.
+// Add the weights and sums of one term.
 template <class S>
-DEVICE void weigh_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                       const Masks& masks, Fragment<S>& weights, bool embeddings) {
+DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
+                          const Masks& masks, Fragment<S>& weights, bool embeddings) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
     visit_kind(term.kind, [&](auto kind) {
         using K = decltype(kind);
-        if constexpr (!K::Gather::extreme) {
+        if constexpr (!K::Accumulator::extreme) {
             const auto both = [&](auto direction) {
-                constexpr bool across = decltype(direction)::value;
-                const std::uint32_t keep = windowed<S, across>(call, term, stage, s, side);
-                if (!ballot(keep != 0)) return;
-                if (embeddings) add_weights<S, K, across>(call, term, stage, s, keep, weights);
+                constexpr bool transposed = decltype(direction)::value;
+                const std::uint32_t pairs = windowed<S, transposed>(call, term, stage, s, side);
+                if (!ballot(pairs != 0)) return;
+                if (embeddings) add_weights<S, K, transposed>(call, term, stage, s, pairs, weights);
                 if (term.by_arg[0] >= 0 || term.by_arg[1] >= 0)
-                    add_slopes<S, K, across>(call, term, stage, s, keep);
+                    add_slopes<S, K, transposed>(call, term, stage, s, pairs);
             };
-            if (term.across)
+            if (term.transposed)
                 both(std::true_type());
             else
                 both(std::false_type());

@@ -1,4 +1,4 @@
-// The epilogue of a tile in the forward pass: its pairs are added to the statistics of their rows.
+// The epilogue of a tile in the forward pass: its pairs are added to the states of their rows.
 #pragma once
 
 #include <cstring>
@@ -10,7 +10,7 @@ namespace pairops::cuda {
 // One row's contributions as one state. Exponentials are taken of what is not above 0, and where a
 // maximum is infinite of the contributions themselves.
 template <int n>
-DEVICE Sum<float> state_of(const float (&f)[n], const int (&)[n], const Sum<float>*) {
+DEVICE Sum<float> from_tile(const float (&f)[n], const int (&)[n], const Sum<float>*) {
     float even = f[0], odd = f[1];
     UNROLL
     for (int k = 2; k < n; k += 2) {
@@ -20,7 +20,7 @@ DEVICE Sum<float> state_of(const float (&f)[n], const int (&)[n], const Sum<floa
     return {even + odd, 0.f};
 }
 template <int n>
-DEVICE LogSumExp<float> state_of(const float (&f)[n], const int (&)[n], const LogSumExp<float>*) {
+DEVICE LogSumExp<float> from_tile(const float (&f)[n], const int (&)[n], const LogSumExp<float>*) {
     float top = f[0] == f[0] ? f[0] : -infinity<float>();
     UNROLL
     for (int k = 1; k < n; ++k) top = f[k] > top ? f[k] : top;
@@ -33,42 +33,42 @@ DEVICE LogSumExp<float> state_of(const float (&f)[n], const int (&)[n], const Lo
     }
     return {top, even + odd};
 }
-template <int n, class G>
-DEVICE G state_of(const float (&f)[n], const int (&at)[n], const G*) {
-    G state = G::identity();
+template <int n, class Acc>
+DEVICE Acc from_tile(const float (&f)[n], const int (&at)[n], const Acc*) {
+    Acc state = Acc::init();
     UNROLL
-    for (int k = 0; k < n; ++k) state.push(f[k], at[k]);
+    for (int k = 0; k < n; ++k) state.update(f[k], at[k]);
     return state;
 }
 
-// A state is two words, in registers and in memory.
-struct Words {
+// A state is two floats, in registers and in memory.
+struct Floats {
     float of[2];
 };
-template <class G>
-HD inline Words words_of(const G& state) {
-    static_assert(sizeof(G) == sizeof(Words), "every monoid is two words");
-    Words words;
-    std::memcpy(&words, &state, sizeof words);
-    return words;
+template <class Acc>
+HD inline Floats floats_of(const Acc& state) {
+    static_assert(sizeof(Acc) == sizeof(Floats), "every state is two floats");
+    Floats floats;
+    std::memcpy(&floats, &state, sizeof floats);
+    return floats;
 }
-template <class G>
-HD inline G state_of(const Words& words) {
-    G state;
-    std::memcpy(&state, &words, sizeof state);
+template <class Acc>
+HD inline Acc state_of(const Floats& floats) {
+    Acc state;
+    std::memcpy(&state, &floats, sizeof state);
     return state;
 }
 
-// Where a block keeps the states of term k.
+// The address of a half of term k's state.
 template <class S>
-DEVICE Shared state_at(const Sweep& call, int k, int word, int row) {
-    return call.at.states + 4 * ((2 * k + word) * S::rows + row);
+DEVICE Shared state_at(const Sweep& call, int k, int half, int row) {
+    return call.at.states + 4 * ((2 * k + half) * S::rows + row);
 }
 
 template <class S, class K>
-DEVICE void gather_term(const Sweep& call, const TermCall& term, int k, int stage,
-                        const Fragment<S>& s, std::uint32_t keep) {
-    using G = typename K::Gather;
+DEVICE void forward_term(const Sweep& call, const TermCall& term, int k, int stage,
+                         const Fragment<S>& s, std::uint32_t pairs) {
+    using Acc = typename K::Accumulator;
     using F = typename K::Function;
     constexpr int n = S::columns / 4;
     float f[2][n];
@@ -83,34 +83,35 @@ DEVICE void gather_term(const Sweep& call, const TermCall& term, int k, int stag
         struct Pair {
             int first, second;
         } columns{};
-        if (G::keeps_argument)
+        if (Acc::has_argument)
             columns =
                 load_shared<Pair>(call.at.at + 4 * (stage * S::columns + 8 * t + 2 * (lane() % 4)));
         UNROLL
         for (int e = 0; e < 4; ++e) {
-            const bool kept = keep >> (4 * t + e) & 1;
-            f[e / 2][2 * t + e % 2] = kept ? value_of<F>(s[t][e], a[e], b[e]) : G::fill();
+            const bool valid = pairs >> (4 * t + e) & 1;
+            f[e / 2][2 * t + e % 2] = valid ? value_of<F>(s[t][e], a[e], b[e]) : Acc::neutral();
             const int column = e % 2 == 0 ? columns.first : columns.second;
-            at[e / 2][2 * t + e % 2] = kept ? column : nowhere<float>();
+            at[e / 2][2 * t + e % 2] = valid ? column : nowhere<float>();
         }
     }
     UNROLL
     for (int h = 0; h < 2; ++h) {
-        G state = state_of(f[h], at[h], static_cast<const G*>(nullptr));
+        Acc state = from_tile(f[h], at[h], static_cast<const Acc*>(nullptr));
         UNROLL
-        for (int across = 1; across <= 2; across *= 2) {  // the lanes of a quad
-            const Words mine = words_of(state);
-            state.merge(state_of<G>(
-                Words{{shuffle_xor(mine.of[0], across), shuffle_xor(mine.of[1], across)}}));
+        for (int offset = 1; offset <= 2; offset *= 2) {  // the lanes of a quad
+            const Floats mine = floats_of(state);
+            state.merge(state_of<Acc>(
+                Floats{{shuffle_xor(mine.of[0], offset), shuffle_xor(mine.of[1], offset)}}));
         }
         if (lane() % 4 != 0) continue;
         const int row = 16 * warp() + lane() / 4 + 8 * h;
-        const Shared place[2] = {state_at<S>(call, k, 0, row), state_at<S>(call, k, 1, row)};
-        G known = state_of<G>(Words{{load_shared<float>(place[0]), load_shared<float>(place[1])}});
+        const Shared address[2] = {state_at<S>(call, k, 0, row), state_at<S>(call, k, 1, row)};
+        Acc known =
+            state_of<Acc>(Floats{{load_shared<float>(address[0]), load_shared<float>(address[1])}});
         known.merge(state);
-        const Words words = words_of(known);
-        store_shared(place[0], words.of[0]);
-        store_shared(place[1], words.of[1]);
+        const Floats floats = floats_of(known);
+        store_shared(address[0], floats.of[0]);
+        store_shared(address[1], floats.of[1]);
     }
 }
 

@@ -6,7 +6,7 @@
 
 namespace pairops::cuda {
 
-// Copies rows [row, row + T::rows) of `panels` panels of every part, from panel `first` of each.
+// Copy rows [row, row + T::rows) of `panels` panels of every part, from panel `first` of each.
 template <class T, int threads, int parts>
 DEVICE void copy_tile(Shared to, const Set& set, int panels, int row, int first) {
     constexpr int pieces = T::panel_bytes / CHUNK_BYTES, each = T::panels / parts;
@@ -23,7 +23,7 @@ DEVICE void copy_tile(Shared to, const Set& set, int panels, int row, int first)
     }
 }
 
-// Where a lane reads row `row` of a tile from, at chunk 0 or 1 of a panel. Chunk c (even) of its
+// The address of row `row` of a tile for a lane, at chunk 0 or 1 of a panel. Chunk c (even) of its
 // panel p is at (this ^ 16 c) + p · T::panel_bytes: the swizzle touches no other bit.
 template <class T>
 DEVICE Shared lane_row(Shared tile, int row, int chunk) {
@@ -32,12 +32,12 @@ DEVICE Shared lane_row(Shared tile, int row, int chunk) {
            ((chunk ^ (in_block % 8)) * CHUNK_BYTES);
 }
 
-// Three sums of which two change places with x and y, or one.
+// Three sums, of which two are swapped with x and y, or one.
 template <class S>
 using Products = float[S::parts == 1 ? 1 : 3][S::columns / 8][4];
 
-// products += x yᵀ of a warp's 16 rows and all columns. The order is that of the numbers, in every
-// sweep: s has the same bits in both passes, and as s_ji.
+// Add x yᵀ of a warp's 16 rows and all columns to the products, in the order of the numbers in
+// every sweep: s has the same bits in both passes, and as s_ji.
 template <class S>
 DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
     constexpr int panels = S::chunk_panels;
@@ -110,8 +110,8 @@ DEVICE void pack_weights(const Fragment<S>& weights,
     }
 }
 
-// sums += weights · y over a chunk of numbers of the tile: S::chunk of them, those of the sums that
-// begin at `first`. The smallest parts first.
+// Add weights · y over a chunk of numbers of the tile, the smallest parts first: S::chunk of them,
+// those of the sums that begin at `first`.
 template <class S, int weight_parts, int first>
 DEVICE void accumulate(float (&sums)[S::slice / 8][4],
                        const std::uint32_t (&weights)[weight_parts][S::columns / 16][4], Shared y) {

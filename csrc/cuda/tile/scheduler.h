@@ -10,50 +10,52 @@ namespace pairops::cuda {
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
-// The tiles of a block: free ones, of negatives only, from left to right; then those that its
-// intervals touch, and a ragged last one. Visits [begin, end) of them are this block's part.
+// The tiles of a block: full ones, of negatives only, from left to right; then the partial ones,
+// which its intervals touch, and a ragged last one. Visits [begin, end) of them are this block's
+// part.
 template <class S>
 struct Walk {
-    int first, width, free, tiles, visits, begin, end;
+    int first, width, full_tiles, tiles, visits, begin, end;
 
     DEVICE explicit Walk(const Sweep& call) {
-        const int kept_rows = load_global(call.rows.kept), kept = load_global(call.cols.kept);
+        const int n_valid_rows = load_global(call.rows.n_valid),
+                  n_valid_cols = load_global(call.cols.n_valid);
         const int row = block_x() * S::rows;
-        tiles = (kept + S::columns - 1) / S::columns;
+        tiles = (n_valid_cols + S::columns - 1) / S::columns;
         Index low = 0, high = 0;
         if (call.band) {
             low = load_global(call.band + 2 * block_x());
             high = load_global(call.band + 2 * block_x() + 1);
         } else {
-            low = load_global(call.lo + row);
-            high = load_global(call.hi + smaller(row + S::rows, call.rows.n) - 1);
+            low = load_global(call.pos_begin + row);
+            high = load_global(call.pos_end + smaller(row + S::rows, call.rows.n) - 1);
         }
         first = smaller(int(low / S::columns), tiles);
         const int last = smaller(int((high + S::columns - 1) / S::columns), tiles);
         width = larger(last - first, 0);
-        const bool ragged = kept % S::columns != 0 && (width == 0 || last < tiles);
-        visits = row >= kept_rows ? 0 : call.band_only ? width : tiles;
-        free = visits == 0 || call.band_only ? 0 : tiles - width - (ragged ? 1 : 0);
+        const bool ragged = n_valid_cols % S::columns != 0 && (width == 0 || last < tiles);
+        visits = row >= n_valid_rows ? 0 : call.band_only ? width : tiles;
+        full_tiles = visits == 0 || call.band_only ? 0 : tiles - width - (ragged ? 1 : 0);
         begin = int(Index(visits) * block_y() / blocks_y());
         end = int(Index(visits) * (block_y() + 1) / blocks_y());
     }
 
-    DEVICE bool masked(int visit) const { return visit >= free; }
+    DEVICE bool partial(int visit) const { return visit >= full_tiles; }
     DEVICE int tile(int visit) const {
-        if (visit < free) return visit < first ? visit : visit + width;
-        return visit - free < width ? first + visit - free : tiles - 1;
+        if (visit < full_tiles) return visit < first ? visit : visit + width;
+        return visit - full_tiles < width ? first + visit - full_tiles : tiles - 1;
     }
 };
 
-// Did any term's window keep a pair of this tile, in either role of its rows?
+// Does any term have a pair of this tile inside its windows, with its rows as owners or partners?
 template <class S>
-DEVICE bool alive(const WeighCall& call, int tile) {
+DEVICE bool has_pairs(const BackwardCall& call, int tile) {
     constexpr int ratio = S::rows / S::columns;  // tiles of a block
     const int row_tiles = (call.rows.n + S::columns - 1) / S::columns;
     const int col_tiles = (call.cols.n + S::columns - 1) / S::columns;
     for (int k = 0; k < call.n_terms; ++k) {
         const std::uint8_t* bits = call.terms[k].bits;
-        if (!call.terms[k].across) {
+        if (!call.terms[k].transposed) {
             if (load_global(bits + Index(block_x()) * col_tiles + tile)) return true;
             continue;
         }
@@ -65,23 +67,23 @@ DEVICE bool alive(const WeighCall& call, int tile) {
     return false;
 }
 
-// The first visit from `visit` on of a tile that is alive; all lanes of a warp ask together.
+// The first visit from `visit` on of a tile that has pairs; all lanes of a warp ask together.
 template <class S>
-DEVICE int next_visit(const WeighCall& call, const Walk<S>& walk, int visit) {
+DEVICE int next_visit(const BackwardCall& call, const Walk<S>& walk, int visit) {
     if (!call.by_bits) return visit;
     for (; visit < walk.end; visit += 32) {
         const int mine = visit + lane();
-        const std::uint32_t found = ballot(mine < walk.end && alive<S>(call, walk.tile(mine)));
+        const std::uint32_t found = ballot(mine < walk.end && has_pairs<S>(call, walk.tile(mine)));
         if (found) return visit + first_bit(found);
     }
     return visit;
 }
 template <class S>
-DEVICE int next_visit(const GatherCall&, const Walk<S>&, int visit) {
+DEVICE int next_visit(const ForwardCall&, const Walk<S>&, int visit) {
     return visit;
 }
 
-// Of a thread's pairs of a tile, bit 4 t + e for element e of its t-th 16×8 sums.
+// Masks of a thread's pairs of a tile have bit 4 t + e for element e of its t-th 16×8 sums.
 struct Masks {
     std::uint32_t positive, present;
 
@@ -94,39 +96,40 @@ template <class S>
 constexpr std::uint32_t every_pair = S::columns == 64 ? 0xffffffff : (1u << S::columns / 2) - 1;
 
 template <class S>
-DEVICE Masks free_masks() {
+DEVICE Masks full_masks() {
     return {0, every_pair<S>};
 }
 
-// The masks of rows i, i + 8 (places of the sweep's rows) and the columns of `tile`.
+// The masks of rows i, i + 8 (positions of the sweep's rows) and the columns of `tile`.
 template <class S>
 DEVICE Masks masks(const Sweep& call, int i, int tile) {
-    const int kept = load_global(call.cols.kept), kept_rows = load_global(call.rows.kept);
+    const int n_valid_cols = load_global(call.cols.n_valid),
+              n_valid_rows = load_global(call.rows.n_valid);
     Masks found{0, 0};
     UNROLL
     for (int h = 0; h < 2; ++h) {
         const int row = i + 8 * h;
-        if (row >= kept_rows) continue;
-        Index lo = 0, hi = 0, own = -1;
+        if (row >= n_valid_rows) continue;
+        Index pos_begin = 0, pos_end = 0, self_index = -1;
         if (!call.transposed) {
-            lo = load_global(call.lo + row);
-            hi = load_global(call.hi + row);
-            own = load_global(call.own + row);
+            pos_begin = load_global(call.pos_begin + row);
+            pos_end = load_global(call.pos_end + row);
+            self_index = load_global(call.self_index + row);
         }
         UNROLL
         for (int k = 0; k < S::columns / 4; ++k) {
             const int column = tile * S::columns + 8 * (k / 2) + 2 * (lane() % 4) + k % 2;
-            if (column >= kept) continue;
+            if (column >= n_valid_cols) continue;
             if (call.transposed) {
-                lo = load_global(call.lo + column);
-                hi = load_global(call.hi + column);
-                own = load_global(call.own + column);
+                pos_begin = load_global(call.pos_begin + column);
+                pos_end = load_global(call.pos_end + column);
+                self_index = load_global(call.self_index + column);
             }
-            const Index place = call.transposed ? row : column;
-            if (place == own) continue;
+            const Index position = call.transposed ? row : column;
+            if (position == self_index) continue;
             const std::uint32_t bit = 1u << (4 * (k / 2) + 2 * h + k % 2);
             found.present |= bit;
-            if (lo <= place && place < hi) found.positive |= bit;
+            if (pos_begin <= position && position < pos_end) found.positive |= bit;
         }
     }
     return found;

@@ -35,7 +35,7 @@ def _arrange(
     high, rest = arranged.scales
     written = [t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)]
     with on_device(z):
-        kernels.module.arrange(
+        kernels.module.pack(
             given, DTYPES[z.dtype], n, d, scales, *places, kernels.panels, kernels.parts, *written,
             stream_of(z),
         )  # fmt: skip
@@ -59,7 +59,7 @@ def relate(
     n, d = z.shape
     rows, (high, rest), kept = arranged
     with on_device(z):
-        kernels.module.relate(
+        kernels.module.sort_by_label(
             z.data_ptr(), DTYPES[z.dtype], n, d, _at(labels), _at(others),
             0 if others is None else others.shape[0], ignore_index, exclude_self, normalize,
             tuple([_at(place) for place in places]), _at(keep), _at(scale),

@@ -144,7 +144,7 @@ def _by_cpu(
     whole = [None if z is None else z.contiguous() for z in (labels, ref_labels)]
     given = [None if z is None else z.data_ptr() for z in whole]
     outputs = [z.data_ptr() for z in result]
-    extension.native.relate(
+    extension.native.sort_by_label(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
 

@@ -53,7 +53,7 @@ def relate_at_once(
             scale_y = torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
             at_y = scale_y.data_ptr()
             outputs += (at_y,)
-    complete, all_positive = extension.native.relate(
+    complete, all_positive = extension.native.sort_by_label(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
     # Of the columns of another set it is known where they are paired one by one.

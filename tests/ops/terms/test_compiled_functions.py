@@ -89,7 +89,7 @@ def gather(name: str, f: Tensor, split: int = 0) -> tuple[Tensor, int, Tensor]:
     argument = torch.full((1,), -2, dtype=torch.int32, device=f.device)
     addresses = {"contributions": f, "value": value, "argument": argument, "shares": shares}
     addresses = {k: tensor.data_ptr() for k, tensor in addresses.items()}
-    _native.probe_gather(name, n=len(f), split=split, **addresses, **placed(f))
+    _native.probe_accumulator(name, n=len(f), split=split, **addresses, **placed(f))
     return value[0], int(argument), shares
 
 
@@ -275,7 +275,7 @@ GATHER = {"dtype": "float32", "n": 0, "split": 0, **dict.fromkeys(PLACES, 0)}
 )
 def test_bad_input_is_refused(call, message):
     is_gather = "split" in call
-    probe = _native.probe_gather if is_gather else _native.probe_function
+    probe = _native.probe_accumulator if is_gather else _native.probe_function
     with pytest.raises(ValueError, match=message):
         probe(**{"name": "sum" if is_gather else "identity"} | call)
 
@@ -283,7 +283,7 @@ def test_bad_input_is_refused(call, message):
 @pytest.mark.skipif(CUDA, reason="this build has CUDA kernels")
 def test_a_stream_is_refused_without_cuda_kernels():
     with pytest.raises(ValueError, match="stream is 0; it must be None: this build has no CUDA"):
-        _native.probe_gather("sum", **GATHER, stream=0)
+        _native.probe_accumulator("sum", **GATHER, stream=0)
 
 
 @pytest.mark.skipif(
@@ -291,8 +291,8 @@ def test_a_stream_is_refused_without_cuda_kernels():
     reason="needs CUDA kernels and no driver",
 )
 def test_a_refused_launch_raises():
-    with pytest.raises(RuntimeError, match="launch of gather_kernel: cuda"):
-        _native.probe_gather("sum", **GATHER, stream=0)
+    with pytest.raises(RuntimeError, match="launch of accumulator_kernel: cuda"):
+        _native.probe_accumulator("sum", **GATHER, stream=0)
     with pytest.raises(RuntimeError, match="launch of function_kernel: cuda"):
         _native.probe_function("identity", **FUNCTION | {"n": 1}, stream=0)
 

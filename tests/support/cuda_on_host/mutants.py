@@ -33,23 +33,26 @@ class Mutant(NamedTuple):
     # Who is asked first: "result" (wrong, or an error of the machine), "address" or "thread".
     by: str = "result"
     case: str = ONE_SET
-    first: str = "gather"  # of an edit of both, the kernel that is asked first
+    first: str = "forward"  # of an edit of both, the kernel that is asked first
     # What is compiled: the kernels of one shape.
-    gather: str = "gather_in<Plain64>(GatherCall, int, int, Stream)"
-    weigh: str = "weigh_in<Plain64, 1>(WeighCall, int, Stream)"
+    forward: str = "launch_forward<Plain64>(ForwardCall, int, int, Stream)"
+    backward: str = "launch_backward<Plain64, 1>(BackwardCall, int, Stream)"
+
+    def kernels(self) -> tuple[str, str]:
+        return self.forward, self.backward
 
     def streamed(self) -> "Mutant":
-        changed = [kernel.replace("Plain64", "PlainAny") for kernel in (self.gather, self.weigh)]
-        return self._replace(case=STREAMED, gather=changed[0], weigh=changed[1])
+        changed = [kernel.replace("Plain64", "PlainAny") for kernel in self.kernels()]
+        return self._replace(case=STREAMED, forward=changed[0], backward=changed[1])
 
     def split(self) -> "Mutant":
-        weigh = self.weigh.replace("Plain64, 1", "Split64, 2")
-        gather = self.gather.replace("Plain64", "Split64")
-        return self._replace(case=SPLIT, gather=gather, weigh=weigh)
+        backward = self.backward.replace("Plain64, 1", "Split64, 2")
+        forward = self.forward.replace("Plain64", "Split64")
+        return self._replace(case=SPLIT, forward=forward, backward=backward)
 
     def hopper(self) -> "Mutant":
-        changed = [kernel.replace("Plain64", "Hopper64") for kernel in (self.gather, self.weigh)]
-        return self._replace(case="Hopper " + self.case, gather=changed[0], weigh=changed[1])
+        changed = [kernel.replace("Plain64", "Hopper64") for kernel in self.kernels()]
+        return self._replace(case="Hopper " + self.case, forward=changed[0], backward=changed[1])
 
 
 WAIT = "        copies_wait<0>();\n        block_sync();\n"
@@ -72,32 +75,33 @@ MUTANTS = [
     Mutant("flags of one stage", FORWARD,
            "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)"),
     # Layouts.
-    Mutant("swizzle of arrange", "around/pack.h",
+    Mutant("swizzle of pack", "around/pack.h",
            "((lane() / 4) ^ (i % 8))", "((lane() / 4) ^ (i % 4))"),
     Mutant("swizzle of a lane's row", MMA, "(in_block % 8)", "(in_block % 4)"),
     Mutant("no second part of y", MMA,
            "multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);",
-           "{}", first="weigh").split(),
+           "{}", first="backward").split(),
     # What lies beyond a set, or does not count.
-    Mutant("row guard of masks", SCHEDULER, "if (row >= kept_rows) continue;", "", "address"),
+    Mutant("row guard of masks", SCHEDULER, "if (row >= n_valid_rows) continue;", "", "address"),
     Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address"),
     Mutant("row guard of the gradient", BACKWARD,
-           "if (i >= smaller(call.rows.n, load_global(call.rows.kept))) continue;", "", "address"),
+           "if (i >= smaller(call.rows.n, load_global(call.rows.n_valid))) continue;",
+           "", "address"),
     Mutant("column guard of operands", MAINLOOP,
-           "if (place >= S::columns || column >= load_global(call.cols.kept)) return -1;",
-           "if (place >= S::columns) return -1;", "address"),
-    Mutant("column guard of masks", SCHEDULER, "if (column >= kept) continue;", ""),
-    Mutant("ragged tile as a free one", SCHEDULER,
+           "if (in_tile >= S::columns || column >= load_global(call.cols.n_valid)) return -1;",
+           "if (in_tile >= S::columns) return -1;", "address"),
+    Mutant("column guard of masks", SCHEDULER, "if (column >= n_valid_cols) continue;", ""),
+    Mutant("ragged tile as a full one", SCHEDULER,
            "tiles - width - (ragged ? 1 : 0)", "tiles - width"),
-    Mutant("own pair counts", SCHEDULER, "if (place == own) continue;", ""),
+    Mutant("pair with itself counts", SCHEDULER, "if (position == self_index) continue;", ""),
     Mutant("sums of ignored rows", BACKWARD,
-           "kept ? sum.result().value : 0.f", "sum.result().value"),
-    Mutant("bits of one role", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;",
-           first="weigh"),
+           "valid ? sum.finalize().value : 0.f", "sum.finalize().value"),
+    Mutant("bits of one view", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;",
+           first="backward"),
     # Numbers.
     Mutant("half of a quad's merge", "tile/epilogue_forward.h",
-           "for (int across = 1; across <= 2; across *= 2)",
-           "for (int across = 1; across <= 1; across *= 2)"),
+           "for (int offset = 1; offset <= 2; offset *= 2)",
+           "for (int offset = 1; offset <= 1; offset *= 2)"),
     Mutant("no exponent", BACKWARD,
            "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
     Mutant("no shrinking", "tile/epilogue_backward.h",
@@ -107,8 +111,8 @@ MUTANTS = [
            "(Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i",
            "Index(k) * 2 * call.rows.n + i", "thread", TWO_SETS),
     Mutant("the last split alone", "around/finalize.h",
-           "state.merge(state_of<G>(Words{{from[0], from[call.n]}}));",
-           "state = state_of<G>(Words{{from[0], from[call.n]}});", "result", TWO_SETS),
+           "state.merge(state_of<Acc>(Floats{{from[0], from[call.n]}}));",
+           "state = state_of<Acc>(Floats{{from[0], from[call.n]}});", "result", TWO_SETS),
     # Hopper's.
     Mutant("no wait for a full stage", SM90,
            "barrier_wait(turn.full(call), turn.parity);", "").hopper(),
@@ -126,7 +130,7 @@ MUTANTS = [
     Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
     Mutant("no second phase", SM90, "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
     Mutant("no wait for s", SM90, "wgmma_wait<0>(s);", "").hopper(),
-    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "", first="weigh").hopper(),
+    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "", first="backward").hopper(),
     Mutant("states are read early", SM90, "group_sync(1, S::workers);", "").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
@@ -144,16 +148,16 @@ HEADER = '#include "cuda/kernels/launchers.h"\nnamespace pairops::cuda {\ntempla
 
 
 def affected(file: str) -> tuple[str, ...]:
-    """Which of api.cu, gather and weigh a header's edit is compiled into."""
+    """Which of api.cu, forward and backward a header's edit is compiled into."""
     if not file:
         return ()
     if file.startswith("around/"):
         return ("api",)
     if file.endswith("forward.h"):
-        return ("gather",)
+        return ("forward",)
     if file.endswith("backward.h"):
-        return ("weigh",)
-    return ("gather", "weigh")
+        return ("backward",)
+    return ("forward", "backward")
 
 
 class Bench:
@@ -170,7 +174,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         new: list[str] = []  # compiled from the copy
         old: list[str] = []
-        for kernel in ("gather", "weigh"):
+        for kernel in ("forward", "backward"):
             source = folder / f"{kernel}.cu"
             source.write_text(HEADER % getattr(mutant, kernel))
             if kernel in edited:

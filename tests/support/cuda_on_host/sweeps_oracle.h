@@ -18,7 +18,7 @@ struct Given {
 
 // A term as a caller has it: its kind by name, "lse:affine(op)".
 struct Term {
-    std::string name, gather, function;
+    std::string name, accumulator, function;
     int kind, owners;  // the set that these are of
     Side side;
     bool by_partner[2];
@@ -28,7 +28,9 @@ struct Term {
     Exact<Index> arguments;
     Exact<std::uint8_t> bits;
 
-    bool extreme() const { return gather[0] == 'l' ? gather != "lse" : gather[0] == 'h'; }
+    bool extreme() const {
+        return accumulator[0] == 'l' ? accumulator != "lse" : accumulator[0] == 'h';
+    }
     bool windowed() const { return above.present || below.present; }
     int arity() const { return function == "identity" ? 0 : 2; }
 };
@@ -80,9 +82,9 @@ struct Expected {
     int argument;
 };
 inline Expected statistic(const Problem& problem, const Term& term, int owner) {
-    const bool lowest = term.gather.rfind("lowest", 0) == 0;
-    if (!term.extreme() && term.gather != "lse" && term.gather != "sum")
-        throw Wrong("the oracle has no gather " + term.gather);
+    const bool lowest = term.accumulator.rfind("lowest", 0) == 0;
+    if (!term.extreme() && term.accumulator != "lse" && term.accumulator != "sum")
+        throw Wrong("the oracle has no accumulator " + term.accumulator);
     double sum = 0, size = 0, best = lowest ? INFINITY : -INFINITY, top = -INFINITY;
     int argument = -1;
     each_pair(problem, term, owner, [&](const Pair& pair) {
@@ -92,7 +94,7 @@ inline Expected statistic(const Problem& problem, const Term& term, int owner) {
         top = std::fmax(top, f);
         if (argument < 0 || (lowest ? f < best : f > best)) best = f, argument = pair.partner;
     });
-    if (term.gather == "sum") return {sum, size, -1};
+    if (term.accumulator == "sum") return {sum, size, -1};
     if (term.extreme()) return {best, std::fabs(best), argument};
     double exponentials = 0;
     each_pair(problem, term, owner, [&](const Pair& pair) {
@@ -125,12 +127,12 @@ inline Gradients gradients(const Problem& problem, const std::vector<Term>& term
             size[k] = by_arg[k];
         }
         for (int owner = 0; owner < (term.extreme() ? 0 : n); owner++) {
-            if (!problem.set(term.owners).keep[owner]) continue;
+            if (!problem.set(term.owners).valid[owner]) continue;
             const double value = statistic(problem, term, owner).value;
             each_pair(problem, term, owner, [&](const Pair& pair) {
                 const Contribution one = contribution(term, pair);
-                const double share =
-                    term.cotangent.at(owner) * (term.gather == "lse" ? std::exp(one.f - value) : 1);
+                const double share = term.cotangent.at(owner) *
+                                     (term.accumulator == "lse" ? std::exp(one.f - value) : 1);
                 const double weight = share * one.by_s;
                 const OneSet &x = problem.x, &y = problem.y();
                 double* to_x = &found.by[0][std::size_t(pair.i) * std::size_t(d)];
@@ -156,7 +158,7 @@ inline Gradients gradients(const Problem& problem, const std::vector<Term>& term
     for (int axis = 0; axis < 2; axis++) {
         const OneSet& set = problem.set(axis);
         for (int i = 0; i < set.n; i++) {
-            if (!set.keep[i]) continue;
+            if (!set.valid[i]) continue;
             double* g = &found.by[axis][std::size_t(i) * std::size_t(d)];
             const double r = set.r[std::size_t(i)];
             double along = 0;

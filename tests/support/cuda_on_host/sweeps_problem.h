@@ -96,20 +96,20 @@ struct Shaped {
 };
 
 struct OneSet {
-    int n, d, kept;
+    int n, d, n_valid;
     std::vector<int> label;  // -1: ignored
     std::vector<double> x, r;
     Exact<unsigned char> z;  // x, of the dtype
     Exact<double> scale;
-    Exact<Index> order;
-    Exact<bool> keep;
+    Exact<Index> permutation;
+    Exact<bool> valid;
     Exact<std::uint16_t> rows;  // as arrange leaves them
     Exact<float> high, rest;
-    Exact<std::int32_t> kept_found;
+    Exact<std::int32_t> n_valid_found;
 
     const double* row(int i) const { return x.data() + std::size_t(i) * std::size_t(d); }
     Set told() const {
-        return {rows.data(), high.data(), rest.data(), order.data(), kept_found.data(), n};
+        return {rows.data(), high.data(), rest.data(), permutation.data(), n_valid_found.data(), n};
     }
 };
 
@@ -121,14 +121,14 @@ inline OneSet make_set(const Shaped& shaped, int n, Random& random,
     const std::string dtype = shaped.dtype;
     const std::size_t width = dtype == "float32" ? 4 : 2, all = std::size_t(n) * std::size_t(d);
     set.z = Exact<unsigned char>(all * width);
-    set.order = Exact<Index>(std::size_t(n));
-    set.keep = Exact<bool>(std::size_t(n), true);
+    set.permutation = Exact<Index>(std::size_t(n));
+    set.valid = Exact<bool>(std::size_t(n), true);
     for (int i = 0; i < n; i++) set.label.push_back(int(random.below(unsigned(shaped.classes))));
     for (int i = 0; i < shaped.ignored && n > 0; i++) set.label[random.below(unsigned(n))] = -1;
     for (int i = 0; i < n; i++) {
         const int label = set.label[i];
-        set.keep[i] = label >= 0;
-        set.kept += label >= 0;
+        set.valid[i] = label >= 0;
+        set.n_valid += label >= 0;
         // Scales of all sizes, where they make no difference to s.
         const double size =
             shaped.normalized ? std::exp((width == 2 && dtype[0] == 'f' ? 2 : 6) * random.normal())
@@ -161,14 +161,14 @@ inline OneSet make_set(const Shaped& shaped, int n, Random& random,
             std::memcpy(&set.z[at * width], from, width);
         }
         set.r.push_back(shaped.normalized ? 1 / std::sqrt(squares) : 1);
-        set.order[i] = i;
+        set.permutation[i] = i;
     }
     const auto key = [&](Index i) { return set.label[i] < 0 ? 1 << 30 : set.label[i]; };
-    std::stable_sort(set.order.data(), set.order.data() + n,
+    std::stable_sort(set.permutation.data(), set.permutation.data() + n,
                      [&](Index a, Index b) { return key(a) < key(b); });
     if (shaped.normalized) {
         set.scale = Exact<double>(std::size_t(n));
-        for (int i = 0; i < n; i++) set.scale[i] = set.keep[i] ? set.r[i] : 0;
+        for (int i = 0; i < n; i++) set.scale[i] = set.valid[i] ? set.r[i] : 0;
     }
     return set;
 }
@@ -179,7 +179,7 @@ struct Problem {
     Random random;
     OneSet x, y_;             // y_: empty if it is x
     std::vector<int> itself;  // of each row of x the row of y that it is, or -1
-    Exact<Index> lo, hi, own;
+    Exact<Index> pos_begin, pos_end, self_index;
     std::vector<double> s;
 
     const OneSet& y() const { return same ? x : y_; }
@@ -191,7 +191,7 @@ struct Problem {
         x = make_set(of, of.n, random, centres);
         if (!same) y_ = make_set(of, of.m, random, centres);
         const OneSet& other = y();
-        relate(other);
+        sort_by_label(other);
         s.resize(std::size_t(x.n) * std::size_t(other.n));
         for (int i = 0; i < x.n; i++) {
             for (int j = 0; j < other.n; j++) {
@@ -214,23 +214,23 @@ struct Problem {
 
    private:
     // Places, as Python's `relate` would say.
-    void relate(const OneSet& other) {
+    void sort_by_label(const OneSet& other) {
         const auto n = std::size_t(x.n);
-        lo = Exact<Index>(n), hi = Exact<Index>(n), own = Exact<Index>(n);
+        pos_begin = Exact<Index>(n), pos_end = Exact<Index>(n), self_index = Exact<Index>(n);
         std::vector<int> place(std::size_t(other.n));
-        for (int at = 0; at < other.n; at++) place[std::size_t(other.order[at])] = at;
+        for (int at = 0; at < other.n; at++) place[std::size_t(other.permutation[at])] = at;
         for (int i = 0; i < x.n; i++)
             itself.push_back(same ? i : i % 3 == 0 && i < other.n ? i : -1);
         for (int at = 0; at < x.n; at++) {
-            const int i = int(x.order[at]);
+            const int i = int(x.permutation[at]);
             const auto key = [](int label) { return label < 0 ? 1 << 30 : label; };
             Index below = 0, equal = 0;
             for (int j = 0; j < other.n; j++) {
                 below += key(other.label[j]) < key(x.label[i]);
                 equal += other.label[j] == x.label[i];
             }
-            lo[at] = below, hi[at] = below + equal;
-            own[at] = itself[i] < 0 ? -1 : place[std::size_t(itself[i])];
+            pos_begin[at] = below, pos_end[at] = below + equal;
+            self_index[at] = itself[i] < 0 ? -1 : place[std::size_t(itself[i])];
         }
     }
 };

@@ -18,13 +18,13 @@ class Run {
 
     // Of which sets is a gradient by the embeddings asked for?
     void all(bool by_x, bool by_y) {
-        if (!problem_.x.rows.size()) arrange_set(problem_.x);
-        if (!problem_.same && !problem_.y_.rows.size()) arrange_set(problem_.y_);
-        for (int axis = 0; axis < (problem_.same ? 1 : 2); axis++) gather_terms(axis);
+        if (!problem_.x.rows.size()) pack(problem_.x);
+        if (!problem_.same && !problem_.y_.rows.size()) pack(problem_.y_);
+        for (int axis = 0; axis < (problem_.same ? 1 : 2); axis++) forward_terms(axis);
         check_statistics();
         const Gradients expected = gradients(problem_, terms_);
-        weigh_rows(0, by_x, expected);
-        if (!problem_.same) weigh_rows(1, by_y, expected);
+        backward_rows(0, by_x, expected);
+        if (!problem_.same) backward_rows(1, by_y, expected);
     }
 
    private:
@@ -43,21 +43,22 @@ class Run {
     int blocks(int n) const { return (n + facts_.rows - 1) / facts_.rows; }
     int tiles(int n) const { return (n + facts_.columns - 1) / facts_.columns; }
 
-    void arrange_set(OneSet& set) {
+    void pack(OneSet& set) {
         const int padded = (set.n + PADDED_ROWS - 1) / PADDED_ROWS * PADDED_ROWS;
         const auto numbers = std::size_t(padded) * std::size_t(facts_.parts * panels_ * PANEL);
         set.rows = Exact<std::uint16_t>(numbers);
         set.high = Exact<float>(std::size_t(padded));
         set.rest = Exact<float>(std::size_t(padded));
-        set.kept_found = Exact<std::int32_t>(1);
-        arrange({set.z.data(), set.scale.data_or_null(), set.order.data(), set.keep.data(), set.n,
-                 set.d, panels_, set.rows.data(), set.high.data(), set.rest.data(),
-                 set.kept_found.data()},
-                shaped_.dtype, facts_.parts, 0);
+        set.n_valid_found = Exact<std::int32_t>(1);
+        pack_set({set.z.data(), set.scale.data_or_null(), set.permutation.data(), set.valid.data(),
+                  set.n, set.d, panels_, set.rows.data(), set.high.data(), set.rest.data(),
+                  set.n_valid_found.data()},
+                 shaped_.dtype, facts_.parts, 0);
         set.rows.check_guards("rows");
         set.high.check_guards("scales");
         set.rest.check_guards("scales");
-        if (set.kept_found[0] != set.kept) throw Wrong("arrange kept another number of rows");
+        if (set.n_valid_found[0] != set.n_valid)
+            throw Wrong("pack_set found another number of valid rows");
     }
 
     // (blocks, 2): from the first to after the last place that a block's rows meet a positive or
@@ -68,7 +69,7 @@ class Run {
         for (int row = 0; row < rows.n; row++) {
             Index* of = &found[2 * std::size_t(row / facts_.rows)];
             for (int col = 0; col < cols.n; col++) {
-                const int a = int(rows.order[row]), b = int(cols.order[col]);
+                const int a = int(rows.permutation[row]), b = int(cols.permutation[col]);
                 const int i = axis == 0 ? a : b, j = axis == 0 ? b : a;
                 if (problem_.x.label[i] < 0 || problem_.y().label[j] < 0) continue;
                 if (!problem_.on_side(i, j, Side::pos) && problem_.itself[i] != j) continue;
@@ -83,9 +84,9 @@ class Run {
     void begin(Sweep& sweep, int axis) {
         sweep.rows = problem_.set(axis).told();
         sweep.cols = problem_.set(1 - axis).told();
-        sweep.lo = problem_.lo.data();
-        sweep.hi = problem_.hi.data();
-        sweep.own = problem_.own.data();
+        sweep.pos_begin = problem_.pos_begin.data();
+        sweep.pos_end = problem_.pos_end.data();
+        sweep.self_index = problem_.self_index.data();
         band_ = band(axis);
         sweep.band = problem_.same ? nullptr : band_.data();
         sweep.transposed = axis == 1;
@@ -93,15 +94,15 @@ class Run {
         sweep.panels = panels_;
     }
 
-    // `statistic` and sums: by weigh alone.
-    void add_term(Sweep& sweep, const Term& term, bool across, bool weighs) {
+    // Statistics and sums are for backward alone.
+    void add_term(Sweep& sweep, const Term& term, bool transposed, bool for_backward) {
         Slots rows{sweep.row_operands, &sweep.n_row_operands};
         Slots cols{sweep.col_operands, &sweep.n_col_operands};
-        Slots &owner = across ? cols : rows, &partner = across ? rows : cols;
+        Slots &owner = transposed ? cols : rows, &partner = transposed ? rows : cols;
         TermCall& to = sweep.terms[sweep.n_terms++];
         to.kind = term.kind;
         to.side = term.side;
-        to.across = across;
+        to.transposed = transposed;
         for (int k = 0; k < 2; k++) {
             to.args[k] = (term.by_partner[k] ? partner : owner).add(term.args[k]);
             to.by_arg[k] = -1;
@@ -109,14 +110,14 @@ class Run {
         to.above = owner.add(term.above);
         to.below = owner.add(term.below);
         to.statistic = to.cotangent = -1;
-        if (!weighs) return;
+        if (!for_backward) return;
         to.statistic = owner.add(Operand{term.values.data(), 1, 0});
         to.cotangent = owner.add(term.cotangent);
         to.bits = term.bits.data_or_null();
     }
 
-    void gather_terms(int axis) {
-        GatherCall call{};
+    void forward_terms(int axis) {
+        ForwardCall call{};
         begin(call, axis);
         const auto n = std::size_t(call.rows.n), splits = std::size_t(shaped_.splits);
         call.band_only = true;
@@ -126,29 +127,30 @@ class Run {
             add_term(call, term, false, false);
             call.band_only = call.band_only && term.side == Side::pos;
             term.values = Exact<float>(n);
-            term.arguments = Exact<Index>(term.gather.back() == '@' ? n : 0);
+            term.arguments = Exact<Index>(term.accumulator.back() == '@' ? n : 0);
             const int bits = term.windowed() ? blocks(call.rows.n) * tiles(call.cols.n) : 0;
             term.bits = Exact<std::uint8_t>(std::size_t(bits), 0);
             call.values[owned.size()] = term.values.data();
             call.arguments[owned.size()] = term.arguments.data_or_null();
-            call.kept_bits[owned.size()] = term.bits.data_or_null();
+            call.tile_bits[owned.size()] = term.bits.data_or_null();
             owned.push_back(&term);
         }
         if (owned.empty()) return;
         const Exact<float> states(splits > 1 ? splits * 2 * owned.size() * n : 0);
         call.states = states.data_or_null();
-        gather(call, shaped_.precision, shaped_.d, shaped_.splits, 0, shaped_.hopper);
+        forward(call, shaped_.precision, shaped_.d, shaped_.splits, 0, shaped_.hopper);
         states.check_guards("states");
         if (splits > 1) {
-            ConcludeCall last{
-                call.states, call.rows.order, call.rows.n, shaped_.splits, call.n_terms, {}, {},
-                {}};
+            FinalizeCall last{call.states,  call.rows.permutation,
+                              call.rows.n,  shaped_.splits,
+                              call.n_terms, {},
+                              {},           {}};
             for (int k = 0; k < call.n_terms; k++) {
                 last.kinds[k] = call.terms[k].kind;
                 last.values[k] = call.values[k];
                 last.arguments[k] = call.arguments[k];
             }
-            conclude(last, 0);
+            finalize(last, 0);
         }
         for (const Term* term : owned) {
             term->values.check_guards("statistics");
@@ -157,8 +159,8 @@ class Run {
         }
     }
 
-    void weigh_rows(int axis, bool embeddings, const Gradients& expected) {
-        WeighCall call{};
+    void backward_rows(int axis, bool embeddings, const Gradients& expected) {
+        BackwardCall call{};
         begin(call, axis);
         const int n = call.rows.n, d = shaped_.d;
         const auto splits = std::size_t(shaped_.splits);
@@ -173,11 +175,11 @@ class Run {
             if (term.extreme()) continue;
             call.by_bits = call.by_bits && term.windowed();
             call.band_only = call.band_only && term.side == Side::pos;
-            for (const bool across : {false, true}) {
-                if (!problem_.same && across != (term.owners != axis)) continue;
-                add_term(call, term, across, true);
+            for (const bool transposed : {false, true}) {
+                if (!problem_.same && transposed != (term.owners != axis)) continue;
+                add_term(call, term, transposed, true);
                 for (int k = 0; k < term.arity(); k++) {
-                    if (term.by_partner[k] != across || !term.args[k].values.size()) continue;
+                    if (term.by_partner[k] != transposed || !term.args[k].values.size()) continue;
                     call.terms[call.n_terms - 1].by_arg[k] = std::int8_t(along.size());
                     along.push_back({which, k});
                 }
@@ -191,7 +193,7 @@ class Run {
         call.sums = sums.data();
         call.n_sums = int(along.size());
         call.width = d;
-        weigh(call, shaped_.precision, shaped_.splits, 0, shaped_.hopper);
+        backward(call, shaped_.precision, shaped_.splits, 0, shaped_.hopper);
         gradient.check_guards("the gradient");
         sums.check_guards("sums");
         if (embeddings) check_gradient(axis, gradient, expected);
@@ -218,7 +220,7 @@ class Run {
         call.gradient = gradient.data();
         call.x = set.z.data();
         call.scale = set.scale.data_or_null();
-        call.keep = set.keep.data();
+        call.valid = set.valid.data();
         call.n = set.n, call.d = set.d, call.splits = shaped_.splits;
         call.out = out.data();
         scale(call, shaped_.dtype, 0);
@@ -228,8 +230,8 @@ class Run {
         for (std::size_t i = 0; i < n; i++) {
             const double unit = gate * expected.largest * expected.size[axis][i];
             for (std::size_t k = 0; k < d; k++)
-                expect(out[i * d + k], set.keep[i] ? expected.by[axis][i * d + k] : 0,
-                       set.keep[i] ? unit * (shaped_.normalized ? set.r[i] : 1) : 0,
+                expect(out[i * d + k], set.valid[i] ? expected.by[axis][i * d + k] : 0,
+                       set.valid[i] ? unit * (shaped_.normalized ? set.r[i] : 1) : 0,
                        "number " + std::to_string(k) + " of the gradient by " + "xy"[axis], int(i));
         }
     }
@@ -260,19 +262,19 @@ class Run {
     void check_bits(const Term& term) const {
         const OneSet &rows = problem_.set(term.owners), &cols = problem_.set(1 - term.owners);
         std::vector<int> place(std::size_t(cols.n));
-        for (int at = 0; at < cols.n; at++) place[std::size_t(cols.order[at])] = at;
+        for (int at = 0; at < cols.n; at++) place[std::size_t(cols.permutation[at])] = at;
         for (int block = 0; block < blocks(rows.n); block++) {
-            std::vector<bool> kept(std::size_t(tiles(cols.n)), false);
+            std::vector<bool> has_pair(std::size_t(tiles(cols.n)), false);
             const int last = std::min((block + 1) * facts_.rows, rows.n);
             for (int at = block * facts_.rows; at < last; at++) {
-                each_pair(problem_, term, int(rows.order[at]), [&](const Pair& pair) {
-                    kept[std::size_t(place[std::size_t(pair.partner)] / facts_.columns)] = true;
+                each_pair(problem_, term, int(rows.permutation[at]), [&](const Pair& pair) {
+                    has_pair[std::size_t(place[std::size_t(pair.partner)] / facts_.columns)] = true;
                 });
             }
-            for (std::size_t tile = 0; tile < kept.size(); tile++) {
-                const bool found = term.bits[std::size_t(block) * kept.size() + tile];
+            for (std::size_t tile = 0; tile < has_pair.size(); tile++) {
+                const bool found = term.bits[std::size_t(block) * has_pair.size() + tile];
                 // Rows that are ignored may set one, too.
-                if (found != kept[tile] && (kept[tile] || last <= rows.kept))
+                if (found != has_pair[tile] && (has_pair[tile] || last <= rows.n_valid))
                     throw Wrong(term.name + ": the bit of block " + std::to_string(block) +
                                 " and tile " + std::to_string(tile));
             }

@@ -43,7 +43,7 @@ Given given(Problem& problem, const OneSet& set, int form, double (*value)(Rando
         made.stride = 1;
         made.values = Exact<float>(std::size_t(set.n));
         for (int i = 0; i < set.n; i++)  // NaN for an ignored row
-            if (set.keep[i]) made.values[i] = float(value(problem.random));
+            if (set.valid[i]) made.values[i] = float(value(problem.random));
     }
     return made;
 }
@@ -64,7 +64,7 @@ Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
     Term term{};
     const std::string kind = kinds()[std::size_t(wanted.kind)];
     const std::size_t colon = kind.find(':'), open = std::min(kind.find('('), kind.size());
-    term.gather = kind.substr(0, colon);
+    term.accumulator = kind.substr(0, colon);
     term.function = kind.substr(colon + 1, open - colon - 1);
     for (std::size_t k = 0; k < 2; k++)
         term.by_partner[k] = open < kind.size() && kind.at(open + 1 + k) == 'p';
@@ -95,7 +95,7 @@ Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
             if (base.values.size()) base.values[0] = float(middle);
         } else {
             for (int i = 0; i < problem.set(axis).n; i++)
-                if (problem.set(axis).keep[i])
+                if (problem.set(axis).valid[i])
                     base.values[i] =
                         float(gap(similarities_of(problem, axis, i, wanted.side), 0.6));
         }
@@ -105,7 +105,7 @@ Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
         Given& bound = window == 0 ? term.above : term.below;
         bound = given(problem, owners, 2, [](Random&) { return 0.0; });
         for (int i = 0; i < owners.n; i++) {
-            if (!owners.keep[i]) continue;
+            if (!owners.valid[i]) continue;
             const bool none = label >= 0 && owners.label[i] != label;
             const double quantile = window == 0 ? (wanted.below ? 0.4 : 0.97) : 0.6;
             const double at = gap(similarities_of(problem, term.owners, i, wanted.side), quantile);

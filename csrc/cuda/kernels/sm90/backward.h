@@ -1,4 +1,4 @@
-// The kernel of the backward pass, weigh, on Hopper.
+// The kernel of the backward pass on Hopper.
 #pragma once
 
 #include "cuda/kernels/backward.h"
@@ -8,7 +8,7 @@ namespace pairops::cuda {
 
 template <class S, int weight_parts>
 KERNEL(S::threads, 1)
-weigh_hopper(PARAMETER(WeighCall) call) {
+backward_hopper(PARAMETER(BackwardCall) call) {
 #if PAIROPS_SM_90A
     start_sums<S>(call);
     start_stages<S>(call);
@@ -18,16 +18,16 @@ weigh_hopper(PARAMETER(WeighCall) call) {
     } else {
         const bool embeddings = call.gradient != nullptr;
         float sums[S::slice / 8][4] = {};
-        // Between two tiles' fits exponents wait in shared memory: what terms need fills the
-        // registers that sums leave, and the compiler would spill these two.
+        // Exponents wait in shared memory between two tiles' fits: the terms fill the registers
+        // that sums leave, and the compiler would spill these two.
         struct Exponents {
             int of[2];
         };
         const Shared waiting = Shared(call.at.exponents + 8 * thread());
         store_shared(waiting, Exponents{{1, 1}});
-        work<S>(call, [&](int tile, bool masked, int stage, const Fragment<S>& s, Shared y) {
+        work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared y) {
             Fragment<S> weights = {};
-            weigh_tile<S>(call, tile, masked, stage, s, weights);
+            backward_tile<S>(call, tile, partial, stage, s, weights);
             if (!embeddings) return;
             std::uint32_t packed[weight_parts][S::columns / 16][4];
             Exponents exponents = load_shared<Exponents>(waiting);

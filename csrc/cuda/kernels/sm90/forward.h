@@ -1,4 +1,4 @@
-// The kernel of the forward pass, gather, on Hopper.
+// The kernel of the forward pass on Hopper.
 #pragma once
 
 #include "cuda/kernels/forward.h"
@@ -8,19 +8,18 @@ namespace pairops::cuda {
 
 template <class S>
 KERNEL(S::threads, 1)
-gather_hopper(PARAMETER(GatherCall) call) {
+forward_hopper(PARAMETER(ForwardCall) call) {
 #if PAIROPS_SM_90A
     start_states<S>(call);
     start_stages<S>(call);
     block_sync();
     if (warp() >= S::warps) {
-        bring<S>(call,
-                 [&](int place, int tile, int stage) { write_bit<S>(call, place, tile, stage); });
+        bring<S>(call, [&](int k, int tile, int stage) { write_bit<S>(call, k, tile, stage); });
     } else {
-        work<S>(call, [&](int tile, bool masked, int stage, const Fragment<S>& s, Shared) {
-            gather_tile<S>(call, tile, masked, stage, s);
+        work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared) {
+            forward_tile<S>(call, tile, partial, stage, s);
         });
-        finish_states<S>(call);
+        write_states<S>(call);
     }
 #else
     not_compiled();

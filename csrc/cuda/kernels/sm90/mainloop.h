@@ -3,7 +3,7 @@
 // Of the four, one has the tensor memory accelerator copy embeddings, which wgmma alone reads:
 // both are of the asynchronous proxy, and a barrier is all that orders them. The next ones store
 // columns' operands, which the eight load: ordinary accesses on either side, for which a barrier is
-// enough too. No byte is ever met through both proxies, so nothing here needs `fence_async`.
+// enough too. No byte is accessed through both proxies, so nothing here needs `fence_async`.
 #pragma once
 
 #include "cuda/device/wgmma.h"
@@ -14,7 +14,7 @@ namespace pairops::cuda {
 #if PAIROPS_SM_90A
 
 // Registers of each thread, in eights: of three groups 504, as launch bounds leave 168 to each.
-// With 24 and 240 those that bring spill, and weigh at D = 256 needs no more than these.
+// With 24 and 240 those that bring spill, and backward at D = 256 needs no more than these.
 constexpr int BRINGER_REGISTERS = 40, WORKER_REGISTERS = 232;
 
 // One stage after the other, and the parity of its barriers' phase.
@@ -26,17 +26,17 @@ struct Turn {
         stage = stage + 1 == S::stages ? 0 : stage + 1;
         parity ^= stage == 0 ? 1 : 0;
     }
-    // The stage holds a tile and what is known of its columns.
+    // The stage holds a tile and the operands of its columns.
     DEVICE Shared full(const Sweep& call) const { return Shared(call.at.barriers + 8 * stage); }
     // Every warp has done with it.
     DEVICE Shared empty(const Sweep& call) const { return full(call) + 8 * S::stages; }
     DEVICE Shared y(const Sweep& call) const { return Shared(call.at.y + stage * S::Y::bytes); }
 };
 
-// By all threads; a barrier of the block follows.
+// All threads call this; a barrier of the block follows.
 template <class S>
 DEVICE void start_stages(const Sweep& call) {
-    fill_slots<S>(call);
+    load_slots<S>(call);
     if (thread() != 0) return;
     Turn<S> turn;
     for (int k = 0; k < S::stages; ++k, turn.next()) {
@@ -46,7 +46,7 @@ DEVICE void start_stages(const Sweep& call) {
     barriers_ready();
 }
 
-// Whole panels of rows [row, row + T::rows), by one thread.
+// Bring whole panels of rows [row, row + T::rows), by one thread.
 template <class T>
 DEVICE void bring_tile(Shared to, const Set& set, int row, Shared barrier) {
     const char* from = reinterpret_cast<const char*>(set.rows) +
@@ -63,7 +63,7 @@ DEVICE void bring_tile(Shared to, const Set& set, int row, Shared barrier) {
     }
 }
 
-// The warp that brings embeddings: X with the first tile.
+// Bring embeddings, by one warp: X with the first tile.
 template <class S, class Call>
 DEVICE void bring_embeddings(const Call& call, const Walk<S>& walk) {
     bool first = true;
@@ -81,17 +81,17 @@ DEVICE void bring_embeddings(const Call& call, const Walk<S>& walk) {
     }
 }
 
-// The warps that bring columns' operands, one for each thread.
-//   left(place, tile, stage): every warp has done with this tile; -1: there was none.
+// Bring columns' operands, one column for each thread, and call left(in_tile, tile, stage) when
+// every warp has done with the tile; -1 means that there was none.
 template <class S, class Call, class Left>
-DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int place, Left left) {
+DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int in_tile, Left left) {
     const auto copy = [](Shared to, const float* from) { store_shared(to, load_global(from)); };
     int tiles[S::stages];  // in the stages, the one to be left next first
     UNROLL
     for (int& tile : tiles) tile = -1;
     const auto wait = [&](const Turn<S>& turn, int next) {
         barrier_wait(turn.empty(call), turn.parity ^ 1);
-        left(place, tiles[0], turn.stage);
+        left(in_tile, tiles[0], turn.stage);
         UNROLL
         for (int k = 0; k + 1 < S::stages; ++k) tiles[k] = tiles[k + 1];
         tiles[S::stages - 1] = next;
@@ -100,28 +100,28 @@ DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int place, Left
     for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
          visit = next_visit(call, walk, visit + 1), turn.next()) {
         const int tile = walk.tile(visit);
-        const Index index = column_index<S>(call, tile, place);
+        const Index index = column_index<S>(call, tile, in_tile);
         wait(turn, tile);
-        copy_columns<S>(call, tile, turn.stage, place, index, copy);
+        copy_columns<S>(call, tile, turn.stage, in_tile, index, copy);
         barrier_arrive(turn.full(call));
     }
     UNROLL
     for (int k = 0; k < S::stages; ++k, turn.next()) wait(turn, -1);
 }
 
-// What the last four warps do.
+// Bring tiles, by the last four warps.
 template <class S, class Call, class Left>
 DEVICE void bring(const Call& call, Left left) {
     fewer_registers<BRINGER_REGISTERS>();
     const Walk<S> walk(call);
-    const int role = warp() - S::warps;
-    if (role == 0)
+    const int bringer = warp() - S::warps;
+    if (bringer == 0)
         bring_embeddings<S>(call, walk);
-    else if (role <= S::columns / 32)
-        bring_columns<S>(call, walk, 32 * (role - 1) + lane(), left);
+    else if (bringer <= S::columns / 32)
+        bring_columns<S>(call, walk, 32 * (bringer - 1) + lane(), left);
 }
 
-// s of a group's 64 rows and all columns. The order is that of the numbers, in both sweeps.
+// Compute s of a group's 64 rows and all columns, in the order of the numbers, in both sweeps.
 template <class S>
 DEVICE void multiply_group(const Sweep& call, Shared y, Fragment<S>& s) {
     const Shared x = call.at.x + warp() / 4 * S::X::block_bytes;
@@ -136,7 +136,7 @@ DEVICE void multiply_group(const Sweep& call, Shared y, Fragment<S>& s) {
     wgmma_wait<0>(s);
 }
 
-// sums += weights · y, of the block's slice of the numbers. The smallest parts first.
+// Add weights · y to the sums of the block's slice of the numbers, the smallest parts first.
 template <class S, int weight_parts>
 DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
                              std::uint32_t (&packed)[weight_parts][S::columns / 16][4], Shared y) {
@@ -156,8 +156,8 @@ DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
     wgmma_wait<0>(sums);
 }
 
-// What the first eight warps do.
-//   known(tile, masked, stage, s, y): s and the columns of a tile in `stage` at `y`.
+// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with s of a tile
+// and its columns, in `stage` at `y`.
 template <class S, class Call, class Known>
 DEVICE void work(const Call& call, Known known) {
     more_registers<WORKER_REGISTERS>();
@@ -169,7 +169,7 @@ DEVICE void work(const Call& call, Known known) {
         Fragment<S> s;
         multiply_group<S>(call, turn.y(call), s);
         scale<S>(call, turn.stage, s);
-        known(walk.tile(visit), walk.masked(visit), turn.stage, s, turn.y(call));
+        known(walk.tile(visit), walk.partial(visit), turn.stage, s, turn.y(call));
         warp_sync();
         if (lane() == 0) barrier_arrive(turn.empty(call));
     }

@@ -45,7 +45,7 @@ def by_kernel(
     wanted = [places[k].data_ptr() if related or k == 0 else None for k in range(5)]
     high, rest = arranged.scales
     written = tuple([t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)])
-    kernels.module.relate(
+    kernels.module.sort_by_label(
         z.data_ptr(), DTYPES[z.dtype], n, d, address(labels), address(others),
         0 if others is None else others.shape[0], ignored, exclude_self, normalize, tuple(wanted),
         keep.data_ptr(), address(scale), kernels.panels, kernels.parts, written,
@@ -148,7 +148,7 @@ def test_rows_of_all_sizes(dtype: torch.dtype, d: int) -> None:
 def test_only_the_relation() -> None:
     x, labels = torch.randn(5, 3), torch.tensor([2, 1, 2, 0, 1])
     places = torch.empty(5, 5, dtype=torch.int64)
-    cuda_kernels.installed().module.relate(
+    cuda_kernels.installed().module.sort_by_label(
         x.data_ptr(), "float32", 5, 3, labels.data_ptr(), None, 0, None, True, False,
         tuple([row.data_ptr() for row in places]), None, None, 0, 1, None,
         cuda_kernels.stream_of(x),
