@@ -51,7 +51,7 @@ class Sweeps:
         self.call = pairs, rows, cols
         self.plan = plan
         # Nothing is kept from sweep to sweep, however small N: each multiplies for itself.
-        with mock.patch.object(cpu_addresses, "KEPT", 0):
+        with mock.patch.object(cpu_addresses, "MOST_BYTES", 0):
             made = cpu_engine.planned_forward(pairs, rows, cols, plan)
         self.every = made.every
         self.bits = made.bits if bits is None else bits.expand(plan.keeping, -1, -1).contiguous()

@@ -28,7 +28,7 @@ Number: TypeAlias = float | Tensor
 class LabelledLoss(Arguments):
     """Any loss over labels: LabelledLoss(pairops.mlcd_loss, scale=32.0)."""
 
-    _own_by_labels = True  # does exclude_self="auto" look at the labels?
+    _self_by_labels = True  # does exclude_self="auto" look at the labels?
 
     def forward(
         self,
@@ -54,7 +54,7 @@ class LabelledLoss(Arguments):
         no_tuples(indices_tuple)
         named = call.get("ids") is not None or call.get("ref_ids") is not None
         asked = named or call.get("exclude_self", "auto") != "auto"
-        if self._own_by_labels and ref_emb is not None and not asked:
+        if self._self_by_labels and ref_emb is not None and not asked:
             call["exclude_self"] = ref_labels is labels
         return self.of(embeddings, labels, ref_emb=ref_emb, ref_labels=ref_labels, **call)
 
@@ -254,7 +254,7 @@ class NCALoss(LabelledLoss):
     """`pairops.nca_loss`. Of references both libraries leave out the pairs (i, i) if `ref_emb` is
     the very tensor `embeddings`."""
 
-    _own_by_labels = False
+    _self_by_labels = False
 
     def __init__(
         self,

@@ -47,8 +47,8 @@ class Arguments(nn.Module):
 
     def of(self, *tensors: Tensor, **further: Any) -> Value:
         """The function of `tensors`. further: arguments that go before those of the Module."""
-        own = {name: getattr(self, name) for name in self.names}
-        return self.function(*tensors, **{**own, **further})
+        stored = {name: getattr(self, name) for name in self.names}
+        return self.function(*tensors, **{**stored, **further})
 
     def extra_repr(self) -> str:
         shown = [getattr(self.function, "__name__", repr(self.function))]
@@ -62,9 +62,9 @@ class Arguments(nn.Module):
 
 def _with_dimensions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A number that was saved without dimensions is loaded into a parameter of shape (1,)."""
-    for name, own in module.named_parameters(recurse=False):
+    for name, parameter in module.named_parameters(recurse=False):
         saved = state.get(prefix + name)
-        if own.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
+        if parameter.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
             state[prefix + name] = saved.reshape(1)
 
 

@@ -17,7 +17,7 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES, choose
 from pairops.ops.pairs.pairs import Pairing, Pairs
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.plain_numbers import plain_int
@@ -221,11 +221,11 @@ def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, 
         2, pairs.shape[0], dtype=widest_float(pairs.x.device), device=pairs.x.device
     )
     shown = bar(progress, pairs.shape[0], "MAP@R", "query")
-    with exactly(pairs.x.device.type), shown as advance:
+    with no_autocast(pairs.x.device.type), shown as advance:
         sets = Sorted(pairs)
         for begin, end in sets.blocks():
             found = sets.within_r(begin, end, ties == "pessimistic")
-            result[:, pairs.relation.order_x[begin:end]] = found
+            result[:, pairs.relation.permutation_x[begin:end]] = found
             advance(end - begin)
     return result[0], result[1]
 

@@ -28,10 +28,10 @@ class Sorted:
     def __init__(self, pairs: Pairs) -> None:
         self._pairs, self._dtype = pairs, widest_float(pairs.x.device)
         self._n, self._m = int(pairs.relation.valid_x.sum()), int(pairs.relation.valid_y.sum())
-        self._x = self._rows(pairs.x, pairs.scales.x, pairs.relation.order_x[: self._n])
+        self._x = self._rows(pairs.x, pairs.scales.x, pairs.relation.permutation_x[: self._n])
         self._y = self._x
         if pairs.y is not None:
-            self._y = self._rows(pairs.y, pairs.scales.y, pairs.relation.order_y[: self._m])
+            self._y = self._rows(pairs.y, pairs.scales.y, pairs.relation.permutation_y[: self._m])
         known = pairs.relation
         intervals = known.pos_begin, known.pos_end, known.self_index
         self._host = [z[: self._n].cpu() for z in intervals]
@@ -41,10 +41,10 @@ class Sorted:
         return scaled(z[order], scales, self._pairs.dtype)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        lo, hi, _ = self._host
+        pos_begin, pos_end, _ = self._host
         begin = 0
         while begin < self._n:
-            widest = int((hi - lo)[begin : begin + _ROWS].max())
+            widest = int((pos_end - pos_begin)[begin : begin + _ROWS].max())
             end = min(self._n, begin + max(1, min(_ROWS, _ROOM // max(widest, 1))))
             yield begin, end
             begin = end
@@ -86,35 +86,39 @@ class Sorted:
 
     def _positives(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Closeness (B, W) of these queries' positives, −inf where there are fewer; and R, (B,)."""
-        lo, hi, own = self._of(begin, end)
+        pos_begin, pos_end, self_index = self._of(begin, end)
         width = int((self._host[1] - self._host[0])[begin:end].max())  # at least R
         found = self._x.new_full((end - begin, width), -torch.inf)
-        place = lo + torch.arange(width, device=lo.device)
-        present = (place < hi) & (place != own)
+        place = pos_begin + torch.arange(width, device=pos_begin.device)
+        present = (place < pos_end) & (place != self_index)
         for first, last, mixed in self._strips(begin, end):
             if mixed:
                 s = self._closeness(begin, end, first, last)
                 here = present & (place >= first) & (place < last)
-                taken = s.gather(1, (place - first).clamp(0, last - first - 1))
-                found = torch.where(here, taken, found)
+                picked = s.gather(1, (place - first).clamp(0, last - first - 1))
+                found = torch.where(here, picked, found)
         return found, present.sum(1)
 
     def _strips(self, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """First and last column, and whether a positive or a query itself may be there."""
-        lo, hi, own = self._host[0][begin], self._host[1][end - 1], self._host[2][begin:end]
+        pos_begin, pos_end, self_index = (
+            self._host[0][begin],
+            self._host[1][end - 1],
+            self._host[2][begin:end],
+        )
         # Even ones: a sliver is multiplied by another kernel, and copies of a row then differ.
         pieces = -(-self._m // _COLS)
         size = -(-self._m // max(1, pieces) // 16) * 16
         for first in range(0, self._m, max(1, size)):
             last = min(self._m, first + size)
-            itself = bool(((own >= first) & (own < last)).any())
-            yield first, last, itself or bool((lo < last) & (hi > first))
+            itself = bool(((self_index >= first) & (self_index < last)).any())
+            yield first, last, itself or bool((pos_begin < last) & (pos_end > first))
 
     def _belongs(self, begin: int, end: int, first: int, last: int) -> Tensor:
         """Is a column no negative of a query, but a positive or itself?"""
-        lo, hi, own = self._of(begin, end)
-        place = torch.arange(first, last, device=lo.device)
-        return ((place >= lo) & (place < hi)) | (place == own)
+        pos_begin, pos_end, self_index = self._of(begin, end)
+        place = torch.arange(first, last, device=pos_begin.device)
+        return ((place >= pos_begin) & (place < pos_end)) | (place == self_index)
 
     def _of(self, begin: int, end: int) -> Iterator[Tensor]:
         known = self._pairs.relation
@@ -126,5 +130,5 @@ class Sorted:
         if self._pairs.measure is None:
             return s
         known = self._pairs.relation
-        rows, cols = known.order_x[begin:end], known.order_y[first:last]
+        rows, cols = known.permutation_x[begin:end], known.permutation_y[first:last]
         return self._pairs.squares().of_block(s, rows, cols)

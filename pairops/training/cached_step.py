@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.checks import check_embeddings
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.plain_numbers import plain_int
 from pairops.progress import bar, check_progress
 
@@ -189,7 +189,7 @@ def _differentiate(
         raise ValueError(
             "loss returned a value without a gradient; an encoder or the loss must want one"
         )
-    with exactly(value.device.type):
+    with no_autocast(value.device.type):
         (value if scaler is None else scaler.scale(value)).backward()
     value = value.detach()
     returned = (value, *result[1:]) if isinstance(result, tuple) else value
@@ -214,7 +214,7 @@ def _replay(
                 random.restore(number)
                 x = one.encode(chunk)
                 if x.requires_grad:
-                    with exactly(x.device.type):
+                    with no_autocast(x.device.type):
                         x.backward(slope[chunk])
             advance(len(x))
 

@@ -52,7 +52,7 @@ class CrossBatchMemory(StateOfRank):
     pytorch-metric-learning save where its queue stands, or admit a batch larger than it.
     """
 
-    _kept = ("embeddings", "labels", "ids", "seen", "calls")
+    _state_names = ("embeddings", "labels", "ids", "seen", "calls")
     embeddings: Tensor
     labels: Tensor
     ids: Tensor
@@ -183,12 +183,12 @@ class CrossBatchMemory(StateOfRank):
         # below 0, find places of their own and leave there what they found.
         fit = min(n, self.memory_size)
         age = torch.arange(n - fit, n, device=x.device) - (n - count)
-        places = torch.remainder(self.seen + age, self.memory_size)
+        slots = torch.remainder(self.seen + age, self.memory_size)
         new = age >= 0
         for memory, rows in ((self.embeddings, x), (self.labels, labels), (self.ids, ids)):
             mask = new.view(-1, *[1] * (rows.dim() - 1))
-            rows = torch.where(mask, rows[n - fit :].to(memory.dtype), memory[places])
-            memory.index_copy_(0, places, rows)
+            rows = torch.where(mask, rows[n - fit :].to(memory.dtype), memory[slots])
+            memory.index_copy_(0, slots, rows)
         self.seen += count
         self.calls += 1
 

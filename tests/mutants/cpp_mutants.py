@@ -7,7 +7,7 @@ and gathers, only the CPU's extension is compiled with the edit.
 from mutants.mutant import Mutant
 
 FUNCTIONS = "csrc/math/functions.h"
-GATHERS = "csrc/math/accumulators.h"
+ACCUMULATORS = "csrc/math/accumulators.h"
 INTERVALS = "csrc/cpu/label_sort.cpp"
 TILE = "csrc/cpu/simd/tile.h"
 BOTH_ROLES = "csrc/cpu/simd/tile_symmetric.h"
@@ -29,8 +29,8 @@ OF_DIGITS = (
 )
 OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
 OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
-OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
-OF_EXTREMES = f"{OF_KEPT}::test_the_gradient_of_extremes_is_that_of_dense"
+OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
+OF_EXTREMES = f"{OF_SAVED}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
@@ -47,13 +47,13 @@ MUTANTS = [
         (OF_FUNCTIONS,),
     ),
     Mutant(
-        "merge takes the maxima of log-sum-exps for one another", GATHERS,
+        "merge takes the maxima of log-sum-exps for one another", ACCUMULATORS,
         "other.sum * exp_to_one(difference(other.max, top))",
         "other.sum * exp_to_one(difference(max, top))",
         (OF_FUNCTIONS,),
     ),
     Mutant(
-        "of equal extremes the highest index wins", GATHERS,
+        "of equal extremes the highest index wins", ACCUMULATORS,
         "(ties & (j < argument))", "(ties & (j > argument))",
         (OF_FUNCTIONS,),
     ),
@@ -150,13 +150,13 @@ MUTANTS = [
     Mutant(
         "a tile of which a band has computed a part is known", SWEEP,
         "band = of_positives && !call.similarities.tiles;", "band = of_positives;",
-        (OF_KEPT,),
+        (OF_SAVED,),
     ),
     Mutant(
         "a tile is known before it is written", SWEEP,
         "    if (mine) s = kept;\n",
         "    if (mine) s = kept, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
-        (OF_KEPT,),
+        (OF_SAVED,),
     ),
     # What goes without a sweep.
     Mutant(

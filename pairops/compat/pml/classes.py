@@ -35,9 +35,10 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
         given["reduction"] = reduction
         if self.miner is None:
             return batch.unless_lone(self.of(ours.ms_loss, batch, **given))
-        if batch.own != (batch.ref_emb is batch.x):
+        if batch.same_rows != (batch.ref_emb is batch.x):
             raise ValueError(
-                f"ref_labels is labels: {batch.own}, and ref_emb is embeddings: {not batch.own}; "
+                f"ref_labels is labels: {batch.same_rows}, and ref_emb is embeddings: "
+                f"{not batch.same_rows}; "
                 "with a miner both must be so, or neither"
             )
         given["epsilon"] = self.miner.epsilon
@@ -87,7 +88,7 @@ class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
     reduces = (MEAN, SUM)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        for name, same in (("ref_emb", batch.ref_emb is batch.x), ("ref_labels", batch.own)):
+        for name, same in (("ref_emb", batch.ref_emb is batch.x), ("ref_labels", batch.same_rows)):
             if not same:
                 raise ValueError(
                     f"{name} is given; for LiftedStructureLoss it must be None, since "
@@ -196,8 +197,8 @@ class MarginLoss(Served, losses.MarginLoss):
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         positives, negatives = batch.counts()
         triplets = positives * negatives
-        wide = torch.promote_types(batch.x.dtype, torch.float32)
-        beta = self.beta.to(batch.x.device, wide)
+        dtype = torch.promote_types(batch.x.dtype, torch.float32)
+        beta = self.beta.to(batch.x.device, dtype)
         one = len(beta) == 1
         given = {"beta": beta[0] if one else beta, "margin": self.margin, "triplets": True}
         reducer = self.reducer_of("margin_loss")
@@ -246,8 +247,8 @@ class NCALoss(Served, losses.NCALoss):
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         if len(batch.x) <= 1:
             return dict(self.zero_losses())
-        own = batch.ref_emb is batch.x
-        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, own)
+        same_rows = batch.ref_emb is batch.x
+        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, same_rows)
         values = self.of(ours.nca_loss, batch, scale=self.softmax_scale)
         return {"loss": self.of_findable(batch, values)}
 
@@ -267,7 +268,7 @@ class ProxyNCALoss(NCALoss, losses.ProxyNCALoss):
         of_proxies = torch.arange(len(self.proxies), device=batch.x.device)
         given = {"proxies": self.proxies, "scale": self.softmax_scale}
         values = self.of(ours.proxy_nca_loss, batch, **given)
-        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, own=False)
+        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, same_rows=False)
         result = {"loss": self.of_findable(against, values)}
         self.add_weight_regularization_to_loss_dict(result, self.proxies)
         return result

@@ -21,7 +21,7 @@ class _Watch:
     """What has been asked, and told."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.warned = False
         self.calls, self.next = 0, 1  # on a GPU, and at which of them one asks
         self.asked: tuple[Tensor, Any] | None = None  # the answer on the host; when it is there
 
@@ -34,7 +34,7 @@ def warn_without_positives(pairs: Pairs) -> None:
 
     Of several ranks each knows the positives of its rows alone, so nothing is said.
     """
-    if pairs.relation.all_positive or _watch.told or pairs.shards is not None:
+    if pairs.relation.all_positive or _watch.warned or pairs.shards is not None:
         return
     # Addresses are known of a relation that an ordinary eager call has made.
     if pairs.relation.addresses is None and torch.compiler.is_compiling():
@@ -86,7 +86,7 @@ def _warn(batch: str) -> None:
         "batch ever of one class? This is said once",
         stacklevel=level,
     )
-    _watch.told = True
+    _watch.warned = True
 
 
 def _is_ours(module: str) -> bool:

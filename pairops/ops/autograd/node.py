@@ -73,10 +73,13 @@ class Node(torch.autograd.Function):
             return outputs
 
         # torch.compile counts parameters to see whether there is a ctx.
-        own = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [own, *inspect.signature(cls.run).parameters.values()]
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [context, *inspect.signature(cls.run).parameters.values()]
         forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(kind=own.kind) if p.kind is not p.VAR_POSITIONAL else p for p in parameters]
+            [
+                p.replace(kind=context.kind) if p.kind is not p.VAR_POSITIONAL else p
+                for p in parameters
+            ]
         )
 
         def jvp(ctx: Any, *tangents: Any) -> Any:

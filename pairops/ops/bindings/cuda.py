@@ -20,8 +20,8 @@ class Backend:
 
     module: Any  # the part of the extension
     kinds: dict[str, int]  # of terms, that they are compiled for, and the number of each
-    device: str  # the type of it, of tensors that they take
-    related: str  # the same of those that `relate` is a kernel for, whatever engine is asked next
+    device: str  # the device type of the tensors that they take
+    related: str  # and of those that `sort_by_label` is a kernel for, whatever engine is asked next
     # May Hopper's own sweeps serve? They are **not measured yet**, and off by default until then.
     hopper: bool
 
@@ -58,8 +58,8 @@ def precision(dtype: torch.dtype, level: str) -> str:
     return "fine" if dtype == torch.float16 else "plain"
 
 
-def relates(x: Tensor, y: Tensor | None) -> bool:
-    """Are there kernels that sort these rows by label, and arrange them on the way?"""
+def sorts_labels(x: Tensor, y: Tensor | None) -> bool:
+    """Are there kernels that sort these rows by label, and pack them on the way?"""
     if BACKEND is None or x.device.type != BACKEND.related or x.dtype == torch.float64:
         return False
     if x.is_cuda and reason_against(x.device) is not None:
@@ -101,9 +101,9 @@ def _compiled_for_hopper() -> bool:
 class Kernels:
     """The shape of tiles in which embeddings (N, d) of this dtype are served.
 
-    hopper: by Hopper's own sweeps, where there are some. Arrangements and slices are the same.
-    width: of rows that are arranged already; torch's level of precision may have changed since.
-    level: that which rows are arranged for; by default torch's.
+    hopper: by Hopper's own sweeps, where there are some. Packed rows and slices are the same.
+    width: of rows that are packed already; torch's level of precision may have changed since.
+    level: that which rows are packed for; by default torch's.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Kernels:
         if width is not None and width != self.width:
             self.precision = {"plain": "split", "split": "plain"}[self.precision]
             self._read_shape()
-            assert width == self.width, "rows are arranged for these kernels"
+            assert width == self.width, "rows are packed for these kernels"
 
     def _read_shape(self) -> None:
         shape = self.module.shape(self.precision, self.d, self.hopper)
@@ -133,23 +133,23 @@ class Kernels:
         """Blocks of owners and tiles of partners."""
         return (owners + self.rows - 1) // self.rows, (partners + self.columns - 1) // self.columns
 
-    def room(self, z: Tensor) -> "Arranged":
-        """An arrangement of z (n, d) that is yet to be written."""
+    def room(self, z: Tensor) -> "Packed":
+        """Room for z (n, d), packed."""
         n = z.shape[0]
         padded = -(-n // self.module.PADDED_ROWS) * self.module.PADDED_ROWS
-        return Arranged(
+        return Packed(
             z.new_empty((padded, self.width), dtype=torch.float16),
             z.new_empty((2, padded), dtype=torch.float32),
             torch.empty(1, dtype=torch.int32, device=z.device),
         )
 
 
-class Arranged(NamedTuple):
+class Packed(NamedTuple):
     """One set in sorted order, as it is multiplied; see csrc/cuda/around/pack.h."""
 
     rows: Tensor  # (padded, parts · panels · 64) float16, in panels
     scales: Tensor  # (2, padded) float32, r = high (1 + rest)
-    kept: Tensor  # (1,) int32, how many are not ignored; those come first
+    valid_count: Tensor  # (1,) int32, how many are not ignored; those come first
 
 
 def stream_of(z: Tensor) -> int:

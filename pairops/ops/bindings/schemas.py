@@ -9,12 +9,12 @@ library = Library("pairops", "DEF")
 
 # Who is a positive of whom: pairs/intervals.py.
 library.define(
-    "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
+    "sort_by_label(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
 # Embeddings as the CUDA kernels multiply them: bindings/packing.py.
-library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]")
+library.define("pack(Tensor z, Tensor? scale, Tensor order, Tensor valid, str level) -> Tensor[]")
 
 # Row statistics and their gradient: row_stats/bodies.py. relation: the fields of `Relation`.
 # measure: the key of a `Measure`, or "".
@@ -31,9 +31,9 @@ library.define(
 
 # The mean of log(1 + exp R): row_stats/softplus_mean.py.
 library.define(
-    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? keep) -> (Tensor loss, Tensor count)"
+    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? valid) -> (Tensor loss, Tensor count)"
 )
 library.define(
     "soft_mean_slopes(Tensor gradient, Tensor count, Tensor[] statistics, float[] divisors, "
-    "Tensor? keep) -> Tensor[] cotangents"
+    "Tensor? valid) -> Tensor[] cotangents"
 )

@@ -34,7 +34,7 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
                 if group is None:
                     return loss(*args, **keywords)
                 with group.reporting():
-                    group.told |= _told(signature, whole, *args, **keywords)
+                    group.fingerprint |= _fingerprint(signature, whole, *args, **keywords)
                     return loss(*args, **keywords)
             except RuntimeError as error:
                 if_refused(error)
@@ -45,7 +45,7 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return of
 
 
-def _told(
+def _fingerprint(
     signature: inspect.Signature, whole: tuple[str, ...], *args: Any, **keywords: Any
 ) -> dict[str, str]:
     given = dict(signature.bind(*args, **keywords).arguments)

@@ -20,7 +20,7 @@ def refused(error: Exception) -> Exception:
     said = str(error)
     if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
         return error
-    if not any(words in said for words in _REFUSALS):
+    if not any(refusal in said for refusal in _REFUSALS):
         return error
     asked = re.search(r"(\d+) bytes", said)
     what = f"{asked[1]} bytes ({int(asked[1]) / 2**20:.1f} MiB)" if asked else "memory"

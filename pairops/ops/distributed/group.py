@@ -21,7 +21,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def skip_compile(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """`function`, at which torch.compile leaves its graph. (`torch.compiler.disable` alone would
     load the compiler when pairops is imported.)"""
 
@@ -38,16 +38,16 @@ def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
 class Group:
     """A process group of several ranks, as seen by one of them."""
 
-    def __init__(self, process_group: Any, told: Mapping[str, str]) -> None:
+    def __init__(self, process_group: Any, fingerprint: Mapping[str, str]) -> None:
         self.process_group = process_group
         self.rank: int = dist.get_rank(process_group)
         self.size: int = dist.get_world_size(process_group)
-        self.told = dict(told)  # name → what every rank must have given
+        self.fingerprint = dict(fingerprint)  # name → what every rank must have given
         self.call: int | None = None  # which one this is of all that the ranks agreed on
         self.pieces = 0  # of the call, numbered, so that its backward pass can name them
 
     @staticmethod
-    def of(given: Given, told: Mapping[str, str] | None = None) -> "Group | None":
+    def of(given: Given, fingerprint: Mapping[str, str] | None = None) -> "Group | None":
         """None for no group, and for a group of one rank, to which all rows are local."""
         if given is None or isinstance(given, Group):
             return given
@@ -68,7 +68,7 @@ class Group:
                 f"group is {type(given).__name__}; it must be None, True or a "
                 "torch.distributed.ProcessGroup"
             )
-        group = Group(given, told or {})
+        group = Group(given, fingerprint or {})
         return None if group.size == 1 else group
 
     @contextlib.contextmanager
@@ -79,17 +79,17 @@ class Group:
         except RuntimeError as error:
             if header.is_known(error):
                 raise
-            what = f"{self.told['loss']}, " if "loss" in self.told else ""
+            what = f"{self.fingerprint['loss']}, " if "loss" in self.fingerprint else ""
             message = f"rank {self.rank} of {self.size} was in {what}{name}: {error}"
             raise header.known(type(error)(message)) from error
 
-    @untraced
-    def agree(self, told: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
+    @skip_compile
+    def agree(self, fingerprint: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
         """Each count, of every rank; an error on all of them if not all were told the same."""
         ambient = {name: found() for name, found in header.AMBIENT.items()}
         number = header.calls(self.process_group) + 1 if self.call is None else self.call
         place = "at the beginning of" if self.call is None else "in the forward pass of"
-        given = {"place": f"{place} call {number}", **self.told, **told, **ambient}
+        given = {"place": f"{place} call {number}", **self.fingerprint, **fingerprint, **ambient}
         with self.step("the exchange of what the ranks were given"):
             every = header.exchange(
                 self.process_group, given, torch.tensor(counts, dtype=torch.int64), failed=False
@@ -103,13 +103,17 @@ class Group:
         self.pieces += 1
         return self.pieces
 
-    @untraced
+    @skip_compile
     def meet(self, what: str, backward: bool = False, numbers: Tensor | None = None) -> Tensor:
         """Before anything is exchanged: are all ranks here, in the same exchange of the same call?
         (ranks, ROOM) the numbers of every rank; an error on all of them if they are not."""
-        told = {"place": self._place(backward), "loss": self.told.get("loss", ""), "exchange": what}
-        with self.step(f"the header of {what} {told['place']}"):
-            return header.exchange(self.process_group, told, numbers, failed=False)
+        fingerprint = {
+            "place": self._place(backward),
+            "loss": self.fingerprint.get("loss", ""),
+            "exchange": what,
+        }
+        with self.step(f"the header of {what} {fingerprint['place']}"):
+            return header.exchange(self.process_group, fingerprint, numbers, failed=False)
 
     def _place(self, backward: bool) -> str:
         if self.call is None:
@@ -128,15 +132,15 @@ class Group:
                 raise
             raise found from error
 
-    @untraced
+    @skip_compile
     def report(self, error: Exception) -> None:
         """Tell the other ranks, in the next header that they come to, of what they do not know."""
         if header.is_known(error):
             return
         header.known(error)
-        told = {"error": f"{type(error).__name__}: {error}"}
+        fingerprint = {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(ValueError, RuntimeError):
-            header.exchange(self.process_group, told, None, failed=True)
+            header.exchange(self.process_group, fingerprint, None, failed=True)
 
     def peer(self, rank: int) -> int:
         """The rank among all processes of a rank of this group, counted round."""
@@ -147,27 +151,27 @@ class Group:
         part: Tensor = whole.tensor_split(self.size)[self.rank]
         return part
 
-    @untraced
+    @skip_compile
     def total(self, values: Tensor, gradient_of: int | None = None) -> Tensor:
         """Σ over the ranks, the same bits on all. Differentiable: each rank's gradient is that of
         the sum of what all ranks differentiate. gradient_of: a piece whose backward pass it is."""
         result: Tensor = _Total.apply(self, values, gradient_of)  # type: ignore[no-untyped-call]
         return result
 
-    @untraced
+    @skip_compile
     def rows(
         self,
         values: Tensor,
         sizes: Sequence[int],
         *,
         meet: Callable[[], object] | None = None,
-        met: bool = False,
+        synchronized: bool = False,
     ) -> Tensor:
         """The rows of all ranks, one after the other. sizes: how many each has. Differentiable.
 
         meet: meets in place of what this would say.  met: the ranks have just met, for this too.
         """
-        meet = (lambda: None) if met else meet
+        meet = (lambda: None) if synchronized else meet
         result: Tensor = _Rows.apply(self, values, tuple(sizes), meet)  # type: ignore[no-untyped-call]
         return result
 
@@ -177,12 +181,12 @@ class _Total(torch.autograd.Function):
     def forward(ctx: Any, group: Group, values: Tensor, gradient_of: int | None) -> Tensor:
         ctx.group, ctx.piece = group, group.another()
         backward = gradient_of is not None
-        which = f"the gradient of piece {gradient_of}" if backward else f"piece {ctx.piece}"
-        what = f"a sum of {values.dtype} {tuple(values.shape)}, {which}"
+        piece_name = f"the gradient of piece {gradient_of}" if backward else f"piece {ctx.piece}"
+        what = f"a sum of {values.dtype} {tuple(values.shape)}, {piece_name}"
         if values.numel() <= header.ROOM and values.device == header.device(group.process_group):
-            wide = values.double() if values.is_floating_point() else values.long()
-            every = group.meet(what, backward, wide.reshape(-1).view(torch.int64))
-            sums = every[:, : values.numel()].view(wide.dtype).sum(0)
+            widened = values.double() if values.is_floating_point() else values.long()
+            every = group.meet(what, backward, widened.reshape(-1).view(torch.int64))
+            sums = every[:, : values.numel()].view(widened.dtype).sum(0)
             return sums.to(values.dtype).reshape(values.shape)
         result = values.clone(memory_format=torch.contiguous_format)
         group.meet(what, backward)
@@ -205,7 +209,7 @@ class _Rows(torch.autograd.Function):
         meet: Callable[[], object] | None,
     ) -> Tensor:
         first = sum(sizes[: group.rank])
-        ctx.group, ctx.own = group, slice(first, first + len(values))
+        ctx.group, ctx.local = group, slice(first, first + len(values))
         ctx.piece = group.another()
         # Before the ranks meet: where there is no room for it, the others can be told still.
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
@@ -224,7 +228,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, ctx.group.total(g, ctx.piece)[ctx.own], None, None
+        return None, ctx.group.total(g, ctx.piece)[ctx.local], None, None
 
 
 def row_of(values: Tensor) -> str:

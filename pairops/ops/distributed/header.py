@@ -52,7 +52,7 @@ def is_known(error: Exception) -> bool:
 
 
 def exchange(
-    process_group: Any, told: Mapping[str, str], numbers: Tensor | None, *, failed: bool
+    process_group: Any, fingerprint: Mapping[str, str], numbers: Tensor | None, *, failed: bool
 ) -> Tensor:
     """(ranks, ROOM) int64: the numbers of every rank, if all are told the same and none has failed;
     else an error on all of them.
@@ -60,7 +60,7 @@ def exchange(
     told: where this rank is, and what all must have there.  numbers: int64, as many as there is
     room for.  failed: has this rank an error? Then told["error"] says which.
     """
-    text = json.dumps(told).encode()
+    text = json.dumps(fingerprint).encode()
     digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
     header = torch.tensor([digest, len(text), failed, *[0] * ROOM], device=device(process_group))
     if numbers is not None:
@@ -100,20 +100,23 @@ def gathered(process_group: Any, values: Tensor) -> Tensor:
 def _difference(heard: Sequence[Mapping[str, str]]) -> Exception:
     """Who is where, if that differs; else who was told what, of the first thing that differs."""
     name = next(
-        name for told in heard for name in told if len({other.get(name) for other in heard}) > 1
+        name
+        for fingerprint in heard
+        for name in fingerprint
+        if len({other.get(name) for other in heard}) > 1
     )
     if name in ("place", "exchange"):
-        where = _by_rank([_where(told) for told in heard], "is", "are")
+        where = _by_rank([_where(fingerprint) for fingerprint in heard], "is", "are")
         return RuntimeError(
             f"the ranks of the group are at different places: {where}; losses with a group must be "
             "called and differentiated in the same order on all ranks, and as often"
         )
-    what = _by_rank([told.get(name, "nothing") for told in heard], "has", "have")
+    what = _by_rank([fingerprint.get(name, "nothing") for fingerprint in heard], "has", "have")
     return ValueError(f"the ranks of the group disagree about {name}: {what}; all must have one")
 
 
-def _where(told: Mapping[str, str]) -> str:
-    parts = [told["place"], told.get("loss"), told.get("exchange")]
+def _where(fingerprint: Mapping[str, str]) -> str:
+    parts = [fingerprint["place"], fingerprint.get("loss"), fingerprint.get("exchange")]
     return ", ".join(filter(None, parts))
 
 

@@ -57,6 +57,6 @@ def _blocks(
 def _exchange(group: Group, here: Sequence[Tensor], coming: Sequence[Tensor]) -> list[dist.Work]:
     """Hand what is here to the rank before this one, and take from the one after it."""
     before, after = group.peer(group.rank - 1), group.peer(group.rank + 1)
-    given = [dist.P2POp(dist.isend, z, before, group.process_group) for z in here if z.numel()]
-    taken = [dist.P2POp(dist.irecv, z, after, group.process_group) for z in coming if z.numel()]
-    return list(dist.batch_isend_irecv(given + taken)) if given or taken else []
+    sends = [dist.P2POp(dist.isend, z, before, group.process_group) for z in here if z.numel()]
+    receives = [dist.P2POp(dist.irecv, z, after, group.process_group) for z in coming if z.numel()]
+    return list(dist.batch_isend_irecv(sends + receives)) if sends or receives else []

@@ -17,11 +17,11 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
-from .engine import Engine, as_taken, bits_shape, reason_against
+from .engine import Engine, bits_shape, reason_against, terms_for_engine
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "Engine", "as_taken", "bits_shape", "choose", "use"]
+__all__ = ["ENGINES", "Engine", "bits_shape", "choose", "terms_for_engine", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 _ENGINES: list[Engine] = [

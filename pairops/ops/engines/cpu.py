@@ -19,7 +19,7 @@ from pairops.ops.terms.levels import numbered, resolved, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .cpu_addresses import TILE, Call
+from .cpu_addresses import TILE, CpuCall
 from .plan import Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
@@ -129,7 +129,7 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
     if plan.keeping:
         bits = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
         at = bits.data_ptr()
-    call = Call(pairs, rows, cols, plan, dtype)
+    call = CpuCall(pairs, rows, cols, plan, dtype)
     _native.forward(
         plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
         *call.settings,
@@ -158,31 +158,31 @@ def _repair(
     What was made of that in turn is gathered again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     argument = iter(arguments)
-    plane: Iterator[Tensor] = iter(() if bits is None else bits)
+    masks: Iterator[Tensor] = iter(() if bits is None else bits)
     first = 0
-    for axis, owned in enumerate((rows, cols)):
-        mine = statistics[first : first + len(owned)]
+    for axis, axis_terms in enumerate((rows, cols)):
+        mine = statistics[first : first + len(axis_terms)]
         changed: set[int] = set()
-        for k, term in enumerate(owned):
+        for k, term in enumerate(axis_terms):
             at = next(argument) if term.keeps_argument else None
-            kept = next(plane) if term.keeps_bits else None
+            saved_mask = next(masks) if term.keeps_bits else None
             if any(a.place in changed for a in term.earlier()):
-                again, _ = resolved(term, owned, mine, {})
+                again, _ = resolved(term, axis_terms, mine, {})
                 of_rows, of_cols = ((again,), ()) if axis == 0 else ((), (again,))
                 made = planned_forward(pairs, of_rows, of_cols, _plan(of_rows, of_cols))
                 mine[k].copy_(made.every)
                 if at is not None:
                     at.copy_(made.arguments[0])
-                if kept is not None and made.bits is not None:
-                    kept.copy_(made.bits[0])
+                if saved_mask is not None and made.bits is not None:
+                    saved_mask.copy_(made.bits[0])
                 changed.add(k)
-            missing = without_pairs(term, owned, mine)
+            missing = without_pairs(term, axis_terms, mine)
             if missing is not None and missing.any():
                 mine[k].masked_fill_(missing, term.monoid.fill)
                 if at is not None:
                     at.masked_fill_(missing, -1)
                 changed.add(k)
-        first += len(owned)
+        first += len(axis_terms)
 
 
 def backward(
@@ -221,7 +221,7 @@ def planned_backward(
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    call = Call(pairs, rows, cols, plan, dtype)
+    call = CpuCall(pairs, rows, cols, plan, dtype)
     gradients: list[Tensor] = []
     if not plan.short:
         gradients = _by_arguments(pairs, rows, cols, needs, dtype)
@@ -232,19 +232,19 @@ def planned_backward(
     if needs.y and y is not None:
         dy = torch.zeros(y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
-    plane = 0
+    mask_bytes = 0
     if bits is not None and plan.keeping:
         bits = bits.contiguous()
-        bit, plane = bits.data_ptr(), bits.shape[1] * bits.shape[2]
+        bit, mask_bytes = bits.data_ptr(), bits.shape[1] * bits.shape[2]
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
         if isinstance(cotangents, Tensor):
             at, row = cotangents.data_ptr(), x.shape[0] * dtype.itemsize
-            told = [(at + k * row, 1) for k in range(plan.count)]
+            cotangent_addresses = [(at + k * row, 1) for k in range(plan.count)]
         else:
             # Of complex numbers torch returns imaginary parts whose sign is yet to be turned.
             cotangents = [z.resolve_neg() for z in cotangents]
-            told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
+            cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
         if plan.extremes:
             arguments = [z.contiguous() for z in arguments]
@@ -253,8 +253,8 @@ def planned_backward(
         whole = len(statistics) == 1
         every = statistics[0].contiguous() if whole else _one_after_the_other(statistics)
         _native.backward(
-            plan.compiled, *call.shared, every.data_ptr(), found, told, slopes, bit, plane,
-            *call.settings, by_x, by_y,
+            plan.compiled, *call.shared, every.data_ptr(), found, cotangent_addresses, slopes, bit,
+            mask_bytes, *call.settings, by_x, by_y,
         )  # fmt: skip
     return dx, dy, gradients
 
@@ -293,8 +293,8 @@ def _by_arguments(
     """Zeros for the gradient by each tensor that is an argument, none where it is not needed."""
     found: list[Tensor] = []
     k = 0
-    for axis, owned in enumerate((rows, cols)):
-        for term in owned:
+    for axis, axis_terms in enumerate((rows, cols)):
+        for term in axis_terms:
             wanted = iter([True] * len(term.args) if needs.args is None else needs.args[k])
             for a in term.args:
                 if isinstance(a, (Tensor, Partner)):

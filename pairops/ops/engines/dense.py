@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.indexing import places
+from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
 from pairops.ops.terms.arguments import Partner, Table
@@ -58,22 +58,25 @@ def bits_shape(*_call: object) -> tuple[int, ...]:
 
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
-    wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
+    rows = torch.where(keep[:, None], x, 0).to(pairs.dtype)
     if pairs.scales.x is None:
-        return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
-    wide = wide * shrinking(wide).unsqueeze(1)  # a unit row is the same, however long it was
-    return scaled(wide, inverse_norm(wide), pairs.dtype)
+        return rows * (1 + 0 * rows)  # so that a NaN or Inf also shows in its own gradient
+    rows = rows * shrinking(rows).unsqueeze(1)  # a unit row is the same, however long it was
+    return scaled(rows, inverse_norm(rows), pairs.dtype)
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(N, M) is j positive for i; is (i, j) a pair at all."""
     relation = pairs.relation
-    row, place = places(relation.order_x), places(relation.order_y)
-    begin, end, own = (
+    row, place = (
+        inverse_permutation(relation.permutation_x),
+        inverse_permutation(relation.permutation_y),
+    )
+    begin, end, self_index = (
         z[row][:, None] for z in (relation.pos_begin, relation.pos_end, relation.self_index)
     )
     positive = (place >= begin) & (place < end)
-    return positive, (place != own) & relation.valid_x[:, None] & relation.valid_y
+    return positive, (place != self_index) & relation.valid_x[:, None] & relation.valid_y
 
 
 def _statistic(
@@ -82,42 +85,44 @@ def _statistic(
     """(N,) of s (N, M), and who attained an extreme; a column term gets everything transposed."""
     if not term.grad:
         s = s.detach()
-    kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    selected = (
+        present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    )
     if term.above is not None:
-        kept = kept & ~(s <= term.above[:, None])
+        selected = selected & ~(s <= term.above[:, None])
     if term.below is not None:
-        kept = kept & ~(s >= term.below[:, None])
+        selected = selected & ~(s >= term.below[:, None])
     # On the way in as well as on the way out: a dropped pair's slope may be infinite, as its
     # owner's argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
-    s = torch.where(kept, s, 0)
-    args = [_selected(kept, _spread(argument)) for argument in term.args]
+    s = torch.where(selected, s, 0)
+    args = [_where_selected(selected, _spread(argument)) for argument in term.args]
     if term.function.is_derivative:
         f = term.value(s, *args)
     else:
         f = term.value(s.detach(), *args) + (s - s.detach()) * term.slopes(s, *args)[0]
     fill = term.monoid.fill
-    f = torch.where(kept, f, fill)
-    if term.gather == "sum":
+    f = torch.where(selected, f, fill)
+    if term.statistic == "sum":
         return f.sum(1), None
     if s.shape[1] == 0:
         nobody = torch.full_like(f[:, :0].sum(1), -1, dtype=torch.int64)
         return f.sum(1) + fill, nobody if term.keeps_argument else None
-    if term.gather == "lse":
+    if term.statistic == "lse":
         # torch's second derivative of a log-sum-exp over −inf alone is NaN.
-        empty = ~(kept & (f != -torch.inf)).any(1)
+        empty = ~(selected & (f != -torch.inf)).any(1)
         f = torch.where(empty[:, None], 0, f)
         return torch.where(empty, fill, torch.logsumexp(f, 1)), None
-    extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
-    first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
+    extreme = (f.amin if term.statistic == "lowest" else f.amax)(1, keepdim=True)
+    first = (selected & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
     extreme = f.gather(1, first).squeeze(1)
     if not term.keeps_argument:
         return extreme, None
-    return extreme, torch.where(kept.any(1), first.squeeze(1), -1)
+    return extreme, torch.where(selected.any(1), first.squeeze(1), -1)
 
 
-def _selected(kept: Tensor, argument: Any) -> Any:
+def _where_selected(selected: Tensor, argument: Any) -> Any:
     """The argument of each pair; 1 for one that is dropped, since functions may divide by it."""
-    return torch.where(kept, argument, 1) if isinstance(argument, Tensor) else argument
+    return torch.where(selected, argument, 1) if isinstance(argument, Tensor) else argument
 
 
 def _spread(argument: Any) -> Any:

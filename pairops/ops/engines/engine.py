@@ -71,7 +71,7 @@ class Engine(Protocol):
         """The shape of the bits, which nothing but shapes decides."""
 
 
-def as_taken(
+def terms_for_engine(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[Sequence[Term], Sequence[Term]]:
     """Terms that are `over` these pairs as the engine takes them: composed with the distance of the
@@ -88,7 +88,7 @@ def reason_against(
 ) -> str | None:
     """Why the engine cannot serve this call, or None."""
     with torch.no_grad():
-        return engine.declines(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.declines(pairs, *terms_for_engine(engine, pairs, rows, cols))
 
 
 def bits_shape(
@@ -96,4 +96,4 @@ def bits_shape(
 ) -> tuple[int | torch.SymInt, ...]:
     """The shape of the bits that the engine returns of this call."""
     with torch.no_grad():
-        return engine.bits_shape(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.bits_shape(pairs, *terms_for_engine(engine, pairs, rows, cols))

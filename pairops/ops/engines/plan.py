@@ -61,9 +61,9 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     if one of them is no earlier one."""
     key: tuple[Any, ...] = ()
     # In one piece: a function for each term would be a call for each.
-    for owned in (rows, cols):
+    for axis_terms in (rows, cols):
         place: dict[Term, int] = {}
-        for k, term in enumerate(owned):
+        for k, term in enumerate(axis_terms):
             operands: tuple[Any, ...] = ()
             for a in (*term.args, term.above, term.below):
                 kind: Any = type(a)
@@ -74,7 +74,7 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
                 elif kind is EarlierAt:
                     kind = a
                 operands += (kind,)
-            key += ((term.gather, term.side, term.function.name, operands, term.grad),)
+            key += ((term.statistic, term.side, term.function.name, operands, term.grad),)
             place[term] = k
         key += ("|",)
     try:

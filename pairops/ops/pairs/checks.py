@@ -36,9 +36,11 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
             refused = f"{name} has {what} {mine}; it must be {theirs} as in {other_name}"
             if what != "dtype":
                 raise ValueError(refused)
-            wide = torch.promote_types(x.dtype, other.dtype)
+            widest = torch.promote_types(x.dtype, other.dtype)
             casts = [
-                f"{n}.to({wide})" for n, z in ((other_name, other), (name, x)) if z.dtype != wide
+                f"{n}.to({widest})"
+                for n, z in ((other_name, other), (name, x))
+                if z.dtype != widest
             ]
             raise TypeError(f"{refused}; write {' and '.join(casts)}, say")
 
@@ -162,7 +164,9 @@ def named(
     return None if exclude_self is False else (mine, theirs)
 
 
-def own_of(x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]) -> Tensor | None:
+def self_index_of(
+    x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]
+) -> Tensor | None:
     """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.accumulators import ACCUMULATORS
 from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Term
 
 from .relation import Relation, Scales
-from .similarity import inverse_norm, scaled, wide
+from .similarity import at_least_float32, inverse_norm, scaled
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
 
@@ -44,7 +44,7 @@ def centred(
         )
     if labels is not None and ignore_index is not None:
         x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
-    rows = wide(x)
+    rows = at_least_float32(x)
     rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
     apart = rows - rows.mean(1, keepdim=True)
     rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
@@ -133,7 +133,7 @@ class Squares:
             args.append(argument(self.share, self.measure.anchors))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z for z in (term.above, term.below) if z is not None]
-        made = _measured(term.function.name, self.measure.name, windows, term.gather)
+        made = _measured(term.function.name, self.measure.name, windows, term.statistic)
         function = getattr(_MADE, made)
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 
@@ -152,7 +152,7 @@ class Squares:
         return [x, y] if self.share is None else [x, y, by_anchors]
 
     def gradient(
-        self, slopes: Sequence[Sequence[Tensor]], axes: Sequence[int], rows: Tensor, kept: Tensor
+        self, slopes: Sequence[Sequence[Tensor]], axes: Sequence[int], rows: Tensor, valid: Tensor
     ) -> Tensor:
         """The gradient by rows (N, D) that leads through their squared norms; 0 for a row that is
         not kept, whatever it holds.
@@ -168,17 +168,17 @@ class Squares:
         if self.share is not None and self.measure.anchors in axes:
             by_share = torch.where(self.share == 0, 0, by(2))
             by_square = by_square - self.share * (self.share * by_share)
-        rows = torch.where(kept.unsqueeze(1), rows, 0).to(by_square.dtype)
-        return torch.where(kept.unsqueeze(1), 2 * by_square.unsqueeze(1) * rows, 0)
+        rows = torch.where(valid.unsqueeze(1), rows, 0).to(by_square.dtype)
+        return torch.where(valid.unsqueeze(1), 2 * by_square.unsqueeze(1) * rows, 0)
 
 
-def _squares(z: Tensor, kept: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _squares(z: Tensor, valid: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Squared norms of the rows; 0 of one that is not kept."""
     if scale is not None:
         return (scale > 0).to(dtype)
-    wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
+    rows = torch.where(valid.unsqueeze(1), z, 0).to(dtype)
     # NaN of a row with an Inf, which so differs from one whose square overflows.
-    return (wide * wide).sum(1) + (0 * wide.detach()).sum(1)
+    return (rows * rows).sum(1) + (0 * rows.detach()).sum(1)
 
 
 def _reciprocal(squares: Tensor, features: int) -> Tensor:
@@ -241,8 +241,8 @@ class _Made:
 _MADE = _Made()
 
 
-def _measured(function: str, name: str, windows: tuple[int, ...], gather: str) -> str:
-    made = _made(function, name, windows, GATHERS[gather, False].fill if windows else 0.0)
+def _measured(function: str, name: str, windows: tuple[int, ...], statistic: str) -> str:
+    made = _made(function, name, windows, ACCUMULATORS[statistic, False].fill if windows else 0.0)
     setattr(_MADE, made.name, made)
     return made.name
 

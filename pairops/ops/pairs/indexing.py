@@ -41,7 +41,7 @@ def arange(x: Tensor) -> Tensor:
     return torch.arange(x.shape[0], device=x.device)
 
 
-def places(order: Tensor) -> Tensor:
+def inverse_permutation(order: Tensor) -> Tensor:
     """The inverse of a permutation: where in `order` each index stands."""
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 

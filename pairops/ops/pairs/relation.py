@@ -20,8 +20,8 @@ class Relation:
     counts positions in order_y.
     """
 
-    order_x: Tensor  # (N,) int64: the row at each sorted position
-    order_y: Tensor  # (M,) int64: the column at each
+    permutation_x: Tensor  # (N,) int64: the row at each sorted position
+    permutation_y: Tensor  # (M,) int64: the column at each
     pos_begin: Tensor  # (N,) int64: positives are the columns at [pos_begin_i, pos_end_i)
     pos_end: Tensor  # (N,) int64
     self_index: Tensor  # (N,) int64: the position of the column that the row itself is, or −1
@@ -34,8 +34,10 @@ class Relation:
 
     @staticmethod
     def of(tensors: Sequence[Tensor]) -> "Relation":
-        order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y = tensors
-        return Relation(order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y)
+        permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y = tensors
+        return Relation(
+            permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "addresses": None}  # a copy lies elsewhere
@@ -43,24 +45,24 @@ class Relation:
     def tensors(self) -> list[Tensor]:
         """The tensors in their order, as an op takes them; `of` is the inverse."""
         return [
-            self.order_x, self.order_y, self.pos_begin, self.pos_end, self.self_index,
+            self.permutation_x, self.permutation_y, self.pos_begin, self.pos_end, self.self_index,
             self.valid_x, self.valid_y,
         ]  # fmt: skip
 
     def positives(self) -> Tensor:
         """(N,) in the caller's order; a row itself is none, and an ignored row has none."""
-        begin, end, own = self.pos_begin, self.pos_end, self.self_index
-        return self.to_caller(end - begin - ((own >= begin) & (own < end)).long())
+        begin, end, self_index = self.pos_begin, self.pos_end, self.self_index
+        return self.to_caller(end - begin - ((self_index >= begin) & (self_index < end)).long())
 
     def partners(self) -> Tensor:
         """(N,) in the caller's order: with how many columns a row is compared."""
         valid = self.valid_y.sum()
-        own_counts = (self.self_index >= 0) & (self.self_index < valid)
-        return self.to_caller(valid - own_counts.long())
+        self_counts = (self.self_index >= 0) & (self.self_index < valid)
+        return self.to_caller(valid - self_counts.long())
 
     def to_caller(self, counts: Tensor) -> Tensor:
         """Counts of rows in sorted order, in the caller's; 0 for an ignored row."""
-        return torch.empty_like(counts).scatter(0, self.order_x, counts) * self.valid_x
+        return torch.empty_like(counts).scatter(0, self.permutation_x, counts) * self.valid_x
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
 
 
-def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
+def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """A context in which autocast changes nothing; where it is off already, at no cost."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -59,7 +59,7 @@ def _summable(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return rows * factor.unsqueeze(1), factor
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """x in the dtype of statistics: what reaches it on several ways is rounded as one gradient."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 

@@ -49,7 +49,7 @@ def of_terms(
     """
     serving = ENGINES[engine]
     if torch.is_grad_enabled():
-        pairs = pairs.with_own_scales()
+        pairs = pairs.with_differentiable_scales()
         if serving is not blockwise_engine:
             serving, bits = blockwise_engine, None
     assert serving.backward is not None, "torch differentiates that engine's forward itself"
@@ -59,7 +59,7 @@ def of_terms(
     composed: list[int] = []  # the terms that are differentiated as functions of similarities
     if pairs.measure is not None:
         composed = extremes if serving.TAKES_DISTANCES else swept + extremes
-    own = {k: sum(z.has_grad for z in terms[k][1].operands()) for k in composed}
+    operand_counts = {k: sum(z.has_grad for z in terms[k][1].operands()) for k in composed}
     squares = pairs.squares() if composed else None
     if squares is not None:
         terms, wanted = _composed(squares, pairs, terms, composed, wanted)
@@ -86,7 +86,7 @@ def of_terms(
         )
     for k, argument in zip(extremes, arguments, strict=True):
         axis, term = terms[k]
-        by_owner, by_partner, by_term[k] = weigh_extreme(
+        by_owner, by_partner, by_term[k] = extreme_backward(
             term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
         )
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
@@ -97,8 +97,8 @@ def of_terms(
             dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
         gradients.append((dx, dy))
     if squares is not None:
-        slopes = [by_term[k][own[k] :] for k in composed]
-        by_term |= {k: by_term[k][: own[k]] for k in composed}
+        slopes = [by_term[k][operand_counts[k] :] for k in composed]
+        by_term |= {k: by_term[k][: operand_counts[k]] for k in composed}
         if pairs.scales.x is None:
             axes, known = (0,) if pairs.y is not None else (0, 1), pairs.relation
             of_x, of_y = (pairs.x, known.valid_x), (pairs.other, known.valid_y)
@@ -164,7 +164,7 @@ def by_vector(
     return result
 
 
-def weigh_extreme(
+def extreme_backward(
     term: Term, owners: Tensor, partners: Tensor, argument: Tensor, cotangent: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of a lowest or highest by owners, by partners and by the term's tensor arguments.

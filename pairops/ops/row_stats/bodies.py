@@ -11,7 +11,7 @@ from pairops.ops.engines import ENGINES, bits_shape
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.recipe import unpack
 
 from . import levels
@@ -35,7 +35,7 @@ def _forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
-    with torch.no_grad(), exactly(x.device.type):
+    with torch.no_grad(), no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         return levels.forward(ENGINES[engine], pairs, rows, cols)
 
@@ -69,7 +69,7 @@ def backward(
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
-    with exactly(x.device.type):
+    with no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
         dx, dy, by_term = levels.backward(

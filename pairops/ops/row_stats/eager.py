@@ -19,7 +19,7 @@ from pairops.ops.engines.plan import Plan, plan_of
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import BY_SETS, Term
@@ -31,7 +31,7 @@ from .nodes import RowStatsCall, differentiable_gradient
 _Terms = tuple[Term, ...]
 
 
-class _Told(NamedTuple):
+class _SavedCall(NamedTuple):
     """A call without the tensors that are saved: they are freed with the graph."""
 
     engine: Engine
@@ -39,7 +39,7 @@ class _Told(NamedTuple):
     relation: Relation
     scales: Scales
     measure: Measure | None
-    kept: list[Any]  # the similarities and squared norms of a cache, until a pass has taken them
+    cached: list[Any]  # the similarities and squared norms of a cache, until a pass has taken them
     rows: _Terms
     cols: _Terms
     arguments: int
@@ -154,38 +154,38 @@ class _Eager(torch.autograd.Function):
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
         cache = [pairs.cache.similarities, pairs.cache.squares]
-        kept = pairs.relation, pairs.scales, pairs.measure, cache
+        cached = pairs.relation, pairs.scales, pairs.measure, cache
         counts = len(arguments), len(prepared)
-        ctx.told = _Told(engine, plan, *kept, rows, cols, *counts, whole)
+        ctx.saved = _SavedCall(engine, plan, *cached, rows, cols, *counts, whole)
         ctx.save_for_backward(x, y, bits, *prepared, *values, *arguments, *tensors)
         return tuple(values)
 
     @staticmethod
     @refusing
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
-        told: _Told = ctx.told
+        saved: _SavedCall = ctx.saved
         _, _, _, _, _, *needs = ctx.needs_input_grad
         x, y, bits, *rest = ctx.saved_tensors
-        similarities, squares = told.kept
-        plan, cache = told.plan, Cache(similarities=similarities, squares=squares)
+        similarities, squares = saved.cached
+        plan, cache = saved.plan, Cache(similarities=similarities, squares=squares)
         # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
-        told.kept[:] = None, {}
-        if told.prepared:
-            cache.prepared = {told.engine.NAME: rest[: told.prepared]}
-            rest = rest[told.prepared :]
-        pairs = told.pairs(x, y, cache)
+        saved.cached[:] = None, {}
+        if saved.prepared:
+            cache.prepared = {saved.engine.NAME: rest[: saved.prepared]}
+            rest = rest[saved.prepared :]
+        pairs = saved.pairs(x, y, cache)
         again = torch.is_grad_enabled() or transformed(by_outputs)
-        if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
-            values, arguments = rest[: plan.count], rest[plan.count :][: told.arguments]
+        if plan is not None and saved.whole and not again and (plan.few or not plan.extremes):
+            values, arguments = rest[: plan.count], rest[plan.count :][: saved.arguments]
             cotangents = _cotangents(by_outputs, values, plan)
-            terms = told.rows + told.cols
+            terms = saved.rows + saved.cols
             needed = (
                 BY_SETS[needs[0], needs[1]]
                 if plan.short
                 else wanted(terms, needs[0], needs[1], needs[2:])
             )
             dx, dy, slopes = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, values, arguments, cotangents, bits, needed, plan
+                pairs, saved.rows, saved.cols, values, arguments, cotangents, bits, needed, plan
             )
             if values[0].dtype != x.dtype:
                 dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
@@ -195,7 +195,7 @@ class _Eager(torch.autograd.Function):
                 operands = [z for term in terms for z in term.operands()]
                 gradients = dx, dy, *[next(slope) if z.has_grad else None for z in operands]
         else:
-            gradients = _by_the_long_way(pairs, told, by_outputs, bits, rest, needs, again)
+            gradients = _by_the_long_way(pairs, saved, by_outputs, bits, rest, needs, again)
         found = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *found)
 
@@ -213,7 +213,7 @@ def _cotangents(
 
 def _by_the_long_way(
     pairs: Pairs,
-    told: _Told,
+    saved: _SavedCall,
     by_outputs: Sequence[Tensor | None],
     bits: Tensor | None,
     rest: list[Tensor],
@@ -224,17 +224,17 @@ def _by_the_long_way(
 
     rest: statistics, arguments of extremes, tensors of the terms.
     """
-    rows = numbered(told.rows, told.cols, "rows")
-    cols = numbered(told.cols, told.rows, "cols")
+    rows = numbered(saved.rows, saved.cols, "rows")
+    cols = numbered(saved.cols, saved.rows, "cols")
     values, rest = rest[: len(rows + cols)], rest[len(rows + cols) :]
-    arguments, tensors = rest[: told.arguments], rest[told.arguments :]
-    if told.plan is not None and told.plan.short:  # its windows may be numbers
+    arguments, tensors = rest[: saved.arguments], rest[saved.arguments :]
+    if saved.plan is not None and saved.plan.short:  # its windows may be numbers
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
         needs = [*needs, *[False] * len(tensors)]
     terms = rows + cols
     if bits is None:
-        shape = engines.bits_shape(told.engine, pairs, rows, cols)
+        shape = engines.bits_shape(saved.engine, pairs, rows, cols)
         bits = values[0].new_empty(shape, dtype=torch.uint8)
     # What has no gradient has a cotangent that nobody reads.
     cotangents = [
@@ -243,15 +243,15 @@ def _by_the_long_way(
     ]
     if again:
         recipe, numbers, _ = pack(rows, cols)
-        prepared = told.engine.prepare(pairs)
+        prepared = saved.engine.prepare(pairs)
         call, given = RowStatsCall.of(
-            pairs, recipe, numbers, None, tensors, prepared, told.engine.NAME, terms
+            pairs, recipe, numbers, None, tensors, prepared, saved.engine.NAME, terms
         )
         flags = [*needs, *[False] * (len(given) - len(needs))]
         return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
-    with exactly(pairs.x.device.type):
+    with no_autocast(pairs.x.device.type):
         dx, dy, by_term = levels.backward(
-            told.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
+            saved.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
             wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip
     # Rounded once, when all is added up.

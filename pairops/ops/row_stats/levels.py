@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.engines import ENGINES, Engine, as_taken, bits_shape
+from pairops.ops.engines import ENGINES, Engine, bits_shape, terms_for_engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
 from pairops.ops.terms.term import Term, Wanted
@@ -27,28 +27,28 @@ def forward(
         return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
     if len(order) == 1:
-        return engine.forward(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.forward(pairs, *terms_for_engine(engine, pairs, rows, cols))
     terms = Levels(rows, cols)
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
-    planes: dict[int, Tensor] = {}
+    masks_by_term: dict[int, Tensor] = {}
     bits: Tensor | None = None
     for some in order:
         placed = [terms.resolved(k, statistics) for k in some]
         split = sum(k < len(rows) for k in some)
         now = [term for term, _ in placed]
-        taken = as_taken(engine, pairs, now[:split], now[split:])
-        values, found, bits = engine.forward(pairs, *taken)
+        given = terms_for_engine(engine, pairs, now[:split], now[split:])
+        values, found, bits = engine.forward(pairs, *given)
         terms.take(some, placed, values, found, statistics, arguments)
         first = 0
         for k, term in zip(some, now, strict=True):
             if term.keeps_bits:
-                size = terms.planes(engine, pairs, k)
-                planes[k] = bits[first : first + size]
+                size = terms.mask_length(engine, pairs, k)
+                masks_by_term[k] = bits[first : first + size]
                 first += size
     assert bits is not None, "there is a sweep"
-    kept = [planes[k] for k in sorted(planes)]
-    whole = bits if not kept else kept[0] if len(kept) == 1 else torch.cat(kept)
+    masks = [masks_by_term[k] for k in sorted(masks_by_term)]
+    whole = bits if not masks else masks[0] if len(masks) == 1 else torch.cat(masks)
     return statistics, [arguments[k] for k in sorted(arguments)], whole
 
 
@@ -73,7 +73,7 @@ def backward(
         return of_terms(pairs, rows, cols, engine, *given)
     index = iter(arguments)
     argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
-    planes = terms.split(ENGINES[engine], pairs, bits)
+    masks_by_term = terms.split(ENGINES[engine], pairs, bits)
     gradients: list[tuple[Tensor | None, Tensor | None]] = []
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
@@ -86,12 +86,12 @@ def backward(
             )
         split = sum(k < len(rows) for k in some)
         now = [term for term, _, _ in swept]
-        kept = [planes[k] for k in some if k in planes]
+        masks = [masks_by_term[k] for k in some if k in masks_by_term]
         dx, dy, slopes = of_terms(
             pairs, now[:split], now[split:], engine,
             [value for _, value, _ in swept],
             [argument[k] for k in some if k in argument],
-            torch.cat(kept) if kept else bits[:0] if planes and bits is not None else bits,
+            torch.cat(masks) if masks else bits[:0] if masks_by_term and bits is not None else bits,
             [cotangent for _, _, cotangent in swept],
             wanted._replace(args=flags),
         )  # fmt: skip
@@ -169,7 +169,7 @@ class Levels:
                 cotangents[at] = cotangents[at] + slope
         return mine
 
-    def planes(self, engine: Engine, pairs: Pairs, k: int) -> int:
+    def mask_length(self, engine: Engine, pairs: Pairs, k: int) -> int:
         """How much of the bits of a call is term k's, along their first axis."""
         term = (self.every[k],)
         alone = (term, ()) if k < len(self.rows) else ((), term)
@@ -180,5 +180,5 @@ class Levels:
         keeping = [k for k, term in enumerate(self.every) if term.keeps_bits]
         if bits is None or not keeping:
             return {}
-        sizes = [self.planes(engine, pairs, k) for k in keeping]
+        sizes = [self.mask_length(engine, pairs, k) for k in keeping]
         return dict(zip(keeping, bits.split(sizes), strict=True))

@@ -129,7 +129,7 @@ class RowStats(Node):
             g if g is not None else z if k in call.constant else torch.zeros_like(z)
             for k, (g, z) in enumerate(of_statistics)
         ]
-        run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
+        run = _RowStatsBackward.run if torch.compiler.is_compiling() else _RowStatsBackward.of
         gradients = call.by_given(run(call, needs, *saved, *cotangents), needs)
         return None, *gradients
 
@@ -149,7 +149,7 @@ class RowStats(Node):
         return (*constant, *[None] * others)
 
 
-class _Weigh(Node):
+class _RowStatsBackward(Node):
     """A call, which gradients it needs, what was given and returned, the cotangents of statistics →
     the gradients by x, by y and by every vector."""
 
@@ -183,7 +183,7 @@ def differentiable_gradient(
     call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The gradients of a call, of what was given, returned and handed in as cotangents."""
-    found: tuple[Tensor, ...] = _Weigh.of(call, needs, *tensors)
+    found: tuple[Tensor, ...] = _RowStatsBackward.of(call, needs, *tensors)
     return found
 
 

@@ -20,7 +20,7 @@ from pairops.ops import engines
 from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.arguments import EarlierAt, Partner, Table
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
@@ -30,7 +30,7 @@ from . import eager, levels, sharded
 from .nodes import RowStats, RowStatsCall
 
 
-class Taken(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of `row_stats`."""
 
     pairs: Pairs
@@ -42,17 +42,17 @@ class Taken(NamedTuple):
 class _Watching(threading.local):
     """Who looks on at the calls of this thread."""
 
-    calls: list[Taken] | None = None
+    calls: list[RecordedCall] | None = None
 
 
 watching = _Watching()
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[Taken]]:
+def watched() -> Iterator[list[RecordedCall]]:
     """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
     before = watching.calls
-    calls: list[Taken] = []
+    calls: list[RecordedCall] = []
     watching.calls = calls
     try:
         yield calls
@@ -76,10 +76,10 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         at_once = eager.at_once(pairs, rows, cols)
         if at_once is not None:
             return at_once if watching.calls is None else _noted(pairs, rows, cols, at_once)
-        with exactly(pairs.x.device.type):
+        with no_autocast(pairs.x.device.type):
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
             rows, cols = eager.final(pairs, rows, cols)
-            result = _taken(pairs, rows, cols)
+            result = _row_stats(pairs, rows, cols)
     except Exception as error:
         found = refused(error)
         if pairs.shards is not None:  # the other ranks wait for this one
@@ -96,11 +96,11 @@ def _noted(
     """The result, told to who looks on, with terms whose windows are tensors."""
     if watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-        watching.calls.append(Taken(pairs, *eager.final(pairs, rows, cols), result))
+        watching.calls.append(RecordedCall(pairs, *eager.final(pairs, rows, cols), result))
     return result
 
 
-def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
+def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
     compiling = torch.compiler.is_compiling()
     if compiling and not _reads_at_once(pairs.x.device):
         n, m = pairs.shape
@@ -108,7 +108,7 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
         cols = tuple([_of_tensors(term, m, pairs) for term in cols])
     engine = engines.choose(pairs, rows, cols)
     if pairs.shards is not None:
-        return tuple(sharded.taken(pairs, rows, cols, engine))
+        return tuple(sharded.row_stats(pairs, rows, cols, engine))
     serving = engines.ENGINES[engine]
     if serving.backward is None:
         return tuple(levels.forward(serving, pairs, rows, cols)[0])

@@ -32,24 +32,24 @@ class PositiveRows:
     def of(pairs: Pairs) -> "PositiveRows":
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
         if pairs.shards is None:
-            row, place, own = _listed(pairs)
+            row, place, self_index = _positive_pairs(pairs)
             relation = pairs.relation
-            anchor = relation.order_x.index_select(0, row)
-            partner = relation.order_y.index_select(0, place)
+            anchor = relation.permutation_x.index_select(0, row)
+            partner = relation.permutation_y.index_select(0, place)
             rows = _copies(pairs, anchor)
             of_rows = replace(
                 rows.relation,
-                order_x=torch.arange(len(row), device=row.device),
+                permutation_x=torch.arange(len(row), device=row.device),
                 pos_begin=relation.pos_begin.index_select(0, row),
                 pos_end=relation.pos_end.index_select(0, row),
-                self_index=own,
+                self_index=self_index,
             )
             rows = replace(rows, relation=of_rows)
             nobody = torch.full_like(place, -1)
             by_index = replace(of_rows, pos_begin=place, pos_end=place + 1, self_index=nobody)
             alone = replace(rows, relation=by_index)
         else:
-            anchor, partner = pairs.shards.listed()
+            anchor, partner = pairs.shards.positive_pairs()
             shards = pairs.shards.of_rows(anchor)
             rows = replace(_copies(pairs, anchor), shards=shards)
             by_keys = shards.by_keys((partner, pairs.indices(1)))
@@ -77,7 +77,7 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
     )
 
 
-def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """(K,) places of every anchor, of its positive and of its own row among the columns, by the
     positive and then by the anchor.
 
@@ -89,13 +89,13 @@ def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     last = torch.searchsorted(relation.pos_begin.contiguous(), place, right=True)
     count = last - first
     if not pairs.complete:
-        count = torch.where(relation.valid_y[relation.order_y], count, 0)
+        count = torch.where(relation.valid_y[relation.permutation_y], count, 0)
     column = torch.repeat_interleave(count)
     begin = first - (count.cumsum(0) - count)
     row = begin.index_select(0, column) + torch.arange(len(column), device=place.device)
-    own = relation.self_index.index_select(0, row)
-    counts = own != column
+    self_index = relation.self_index.index_select(0, row)
+    counts = self_index != column
     if not pairs.complete:
-        counts &= relation.valid_x[relation.order_x[row]]
+        counts &= relation.valid_x[relation.permutation_x[row]]
     at = counts.nonzero().squeeze(1)
-    return row.index_select(0, at), column.index_select(0, at), own.index_select(0, at)
+    return row.index_select(0, at), column.index_select(0, at), self_index.index_select(0, at)

@@ -19,46 +19,46 @@ GATHERED = 1 << 20
 
 AMBIENT["bytes of embeddings below which all rows are gathered"] = lambda: str(GATHERED)
 
-GATHER, WEIGH = "ring 1 (gather)", "ring 2 (weigh)"
+FORWARD, BACKWARD = "ring 1 (forward)", "ring 2 (backward)"
 
 
-def passing(
+def blocks_of_ring(
     pairs: Pairs, axis: int, travelling: Sequence[Tensor], name: str, piece: int
 ) -> Generator[tuple[int, Pairs, list[Tensor]], None, None]:
     """The other set block by block: its first row among those of all ranks, the pairs that the
     local rows (axis 0) or columns (1) make with it, and its rows of `travelling`.
 
     Each block is this rank's own first and then those after it, round. In grad mode, and where the
-    embeddings are few, there is one block of all.  name: GATHER or WEIGH.  piece: of the call.
+    embeddings are few, there is one block of all.  name: FORWARD or BACKWARD.  piece: of the call.
     """
     shards = pairs.shards
     assert shards is not None, "these pairs have a group"
     group, there = shards.group, 1 - axis
     sizes = shards.sizes[there]
     embeddings = pairs.x if there == 0 else pairs.other
-    known = [shards.keys[there]] + [shards.own] * (there == 0)
+    known = [shards.keys[there]] + [shards.self_index] * (there == 0)
 
-    def meeting(first: int, rows: Tensor, key: Tensor, *own_of_rows: Tensor) -> Pairs:
+    def meeting(first: int, rows: Tensor, key: Tensor, *rows_self_index: Tensor) -> Pairs:
         columns = shards.first(1)
         if axis == 0:
             sets, keys = (pairs.x, rows), (shards.keys[0], key)
-            own = within(shards.own, first, first + len(rows))
+            self_index = within(shards.self_index, first, first + len(rows))
         else:
             sets, keys = (rows, pairs.other), (key, shards.keys[1])
-            own = within(own_of_rows[0], columns, columns + pairs.shape[1])
+            self_index = within(rows_self_index[0], columns, columns + pairs.shape[1])
         scaled = pairs.scales.x is not None
-        block = Pairs.between(*sets, keys, own, shards.ignore_index, scaled)
+        block = Pairs.between(*sets, keys, self_index, shards.ignore_index, scaled)
         return replace(block, measure=pairs.measure)
 
     def meet(way: str, *sent: Tensor) -> None:
         kinds = ", ".join(map(row_of, sent))
         what = f"{name} of {'columns' if axis else 'rows'}, piece {piece}, {way} {kinds}"
-        group.meet(what, backward=name == WEIGH)
+        group.meet(what, backward=name == BACKWARD)
 
     if torch.is_grad_enabled():
         sent = [embeddings, *known, *travelling]
         meet("all rows, differentiably, of", *sent)
-        every = [group.rows(z, sizes, met=True) for z in sent]
+        every = [group.rows(z, sizes, synchronized=True) for z in sent]
         yield 0, meeting(0, *every[: 1 + len(known)]), every[1 + len(known) :]
         return
     row = embeddings.shape[1] * embeddings.element_size()

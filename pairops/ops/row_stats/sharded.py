@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
-from pairops.ops.distributed.group import untraced
-from pairops.ops.engines import ENGINES, Engine, as_taken
+from pairops.ops.distributed.group import skip_compile
+from pairops.ops.engines import ENGINES, Engine, terms_for_engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import after, sweeps
 from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import POS, Term
 
 from .backward import by_vector
 from .levels import Levels
-from .ring_blocks import GATHER, passing
+from .ring_blocks import FORWARD, blocks_of_ring
 from .sharded_backward import backward
 
 
-@untraced
-def taken(
+@skip_compile
+def row_stats(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
     """The statistics of terms that are `over` these pairs, as `row_stats` returns them."""
@@ -45,7 +45,7 @@ def taken(
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
     call = ShardedCall(pairs, recipe, numbers, engine, constant)
-    result: tuple[Tensor, ...] = _Taken.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, ...] = _ShardedRowStats.apply(  # type: ignore[no-untyped-call]
         call, pairs.x, pairs.y, *vectors
     )
     return result
@@ -61,7 +61,7 @@ class ShardedCall(NamedTuple):
     constant: list[int]  # the terms that have no gradient
 
 
-class _Taken(torch.autograd.Function):
+class _ShardedRowStats(torch.autograd.Function):
     """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
 
     @staticmethod
@@ -80,8 +80,8 @@ class _Taken(torch.autograd.Function):
         ctx.mark_non_differentiable(*[statistics[k] for k in call.constant])
         # What is saved is freed with the graph; what is kept here is not.
         empty = x.new_empty(0)
-        kept = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
-        ctx.call = call._replace(pairs=kept)
+        without_data = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
+        ctx.call = call._replace(pairs=without_data)
         return tuple(statistics)
 
     @staticmethod
@@ -97,7 +97,7 @@ class _Taken(torch.autograd.Function):
         rows, cols = unpack(call.recipe, call.numbers, vectors)
         _, *needs = ctx.needs_input_grad
         pairs = replace(call.pairs, x=x, y=y, cache=Cache(gathered=gathered))
-        with exactly(x.device.type):
+        with no_autocast(x.device.type):
             gradients, by_term = backward(
                 pairs, rows, cols, statistics, list(arguments), cotangents,
                 (call.engine, needs, ctx.piece),
@@ -119,12 +119,12 @@ def _forward(
             mine = [k for k in some if (k >= len(rows)) == (axis == 1)]
             placed = [terms.resolved(k, statistics) for k in mine]
             now = [term for term, _ in placed]
-            values, found = _gather(pairs, axis, now, engine, piece)
+            values, found = _ring_forward(pairs, axis, now, engine, piece)
             terms.take(mine, placed, values, found, statistics, arguments)
     return statistics, [arguments[k] for k in sorted(arguments)]
 
 
-def _gather(
+def _ring_forward(
     pairs: Pairs, axis: int, terms: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
@@ -139,14 +139,17 @@ def _gather(
         values, arguments = _forward_of(ENGINES[engine], alone, axis, terms)
         first = pairs.shards.first(1 - axis)
         return values, [torch.where(at < 0, -1, at + first) for at in arguments]
-    wide = widest_float(pairs.x.device)
-    blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
+    widest = widest_float(pairs.x.device)
+    blank = pairs.x.new_empty(pairs.shape[axis], dtype=widest)
     states = [term.monoid.identity(blank) for term in terms]
     travelling = [z for term in terms for z in term.tensors("partner")]
-    with closing(passing(pairs, axis, travelling, GATHER, piece)) as blocks:
+    with closing(blocks_of_ring(pairs, axis, travelling, FORWARD, piece)) as blocks:
         for first, block, came in blocks:
-            met = iter(came)
-            placed = [term.between(iter(term.tensors("owner", "window")), met) for term in terms]
+            partner_tensors = iter(came)
+            placed = [
+                term.with_tensors(iter(term.tensors("owner", "window")), partner_tensors)
+                for term in terms
+            ]
             values, arguments = _forward_of(ENGINES[engine], block, axis, placed)
             found = iter(arguments)
             for k, (term, value) in enumerate(zip(terms, values, strict=True)):
@@ -154,7 +157,7 @@ def _gather(
                 if term.keeps_argument:
                     argument = next(found)
                     argument = torch.where(argument < 0, -1, argument + first)
-                state = term.monoid.again(value.to(wide), argument)
+                state = term.monoid.again(value.to(widest), argument)
                 states[k] = term.monoid.merge(states[k], state)
     merged = zip(terms, states, strict=True)
     arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
@@ -168,5 +171,5 @@ def _forward_of(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Statistics and arguments of terms of rows (axis 0) or columns (1)."""
     of_axis: tuple[Sequence[Term], Sequence[Term]] = (terms, ()) if axis == 0 else ((), terms)
-    values, arguments, _ = engine.forward(pairs, *as_taken(engine, pairs, *of_axis))
+    values, arguments, _ = engine.forward(pairs, *terms_for_engine(engine, pairs, *of_axis))
     return values, arguments

@@ -16,7 +16,7 @@ from pairops.ops.terms.term import Term, Wanted
 
 from .backward import of_terms
 from .levels import Levels
-from .ring_blocks import WEIGH, passing, within
+from .ring_blocks import BACKWARD, blocks_of_ring, within
 
 
 class Way(NamedTuple):
@@ -27,7 +27,7 @@ class Way(NamedTuple):
     measure: Measure | None
 
 
-class Owned(NamedTuple):
+class SweptTerm(NamedTuple):
     """A term with what its owners know."""
 
     term: Term
@@ -64,11 +64,12 @@ def backward(
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
         swept = [terms.swept(k, statistics, cotangents) for k in some]
-        owned = [
-            Owned(term, z, g, argument.get(k)) for k, (term, z, g) in zip(some, swept, strict=True)
+        swept_terms = [
+            SweptTerm(term, z, g, argument.get(k))
+            for k, (term, z, g) in zip(some, swept, strict=True)
         ]
         first_column = sum(k < len(rows) for k in some)
-        found, slopes = _weigh(pairs, owned, first_column, *how)
+        found, slopes = _ring_backward(pairs, swept_terms, first_column, *how)
         for axis, one in enumerate(found):
             before = gradients[axis]
             gradients[axis] = one if before is None or one is None else before + one
@@ -77,19 +78,19 @@ def backward(
     return gradients, by_term
 
 
-def _weigh(
+def _ring_backward(
     pairs: Pairs,
-    owned: Sequence[Owned],
+    swept_terms: Sequence[SweptTerm],
     rows: int,
     engine: str,
     needs: Sequence[bool],
     piece: int,
 ) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
     """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
-    active = [k for k, known in enumerate(owned) if known.term.grad]
+    active = [k for k, known in enumerate(swept_terms) if known.term.grad]
     of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
     by_term = {
-        k: [torch.zeros_like(z) for _, z, has_grad in owned[k].term.operands() if has_grad]
+        k: [torch.zeros_like(z) for _, z, has_grad in swept_terms[k].term.operands() if has_grad]
         for k in active
     }
     gradients: list[Tensor | None] = [None, None]
@@ -103,17 +104,17 @@ def _weigh(
             ways = [Way(active, active, measure)]
             if measure is not None and measure.directed:
                 ways = [Way(mine, theirs, measure), Way(theirs, mine, measure.turned())]
-        gradients[axis] = _weigh_local(
-            pairs, axis, ways, owned, engine, needs[axis], by_term, piece
+        gradients[axis] = _axis_backward(
+            pairs, axis, ways, swept_terms, engine, needs[axis], by_term, piece
         )
     return gradients, by_term
 
 
-def _weigh_local(
+def _axis_backward(
     pairs: Pairs,
     axis: int,
     ways: Sequence[Way],
-    owned: Sequence[Owned],
+    swept_terms: Sequence[SweptTerm],
     engine: str,
     need: bool,
     by_term: dict[int, list[Tensor]],
@@ -128,28 +129,28 @@ def _weigh_local(
     total: Tensor | None = None
     travelling: list[Tensor] = []
     for way in ways:
-        travelling += [z for k in way.mine for z in owned[k].term.tensors("partner")]
-        travelling += [z for k in way.theirs for z in owned[k].tensors()]
-    with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
+        travelling += [z for k in way.mine for z in swept_terms[k].term.tensors("partner")]
+        travelling += [z for k in way.theirs for z in swept_terms[k].tensors()]
+    with closing(blocks_of_ring(pairs, axis, travelling, BACKWARD, piece)) as blocks:
         for first, block, came in blocks:
             rest, of_others = iter(came), [block.other if axis == 0 else block.x, *came]
             for way in ways:
                 here = [
-                    Owned(
-                        known.term.between(iter(known.term.tensors("owner", "window")), rest),
+                    SweptTerm(
+                        known.term.with_tensors(iter(known.term.tensors("owner", "window")), rest),
                         known.statistic,
                         known.cotangent,
                         within(known.argument, first, first + block.shape[1 - axis]),
                     )
-                    for known in (owned[k] for k in way.mine)
+                    for known in (swept_terms[k] for k in way.mine)
                 ]
                 there = []
-                for known in (owned[k] for k in way.theirs):
-                    term = known.term.between(rest, iter(known.term.tensors("partner")))
+                for known in (swept_terms[k] for k in way.theirs):
+                    term = known.term.with_tensors(rest, iter(known.term.tensors("partner")))
                     statistic, cotangent = next(rest), next(rest)
                     argument = next(rest) if known.argument is not None else None
                     argument = within(argument, last - len(local), last)
-                    there.append(Owned(term, statistic, cotangent, argument))
+                    there.append(SweptTerm(term, statistic, cotangent, argument))
                 both = (here, there) if axis == 0 else (there, here)
                 every = [*both[0], *both[1]]
                 *by_set, vectors = of_terms(
@@ -169,8 +170,10 @@ def _weigh_local(
                 of_mine, of_theirs = [(k, True) for k in way.mine], [(k, False) for k in way.theirs]
                 order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
                 for place, (k, is_mine) in enumerate(order):
-                    roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
-                    for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
+                    held_by = [
+                        role for role, _, has_grad in swept_terms[k].term.operands() if has_grad
+                    ]
+                    for v, (gradient, role) in enumerate(zip(vectors[place], held_by, strict=True)):
                         if (role == "owner") == is_mine:
                             by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
                 del by_set, found  # or it would still be there when the next one is made

@@ -28,7 +28,7 @@ from .pieces import Piece, mean_of
 _Terms = tuple[Term, ...]
 
 
-class _Told(NamedTuple):
+class _SavedMean(NamedTuple):
     plan: Plan
     relation: Relation
     scales: Scales
@@ -55,19 +55,19 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
     place: dict[Term, int] = {}
     for k, term in enumerate(rows + cols):
         place[term] = k
-    told: list[Any] = []
+    encoded: list[Any] = []
     for shape, plus, minus, offset, weight in pieces:
         if type(offset) is not float or type(weight) is not float:
             return None
-        told += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
+        encoded += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
     plan = eager.plan_at_once(pairs, rows, cols)
     if plan is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, told, x, y)  # type: ignore[no-untyped-call]
+        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, encoded, x, y)  # type: ignore[no-untyped-call]
         return mean
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
-    return cpu_engine.mean(told, n, made.every, pairs.positives())[0]
+    return cpu_engine.mean(encoded, n, made.every, pairs.positives())[0]
 
 
 class _SmallMean(torch.autograd.Function):
@@ -81,35 +81,35 @@ class _SmallMean(torch.autograd.Function):
         cols: _Terms,
         pieces: Sequence[Piece],
         plan: Plan,
-        told: list[Any],
+        encoded: list[Any],
         x: Tensor,
         y: Tensor | None,
     ) -> Tensor:
         every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
-        mean, slopes = cpu_engine.mean(told, x.shape[0], every, pairs.positives())
-        kept = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
-        ctx.told = _Told(plan, *kept, rows, cols, pieces, whole)
+        mean, slopes = cpu_engine.mean(encoded, x.shape[0], every, pairs.positives())
+        shared = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
+        ctx.saved = _SavedMean(plan, *shared, rows, cols, pieces, whole)
         ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
         return mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        told: _Told = ctx.told
+        saved: _SavedMean = ctx.saved
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
         x, y, bits, every, slopes, *arguments = ctx.saved_tensors
-        plan, cache = told.plan, Cache(similarities=told.similarities[0])
-        told.similarities[0] = None
-        pairs = told.pairs(x, y, cache)
+        plan, cache = saved.plan, Cache(similarities=saved.similarities[0])
+        saved.similarities[0] = None
+        pairs = saved.pairs(x, y, cache)
         try:
             again = torch.is_grad_enabled() or transformed((gradient,))
-            if again or not told.whole or (plan.extremes and not plan.few):
-                dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
+            if again or not saved.whole or (plan.extremes and not plan.few):
+                dx, dy = _once_more(saved, pairs, gradient, need_x, need_y)
             else:
                 # What was saved may have been packed, and come back with any stride.
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
-                    pairs, told.rows, told.cols, (every,), arguments, cotangents, bits,
+                    pairs, saved.rows, saved.cols, (every,), arguments, cotangents, bits,
                     BY_SETS[need_x, need_y], plan,
                 )  # fmt: skip
                 if every.dtype != x.dtype:
@@ -121,7 +121,7 @@ class _SmallMean(torch.autograd.Function):
 
 
 def _once_more(
-    told: _Told, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
+    saved: _SavedMean, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
 ) -> list[Tensor | None]:
     """The gradients as large batches have them, whatever follows this pass."""
 
@@ -129,10 +129,10 @@ def _once_more(
     similarities = None if torch.is_grad_enabled() else pairs.cache.similarities
 
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
-        again = told.pairs(x, y, Cache(similarities=similarities))
+        again = saved.pairs(x, y, Cache(similarities=similarities))
         with use(cpu_engine.NAME):
-            values = row_stats(again, *told.rows, cols=told.cols)
-        by_term = dict(zip(told.rows + told.cols, values, strict=True))
-        return (mean_of(told.pieces, by_term, again),)
+            values = row_stats(again, *saved.rows, cols=saved.cols)
+        by_term = dict(zip(saved.rows + saved.cols, values, strict=True))
+        return (mean_of(saved.pieces, by_term, again),)
 
     return by_inputs(mean, (need_x, need_y), (pairs.x, pairs.y), (gradient,))

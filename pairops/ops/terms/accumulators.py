@@ -15,7 +15,7 @@ State = tuple[Tensor, ...]
 NOWHERE = torch.iinfo(torch.int64).max  # the argument of an extreme over no pairs, before `result`
 
 
-class Gather(Protocol):
+class Accumulator(Protocol):
     """What the engines ask of a gather. `dim` is the axis that is gathered over."""
 
     fill: float  # also the statistic of an empty side
@@ -142,7 +142,7 @@ def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     return higher + torch.log1p(torch.exp(apart))
 
 
-GATHERS: dict[tuple[str, bool], Gather] = {
+ACCUMULATORS: dict[tuple[str, bool], Accumulator] = {
     ("sum", False): Sum(),
     ("lse", False): LogSumExp(),
     ("lowest", False): Extreme(-1, False),

@@ -35,7 +35,7 @@ def _numbered(k: int, term: Term, terms: Sequence[Term], others: Sequence[Term],
         for j, one in enumerate(terms[:k]):
             if one is earlier:
                 return EarlierAt(j, grad, window)
-        what = f"term {k} of {name} ({term.gather} of {term.function.name}) refers to"
+        what = f"term {k} of {name} ({term.statistic} of {term.function.name}) refers to"
         if earlier is term:
             raise ValueError(f"{what} itself; it must refer to an earlier term of the call")
         if any(one is earlier for one in terms):
@@ -135,12 +135,12 @@ def resolved(
     """
     if not term.earlier():
         return term, None
-    places = [a.place for a in term.args if type(a) is EarlierAt]
-    missing = known.get(tuple(places))
+    earlier_positions = [a.place for a in term.args if type(a) is EarlierAt]
+    missing = known.get(tuple(earlier_positions))
     if missing is None:
         missing = without_pairs(term, terms, statistics)
         if missing is not None:
-            known[tuple(places)] = missing
+            known[tuple(earlier_positions)] = missing
 
     def value(a: Any) -> Any:
         if not isinstance(a, EarlierAt):
@@ -149,10 +149,10 @@ def resolved(
         statistic = statistics[a.place] if has_grad else statistics[a.place].detach()
         if missing is None or a.window:
             return statistic
-        which = (*places, a, has_grad)
-        if which not in known:
-            known[which] = torch.where(missing, 1.0, statistic)
-        return known[which]
+        key = (*earlier_positions, a, has_grad)
+        if key not in known:
+            known[key] = torch.where(missing, 1.0, statistic)
+        return known[key]
 
     args = tuple([value(a) for a in term.args])
     return replace(term, args=args, above=value(term.above), below=value(term.below)), missing
@@ -163,7 +163,7 @@ def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor
     term is an argument."""
     missing = None
     for a in term.args:
-        if type(a) is EarlierAt and terms[a.place].gather != "sum":
+        if type(a) is EarlierAt and terms[a.place].statistic != "sum":
             found = statistics[a.place] == terms[a.place].monoid.fill
             missing = found if missing is None else missing | found
     return missing

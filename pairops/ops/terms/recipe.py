@@ -44,9 +44,9 @@ def cpu_key(term: Term) -> str:
 
 def cuda_key(term: Term) -> str:
     """What is left of that on GPUs, where side and windows are arguments of a kernel."""
-    gather = term.gather + ("@" if term.keeps_argument else "")
+    statistic = term.statistic + ("@" if term.keeps_argument else "")
     kinds = _by_partner(term)
-    return f"{gather}:{term.function.name}" + (f"({kinds})" if kinds else "")
+    return f"{statistic}:{term.function.name}" + (f"({kinds})" if kinds else "")
 
 
 def _by_partner(term: Term) -> str:
@@ -56,7 +56,7 @@ def _by_partner(term: Term) -> str:
 
 
 def _key(term: Term, kinds: str, above: str | None = None, below: str | None = None) -> str:
-    result = f"{term.gather}:{term.side}:{term.function.name}"
+    result = f"{term.statistic}:{term.side}:{term.function.name}"
     result += f"({kinds})" if kinds else ""
     result += "" if term.above is None else f">{above or ''}"
     result += "" if term.below is None else f"<{below or ''}"
@@ -80,7 +80,7 @@ def _template(word: str) -> Term:
     parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>\d*)?(<\d*)?(@?)", word)
     if parts is None or parts[3] not in FUNCTIONS:
         raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
-    gather, side, name, kinds, *windows, keeps = parts.groups()
+    statistic, side, name, kinds, *windows, keeps = parts.groups()
     function = FUNCTIONS[name]
     holder = torch.empty(0)
     of_kind: dict[str, Argument] = {
@@ -96,13 +96,13 @@ def _template(word: str) -> Term:
         w and (EarlierAt(int(w[1:]), window=True) if w[1:] else holder) for w in windows
     ]
     return Term(
-        gather,
+        statistic,
         side,
         function,
         tuple([argument(kind) for kind in re.findall(r"[a-z]\d*", kinds or "f" * function.arity)]),
         above,
         below,
-        grad=bool(keeps) or gather not in ("lowest", "highest"),
+        grad=bool(keeps) or statistic not in ("lowest", "highest"),
     )
 
 

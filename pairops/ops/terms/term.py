@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .accumulators import GATHERS, Gather
+from .accumulators import ACCUMULATORS, Accumulator
 from .arguments import (
     Argument,
     EarlierAt,
@@ -43,7 +43,7 @@ class Term:
     grad: an extreme that only serves as a threshold says False, and no argument is kept for it.
     """
 
-    gather: str
+    statistic: str
     side: str
     function: Function
     args: tuple[Any, ...] = ()
@@ -52,14 +52,16 @@ class Term:
     grad: bool = True
 
     def __post_init__(self) -> None:
-        if (self.gather, False) not in GATHERS:
-            names = ", ".join(sorted({name for name, _ in GATHERS}))
-            raise ValueError(f"gather is {self.gather!r}; it must be one of {names}")
+        if (self.statistic, False) not in ACCUMULATORS:
+            names = ", ".join(sorted({name for name, _ in ACCUMULATORS}))
+            raise ValueError(f"statistic is {self.statistic!r}; it must be one of {names}")
         if type(self.function) is not Function and not isinstance(self.function, Function):
             kind = type(self.function).__name__
             raise TypeError(f"function is {kind}; it must be a pairops.Function")
-        if not self.grad and self.gather not in ("lowest", "highest"):
-            raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
+        if not self.grad and self.statistic not in ("lowest", "highest"):
+            raise ValueError(
+                f"grad is False for a {self.statistic}; it must be True but for extremes"
+            )
         for name, bound in (("above", self.above), ("below", self.below)):
             known = bound is None or type(bound) is float
             if known or isinstance(bound, (Tensor, Term, EarlierAt)):
@@ -157,7 +159,7 @@ class Term:
         ]
         return replace(self, args=tuple(args), above=above, below=below)
 
-    def between(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
+    def with_tensors(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
         """The same term of other owners and partners: of each its operands, windows with owners."""
         tensors = [
             z if role == "table" else next(of_partners if role == "partner" else of_owners)
@@ -165,8 +167,8 @@ class Term:
         ]
         return self.filled(iter([a for a in self.args if type(a) is float]), iter(tensors))
 
-    def tensors(self, *roles: str) -> list[Tensor]:
-        return [z for role, z, _ in self.operands() if role in roles]
+    def tensors(self, *chosen: str) -> list[Tensor]:
+        return [z for role, z, _ in self.operands() if role in chosen]
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if isinstance(bound, Tensor)]
@@ -177,7 +179,7 @@ class Term:
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
         """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
-        name = f"{self.gather}:{self.side}:{source_of(self.function)}"
+        name = f"{self.statistic}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         marks += "@" * self.keeps_argument
         numbers = [plain_float(a) for a in self.args if isinstance(a, float)]
@@ -186,7 +188,7 @@ class Term:
 
     @property
     def extreme(self) -> bool:
-        return self.gather in ("lowest", "highest")
+        return self.statistic in ("lowest", "highest")
 
     @property
     def keeps_argument(self) -> bool:
@@ -199,8 +201,8 @@ class Term:
         return not (self.above is None and self.below is None) and not self.extreme
 
     @property
-    def monoid(self) -> Gather:
-        return GATHERS[self.gather, self.keeps_argument]
+    def monoid(self) -> Accumulator:
+        return ACCUMULATORS[self.statistic, self.keeps_argument]
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
 from pairops import ALL, NEG, POS, Earlier, Pairs, highest, lowest, lse, row_stats, total
-from pairops.ops.engines import ENGINES, as_taken, dense
+from pairops.ops.engines import ENGINES, dense, terms_for_engine
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.distances import Measure, Squares
 from pairops.ops.row_stats.backward import of_terms
@@ -128,7 +128,9 @@ class Whole:
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         self.told += [*rows, *cols]
-        values, arguments, _ = dense.forward(pairs, *as_taken(ENGINES["dense"], pairs, rows, cols))
+        values, arguments, _ = dense.forward(
+            pairs, *terms_for_engine(ENGINES["dense"], pairs, rows, cols)
+        )
         return values, arguments, torch.ones(self.bits_shape(pairs, rows, cols), dtype=torch.uint8)
 
     def backward(

@@ -86,7 +86,7 @@ def test_opcheck(name: str, engine_name: str) -> None:
         if name == "supcon_loss":
             pairs = Pairs.of(x, labels, distance="dot")
             row_stats(pairs, lse(ALL, t, partner(x[:, 0])))[0].sum().backward()
-    ops = ("relate", "row_stats", "row_stats_backward")
+    ops = ("sort_by_label", "row_stats", "row_stats_backward")
     assert {op.__name__ for op, _ in calls} == {f"{name}.default" for name in ops}
     for op, args in calls:
         checks = torch.library.opcheck(op, args)

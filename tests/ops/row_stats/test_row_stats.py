@@ -13,7 +13,7 @@ from pairops.ops.engines import cpu_addresses
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.engines.blockwise import grid
 from pairops.ops.terms import functions
-from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.accumulators import ACCUMULATORS
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.term import Term, Wanted
 from support.engine_names import HERE
@@ -29,7 +29,7 @@ def none_kept_too(
 ) -> Iterator[None]:
     """Every engine, and the compiled one as it is where pairs are many."""
     if request.param == NONE_KEPT:
-        monkeypatch.setattr(cpu_addresses, "KEPT", 0)
+        monkeypatch.setattr(cpu_addresses, "MOST_BYTES", 0)
     with pairops.use("native" if request.param == NONE_KEPT else request.param):
         yield
 
@@ -94,11 +94,11 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
         assert name != "native" or torch.equal(two, one)
 
 
-@pytest.mark.parametrize(("gather", "argument"), GATHERS)
+@pytest.mark.parametrize(("statistic", "argument"), ACCUMULATORS)
 @pytest.mark.parametrize("dim", [0, 1])
-def test_splitting_and_merging_changes_nothing(gather: str, argument: bool, dim: int) -> None:
+def test_splitting_and_merging_changes_nothing(statistic: str, argument: bool, dim: int) -> None:
     """A gather is a monoid: any split of what is gathered, merged in any grouping, is the whole."""
-    monoid = GATHERS[gather, argument]
+    monoid = ACCUMULATORS[statistic, argument]
     f = torch.randn(6, 40, dtype=DOUBLE).round(decimals=1)  # with ties
     f[0] = monoid.fill
     f[1, 20:] = monoid.fill
@@ -179,10 +179,10 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
 
 
 @pytest.mark.usefixtures("none_kept_too")
-@pytest.mark.parametrize(("gather", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
+@pytest.mark.parametrize(("statistic", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_window_may_keep_a_tile_in_one_direction_alone(
-    gather: str, side: str, first: bool
+    statistic: str, side: str, first: bool
 ) -> None:
     """Its rows are then partners, and get a gradient as such, where they own no pair."""
     n = 300
@@ -195,7 +195,7 @@ def test_a_window_may_keep_a_tile_in_one_direction_alone(
         labels = labels.sort().values
         above = torch.where(keeps, -torch.inf, torch.inf)
         term = lse(NEG, 2.0, 0.5, above=above)
-        if gather == "sum":
+        if statistic == "sum":
             below = torch.full((n,), torch.inf)
             term = total(NEG, 2.0, -2.0, function=hinge, above=above, below=below)
 

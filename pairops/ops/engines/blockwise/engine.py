@@ -31,7 +31,7 @@ from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.terms.term import Term, Wanted
 
 from . import grid as tiles
-from .grid import Grid, Placed, Tile, counts
+from .grid import Grid, Tile, TiledTerm, counts
 
 NAME = "blockwise"
 TAKES_EARLIER = False
@@ -73,10 +73,10 @@ def forward(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _kept(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
-            own, other = tile[t.axis], tile[1 - t.axis]
-            seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
-            states[t][own] = t.term.monoid.merge(states[t][own], seen)
+            f = _selected(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
+            owner, partner = tile[t.axis], tile[1 - t.axis]
+            seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][partner])
+            states[t][owner] = t.term.monoid.merge(states[t][owner], seen)
 
     statistics, arguments = [], []
     for t in terms:
@@ -84,8 +84,8 @@ def forward(
         results = [monoid.result(state) for state in states[t]]
         statistics.append(grid.unsort(results, t.axis, monoid.fill))
         if isinstance(monoid, Extreme) and monoid.with_argument:
-            places = [monoid.argument(state) for state in states[t]]
-            arguments.append(grid.unsort(places, t.axis, -1))
+            positions = [monoid.argument(state) for state in states[t]]
+            arguments.append(grid.unsort(positions, t.axis, -1))
     return statistics, arguments, bits
 
 
@@ -104,8 +104,8 @@ def backward(
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
         t.given = grid.cut(cotangent, t.axis), grid.cut(finite(statistic), t.axis)
     if bits is not None and grid.host:
-        for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
-            t.bits = kept
+        for t, mask in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
+            t.bits = mask
     if needs.args is not None:
         for t, flags in zip(terms, needs.args, strict=True):
             t.wanted = flags
@@ -126,8 +126,8 @@ def backward(
         operands = [v for t in visiting for v in t.operands(tile)]
         x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
         parts = run(partial(_tile_backward, visiting, embeddings, tile), x, y, *operands)
-        places = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
-        for k, part in zip(places, parts, strict=True):
+        slots = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
+        for k, part in zip(slots, parts, strict=True):
             mine, here = sums[k], tile[axes[k]]
             mine[here] = mine[here] + part if here in mine else part
 
@@ -163,7 +163,7 @@ def bits_shape(
 
 
 def _tile_backward(
-    terms: Sequence[Placed],
+    terms: Sequence[TiledTerm],
     needs: tuple[bool, bool],
     tile: Tile,
     x: Tensor,
@@ -186,15 +186,15 @@ def _tile_backward(
         seen = s
         if torch.is_grad_enabled():
             seen, args = _of_pairs(t, s, args, drop, tile)
-        if t.term.gather == "lse":
+        if t.term.statistic == "lse":
             f = t.term.value(seen, *args) - t.spread(statistic)
-            share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
+            share = share * torch.exp(_selected(t, f, drop, tile, -torch.inf))
         slope, *slopes = t.term.slopes(seen, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
-        unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
-        weights = weights + _kept(t, share * slope, unused, tile, 0.0)
+        unused = drop if t.term.statistic == "sum" or not t.term.function.finite else None
+        weights = weights + _selected(t, share * slope, unused, tile, 0.0)
         by_vector += [
-            _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
+            _selected(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
             for k, axis in t.slope_axes()
         ]
     by_embeddings = [product(weights, y.T)] if needs[0] else []
@@ -204,23 +204,23 @@ def _tile_backward(
 
 
 def _of_pairs(
-    t: Placed, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
+    t: TiledTerm, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
 ) -> tuple[Tensor, list[Any]]:
     """Similarities and arguments of the pairs that count; 0 and 1 in place of the others.
 
     There a slope's own slope may be infinite, and 0·inf is NaN: no gradient may lead there.
     """
-    kept = t.side(tile)
+    selected = t.side(tile)
     if drop is not None:
         inside = ~(drop < 0)
-        kept = inside if kept is None else kept & inside
-    if kept is None:
+        selected = inside if selected is None else selected & inside
+    if selected is None:
         return s, args
-    chosen = [torch.where(kept, a, 1) if isinstance(a, Tensor) else a for a in args]
-    return torch.where(kept, s, 0), chosen
+    chosen = [torch.where(selected, a, 1) if isinstance(a, Tensor) else a for a in args]
+    return torch.where(selected, s, 0), chosen
 
 
-def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
+def _selected(t: TiledTerm, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
     """`f` with `fill` wherever a pair is outside the window or not on the side."""
     if drop is not None and fill != 0 and t.term.function.finite:
         f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select

@@ -55,42 +55,48 @@ class Grid:
         self.host = readable(pairs.x)
         self.length = pairs.shape
         self.extent = rows, cols = extents(pairs)
-        self.order = relation.order_x, relation.order_y
-        keep = relation.valid_x, relation.valid_y
+        self.order = relation.permutation_x, relation.permutation_y
+        valid = relation.valid_x, relation.valid_y
         # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
-        self.kept = [int(k.sum()) if self.host else len(k) for k in keep]
-        self.present = [k.index_select(0, o) for k, o in zip(keep, self.order, strict=True)]
+        self.valid_count = [int(k.sum()) if self.host else len(k) for k in valid]
+        self.present = [k.index_select(0, o) for k, o in zip(valid, self.order, strict=True)]
         x = self._scaled(0, pairs.x, pairs.scales.x, pairs.dtype)
         y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scales.y, pairs.dtype)
         self.embeddings = x.split(rows), y.split(cols)
-        self.blank = [x.new_empty(k).split(e) for k, e in zip(self.kept, self.extent, strict=True)]
-        self.caller = [
-            self.order[axis][: self.kept[axis]].split(self.extent[axis]) for axis in (0, 1)
+        self.blank = [
+            x.new_empty(k).split(e) for k, e in zip(self.valid_count, self.extent, strict=True)
         ]
-        self.place_y = torch.arange(self.kept[1], device=x.device).split(cols)
-        self.lo, self.hi, self.own = (
-            v[: self.kept[0]].unsqueeze(1).split(rows)
+        self.caller = [
+            self.order[axis][: self.valid_count[axis]].split(self.extent[axis]) for axis in (0, 1)
+        ]
+        self.place_y = torch.arange(self.valid_count[1], device=x.device).split(cols)
+        self.pos_begin, self.pos_end, self.self_index = (
+            v[: self.valid_count[0]].unsqueeze(1).split(rows)
             for v in (relation.pos_begin, relation.pos_end, relation.self_index)
         )
         self._bounds = [
-            (int(lo.min()), int(hi.max()), int(own.min()), int(own.max()))
-            for lo, hi, own in zip(self.lo, self.hi, self.own, strict=True)
-            if self.host and len(lo)
+            (int(pos_begin.min()), int(pos_end.max()), int(self_index.min()), int(self_index.max()))
+            for pos_begin, pos_end, self_index in zip(
+                self.pos_begin, self.pos_end, self.self_index, strict=True
+            )
+            if self.host and len(pos_begin)
         ]
         self._masks: tuple[Tile, dict[str, Tensor]] = (-1, -1), {}
 
     def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        order = self.order[axis][: self.kept[axis]]
+        order = self.order[axis][: self.valid_count[axis]]
         rows = z.index_select(0, order)
         if not self.host:
             rows = torch.where(self.present[axis].unsqueeze(1), rows, 0)
         return scaled(rows, None if scale is None else scale.index_select(0, order), dtype)
 
-    def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[Placed]":
-        return [Placed(self, term, 0) for term in rows] + [Placed(self, term, 1) for term in cols]
+    def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[TiledTerm]":
+        return [TiledTerm(self, term, 0) for term in rows] + [
+            TiledTerm(self, term, 1) for term in cols
+        ]
 
     def tiles(self) -> Iterator[Tile]:
-        if all(self.kept):
+        if all(self.valid_count):
             for a in range(len(self.embeddings[0])):
                 for b in range(len(self.embeddings[1])):
                     yield a, b
@@ -100,7 +106,7 @@ class Grid:
 
     def cut(self, values: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Values in the caller's order as one piece per tile."""
-        order = self.order[axis][: self.kept[axis]]
+        order = self.order[axis][: self.valid_count[axis]]
         pieces: tuple[Tensor, ...] = values.index_select(0, order).split(self.extent[axis])
         return pieces
 
@@ -111,15 +117,15 @@ class Grid:
             present = self.present[axis].view(-1, *[1] * (joined.dim() - 1))
             joined = torch.where(present, joined, absent)
         whole = joined.new_full((self.length[axis], *joined.shape[1:]), absent)
-        return whole.index_copy(0, self.order[axis][: self.kept[axis]], joined)
+        return whole.index_copy(0, self.order[axis][: self.valid_count[axis]], joined)
 
     def band(self, tile: Tile) -> bool:
         """May the tile hold a positive pair?"""
         if not self.host:
             return True
-        lo, hi, _, _ = self._bounds[tile[0]]
+        pos_begin, pos_end, _, _ = self._bounds[tile[0]]
         width = self.extent[1]
-        return max(lo, tile[1] * width) < min(hi, (tile[1] + 1) * width)
+        return max(pos_begin, tile[1] * width) < min(pos_end, (tile[1] + 1) * width)
 
     def side(self, side: str, tile: Tile) -> Tensor | None:
         """Who is on the side, or None if everybody is."""
@@ -136,17 +142,17 @@ class Grid:
 
     def _mask(self, side: str, a: int, b: int) -> Tensor:
         place = self.place_y[b]
-        mask: Tensor = place != self.own[a]
+        mask: Tensor = place != self.self_index[a]
         if not self.host:
             rows, cols = (p.split(e) for p, e in zip(self.present, self.extent, strict=True))
             mask = mask & rows[a].unsqueeze(1) & cols[b]
         if side == ALL:
             return mask
-        positive: Tensor = (place >= self.lo[a]) & (place < self.hi[a])
+        positive: Tensor = (place >= self.pos_begin[a]) & (place < self.pos_end[a])
         return mask & positive if side == POS else mask & ~positive
 
 
-class Placed:
+class TiledTerm:
     """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
 
     given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `backward`

@@ -18,7 +18,7 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .launch import Call
+from .launch import CudaCall
 
 NAME = "cuda"
 TAKES_EARLIER = False
@@ -78,9 +78,9 @@ def prepare(pairs: Pairs) -> list[Tensor]:
     made = pairs.cache.prepared
     if NAME not in made:
         known, scales = pairs.relation, pairs.scales
-        made[NAME] = made.get("relation") or packing.arrange_both(
-            (pairs.x, scales.x, known.order_x, known.valid_x),
-            None if pairs.y is None else (pairs.y, scales.y, known.order_y, known.valid_y),
+        made[NAME] = made.get("relation") or packing.pack_both(
+            (pairs.x, scales.x, known.permutation_x, known.valid_x),
+            None if pairs.y is None else (pairs.y, scales.y, known.permutation_y, known.valid_y),
         )
     return made[NAME]
 
@@ -91,8 +91,8 @@ def _kernels(pairs: Pairs) -> Kernels:
     return Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), hopper, width)
 
 
-def _call(pairs: Pairs) -> Call:
-    return Call(pairs, _kernels(pairs), prepare(pairs))
+def _call(pairs: Pairs) -> CudaCall:
+    return CudaCall(pairs, _kernels(pairs), prepare(pairs))
 
 
 def forward(

@@ -14,8 +14,8 @@ from .codegen import Sweep
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Call, Found, options, static
-from .operands import Placed, Side
+from .launch import Found, TritonCall, options, static
+from .operands import Side, TritonTermView
 
 _ROOM = 48 << 20  # bytes of s and of weights that are alive at a time
 _TILE = (64, 64) if INTERPRETED else (16, 128)
@@ -42,15 +42,15 @@ class Chunk(NamedTuple):
         )  # fmt: skip
 
 
-class Chunked(Call):
+class Chunked(TritonCall):
     """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
 
-    def forward(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
         """Statistics and arguments of all terms."""
-        owned = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
+        terms_by_axis = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
         sweeps_of = [
             codegen.forward(terms, **self._facts(axis)) if terms else None
-            for axis, terms in enumerate(owned)
+            for axis, terms in enumerate(terms_by_axis)
         ]
         results = self.blank(placed)
         n, m = self.pairs.shape
@@ -58,7 +58,8 @@ class Chunked(Call):
             return results.of(placed)
         # A row is whole in its chunk; a column's state goes on from chunk to chunk.
         states = [
-            self._identity(terms, axis) if terms else None for axis, terms in enumerate(owned)
+            self._identity(terms, axis) if terms else None
+            for axis, terms in enumerate(terms_by_axis)
         ]
         with on_device(self.pairs.x):
             for chunk in self._chunks():
@@ -70,11 +71,11 @@ class Chunked(Call):
                     self._run(chunk_kernels.forward, axis, chunk, sweep, state, **functions)
             for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                 if sweep is not None and state is not None:
-                    self.conclude(axis, owned[axis], sweep, state, results)
+                    self.finalize_states(axis, terms_by_axis[axis], sweep, state, results)
         return results.of(placed)
 
     def backward(
-        self, placed: Sequence[Placed], needs: Wanted
+        self, placed: Sequence[TritonTermView], needs: Wanted
     ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
@@ -83,10 +84,10 @@ class Chunked(Call):
         device = self.pairs.x.device
         along = []  # for each set: the sweep of what its rows are owed, and where its vectors are
         for axis in (0,) if self.same else (0, 1):
-            roles = self._roles(axis, placed)
+            views = self._views(axis, placed)
             weights = axis == 0 and any(wanted)
-            sweep = codegen.backward(roles, embeddings=weights, **self._facts(axis))
-            along.append((sweep, self.where(roles, len(placed))))
+            sweep = codegen.backward(views, embeddings=weights, **self._facts(axis))
+            along.append((sweep, self.where(views, len(placed))))
         totals = [
             torch.zeros((length, self.config.padded), device=device) if want else nothing
             for want, length in zip(wanted, (n, m), strict=True)
@@ -113,7 +114,7 @@ class Chunked(Call):
         }
         return (gradients[0], gradients[1]), found
 
-    def _identity(self, placed: Sequence[Placed], axis: int) -> Tensor:
+    def _identity(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
         """(1, numbers per row, rows) states of no pairs."""
         slots: list[Tensor] = []
         n = self.pairs.shape[axis]
@@ -145,9 +146,9 @@ class Chunked(Call):
         self, kernel: Any, axis: int, chunk: Chunk, sweep: Sweep, *more: Any, **meta: Any
     ) -> None:
         rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
-        across = chunk.along(axis)
-        kernel[(across.many_i + _TILE[0] - 1) // _TILE[0],](
-            rows, cols, self.operands.relation, across, self.operands.numbers(), *more,
+        transposed = chunk.along(axis)
+        kernel[(transposed.many_i + _TILE[0] - 1) // _TILE[0],](
+            rows, cols, self.operands.relation, transposed, self.operands.numbers(), *more,
             F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **options(),
         )  # fmt: skip
 
@@ -169,7 +170,7 @@ class Chunked(Call):
     def _multiply(self, chunk: Chunk, sweep: Sweep, sums: Tensor, totals: Sequence[Tensor]) -> None:
         """Adds a chunk's weights times embeddings to the gradients (in sorted order)."""
         x, y = (side.embeddings for side in self.operands.sides)
-        own = slice(chunk.first_i, chunk.first_i + chunk.many_i)
+        chunk_rows = slice(chunk.first_i, chunk.first_i + chunk.many_i)
         precision = self.config.precision
         pieces = [chunk.s]
         times = None
@@ -186,9 +187,9 @@ class Chunked(Call):
         self._weights(0, chunk, sweep, times, pieces, sums)
         for piece in reversed(pieces):  # the smaller part first
             if totals[0].dim() == 2:
-                totals[0][own] += _in_units(product(piece, y), times)
+                totals[0][chunk_rows] += _in_units(product(piece, y), times)
             if totals[1].dim() == 2:
-                totals[1].add_(_in_units(product(piece.T, x[own]), times))
+                totals[1].add_(_in_units(product(piece.T, x[chunk_rows]), times))
 
     def _finished(self, axis: int, total: Tensor) -> Tensor:
         """The gradient by a set, in the caller's order and through its scale."""

@@ -127,13 +127,13 @@ def forward(
     placed = call.place(rows, cols)
     bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
     results = call.blank(placed)
-    plane = 0
+    first_cell = 0
     for axis in (0, 1):
-        owned = [p for p in placed if p.owners == axis]
-        if owned:
-            cells = sum(p.term.keeps_bits for p in owned) * call.cells(axis)
-            call.forward(axis, owned, bits[plane : plane + cells], results)
-            plane += cells
+        of_axis = [p for p in placed if p.owners == axis]
+        if of_axis:
+            cells = sum(p.term.keeps_bits for p in of_axis) * call.cells(axis)
+            call.forward(axis, of_axis, bits[first_cell : first_cell + cells], results)
+            first_cell += cells
     return *results.of(placed), bits
 
 
@@ -150,11 +150,13 @@ def backward(
 
     call = launch.Swept(pairs, backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    planes = call.planes(placed, bits)
+    masks_by_term = call.masks_by_term(placed, bits)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
     for axis in (0,) if call.same else (0, 1):
-        gradients[axis], by_vector = call.backward(axis, placed, planes, (needs.x, needs.y)[axis])
+        gradients[axis], by_vector = call.backward(
+            axis, placed, masks_by_term, (needs.x, needs.y)[axis]
+        )
         found |= by_vector
     return gradients[0], gradients[1], call.in_order(placed, found)
 

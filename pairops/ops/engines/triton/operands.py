@@ -17,28 +17,28 @@ from .tile_configs import Configuration
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class TritonTermView:
     """A term and where its owners are: along the rows of a sweep, or across, along its columns."""
 
     term: Term
     owners: int  # the set that its owners are of: 0, x, or 1, y
-    across: bool
+    transposed: bool
     numbers: tuple[int, ...]  # places of its numbers among all numbers
     vectors: tuple[int, ...]  # places of its vectors, windows after arguments, along their axes
     given: tuple[int, ...] = ()  # places of its statistic and its cotangent, for `backward`
 
-    def changed(self, across: bool) -> "Placed":
-        return replace(self, across=across)
+    def changed(self, transposed: bool) -> "TritonTermView":
+        return replace(self, transposed=transposed)
 
 
-def along_rows(placed: Sequence[Placed]) -> list[tuple[int, int]]:
+def along_rows(placed: Sequence[TritonTermView]) -> list[tuple[int, int]]:
     """The vectors that get their gradient from a sweep, those along its rows: of which term, and
     which argument of it."""
     return [
-        (which, k)
-        for which, p in enumerate(placed)
+        (term_id, k)
+        for term_id, p in enumerate(placed)
         for k, a in enumerate(p.term.args)
-        if not isinstance(a, float) and isinstance(a, Partner) == p.across
+        if not isinstance(a, float) and isinstance(a, Partner) == p.transposed
     ]
 
 
@@ -52,7 +52,7 @@ class Vectors:
         self._counts = [held, held]
         self.along: tuple[list[Tensor], list[Tensor]] = ([], [])
 
-    def place(self, term: Term, axis: int, given: Sequence[Tensor] = ()) -> Placed:
+    def place(self, term: Term, axis: int, given: Sequence[Tensor] = ()) -> TritonTermView:
         axis = 0 if self.same else axis
         partners = 0 if self.same else 1 - axis
         numbers, vectors = [], []
@@ -65,8 +65,8 @@ class Vectors:
             elif isinstance(a, Tensor):
                 vectors.append(self._add(axis, a))
         vectors += [self._add(axis, bound) for bound in term.windows()]
-        places = tuple([self._add(axis, v) for v in given])
-        return Placed(term, axis, False, tuple(numbers), tuple(vectors), places)
+        slots = tuple([self._add(axis, v) for v in given])
+        return TritonTermView(term, axis, False, tuple(numbers), tuple(vectors), slots)
 
     def _add(self, axis: int, values: Tensor) -> int:
         self.along[axis].append(values)
@@ -83,20 +83,20 @@ class Side(NamedTuple):
     embeddings: Tensor  # (n, padded)
     vectors: Tensor  # (count, n) float32
     order: Tensor  # (n,) int64: the caller's index
-    kept: Tensor  # () int64: how many rows are not ignored; those come first
+    valid_count: Tensor  # () int64: how many rows are not ignored; those come first
     n: int
 
 
 class Intervals(NamedTuple):
-    lo: Tensor  # `pos_begin` of `pairs.Relation`
-    hi: Tensor  # `pos_end`
-    own: Tensor  # `self_index`
+    pos_begin: Tensor  # `pos_begin` of `pairs.Relation`
+    pos_end: Tensor  # `pos_end`
+    self_index: Tensor  # `self_index`
 
 
-class Listed(NamedTuple):
+class TileList(NamedTuple):
     tiles: Tensor  # (blocks, tiles) int32: free ones first, then masked ones
     starts: Tensor  # (blocks, parts + 1) int64: where in its list each part begins
-    free: Tensor  # (blocks,) int64: how many are free
+    full: Tensor  # (blocks,) int64: how many are free
 
 
 class Operands:
@@ -112,8 +112,8 @@ class Operands:
         known = pairs.relation
         self.relation = Intervals(known.pos_begin, known.pos_end, known.self_index)
         self.sets = (
-            (pairs.x, pairs.scales.x, known.order_x, known.valid_x),
-            (pairs.other, pairs.scales.y, known.order_y, known.valid_y),
+            (pairs.x, pairs.scales.x, known.permutation_x, known.valid_x),
+            (pairs.other, pairs.scales.y, known.permutation_y, known.valid_y),
         )
         self.vectors = Vectors(self.same, self.scaled)
 
@@ -124,7 +124,7 @@ class Operands:
         return first, first if self.same else self._side(1)
 
     def _side(self, axis: int) -> Side:
-        z, scale, order, keep = self.sets[axis]
+        z, scale, order, valid = self.sets[axis]
         rows = z.index_select(0, order)
         if self._precision.unit:
             power = _power_above(z)
@@ -135,7 +135,7 @@ class Operands:
             rows = scaled(rows, of_row, torch.float32)
         rows = rows.to(self._precision.stored)
         # An ignored row may hold anything, and 0·NaN is NaN.
-        rows = rows.masked_fill_(~keep.index_select(0, order).unsqueeze(1), 0.0)
+        rows = rows.masked_fill_(~valid.index_select(0, order).unsqueeze(1), 0.0)
         if self._padded > z.shape[1]:
             rows = torch.nn.functional.pad(rows, (0, self._padded - z.shape[1]))
         vectors = list(self.vectors.along[axis])
@@ -145,7 +145,7 @@ class Operands:
             stacked = torch.stack([v.float() for v in vectors]).index_select(1, order)
         else:
             stacked = z.new_empty((0, z.shape[0]), dtype=torch.float32)
-        return Side(rows.contiguous(), stacked, order, keep.sum(), z.shape[0])
+        return Side(rows.contiguous(), stacked, order, valid.sum(), z.shape[0])
 
     def numbers(self) -> tuple[float, ...]:
         return tuple(self.vectors.numbers) or (0.0,)
@@ -165,23 +165,23 @@ def _in_two_parts(scale: Any) -> list[Tensor]:
     return [high, torch.where(high == 0, 0.0, rest / torch.where(high == 0, 1.0, high)).float()]
 
 
-def listed(
-    alive: Tensor, band: Tensor, kept: Tensor, cols: int, parts: int, band_only: bool
-) -> Listed:
+def list_tiles(
+    mask: Tensor, band: Tensor, valid_count: Tensor, cols: int, parts: int, band_only: bool
+) -> TileList:
     """alive (blocks, tiles): which tiles to visit, as lists, in the order of `tiles.itinerary`.
 
     Each of the `parts` begins and ends at the tiles where it would without a list, so that nothing
     but zeros is left out of its sums.
     """
-    tile = torch.arange(alive.shape[1], device=alive.device)
-    tiles = (kept + cols - 1) // cols
+    tile = torch.arange(mask.shape[1], device=mask.device)
+    tiles = (valid_count + cols - 1) // cols
     in_band = (tile >= band[:, :1] // cols) & (tile < (band[:, 1:] + cols - 1) // cols)
     exists = tile < tiles
-    masked = (in_band | ((tile == tiles - 1) & (kept % cols != 0))) & exists
-    free = ~masked & exists
+    partial = (in_band | ((tile == tiles - 1) & (valid_count % cols != 0))) & exists
+    full = ~partial & exists
     if band_only:
-        masked, free = in_band & exists, torch.zeros_like(free)
-    rank = free.to(torch.uint8).mul_(2).add_(masked).mul_(alive != 0)
+        partial, full = in_band & exists, torch.zeros_like(full)
+    rank = full.to(torch.uint8).mul_(2).add_(partial).mul_(mask != 0)
     # Some rows at a time: an argsort takes an order of magnitude more than it sorts.
     pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
     order = torch.cat([_by_rank(piece) for piece in pieces])
@@ -190,13 +190,13 @@ def listed(
         starts = torch.nn.functional.pad(counted[:, 1:], (1, 0))
     else:
         place = torch.where(
-            free, free.cumsum(1) - 1, free.sum(1, keepdim=True) + masked.cumsum(1) - 1
+            full, full.cumsum(1) - 1, full.sum(1, keepdim=True) + partial.cumsum(1) - 1
         )
-        visits = (free | masked).sum(1, keepdim=True)
-        bounds = visits * torch.arange(parts + 1, device=alive.device) // parts
+        visits = (full | partial).sum(1, keepdim=True)
+        bounds = visits * torch.arange(parts + 1, device=mask.device) // parts
         before = place.unsqueeze(2) < bounds.unsqueeze(1)
         starts = (before & (rank != 0).unsqueeze(2)).sum(1)
-    return Listed(order, starts, counted[:, 0].contiguous())
+    return TileList(order, starts, counted[:, 0].contiguous())
 
 
 _SORTED = 1 << 20  # tiles
@@ -206,15 +206,15 @@ def _by_rank(rank: Tensor) -> Tensor:
     return torch.argsort(rank, dim=1, descending=True, stable=True).to(torch.int32)
 
 
-def changed_roles(bits: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
+def transposed_mask(mask: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
     """bits (blocks of owners, tiles of partners) as (`blocks` of partners, `tiles` of owners).
 
     A block is `times` tiles.
     """
-    padding = blocks * times - bits.shape[1]
-    coarse = torch.nn.functional.pad(bits, (0, padding)).view(bits.shape[0], blocks, times).amax(2)
+    padding = blocks * times - mask.shape[1]
+    coarse = torch.nn.functional.pad(mask, (0, padding)).view(mask.shape[0], blocks, times).amax(2)
     return coarse.T.repeat_interleave(times, dim=1)[:, :tiles]
 
 
-def any_of(planes: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(torch.maximum, planes)
+def any_of(masks: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.maximum, masks)

@@ -17,11 +17,11 @@ from pairops.ops.terms.functions import FUNCTIONS
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 _LOGIC = {"logical_and": "&", "bitwise_and": "&", "logical_or": "|", "bitwise_or": "|"}
-# `words.` are ours, `tl.` are Triton's.
+# `math.` are ours, `tl.` are Triton's.
 _CALLS = {
     **{name: f"tl.{name}" for name in ("abs", "exp", "exp2", "sqrt", "rsqrt", "sin", "cos", "erf")},
-    **{name: f"words.{name}" for name in ("log", "log1p", "expm1", "tanh", "sigmoid", "relu")},
-    **{name: f"words.{name}" for name in ("sign", "maximum", "minimum")},
+    **{name: f"math.{name}" for name in ("log", "log1p", "expm1", "tanh", "sigmoid", "relu")},
+    **{name: f"math.{name}" for name in ("sign", "maximum", "minimum")},
     "where": "tl.where",
 }
 _SAME = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "_to_copy", "copy")
@@ -178,8 +178,8 @@ def _expression(what: str, node: fx.Node, said: Callable[[Any], str]) -> str:
         unsaid = (None, None) if name == "clamp" else (-1.0, 1.0)
         bounds = [*args[1:], *unsaid[len(args) - 1 :]]
         result = number(args[0])
-        for word, bound in zip(("words.maximum", "words.minimum"), bounds, strict=True):
-            result = result if bound is None else f"{word}({result}, {number(bound)})"
+        for clamp, bound in zip(("math.maximum", "math.minimum"), bounds, strict=True):
+            result = result if bound is None else f"{clamp}({result}, {number(bound)})"
         return result
     if name in _FILLED and not _is_bool(node):
         return said(args[_FILLED[name]])
@@ -203,9 +203,9 @@ def _power(base: str, exponent: float) -> str:
     if exponent == 0:
         return "1.0"
     if half not in (0, 0.5) or (half and whole > 8):  # NaN for a negative base, as in torch
-        return f"tl.exp({exponent} * words.log({base}))"
+        return f"tl.exp({exponent} * math.log({base}))"
     if whole > 8:
-        size = f"tl.exp({exponent} * words.log(tl.abs({base})))"
-        return f"words.sign({base}) * {size}" if whole % 2 else size
+        size = f"tl.exp({exponent} * math.log(tl.abs({base})))"
+        return f"math.sign({base}) * {size}" if whole % 2 else size
     product = " * ".join([base] * int(whole) + ([f"tl.sqrt({base})"] if half else []))
     return product if exponent > 0 else f"1.0 / ({product})"

@@ -32,8 +32,8 @@ def _tile(cols, relation, chunk, tile, i, live_i, row, limit,
 def _extent(rows, cols, chunk, R: tl.constexpr):
     """The rows of this program, which of them count, and where the columns end."""
     i = chunk.first_i + tl.program_id(0) * R + tl.arange(0, R)
-    last_i = tl.minimum(tl.load(rows.kept).to(tl.int32), chunk.first_i + chunk.many_i)
-    last_j = tl.minimum(tl.load(cols.kept).to(tl.int32), chunk.first_j + chunk.many_j)
+    last_i = tl.minimum(tl.load(rows.valid_count).to(tl.int32), chunk.first_i + chunk.many_i)
+    last_j = tl.minimum(tl.load(cols.valid_count).to(tl.int32), chunk.first_j + chunk.many_j)
     return i, i < last_i, last_j
 
 
