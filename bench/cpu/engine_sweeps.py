@@ -54,7 +54,9 @@ class Sweeps:
         with mock.patch.object(cpu_addresses, "MOST_BYTES", 0):
             made = cpu_engine.planned_forward(pairs, rows, cols, plan)
         self.every = made.every
-        self.bits = made.bits if bits is None else bits.expand(plan.keeping, -1, -1).contiguous()
+        self.bits = (
+            made.tile_masks if bits is None else bits.expand(plan.keeping, -1, -1).contiguous()
+        )
         self.slopes = torch.full_like(made.every, 1 / pairs.shape[1]).split(made.sizes)
         self.needs = Wanted(True, pairs.y is not None, True)
 

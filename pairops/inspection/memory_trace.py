@@ -86,10 +86,12 @@ class TensorTrace(TorchDispatchMode):
             self._note(
                 beside + self._prepared_anew(block_call, working) + working.forward(block_call)
             )
-        if working.bits is not None:
+        if working.tile_masks is not None:
             engine = ENGINES[self._engine or given["engine"]]
             rows, cols = terms_for_engine(engine, pairs, call.rows, call.cols)
-            self.bytes += working.bits(call) * sum(term.keeps_bits for term in (*rows, *cols))
+            self.bytes += working.tile_masks(call) * sum(
+                term.has_tile_mask for term in (*rows, *cols)
+            )
 
     def _backward(self, given: Mapping[str, Any]) -> int:
         """What there still is of the gradients besides those that are returned."""

@@ -146,16 +146,16 @@ class Block:
         s = product(x, y)
         self.t = s if pairs.measure is None else pairs.squares().of_block(s, rows, cols)
         relation = pairs.relation
-        row, place = (
+        row, position = (
             inverse_permutation(relation.permutation_x)[rows],
             inverse_permutation(relation.permutation_y)[cols],
         )
         begin, end, self_index = (
             z[row].unsqueeze(1) for z in (relation.pos_begin, relation.pos_end, relation.self_index)
         )
-        self.positive = (place >= begin) & (place < end)
+        self.positive = (position >= begin) & (position < end)
         valid = relation.valid_x[rows].unsqueeze(1) & relation.valid_y[cols]
-        self.present = (place != self_index) & valid
+        self.present = (position != self_index) & valid
 
     def weights(self, term: Term, axis: int, statistic: Tensor, cotangent: Tensor) -> Tensor:
         """(R, C) cotangent · share · slope of every pair that the term counts."""

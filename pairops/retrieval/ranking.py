@@ -89,13 +89,13 @@ class Sorted:
         pos_begin, pos_end, self_index = self._of(begin, end)
         width = int((self._host[1] - self._host[0])[begin:end].max())  # at least R
         found = self._x.new_full((end - begin, width), -torch.inf)
-        place = pos_begin + torch.arange(width, device=pos_begin.device)
-        present = (place < pos_end) & (place != self_index)
+        position = pos_begin + torch.arange(width, device=pos_begin.device)
+        present = (position < pos_end) & (position != self_index)
         for first, last, mixed in self._strips(begin, end):
             if mixed:
                 s = self._closeness(begin, end, first, last)
-                here = present & (place >= first) & (place < last)
-                picked = s.gather(1, (place - first).clamp(0, last - first - 1))
+                here = present & (position >= first) & (position < last)
+                picked = s.gather(1, (position - first).clamp(0, last - first - 1))
                 found = torch.where(here, picked, found)
         return found, present.sum(1)
 
@@ -117,8 +117,8 @@ class Sorted:
     def _belongs(self, begin: int, end: int, first: int, last: int) -> Tensor:
         """Is a column no negative of a query, but a positive or itself?"""
         pos_begin, pos_end, self_index = self._of(begin, end)
-        place = torch.arange(first, last, device=pos_begin.device)
-        return ((place >= pos_begin) & (place < pos_end)) | (place == self_index)
+        position = torch.arange(first, last, device=pos_begin.device)
+        return ((position >= pos_begin) & (position < pos_end)) | (position == self_index)
 
     def _of(self, begin: int, end: int) -> Iterator[Tensor]:
         known = self._pairs.relation

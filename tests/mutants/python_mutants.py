@@ -109,8 +109,8 @@ MUTANTS = [
     ),
     Mutant(
         "an extreme is named by its partner's place, not by its index", BLOCKWISE,
-        "seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][partner])",
-        "seen = t.term.monoid.of(f, 1 - t.axis, grid.place_y[partner])",
+        "seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.caller[1 - t.axis][partner])",
+        "seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.position_y[partner])",
         (OF_STATISTICS,),
     ),
     # Who is positive.
@@ -185,8 +185,8 @@ MUTANTS = [
         (OF_STATISTICS,),
     ),
     Mutant(
-        "tile bits of another engine", BACKWARD,
-        "serving, bits = blockwise_engine, None", "serving = blockwise_engine",
+        "tile masks of another engine", BACKWARD,
+        "serving, tile_masks = blockwise_engine, None", "serving = blockwise_engine",
         (OF_DERIVATIVES,),
     ),
     Mutant(
@@ -228,7 +228,7 @@ MUTANTS = [
     ),
     Mutant(
         "owners without pairs are reset where no owner has any", NATIVE,
-        "if (statistics[k] == fill).any():", "if (statistics[k] == fill).all():",
+        "if (statistics[k] == neutral).any():", "if (statistics[k] == neutral).all():",
         (OF_EARLIER,),
     ),
     Mutant(

@@ -22,9 +22,11 @@ _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, str measure, "
     "Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
 )
-library.define(f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 library.define(
-    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, "
+    f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor tile_masks)"
+)
+library.define(
+    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor tile_masks, "
     "Tensor[] cotangents, bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, "
     "Tensor[] dvectors)"
 )

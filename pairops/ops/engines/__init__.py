@@ -17,11 +17,11 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
-from .engine import Engine, bits_shape, reason_against, terms_for_engine
+from .engine import Engine, reason_against, terms_for_engine, tile_masks_shape
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "Engine", "bits_shape", "choose", "terms_for_engine", "use"]
+__all__ = ["ENGINES", "Engine", "choose", "terms_for_engine", "tile_masks_shape", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 _ENGINES: list[Engine] = [

@@ -69,7 +69,7 @@ def serves(plan: Plan) -> bool:
             terms = [
                 (
                     kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
-                    kind.keeps_bits, not kind.swept, kind.fill,
+                    kind.has_tile_mask, not kind.swept, kind.neutral,
                 )
                 for k, kind in enumerate(plan.kinds)
             ]  # fmt: skip
@@ -88,11 +88,13 @@ def forward(
     """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
     set kept a pair of the tile's mirror image."""
     made = planned_forward(pairs, rows, cols, _plan(rows, cols))
-    bits = made.bits
-    if bits is None:
-        bits = torch.empty(bits_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
+    tile_masks = made.tile_masks
+    if tile_masks is None:
+        tile_masks = torch.empty(
+            tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu"
+        )
     # The results of an op may not be views of one another.
-    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, bits
+    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, tile_masks
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
@@ -108,7 +110,7 @@ class Made(NamedTuple):
     every: Tensor  # the statistics, one after the other
     sizes: list[int]  # of each
     arguments: list[Tensor]
-    bits: Tensor | None  # None where no term keeps any
+    tile_masks: Tensor | None  # None where no term keeps any
     whole: bool  # has each earlier term that is an argument found a pair of every owner?
 
 
@@ -125,25 +127,25 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
         arguments += (torch.empty(n if k < plan.rows else m, dtype=torch.int64, device="cpu"),)
         found[k] = arguments[-1].data_ptr()
     tiles = -(-n // TILE), -(-m // TILE)
-    bits = at = None
+    tile_masks = at = None
     if plan.keeping:
-        bits = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
-        at = bits.data_ptr()
+        tile_masks = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
+        at = tile_masks.data_ptr()
     call = CpuCall(pairs, rows, cols, plan, dtype)
     _native.forward(
         plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
         *call.settings,
     )  # fmt: skip
     sizes, whole = [n] * plan.rows + [m] * (plan.count - plan.rows), True
-    for k, fill, by_positive in plan.arguments:
+    for k, neutral, by_positive in plan.arguments:
         if by_positive and pairs.relation.all_positive:
             continue
         statistics = torch.split_with_sizes(every, sizes)
-        if (statistics[k] == fill).any():
-            _repair(pairs, rows, cols, statistics, arguments, bits)
+        if (statistics[k] == neutral).any():
+            _repair(pairs, rows, cols, statistics, arguments, tile_masks)
             whole = False
             break
-    return Made(every, sizes, arguments, bits, whole)
+    return Made(every, sizes, arguments, tile_masks, whole)
 
 
 def _repair(
@@ -152,20 +154,20 @@ def _repair(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
 ) -> None:
     """Owners without pairs in an earlier term have none: what was made of it was made of ±inf.
     What was made of that in turn is gathered again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     argument = iter(arguments)
-    masks: Iterator[Tensor] = iter(() if bits is None else bits)
+    masks: Iterator[Tensor] = iter(() if tile_masks is None else tile_masks)
     first = 0
     for axis, axis_terms in enumerate((rows, cols)):
         mine = statistics[first : first + len(axis_terms)]
         changed: set[int] = set()
         for k, term in enumerate(axis_terms):
             at = next(argument) if term.keeps_argument else None
-            saved_mask = next(masks) if term.keeps_bits else None
+            saved_mask = next(masks) if term.has_tile_mask else None
             if any(a.place in changed for a in term.earlier()):
                 again, _ = resolved(term, axis_terms, mine, {})
                 of_rows, of_cols = ((again,), ()) if axis == 0 else ((), (again,))
@@ -173,12 +175,12 @@ def _repair(
                 mine[k].copy_(made.every)
                 if at is not None:
                     at.copy_(made.arguments[0])
-                if saved_mask is not None and made.bits is not None:
-                    saved_mask.copy_(made.bits[0])
+                if saved_mask is not None and made.tile_masks is not None:
+                    saved_mask.copy_(made.tile_masks[0])
                 changed.add(k)
             missing = without_pairs(term, axis_terms, mine)
             if missing is not None and missing.any():
-                mine[k].masked_fill_(missing, term.monoid.fill)
+                mine[k].masked_fill_(missing, term.monoid.neutral)
                 if at is not None:
                     at.masked_fill_(missing, -1)
                 changed.add(k)
@@ -191,13 +193,13 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Without a slope by arguments a tile takes less time."""
     plan = _plan(rows, cols)
     dx, dy, gradients = planned_backward(
-        pairs, rows, cols, statistics, [], cotangents, bits, needs, plan
+        pairs, rows, cols, statistics, [], cotangents, tile_masks, needs, plan
     )
     blank = pairs.x.new_empty(0)
     return blank if dx is None else dx, blank if dy is None else dy, gradients
@@ -210,7 +212,7 @@ def planned_backward(
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
     cotangents: Sequence[Tensor] | Tensor,
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
     plan: Plan,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
@@ -233,9 +235,9 @@ def planned_backward(
         dy = torch.zeros(y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
     mask_bytes = 0
-    if bits is not None and plan.keeping:
-        bits = bits.contiguous()
-        bit, mask_bytes = bits.data_ptr(), bits.shape[1] * bits.shape[2]
+    if tile_masks is not None and plan.keeping:
+        tile_masks = tile_masks.contiguous()
+        bit, mask_bytes = tile_masks.data_ptr(), tile_masks.shape[1] * tile_masks.shape[2]
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
         if isinstance(cotangents, Tensor):
@@ -305,9 +307,9 @@ def _by_arguments(
     return found
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     n, m = pairs.shape
-    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    keeping = sum(term.has_tile_mask for term in (*rows, *cols))
     return keeping, -(-n // TILE), -(-m // TILE)

@@ -48,11 +48,11 @@ def forward(
     found = [_statistic(s, positive, present, term) for term in rows]
     found += [_statistic(s.T, positive.T, present.T, term) for term in cols]
     arguments = [argument for _, argument in found if argument is not None]
-    bits = pairs.x.new_empty(bits_shape(), dtype=torch.uint8)
-    return [statistic for statistic, _ in found], arguments, bits
+    tile_masks = pairs.x.new_empty(tile_masks_shape(), dtype=torch.uint8)
+    return [statistic for statistic, _ in found], arguments, tile_masks
 
 
-def bits_shape(*_call: object) -> tuple[int, ...]:
+def tile_masks_shape(*_call: object) -> tuple[int, ...]:
     return (0,)
 
 
@@ -68,15 +68,15 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(N, M) is j positive for i; is (i, j) a pair at all."""
     relation = pairs.relation
-    row, place = (
+    row, position = (
         inverse_permutation(relation.permutation_x),
         inverse_permutation(relation.permutation_y),
     )
     begin, end, self_index = (
         z[row][:, None] for z in (relation.pos_begin, relation.pos_end, relation.self_index)
     )
-    positive = (place >= begin) & (place < end)
-    return positive, (place != self_index) & relation.valid_x[:, None] & relation.valid_y
+    positive = (position >= begin) & (position < end)
+    return positive, (position != self_index) & relation.valid_x[:, None] & relation.valid_y
 
 
 def _statistic(
@@ -100,18 +100,18 @@ def _statistic(
         f = term.value(s, *args)
     else:
         f = term.value(s.detach(), *args) + (s - s.detach()) * term.slopes(s, *args)[0]
-    fill = term.monoid.fill
-    f = torch.where(selected, f, fill)
+    neutral = term.monoid.neutral
+    f = torch.where(selected, f, neutral)
     if term.statistic == "sum":
         return f.sum(1), None
     if s.shape[1] == 0:
         nobody = torch.full_like(f[:, :0].sum(1), -1, dtype=torch.int64)
-        return f.sum(1) + fill, nobody if term.keeps_argument else None
+        return f.sum(1) + neutral, nobody if term.keeps_argument else None
     if term.statistic == "lse":
         # torch's second derivative of a log-sum-exp over −inf alone is NaN.
         empty = ~(selected & (f != -torch.inf)).any(1)
         f = torch.where(empty[:, None], 0, f)
-        return torch.where(empty, fill, torch.logsumexp(f, 1)), None
+        return torch.where(empty, neutral, torch.logsumexp(f, 1)), None
     extreme = (f.amin if term.statistic == "lowest" else f.amax)(1, keepdim=True)
     first = (selected & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
     extreme = f.gather(1, first).squeeze(1)

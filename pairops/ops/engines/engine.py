@@ -18,7 +18,7 @@ class Backward(Protocol):
         cols: Sequence[Term],
         statistics: Sequence[Tensor],
         cotangents: Sequence[Tensor],
-        bits: Tensor | None,
+        tile_masks: Tensor | None,
         needs: Wanted,
         /,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -65,7 +65,7 @@ class Engine(Protocol):
     def backward(self) -> Backward | None:
         """The gradient of `forward`; None: torch differentiates `forward` itself."""
 
-    def bits_shape(
+    def tile_masks_shape(
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], /
     ) -> tuple[int | torch.SymInt, ...]:
         """The shape of the bits, which nothing but shapes decides."""
@@ -91,9 +91,9 @@ def reason_against(
         return engine.declines(pairs, *terms_for_engine(engine, pairs, rows, cols))
 
 
-def bits_shape(
+def tile_masks_shape(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     """The shape of the bits that the engine returns of this call."""
     with torch.no_grad():
-        return engine.bits_shape(pairs, *terms_for_engine(engine, pairs, rows, cols))
+        return engine.tile_masks_shape(pairs, *terms_for_engine(engine, pairs, rows, cols))

@@ -246,8 +246,10 @@ def _triton_forward(call: SizedCall) -> int:
 
 def _triton_backward(call: SizedCall) -> int:
     shape, (copies, making) = _triton_shape(call), _triton_copies(call, 2)
-    bits = any(term.keeps_bits for term, _ in call.terms_and_owners)
-    tile_list = 8 * shape.cells(call) if bits else 0  # the tiles to be visited, and what sorts them
+    tile_masks = any(term.has_tile_mask for term, _ in call.terms_and_owners)
+    tile_list = (
+        8 * shape.cells(call) if tile_masks else 0
+    )  # the tiles to be visited, and what sorts them
     return copies + max(making, _sums(call, shape) + tile_list)
 
 
@@ -272,7 +274,7 @@ class Working(NamedTuple):
     backward: Callable[[SizedCall], int]
     prepared: Callable[[SizedCall], int] = lambda _: 0  # once for all calls with the same pairs
     # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
-    bits: Callable[[SizedCall], int] | None = None
+    tile_masks: Callable[[SizedCall], int] | None = None
     # Does `backward` take the extremes of such a call in one process? Else torch weighs them.
     takes_extremes: Callable[[SizedCall], bool] = lambda _: False
 
@@ -287,7 +289,7 @@ WORKING = {
         lambda call: _cuda_shape(call).cells(call),
     ),
     "triton": Working(
-        _triton_forward, _triton_backward, bits=lambda call: _triton_shape(call).cells(call)
+        _triton_forward, _triton_backward, tile_masks=lambda call: _triton_shape(call).cells(call)
     ),
-    "chunked": Working(_chunked_forward, _chunked_backward, bits=lambda _: 0),
+    "chunked": Working(_chunked_forward, _chunked_backward, tile_masks=lambda _: 0),
 }

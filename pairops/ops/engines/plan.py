@@ -25,10 +25,10 @@ class Kind(NamedTuple):
     args: list[int]  # where they come from
     above: int
     below: int
-    keeps_bits: bool
+    has_tile_mask: bool
     # Does a backward sweep differentiate it? The pairs of extremes are few, and a count is flat.
     swept: bool
-    fill: float  # of an owner without pairs
+    neutral: float  # of an owner without pairs
 
 
 @dataclass(eq=False)
@@ -103,9 +103,9 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
             [source(k, a) for a in term.args],
             source(k, term.above),
             source(k, term.below),
-            term.keeps_bits,
+            term.has_tile_mask,
             not term.extreme and term.function is not one,
-            term.monoid.fill,
+            term.monoid.neutral,
         )
         for k, term in enumerate(terms)
     ]
@@ -123,13 +123,13 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         sweeps=sweeps(rows, cols),
         short=alone and all(VECTOR not in (*kind.args, kind.above, kind.below) for kind in kinds),
         one_pass=alone and all(kind.swept or VECTOR not in kind.args for kind in kinds),
-        keeping=sum(kind.keeps_bits for kind in kinds),
+        keeping=sum(kind.has_tile_mask for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
         few=not any(kind.swept or kind.args for kind in kinds),
         arguments=[
-            (k, kinds[k].fill, terms[k].side == POS and terms[k].above is terms[k].below is None)
+            (k, kinds[k].neutral, terms[k].side == POS and terms[k].above is terms[k].below is None)
             for k in sorted(earlier)
-            if kinds[k].fill
+            if kinds[k].neutral
         ],
     )

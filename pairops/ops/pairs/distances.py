@@ -242,7 +242,9 @@ _MADE = _Made()
 
 
 def _measured(function: str, name: str, windows: tuple[int, ...], statistic: str) -> str:
-    made = _made(function, name, windows, ACCUMULATORS[statistic, False].fill if windows else 0.0)
+    made = _made(
+        function, name, windows, ACCUMULATORS[statistic, False].neutral if windows else 0.0
+    )
     setattr(_MADE, made.name, made)
     return made.name
 

@@ -38,7 +38,7 @@ def of_terms(
     engine: str,
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     cotangents: Sequence[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
@@ -51,7 +51,7 @@ def of_terms(
     if torch.is_grad_enabled():
         pairs = pairs.with_differentiable_scales()
         if serving is not blockwise_engine:
-            serving, bits = blockwise_engine, None
+            serving, tile_masks = blockwise_engine, None
     assert serving.backward is not None, "torch differentiates that engine's forward itself"
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
     swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
@@ -72,7 +72,7 @@ def of_terms(
             [terms[k][1] for k in swept if terms[k][0] == 1],
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
-            bits,
+            tile_masks,
             wanted.of(swept),
         )
         gradients.append((dx, dy))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.engines import ENGINES, bits_shape
+from pairops.ops.engines import ENGINES, tile_masks_shape
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
@@ -55,7 +55,7 @@ def backward(
     traced: Tensor | None,
     statistics: list[Tensor],
     arguments: list[Tensor],
-    bits: Tensor,
+    tile_masks: Tensor,
     cotangents: list[Tensor],
     need_x: bool,
     need_y: bool,
@@ -73,7 +73,7 @@ def backward(
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
         dx, dy, by_term = levels.backward(
-            engine, pairs, rows, cols, statistics, arguments, bits, [*cotangents],
+            engine, pairs, rows, cols, statistics, arguments, tile_masks, [*cotangents],
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
         # Rounded once, when all is added up.
@@ -105,8 +105,8 @@ def _forward_fake(
     arguments = [
         x.new_empty(length, dtype=torch.int64) for term, length in owners if term.keeps_argument
     ]
-    bits = bits_shape(ENGINES[engine], pairs, rows, cols)
-    return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
+    tile_masks = tile_masks_shape(ENGINES[engine], pairs, rows, cols)
+    return statistics, arguments, x.new_empty(tile_masks, dtype=torch.uint8)
 
 
 def _backward_fake(
@@ -124,7 +124,7 @@ def _backward_fake(
     traced: Tensor | None,
     _statistics: list[Tensor],
     _arguments: list[Tensor],
-    _bits: Tensor,
+    _tile_masks: Tensor,
     _cotangents: list[Tensor],
     need_x: bool,
     need_y: bool,

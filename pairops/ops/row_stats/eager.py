@@ -138,14 +138,14 @@ class _Eager(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         values: Sequence[Tensor]
-        bits: Tensor | None
+        tile_masks: Tensor | None
         if plan is None:
-            values, arguments, bits = levels.forward(engine, pairs, rows, cols)
+            values, arguments, tile_masks = levels.forward(engine, pairs, rows, cols)
             prepared = engine.prepare(pairs)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
             whole = False
         else:
-            every, sizes, arguments, bits, whole = cpu_engine.planned_forward(
+            every, sizes, arguments, tile_masks, whole = cpu_engine.planned_forward(
                 pairs, rows, cols, plan
             )
             values = torch.split_with_sizes(every, sizes)
@@ -157,7 +157,7 @@ class _Eager(torch.autograd.Function):
         cached = pairs.relation, pairs.scales, pairs.measure, cache
         counts = len(arguments), len(prepared)
         ctx.saved = _SavedCall(engine, plan, *cached, rows, cols, *counts, whole)
-        ctx.save_for_backward(x, y, bits, *prepared, *values, *arguments, *tensors)
+        ctx.save_for_backward(x, y, tile_masks, *prepared, *values, *arguments, *tensors)
         return tuple(values)
 
     @staticmethod
@@ -165,7 +165,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
         saved: _SavedCall = ctx.saved
         _, _, _, _, _, *needs = ctx.needs_input_grad
-        x, y, bits, *rest = ctx.saved_tensors
+        x, y, tile_masks, *rest = ctx.saved_tensors
         similarities, squares = saved.cached
         plan, cache = saved.plan, Cache(similarities=similarities, squares=squares)
         # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
@@ -185,7 +185,15 @@ class _Eager(torch.autograd.Function):
                 else wanted(terms, needs[0], needs[1], needs[2:])
             )
             dx, dy, slopes = cpu_engine.planned_backward(
-                pairs, saved.rows, saved.cols, values, arguments, cotangents, bits, needed, plan
+                pairs,
+                saved.rows,
+                saved.cols,
+                values,
+                arguments,
+                cotangents,
+                tile_masks,
+                needed,
+                plan,
             )
             if values[0].dtype != x.dtype:
                 dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
@@ -195,7 +203,7 @@ class _Eager(torch.autograd.Function):
                 operands = [z for term in terms for z in term.operands()]
                 gradients = dx, dy, *[next(slope) if z.has_grad else None for z in operands]
         else:
-            gradients = _by_the_long_way(pairs, saved, by_outputs, bits, rest, needs, again)
+            gradients = _by_the_long_way(pairs, saved, by_outputs, tile_masks, rest, needs, again)
         found = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *found)
 
@@ -215,7 +223,7 @@ def _by_the_long_way(
     pairs: Pairs,
     saved: _SavedCall,
     by_outputs: Sequence[Tensor | None],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     rest: list[Tensor],
     needs: Sequence[bool],
     again: bool,
@@ -233,9 +241,9 @@ def _by_the_long_way(
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
         needs = [*needs, *[False] * len(tensors)]
     terms = rows + cols
-    if bits is None:
-        shape = engines.bits_shape(saved.engine, pairs, rows, cols)
-        bits = values[0].new_empty(shape, dtype=torch.uint8)
+    if tile_masks is None:
+        shape = engines.tile_masks_shape(saved.engine, pairs, rows, cols)
+        tile_masks = values[0].new_empty(shape, dtype=torch.uint8)
     # What has no gradient has a cotangent that nobody reads.
     cotangents = [
         g if g is not None else torch.zeros_like(z) if term.grad else z
@@ -248,10 +256,12 @@ def _by_the_long_way(
             pairs, recipe, numbers, None, tensors, prepared, saved.engine.NAME, terms
         )
         flags = [*needs, *[False] * (len(given) - len(needs))]
-        return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
+        return differentiable_gradient(
+            call, flags, *given, *values, *arguments, tile_masks, *cotangents
+        )
     with no_autocast(pairs.x.device.type):
         dx, dy, by_term = levels.backward(
-            saved.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
+            saved.engine.NAME, pairs, rows, cols, values, arguments, tile_masks, cotangents,
             wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip
     # Rounded once, when all is added up.

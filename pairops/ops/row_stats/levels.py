@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.engines import ENGINES, Engine, bits_shape, terms_for_engine
+from pairops.ops.engines import ENGINES, Engine, terms_for_engine, tile_masks_shape
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
 from pairops.ops.terms.term import Term, Wanted
@@ -32,23 +32,23 @@ def forward(
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
     masks_by_term: dict[int, Tensor] = {}
-    bits: Tensor | None = None
+    tile_masks: Tensor | None = None
     for some in order:
         placed = [terms.resolved(k, statistics) for k in some]
         split = sum(k < len(rows) for k in some)
         now = [term for term, _ in placed]
         given = terms_for_engine(engine, pairs, now[:split], now[split:])
-        values, found, bits = engine.forward(pairs, *given)
+        values, found, tile_masks = engine.forward(pairs, *given)
         terms.take(some, placed, values, found, statistics, arguments)
         first = 0
         for k, term in zip(some, now, strict=True):
-            if term.keeps_bits:
+            if term.has_tile_mask:
                 size = terms.mask_length(engine, pairs, k)
-                masks_by_term[k] = bits[first : first + size]
+                masks_by_term[k] = tile_masks[first : first + size]
                 first += size
-    assert bits is not None, "there is a sweep"
+    assert tile_masks is not None, "there is a sweep"
     masks = [masks_by_term[k] for k in sorted(masks_by_term)]
-    whole = bits if not masks else masks[0] if len(masks) == 1 else torch.cat(masks)
+    whole = tile_masks if not masks else masks[0] if len(masks) == 1 else torch.cat(masks)
     return statistics, [arguments[k] for k in sorted(arguments)], whole
 
 
@@ -59,7 +59,7 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     cotangents: list[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
@@ -69,11 +69,12 @@ def backward(
     """
     terms = Levels(rows, cols)
     if not any(term.earlier() for term in terms.every):
-        given = statistics, arguments, bits, cotangents, wanted
+        given = statistics, arguments, tile_masks, cotangents, wanted
         return of_terms(pairs, rows, cols, engine, *given)
     index = iter(arguments)
     argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
-    masks_by_term = terms.split(ENGINES[engine], pairs, bits)
+    masks_by_term = terms.split(ENGINES[engine], pairs, tile_masks)
+    no_masks = tile_masks[:0] if masks_by_term and tile_masks is not None else tile_masks
     gradients: list[tuple[Tensor | None, Tensor | None]] = []
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
@@ -91,7 +92,7 @@ def backward(
             pairs, now[:split], now[split:], engine,
             [value for _, value, _ in swept],
             [argument[k] for k in some if k in argument],
-            torch.cat(masks) if masks else bits[:0] if masks_by_term and bits is not None else bits,
+            torch.cat(masks) if masks else no_masks,
             [cotangent for _, _, cotangent in swept],
             wanted._replace(args=flags),
         )  # fmt: skip
@@ -140,8 +141,8 @@ class Levels:
         the identity."""
         index = iter(found)
         for k, (term, missing), value in zip(some, placed, values, strict=True):
-            fill = term.monoid.fill
-            statistics[k] = value if missing is None else torch.where(missing, fill, value)
+            neutral = term.monoid.neutral
+            statistics[k] = value if missing is None else torch.where(missing, neutral, value)
             if term.keeps_argument:
                 at = next(index)
                 arguments[k] = at if missing is None else torch.where(missing, -1, at)
@@ -173,12 +174,12 @@ class Levels:
         """How much of the bits of a call is term k's, along their first axis."""
         term = (self.every[k],)
         alone = (term, ()) if k < len(self.rows) else ((), term)
-        return int(bits_shape(engine, pairs, *alone)[0])
+        return int(tile_masks_shape(engine, pairs, *alone)[0])
 
-    def split(self, engine: Engine, pairs: Pairs, bits: Tensor | None) -> dict[int, Tensor]:
+    def split(self, engine: Engine, pairs: Pairs, tile_masks: Tensor | None) -> dict[int, Tensor]:
         """The bits of each term that keeps some."""
-        keeping = [k for k, term in enumerate(self.every) if term.keeps_bits]
-        if bits is None or not keeping:
+        keeping = [k for k, term in enumerate(self.every) if term.has_tile_mask]
+        if tile_masks is None or not keeping:
             return {}
         sizes = [self.mask_length(engine, pairs, k) for k in keeping]
-        return dict(zip(keeping, bits.split(sizes), strict=True))
+        return dict(zip(keeping, tile_masks.split(sizes), strict=True))

@@ -65,8 +65,8 @@ class RowStatsCall(NamedTuple):
 
     def forward(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
         """Run the op on a row of what is given; its results in a row."""
-        statistics, arguments, bits = torch.ops.pairops.row_stats(*self._inputs(row))
-        return (*statistics, *arguments, bits)
+        statistics, arguments, tile_masks = torch.ops.pairops.row_stats(*self._inputs(row))
+        return (*statistics, *arguments, tile_masks)
 
     def backward(self, row: Sequence[Any], needs: Sequence[bool], run: Any) -> tuple[Tensor, ...]:
         """The gradients by x, y and the vectors, empty where not needed, of a row of everything.
@@ -75,10 +75,10 @@ class RowStatsCall(NamedTuple):
         """
         results = row[self.given :]
         statistics, cotangents = results[: self.terms], results[-self.terms :]
-        *arguments, bits = results[self.terms : -self.terms]
+        *arguments, tile_masks = results[self.terms : -self.terms]
         need_x, need_y, *rest = needs
         dx, dy, dvectors = run(
-            *self._inputs(row), statistics, arguments, bits, cotangents,
+            *self._inputs(row), statistics, arguments, tile_masks, cotangents,
             need_x, need_y, rest[: self.vectors],
         )  # fmt: skip
         return (dx, dy, *dvectors)

@@ -32,10 +32,10 @@ class PositiveRows:
     def of(pairs: Pairs) -> "PositiveRows":
         # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
         if pairs.shards is None:
-            row, place, self_index = _positive_pairs(pairs)
+            row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
             anchor = relation.permutation_x.index_select(0, row)
-            partner = relation.permutation_y.index_select(0, place)
+            partner = relation.permutation_y.index_select(0, position)
             rows = _copies(pairs, anchor)
             of_rows = replace(
                 rows.relation,
@@ -45,8 +45,8 @@ class PositiveRows:
                 self_index=self_index,
             )
             rows = replace(rows, relation=of_rows)
-            nobody = torch.full_like(place, -1)
-            by_index = replace(of_rows, pos_begin=place, pos_end=place + 1, self_index=nobody)
+            nobody = torch.full_like(position, -1)
+            by_index = replace(of_rows, pos_begin=position, pos_end=position + 1, self_index=nobody)
             alone = replace(rows, relation=by_index)
         else:
             anchor, partner = pairs.shards.positive_pairs()
@@ -84,15 +84,15 @@ def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     In this order both the intervals of a class and the single places of the pairs ascend.
     """
     relation = pairs.relation
-    place = torch.arange(pairs.shape[1], device=pairs.x.device)
-    first = torch.searchsorted(relation.pos_end.contiguous(), place, right=True)
-    last = torch.searchsorted(relation.pos_begin.contiguous(), place, right=True)
+    position = torch.arange(pairs.shape[1], device=pairs.x.device)
+    first = torch.searchsorted(relation.pos_end.contiguous(), position, right=True)
+    last = torch.searchsorted(relation.pos_begin.contiguous(), position, right=True)
     count = last - first
     if not pairs.complete:
         count = torch.where(relation.valid_y[relation.permutation_y], count, 0)
     column = torch.repeat_interleave(count)
     begin = first - (count.cumsum(0) - count)
-    row = begin.index_select(0, column) + torch.arange(len(column), device=place.device)
+    row = begin.index_select(0, column) + torch.arange(len(column), device=position.device)
     self_index = relation.self_index.index_select(0, row)
     counts = self_index != column
     if not pairs.complete:

@@ -141,7 +141,7 @@ def _ring_forward(
         return values, [torch.where(at < 0, -1, at + first) for at in arguments]
     widest = widest_float(pairs.x.device)
     blank = pairs.x.new_empty(pairs.shape[axis], dtype=widest)
-    states = [term.monoid.identity(blank) for term in terms]
+    states = [term.monoid.init(blank) for term in terms]
     travelling = [z for term in terms for z in term.tensors("partner")]
     with closing(blocks_of_ring(pairs, axis, travelling, FORWARD, piece)) as blocks:
         for first, block, came in blocks:
@@ -157,12 +157,13 @@ def _ring_forward(
                 if term.keeps_argument:
                     argument = next(found)
                     argument = torch.where(argument < 0, -1, argument + first)
-                state = term.monoid.again(value.to(widest), argument)
+                state = term.monoid.from_statistic(value.to(widest), argument)
                 states[k] = term.monoid.merge(states[k], state)
     merged = zip(terms, states, strict=True)
     arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
     return [
-        term.monoid.result(state).to(pairs.dtype) for term, state in zip(terms, states, strict=True)
+        term.monoid.finalize(state).to(pairs.dtype)
+        for term, state in zip(terms, states, strict=True)
     ], arguments
 
 

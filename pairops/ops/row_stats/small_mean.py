@@ -85,18 +85,18 @@ class _SmallMean(torch.autograd.Function):
         x: Tensor,
         y: Tensor | None,
     ) -> Tensor:
-        every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
+        every, _, arguments, tile_masks, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
         mean, slopes = cpu_engine.mean(encoded, x.shape[0], every, pairs.positives())
         shared = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
         ctx.saved = _SavedMean(plan, *shared, rows, cols, pieces, whole)
-        ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
+        ctx.save_for_backward(x, y, tile_masks, every, slopes, *arguments)
         return mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         saved: _SavedMean = ctx.saved
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
-        x, y, bits, every, slopes, *arguments = ctx.saved_tensors
+        x, y, tile_masks, every, slopes, *arguments = ctx.saved_tensors
         plan, cache = saved.plan, Cache(similarities=saved.similarities[0])
         saved.similarities[0] = None
         pairs = saved.pairs(x, y, cache)
@@ -109,7 +109,7 @@ class _SmallMean(torch.autograd.Function):
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
-                    pairs, saved.rows, saved.cols, (every,), arguments, cotangents, bits,
+                    pairs, saved.rows, saved.cols, (every,), arguments, cotangents, tile_masks,
                     BY_SETS[need_x, need_y], plan,
                 )  # fmt: skip
                 if every.dtype != x.dtype:

@@ -18,45 +18,45 @@ NOWHERE = torch.iinfo(torch.int64).max  # the argument of an extreme over no pai
 class Accumulator(Protocol):
     """What the engines ask of a gather. `dim` is the axis that is gathered over."""
 
-    fill: float  # also the statistic of an empty side
+    neutral: float  # also the statistic of an empty side
 
-    def identity(self, like: Tensor) -> State: ...
-    def of(self, f: Tensor, dim: int, where: Tensor, /) -> State: ...
+    def init(self, like: Tensor) -> State: ...
+    def from_tile(self, f: Tensor, dim: int, where: Tensor, /) -> State: ...
     def merge(self, a: State, b: State) -> State: ...
-    def result(self, state: State) -> Tensor: ...
-    def again(self, statistic: Tensor, argument: Tensor | None, /) -> State: ...
+    def finalize(self, state: State) -> Tensor: ...
+    def from_statistic(self, statistic: Tensor, argument: Tensor | None, /) -> State: ...
 
 
 class Sum:
     """Σ f; every pair has share 1."""
 
-    fill = 0.0
+    neutral = 0.0
 
-    def identity(self, like: Tensor) -> State:
+    def init(self, like: Tensor) -> State:
         return (torch.zeros_like(like),)
 
-    def of(self, f: Tensor, dim: int, _where: Tensor) -> State:
+    def from_tile(self, f: Tensor, dim: int, _where: Tensor) -> State:
         return (f.sum(dim),)
 
     def merge(self, a: State, b: State) -> State:
         return (a[0] + b[0],)
 
-    def result(self, state: State) -> Tensor:
+    def finalize(self, state: State) -> Tensor:
         return state[0]
 
-    def again(self, statistic: Tensor, _argument: Tensor | None) -> State:
+    def from_statistic(self, statistic: Tensor, _argument: Tensor | None) -> State:
         return (statistic,)
 
 
 class LogSumExp:
     """log Σ exp f; a pair's share is exp(f − R). State: the maximum, and Σ exp(f − maximum)."""
 
-    fill = -torch.inf
+    neutral = -torch.inf
 
-    def identity(self, like: Tensor) -> State:
+    def init(self, like: Tensor) -> State:
         return torch.full_like(like, -torch.inf), torch.zeros_like(like)
 
-    def of(self, f: Tensor, dim: int, _where: Tensor) -> State:
+    def from_tile(self, f: Tensor, dim: int, _where: Tensor) -> State:
         top = f.amax(dim)
         return top, torch.exp(f - _shift(top).unsqueeze(dim)).sum(dim)
 
@@ -65,10 +65,10 @@ class LogSumExp:
         shift = _shift(top)
         return top, a[1] * torch.exp(a[0] - shift) + b[1] * torch.exp(b[0] - shift)
 
-    def result(self, state: State) -> Tensor:
+    def finalize(self, state: State) -> Tensor:
         return state[0] + torch.log(state[1])
 
-    def again(self, statistic: Tensor, _argument: Tensor | None) -> State:
+    def from_statistic(self, statistic: Tensor, _argument: Tensor | None) -> State:
         return statistic, torch.ones_like(statistic)
 
 
@@ -79,16 +79,16 @@ class Extreme:
     """
 
     def __init__(self, sign: int, with_argument: bool) -> None:
-        self.fill = sign * -torch.inf
+        self.neutral = sign * -torch.inf
         self.sign = sign
         self.with_argument = with_argument
 
-    def identity(self, like: Tensor) -> State:
-        value = torch.full_like(like, self.fill)
+    def init(self, like: Tensor) -> State:
+        value = torch.full_like(like, self.neutral)
         argument = torch.full_like(like, NOWHERE, dtype=torch.int64)
         return (value, argument) if self.with_argument else (value,)
 
-    def of(self, f: Tensor, dim: int, where: Tensor) -> State:
+    def from_tile(self, f: Tensor, dim: int, where: Tensor) -> State:
         value = f.amax(dim) if self.sign > 0 else f.amin(dim)
         if not self.with_argument:
             return (value,)
@@ -102,15 +102,15 @@ class Extreme:
         at = torch.minimum(_attained(a[0], value, a[1]), _attained(b[0], value, b[1]))
         return value, at
 
-    def result(self, state: State) -> Tensor:
+    def finalize(self, state: State) -> Tensor:
         return state[0]
 
     def argument(self, state: State) -> Tensor:
         """The caller's index, −1 where no pair counted."""
-        nobody = (state[0] == self.fill) | (state[1] == NOWHERE)
+        nobody = (state[0] == self.neutral) | (state[1] == NOWHERE)
         return torch.where(nobody, -1, state[1])
 
-    def again(self, statistic: Tensor, argument: Tensor | None) -> State:
+    def from_statistic(self, statistic: Tensor, argument: Tensor | None) -> State:
         if argument is None:
             return (statistic,)
         return statistic, torch.where(argument < 0, NOWHERE, argument)

@@ -164,7 +164,7 @@ def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor
     missing = None
     for a in term.args:
         if type(a) is EarlierAt and terms[a.place].statistic != "sum":
-            found = statistics[a.place] == terms[a.place].monoid.fill
+            found = statistics[a.place] == terms[a.place].monoid.neutral
             missing = found if missing is None else missing | found
     return missing
 

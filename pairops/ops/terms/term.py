@@ -196,7 +196,7 @@ class Term:
         return self.extreme and self.grad
 
     @property
-    def keeps_bits(self) -> bool:
+    def has_tile_mask(self) -> bool:
         """May `forward` note for `backward`, tile by tile, whether the window kept a pair?"""
         return not (self.above is None and self.below is None) and not self.extreme
 

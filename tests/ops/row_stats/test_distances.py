@@ -131,7 +131,11 @@ class Whole:
         values, arguments, _ = dense.forward(
             pairs, *terms_for_engine(ENGINES["dense"], pairs, rows, cols)
         )
-        return values, arguments, torch.ones(self.bits_shape(pairs, rows, cols), dtype=torch.uint8)
+        return (
+            values,
+            arguments,
+            torch.ones(self.tile_masks_shape(pairs, rows, cols), dtype=torch.uint8),
+        )
 
     def backward(
         self,
@@ -146,7 +150,7 @@ class Whole:
         terms = (*rows, *cols)
         self.weighed += terms
         assert bits is not None
-        assert len(bits) == sum(term.keeps_bits for term in terms)
+        assert len(bits) == sum(term.has_tile_mask for term in terms)
         assert needs.args is not None
         of_term = [sum(z.has_grad for z in term.operands()) for term in terms]
         assert [len(flags) for flags in needs.args] == of_term
@@ -157,10 +161,10 @@ class Whole:
         flat = [slope for k in range(len(terms)) for slope in by_term[k]]
         return none if dx is None else dx, none if dy is None else dy, flat
 
-    def bits_shape(
+    def tile_masks_shape(
         self, _pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
     ) -> tuple[int | torch.SymInt, ...]:
-        return (sum(term.keeps_bits for term in (*rows, *cols)), 1)
+        return (sum(term.has_tile_mask for term in (*rows, *cols)), 1)
 
 
 @pytest.fixture
@@ -218,7 +222,7 @@ def test_an_engine_that_takes_distances_is_told_plain_terms_and_believed(
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
     names = {"identity", "affine", "softplus"}
     assert {term.function.name for term in whole.told} == names
-    assert any(term.keeps_bits for term in whole.told)
+    assert any(term.has_tile_mask for term in whole.told)
     # The gradients of extremes go to one pair per owner, in torch, whatever the engine.
     assert whole.weighed
     assert not any(term.extreme for term in whole.weighed)

@@ -100,27 +100,27 @@ def test_splitting_and_merging_changes_nothing(statistic: str, argument: bool, d
     """A gather is a monoid: any split of what is gathered, merged in any grouping, is the whole."""
     monoid = ACCUMULATORS[statistic, argument]
     f = torch.randn(6, 40, dtype=DOUBLE).round(decimals=1)  # with ties
-    f[0] = monoid.fill
-    f[1, 20:] = monoid.fill
+    f[0] = monoid.neutral
+    f[1, 20:] = monoid.neutral
     f[2, 11] = torch.nan
     where = torch.randperm(40)
     f = f if dim == 1 else f.T.contiguous()
-    whole = monoid.of(f, dim, where)
-    blank = monoid.identity(torch.empty(6, dtype=DOUBLE))
+    whole = monoid.from_tile(f, dim, where)
+    blank = monoid.init(torch.empty(6, dtype=DOUBLE))
     for first, second in itertools.combinations((0, 1, 13, 20, 39, 40), 2):
         parts = [
-            monoid.of(f.narrow(dim, a, b - a), dim, where[a:b]) if b > a else blank
+            monoid.from_tile(f.narrow(dim, a, b - a), dim, where[a:b]) if b > a else blank
             for a, b in ((0, first), (first, second), (second, 40))
         ]
         left = monoid.merge(monoid.merge(parts[0], parts[1]), parts[2])
         right = monoid.merge(parts[0], monoid.merge(parts[1], monoid.merge(parts[2], blank)))
         for merged in (left, right):
             torch.testing.assert_close(
-                monoid.result(merged), monoid.result(whole), equal_nan=True, rtol=1e-12, atol=0
+                monoid.finalize(merged), monoid.finalize(whole), equal_nan=True, rtol=1e-12, atol=0
             )
             if argument:
                 assert torch.equal(monoid.argument(merged), monoid.argument(whole))  # type: ignore[attr-defined]
-    assert bool((monoid.result(blank) == monoid.fill).all())
+    assert bool((monoid.finalize(blank) == monoid.neutral).all())
 
 
 @pytest.mark.usefixtures("small_tiles", "wide_engine")

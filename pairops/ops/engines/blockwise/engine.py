@@ -57,9 +57,11 @@ def forward(
     """The bits are (terms that keep bits, row tiles, column tiles)."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
-    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
-    bit = dict(zip([t for t in terms if t.term.keeps_bits], bits, strict=True))
-    states = {t: [t.term.monoid.identity(blank) for blank in grid.blank[t.axis]] for t in terms}
+    tile_masks = torch.zeros(
+        tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device
+    )
+    bit = dict(zip([t for t in terms if t.term.has_tile_mask], tile_masks, strict=True))
+    states = {t: [t.term.monoid.init(blank) for blank in grid.blank[t.axis]] for t in terms}
 
     for tile in grid.tiles():
         visiting = [t for t in terms if t.visits(tile)]
@@ -73,20 +75,20 @@ def forward(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _selected(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
+            f = _selected(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.neutral)
             owner, partner = tile[t.axis], tile[1 - t.axis]
-            seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][partner])
+            seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.caller[1 - t.axis][partner])
             states[t][owner] = t.term.monoid.merge(states[t][owner], seen)
 
     statistics, arguments = [], []
     for t in terms:
         monoid = t.term.monoid
-        results = [monoid.result(state) for state in states[t]]
-        statistics.append(grid.unsort(results, t.axis, monoid.fill))
+        results = [monoid.finalize(state) for state in states[t]]
+        statistics.append(grid.unsort(results, t.axis, monoid.neutral))
         if isinstance(monoid, Extreme) and monoid.with_argument:
             positions = [monoid.argument(state) for state in states[t]]
             arguments.append(grid.unsort(positions, t.axis, -1))
-    return statistics, arguments, bits
+    return statistics, arguments, tile_masks
 
 
 def backward(
@@ -95,7 +97,7 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """In grad mode all of it is differentiable: tiles are recomputed, not stored."""
@@ -103,9 +105,11 @@ def backward(
     terms = grid.place(rows, cols)
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
         t.given = grid.cut(cotangent, t.axis), grid.cut(finite(statistic), t.axis)
-    if bits is not None and grid.host:
-        for t, mask in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
-            t.bits = mask
+    if tile_masks is not None and grid.host:
+        for t, mask in zip(
+            [t for t in terms if t.term.has_tile_mask], tile_masks.tolist(), strict=True
+        ):
+            t.tile_mask = mask
     if needs.args is not None:
         for t, flags in zip(terms, needs.args, strict=True):
             t.wanted = flags
@@ -154,11 +158,11 @@ def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor
     return function(*inputs)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     """Where bits could not be read back none are kept: the last two extents are 0."""
-    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    keeping = sum(term.has_tile_mask for term in (*rows, *cols))
     return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
 

@@ -69,7 +69,7 @@ class Grid:
         self.caller = [
             self.order[axis][: self.valid_count[axis]].split(self.extent[axis]) for axis in (0, 1)
         ]
-        self.place_y = torch.arange(self.valid_count[1], device=x.device).split(cols)
+        self.position_y = torch.arange(self.valid_count[1], device=x.device).split(cols)
         self.pos_begin, self.pos_end, self.self_index = (
             v[: self.valid_count[0]].unsqueeze(1).split(rows)
             for v in (relation.pos_begin, relation.pos_end, relation.self_index)
@@ -141,14 +141,14 @@ class Grid:
         return masks[side]
 
     def _mask(self, side: str, a: int, b: int) -> Tensor:
-        place = self.place_y[b]
-        mask: Tensor = place != self.self_index[a]
+        position = self.position_y[b]
+        mask: Tensor = position != self.self_index[a]
         if not self.host:
             rows, cols = (p.split(e) for p, e in zip(self.present, self.extent, strict=True))
             mask = mask & rows[a].unsqueeze(1) & cols[b]
         if side == ALL:
             return mask
-        positive: Tensor = (place >= self.pos_begin[a]) & (place < self.pos_end[a])
+        positive: Tensor = (position >= self.pos_begin[a]) & (position < self.pos_end[a])
         return mask & positive if side == POS else mask & ~positive
 
 
@@ -156,7 +156,7 @@ class TiledTerm:
     """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
 
     given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `backward`
-    bits: list[list[int]] | None = None
+    tile_mask: list[list[int]] | None = None
     wanted: Sequence[bool] | None = None  # gradients by its tensor arguments; None: by all
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
@@ -211,7 +211,7 @@ class TiledTerm:
 
     def active(self, tile: Tile) -> bool:
         """Did the window keep a pair, as far as the bits tell?"""
-        return self.bits is None or bool(self.bits[tile[0]][tile[1]])
+        return self.tile_mask is None or bool(self.tile_mask[tile[0]][tile[1]])
 
     def side(self, tile: Tile) -> Tensor | None:
         return self.grid.side(self.term.side, tile)

@@ -100,8 +100,8 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
     after the other."""
-    bits = pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8)
-    return *_call(pairs).forward(rows, cols, bits), bits
+    tile_masks = pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8)
+    return *_call(pairs).forward(rows, cols, tile_masks), tile_masks
 
 
 def backward(
@@ -110,13 +110,13 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return _call(pairs).backward(rows, cols, statistics, cotangents, bits, needs)
+    return _call(pairs).backward(rows, cols, statistics, cotangents, tile_masks, needs)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     kernels = _kernels(pairs)
@@ -124,5 +124,5 @@ def bits_shape(
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
         blocks, tiles = kernels.grid(owners, partners)
-        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+        total += sum(term.has_tile_mask for term in terms) * blocks * tiles
     return (total,)

@@ -27,7 +27,7 @@ class CudaCall:
         self._device, self._stream = on_device(x), stream_of(x)
 
     def forward(
-        self, rows: Sequence[Term], cols: Sequence[Term], bits: Tensor
+        self, rows: Sequence[Term], cols: Sequence[Term], tile_masks: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         views = self._owning(rows, cols)
         new = self.pairs.x.new_empty
@@ -36,7 +36,7 @@ class CudaCall:
             new(self.pairs.shape[r.owners], dtype=torch.int64) if r.term.keeps_argument else None
             for r in views
         ]
-        masks_by_term = self._masks_by_term(views, bits)
+        masks_by_term = self._masks_by_term(views, tile_masks)
         with self._device:
             for axis in (0,) if self.same else (0, 1):
                 if self.pairs.shape[axis]:
@@ -50,11 +50,11 @@ class CudaCall:
         cols: Sequence[Term],
         statistics: Sequence[Tensor],
         cotangents: Sequence[Tensor],
-        bits: Tensor | None,
+        tile_masks: Tensor | None,
         needs: Wanted,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         views = self._owning(rows, cols)
-        masks_by_term = {} if bits is None else self._masks_by_term(views, bits)
+        masks_by_term = {} if tile_masks is None else self._masks_by_term(views, tile_masks)
         given = list(zip(statistics, cotangents, strict=True))
         gradients: list[list[Tensor]] = [[], []]
         found: dict[tuple[int, int], Tensor] = {}
@@ -92,11 +92,11 @@ class CudaCall:
         placed = zip((*rows, *cols), owners, strict=True)
         return [CudaTermView(k, term, axis, False) for k, (term, axis) in enumerate(placed)]
 
-    def _masks_by_term(self, views: Sequence[CudaTermView], bits: Tensor) -> dict[int, int]:
+    def _masks_by_term(self, views: Sequence[CudaTermView], tile_masks: Tensor) -> dict[int, int]:
         """Where the tile bits of each term that keeps some begin."""
-        masks_by_term, at = {}, self._descriptors.address(bits)
+        masks_by_term, at = {}, self._descriptors.address(tile_masks)
         for view in views:
-            if view.term.keeps_bits:
+            if view.term.has_tile_mask:
                 masks_by_term[view.term_id] = at
                 blocks, tiles = self.kernels.grid(*self._lengths(view.owners))
                 at += blocks * tiles

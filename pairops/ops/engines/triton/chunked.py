@@ -55,7 +55,7 @@ def forward(
     return (
         statistics,
         arguments,
-        pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8),
+        pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8),
     )
 
 
@@ -65,7 +65,7 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,  # noqa: ARG001
+    tile_masks: Tensor | None,  # noqa: ARG001
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     from .chunked_launch import Chunked
@@ -76,7 +76,7 @@ def backward(
     return *gradients, call.in_order(placed, found)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs,  # noqa: ARG001
     rows: Sequence[Term],  # noqa: ARG001
     cols: Sequence[Term],  # noqa: ARG001

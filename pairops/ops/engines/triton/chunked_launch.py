@@ -58,7 +58,7 @@ class Chunked(TritonCall):
             return results.of(placed)
         # A row is whole in its chunk; a column's state goes on from chunk to chunk.
         states = [
-            self._identity(terms, axis) if terms else None
+            self._init_states(terms, axis) if terms else None
             for axis, terms in enumerate(terms_by_axis)
         ]
         with on_device(self.pairs.x):
@@ -66,8 +66,8 @@ class Chunked(TritonCall):
                 for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                     if sweep is None:
                         continue
-                    start, visit, merge, _ = sweep.functions
-                    functions = {"START": start, "VISIT": visit, "MERGE": merge}
+                    init, visit, merge, _ = sweep.functions
+                    functions = {"INIT": init, "VISIT": visit, "MERGE": merge}
                     self._run(chunk_kernels.forward, axis, chunk, sweep, state, **functions)
             for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                 if sweep is not None and state is not None:
@@ -114,12 +114,12 @@ class Chunked(TritonCall):
         }
         return (gradients[0], gradients[1]), found
 
-    def _identity(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
+    def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
         """(1, numbers per row, rows) states of no pairs."""
         slots: list[Tensor] = []
         n = self.pairs.shape[axis]
         for p in placed:
-            slots.append(torch.full((n,), p.term.monoid.fill, device=self.pairs.x.device))
+            slots.append(torch.full((n,), p.term.monoid.neutral, device=self.pairs.x.device))
             if p.term.keeps_argument:
                 nowhere = torch.full_like(slots[-1], accumulators.NOWHERE.value, dtype=torch.int32)
                 slots.append(nowhere.view(torch.float32))

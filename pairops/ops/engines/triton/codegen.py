@@ -1,6 +1,6 @@
 """What a recipe asks of a tile, written out as Triton functions that the sweeps are compiled with.
 
-For `lse:neg:affine>` a sweep over rows gets, besides START, MERGE and RESULT,
+For `lse:neg:affine>` a sweep over rows gets, besides INIT, MERGE and FINALIZE,
 
     def visit(s, row, col, numbers, positive, present, at, state, PARTIAL):
         f = affine_value(s, numbers[0], numbers[1])
@@ -8,7 +8,7 @@ For `lse:neg:affine>` a sweep over rows gets, besides START, MERGE and RESULT,
         if PARTIAL:
             keep = keep & present & (positive == 0)
         f = tl.where(keep, f, float("-inf"))
-        o0, o1 = monoids.lse_of(f, at)
+        o0, o1 = monoids.lse_from_tile(f, at)
         m0, m1 = monoids.lse_merge(state[0], state[1], o0, o1)
         ...
 
@@ -43,7 +43,7 @@ class Facts:
     terms: int
     states: int = 0  # numbers per row
     arguments: int = 0  # extremes that keep their argument
-    bits: int = 0  # terms that note which tiles they kept a pair of
+    tile_masks: int = 0  # terms that note which tiles they kept a pair of
     gradients: int = 0  # vectors along the rows that get a gradient
     row_vectors: int = 0
     col_vectors: int = 0
@@ -64,7 +64,7 @@ _SWEEPS: dict[tuple[Any, ...], Sweep] = {}
 
 
 def forward(placed: Sequence[TritonTermView], **facts: Any) -> Sweep:
-    """The functions START, VISIT, MERGE and RESULT of these terms."""
+    """The functions INIT, VISIT, MERGE and FINALIZE of these terms."""
     return _once(_forward, placed, facts)
 
 
@@ -86,7 +86,7 @@ def _once(
 
 
 def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
-    start, visit, merge = [], [], []
+    init, visit, merge = [], [], []
     values, arguments = [], []
     new: list[str] = []
     seen: list[str] = []
@@ -97,12 +97,12 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
         new += [f"m{k}" for k in held]
         mine, tile = ("".join([f"{letter}{k}, " for k in held]) for letter in "mo")
         state, other = ([f"{name}[{k}]" for k in held] for name in ("state", "other"))
-        start.append(f"    {mine}= monoids.{monoid}_start(R)")
-        lines = [f"    f = {_value(p)}", *_keep(p), *_select(p, "f", "f", p.term.monoid.fill)]
-        lines.append(f"    {tile}= monoids.{monoid}_of(f, at)")
+        init.append(f"    {mine}= monoids.{monoid}_init(R)")
+        lines = [f"    f = {_value(p)}", *_keep(p), *_select(p, "f", "f", p.term.monoid.neutral)]
+        lines.append(f"    {tile}= monoids.{monoid}_from_tile(f, at)")
         lines.append(f"    {mine}= monoids.{monoid}_merge({', '.join(state)}, {tile})")
         otherwise = [f"    {mine}= {', '.join(state)},"]
-        if p.term.keeps_bits:
+        if p.term.has_tile_mask:
             # A pair counts in its tile's Σ exp(f − maximum), if only as NaN.
             selected = (
                 f"o{held[1]} != 0" if p.term.statistic == "lse" else "tl.max(keep.to(tl.int32), 1)"
@@ -116,22 +116,24 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
         if p.term.keeps_argument:
             other[1] += ".to(tl.int32, bitcast=True)"
             values.append(state[0])
-            arguments.append(f"monoids.argument({', '.join(state)}, {literal(p.term.monoid.fill)})")
+            arguments.append(
+                f"monoids.argument({', '.join(state)}, {literal(p.term.monoid.neutral)})"
+            )
         else:
-            values.append(f"monoids.{monoid}_result({', '.join(state)})")
+            values.append(f"monoids.{monoid}_finalize({', '.join(state)})")
         merge.append(f"    {mine}= monoids.{monoid}_merge({', '.join([*state, *other])})")
     functions = {
-        "start": ("R: tl.constexpr", start, new),
+        "init": ("R: tl.constexpr", init, new),
         "visit": (
             "s, row, col, numbers, positive, present, at, state, PARTIAL: tl.constexpr",
             visit,
             [*new, *seen],
         ),
         "merge": ("state, other", merge, new),
-        "result": ("state", [], [*values, *arguments]),
+        "finalize": ("state", [], [*values, *arguments]),
     }
     known = Facts(
-        len(placed), states=len(new), arguments=len(arguments), bits=len(seen),
+        len(placed), states=len(new), arguments=len(arguments), tile_masks=len(seen),
         band_only=all(p.term.side == POS for p in placed), **facts,
     )  # fmt: skip
     return Sweep(known, _compiled(placed, functions))

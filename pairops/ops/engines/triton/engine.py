@@ -125,16 +125,18 @@ def forward(
 
     call = launch.Swept(pairs, configuration(pairs))
     placed = call.place(rows, cols)
-    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    tile_masks = torch.zeros(
+        tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device
+    )
     results = call.blank(placed)
     first_cell = 0
     for axis in (0, 1):
         of_axis = [p for p in placed if p.owners == axis]
         if of_axis:
-            cells = sum(p.term.keeps_bits for p in of_axis) * call.cells(axis)
-            call.forward(axis, of_axis, bits[first_cell : first_cell + cells], results)
+            cells = sum(p.term.has_tile_mask for p in of_axis) * call.cells(axis)
+            call.forward(axis, of_axis, tile_masks[first_cell : first_cell + cells], results)
             first_cell += cells
-    return *results.of(placed), bits
+    return *results.of(placed), tile_masks
 
 
 def backward(
@@ -143,14 +145,14 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     from . import launch
 
     call = launch.Swept(pairs, backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    masks_by_term = call.masks_by_term(placed, bits)
+    masks_by_term = call.masks_by_term(placed, tile_masks)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
     for axis in (0,) if call.same else (0, 1):
@@ -161,7 +163,7 @@ def backward(
     return gradients[0], gradients[1], call.in_order(placed, found)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     config = configuration(pairs)
@@ -169,5 +171,5 @@ def bits_shape(
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
         blocks, tiles = config.tiles(owners, partners)
-        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+        total += sum(term.has_tile_mask for term in terms) * blocks * tiles
     return (total,)

@@ -72,7 +72,7 @@ class TritonCall:
         values, arguments = {}, {}
         for p in placed:
             n = self.pairs.shape[p.owners]
-            values[p] = torch.full((n,), p.term.monoid.fill, device=device)
+            values[p] = torch.full((n,), p.term.monoid.neutral, device=device)
             if p.term.keeps_argument:
                 arguments[p] = torch.full((n,), -1, dtype=torch.int64, device=device)
         return Results(values, arguments)
@@ -85,13 +85,13 @@ class TritonCall:
         states: Tensor,
         results: "Results",
     ) -> None:
-        start, _, merge, result = sweep.functions
+        init, _, merge, finalize_state = sweep.functions
         n = self.pairs.shape[axis]
         values = tuple([results.values[p] for p in placed])
         arguments = tuple([results.arguments[p] for p in placed if p in results.arguments])
         finalize.finalize_states[(n + FINALIZE_ROWS - 1) // FINALIZE_ROWS,](
             states, self.operands.sides[axis], values, arguments or (states,), len(states),
-            START=start, MERGE=merge, RESULT=result, F=static(sweep.facts), R=FINALIZE_ROWS,
+            INIT=init, MERGE=merge, FINALIZE=finalize_state, F=static(sweep.facts), R=FINALIZE_ROWS,
             **options(),
         )  # fmt: skip
 
@@ -146,11 +146,11 @@ class Swept(TritonCall):
         return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
 
     def forward(
-        self, axis: int, placed: Sequence[TritonTermView], bits: Tensor, results: "Results"
+        self, axis: int, placed: Sequence[TritonTermView], tile_masks: Tensor, results: "Results"
     ) -> None:
         """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
         sweep = codegen.forward(placed, **self._facts(axis))
-        start, visit, _, _ = sweep.functions
+        init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
             return
@@ -160,9 +160,9 @@ class Swept(TritonCall):
         with on_device(self.pairs.x):
             sweep_kernels.forward[blocks, parts](
                 self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
-                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), bits, states,
-                self.config.padded,
-                START=start, VISIT=visit, F=static(sweep.facts), C=static(self.config),
+                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), tile_masks,
+                states, self.config.padded,
+                INIT=init, VISIT=visit, F=static(sweep.facts), C=static(self.config),
                 **self._options(),
             )  # fmt: skip
             self.finalize_states(axis, placed, sweep, states, results)
@@ -213,11 +213,13 @@ class Swept(TritonCall):
         by_vector = {at: sums[:, k].sum(0) for k, at in enumerate(where)}
         return gradient, by_vector
 
-    def masks_by_term(self, placed: Sequence[TritonTermView], bits: Tensor | None) -> MasksByTerm:
+    def masks_by_term(
+        self, placed: Sequence[TritonTermView], tile_masks: Tensor | None
+    ) -> MasksByTerm:
         """bits by term, if every term keeps some; else tiles are visited whatever they say."""
-        if bits is None or not all(p.term.keeps_bits for p in placed):
+        if tile_masks is None or not all(p.term.has_tile_mask for p in placed):
             return []
-        masks_by_term = bits.split([self.cells(p.owners) for p in placed])
+        masks_by_term = tile_masks.split([self.cells(p.owners) for p in placed])
         return [z.view(self.grid(p.owners)) for p, z in zip(placed, masks_by_term, strict=True)]
 
     def cells(self, axis: int) -> int:

@@ -46,12 +46,12 @@ else:
 
 
 @triton.jit
-def sum_start(R: tl.constexpr):
+def sum_init(R: tl.constexpr):
     return tl.zeros((R,), tl.float32), tl.zeros((R,), tl.float32)
 
 
 @triton.jit
-def sum_of(f, at):
+def sum_from_tile(f, at):
     total = tl.sum(f, 1)
     return total, tl.zeros_like(total)
 
@@ -66,7 +66,7 @@ def sum_merge(a, lost_a, b, lost_b):
 
 
 @triton.jit
-def sum_result(total, lost):
+def sum_finalize(total, lost):
     return total + lost
 
 
@@ -77,12 +77,12 @@ def _shift(top):
 
 
 @triton.jit
-def lse_start(R: tl.constexpr):
+def lse_init(R: tl.constexpr):
     return tl.full((R,), float("-inf"), tl.float32), tl.zeros((R,), tl.float32)
 
 
 @triton.jit
-def lse_of(f, at):
+def lse_from_tile(f, at):
     top = row_max(f)
     return top, tl.sum(tl.exp(f - _shift(top)[:, None]), 1)
 
@@ -95,17 +95,17 @@ def lse_merge(top_a, a, top_b, b):
 
 
 @triton.jit
-def lse_result(top, total):
+def lse_finalize(top, total):
     return top + tl.log(total)
 
 
 @triton.jit
-def lowest_start(R: tl.constexpr):
+def lowest_init(R: tl.constexpr):
     return (tl.full((R,), float("inf"), tl.float32),)
 
 
 @triton.jit
-def lowest_of(f, at):
+def lowest_from_tile(f, at):
     return (row_min(f),)
 
 
@@ -115,17 +115,17 @@ def lowest_merge(a, b):
 
 
 @triton.jit
-def lowest_result(value):
+def lowest_finalize(value):
     return value
 
 
 @triton.jit
-def highest_start(R: tl.constexpr):
+def highest_init(R: tl.constexpr):
     return (tl.full((R,), float("-inf"), tl.float32),)
 
 
 @triton.jit
-def highest_of(f, at):
+def highest_from_tile(f, at):
     return (row_max(f),)
 
 
@@ -135,7 +135,7 @@ def highest_merge(a, b):
 
 
 @triton.jit
-def highest_result(value):
+def highest_finalize(value):
     return value
 
 
@@ -146,12 +146,12 @@ def _attained(f, extreme, at):
 
 
 @triton.jit
-def lowest_at_start(R: tl.constexpr):
+def lowest_at_init(R: tl.constexpr):
     return tl.full((R,), float("inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
 
 
 @triton.jit
-def lowest_at_of(f, at):
+def lowest_at_from_tile(f, at):
     value = row_min(f)
     return value, tl.min(_attained(f, value[:, None], at), 1)
 
@@ -163,12 +163,12 @@ def lowest_at_merge(a, at_a, b, at_b):
 
 
 @triton.jit
-def highest_at_start(R: tl.constexpr):
+def highest_at_init(R: tl.constexpr):
     return tl.full((R,), float("-inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
 
 
 @triton.jit
-def highest_at_of(f, at):
+def highest_at_from_tile(f, at):
     value = row_max(f)
     return value, tl.min(_attained(f, value[:, None], at), 1)
 

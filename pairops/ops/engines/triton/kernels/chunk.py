@@ -39,7 +39,7 @@ def _extent(rows, cols, chunk, R: tl.constexpr):
 
 @triton.jit
 def forward(rows, cols, relation, chunk, numbers, states,
-           START: tl.constexpr, VISIT: tl.constexpr, MERGE: tl.constexpr, F: tl.constexpr,
+           INIT: tl.constexpr, VISIT: tl.constexpr, MERGE: tl.constexpr, F: tl.constexpr,
            R: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """states (1, F.states, N): what is known of each row, and after this chunk."""
     i, live_i, limit = _extent(rows, cols, chunk, R)
@@ -48,7 +48,7 @@ def forward(rows, cols, relation, chunk, numbers, states,
     for k in tl.static_range(F.states):
         plane = tl.full((), k, tl.int64) * rows.n
         known = known + (tl.load(states + plane + i, mask=live_i, other=0.0),)
-    state = MERGE(START(R), known)
+    state = MERGE(INIT(R), known)
     for tile in range(0, tl.cdiv(tl.maximum(limit - chunk.first_j, 0), C)):
         s, col, positive, present, _, j, live_j = _tile(
             cols, relation, chunk, tile, i, live_i, row, limit, F, C

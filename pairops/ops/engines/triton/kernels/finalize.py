@@ -6,19 +6,19 @@ import triton.language as tl
 
 @triton.jit
 def finalize_states(states, rows, values, arguments, splits,
-             START: tl.constexpr, MERGE: tl.constexpr, RESULT: tl.constexpr, F: tl.constexpr,
+             INIT: tl.constexpr, MERGE: tl.constexpr, FINALIZE: tl.constexpr, F: tl.constexpr,
              R: tl.constexpr):  # fmt: skip
     """States of all splits, merged in order, as statistics in the caller's order."""
     i = tl.program_id(0) * R + tl.arange(0, R)
     live = i < tl.load(rows.valid_count).to(tl.int32)
-    state = START(R)
+    state = INIT(R)
     for split in range(splits):
         other = ()
         for k in tl.static_range(F.states):
             plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
             other = other + (tl.load(states + plane + i, mask=live, other=0.0),)
         state = MERGE(state, other)
-    found = RESULT(state)
+    found = FINALIZE(state)
     at = tl.load(rows.order + i, mask=live, other=0)
     for k in tl.static_range(F.terms):
         tl.store(values[k] + at, found[k], mask=live)

@@ -51,7 +51,7 @@ def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, dep
 
 
 @triton.jit
-def _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state,
+def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x, row, state,
                  valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
                  PARTIAL: tl.constexpr):  # fmt: skip
     j, live_j, col, _, s, positive, present = _tile(
@@ -64,16 +64,16 @@ def _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x
     new = ()
     for k in tl.static_range(F.states):
         new = new + (found[k],)
-    for k in tl.static_range(F.bits):
+    for k in tl.static_range(F.tile_masks):
         plane = (tl.full((), k, tl.int64) * tl.num_programs(0) + block) * tl.cdiv(cols.n, C.cols)
-        here = bits + plane + tile + tl.arange(0, 1)
+        here = tile_masks + plane + tile + tl.arange(0, 1)
         tl.store(here, found[F.states + k].to(tl.uint8))
     return new
 
 
 @triton.jit
-def forward(rows, cols, relation, band, numbers, bits, states, depth,
-           START: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
+def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
+           INIT: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """states (splits, F.states, N): what one split of the columns knows of each sorted row."""
     block, split = tl.program_id(0), tl.program_id(1)
     i = block * C.rows + tl.arange(0, C.rows)
@@ -84,15 +84,15 @@ def forward(rows, cols, relation, band, numbers, bits, states, depth,
     first, width, begin, full, end, tiles = itinerary(
         band, block, split, tl.num_programs(1), valid_count, F, C
     )
-    state = START(C.rows)
+    state = INIT(C.rows)
     if not F.band_only:
         for visit in range(begin, tl.minimum(end, full)):
             tile = full_tile(visit, first, width)
-            state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
-                                 row, state, valid_count, depth, VISIT, F, C, False)  # fmt: skip
+            state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i,
+                                 x, row, state, valid_count, depth, VISIT, F, C, False)  # fmt: skip
     for visit in range(tl.maximum(begin, full), end):
         tile = partial_tile(visit - full, first, width, tiles)
-        state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
+        state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x,
                              row, state, valid_count, depth, VISIT, F, C, True)  # fmt: skip
     for k in tl.static_range(F.states):
         plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n

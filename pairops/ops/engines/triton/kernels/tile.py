@@ -106,14 +106,14 @@ def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
         pos_begin = tl.load(relation.pos_begin + j, mask=live_j, other=0).to(tl.int32)[None, :]
         pos_end = tl.load(relation.pos_end + j, mask=live_j, other=0).to(tl.int32)[None, :]
         self_index = tl.load(relation.self_index + j, mask=live_j, other=-1).to(tl.int32)[None, :]
-        place = i[:, None]
+        position = i[:, None]
     else:
         pos_begin = tl.load(relation.pos_begin + i, mask=live_i, other=0).to(tl.int32)[:, None]
         pos_end = tl.load(relation.pos_end + i, mask=live_i, other=0).to(tl.int32)[:, None]
         self_index = tl.load(relation.self_index + i, mask=live_i, other=-1).to(tl.int32)[:, None]
-        place = j[None, :]
-    present = live_j[None, :] & (place != self_index)
-    return present & (place >= pos_begin) & (place < pos_end), present
+        position = j[None, :]
+    present = live_j[None, :] & (position != self_index)
+    return present & (position >= pos_begin) & (position < pos_end), present
 
 
 @triton.jit
