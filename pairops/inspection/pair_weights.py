@@ -15,7 +15,7 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import no_autocast, product, scaled
+from pairops.ops.pairs.similarity import apply_scale, no_autocast, product
 from pairops.ops.row_stats import levels
 from pairops.ops.row_stats.levels import Levels
 from pairops.ops.row_stats.op import RecordedCall, watched
@@ -138,7 +138,7 @@ class Block:
     def __init__(self, pairs: Pairs, rows: Tensor, cols: Tensor) -> None:
         self.pairs, self.index = pairs, (rows, cols)
         x, y = (
-            scaled(z[k], None if scale is None else scale[k], pairs.dtype)
+            apply_scale(z[k], None if scale is None else scale[k], pairs.dtype)
             for z, scale, k in (
                 (pairs.x, pairs.scales.x, rows), (pairs.other, pairs.scales.y, cols),
             )

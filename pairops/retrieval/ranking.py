@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import product, scaled
+from pairops.ops.pairs.similarity import apply_scale, product
 
 _ROWS, _COLS = 1024, 4096  # of a tile of similarities at most
 _ROOM = 2**21  # numbers kept of the positives of a block of queries
@@ -38,7 +38,7 @@ class Sorted:
 
     def _rows(self, z: Tensor, scale: Tensor | None, order: Tensor) -> Tensor:
         scales = None if scale is None else scale[order]
-        return scaled(z[order], scales, self._pairs.dtype)
+        return apply_scale(z[order], scales, self._pairs.dtype)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         pos_begin, pos_end, _ = self._host

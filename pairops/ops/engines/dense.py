@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
+from pairops.ops.pairs.similarity import apply_scale, inverse_norm, product, shrinking
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
@@ -62,7 +62,7 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     if pairs.scales.x is None:
         return rows * (1 + 0 * rows)  # so that a NaN or Inf also shows in its own gradient
     rows = rows * shrinking(rows).unsqueeze(1)  # a unit row is the same, however long it was
-    return scaled(rows, inverse_norm(rows), pairs.dtype)
+    return apply_scale(rows, inverse_norm(rows), pairs.dtype)
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Term
 
 from .relation import Relation, Scales
-from .similarity import at_least_float32, inverse_norm, scaled
+from .similarity import apply_scale, at_least_float32, inverse_norm
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
 
@@ -45,7 +45,7 @@ def centred(
     if labels is not None and ignore_index is not None:
         x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
     rows = at_least_float32(x)
-    rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
+    rows = apply_scale(rows, inverse_norm(rows) if unit else None, rows.dtype)
     apart = rows - rows.mean(1, keepdim=True)
     rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
     flat = ((apart * apart).sum(1, keepdim=True) <= rounding) & (rounding < torch.inf)

@@ -64,7 +64,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def apply_scale(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
 
     The scale counts in two parts: its rounding to float32 would be an error common to a whole row
@@ -78,7 +78,7 @@ def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)
 
 
-def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
+def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
     """dx = r (g − x̂ <x̂, g>) of the gradient g (N, D) by x̂ = r x; 0 for a row that is not kept.
 
     A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are

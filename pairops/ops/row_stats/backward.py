@@ -13,7 +13,7 @@ from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.distances import Squares
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import scaled, through_scale
+from pairops.ops.pairs.similarity import apply_scale, normalize_backward
 from pairops.ops.terms.arguments import Argument, Partner, Table
 from pairops.ops.terms.term import Term, Wanted
 
@@ -81,8 +81,8 @@ def of_terms(
             by_term[k] = [next(remaining) for z in terms[k][1].operands() if z.has_grad]
     if extremes:
         rows_of = (
-            scaled(pairs.x, pairs.scales.x, pairs.dtype),
-            scaled(pairs.other, pairs.scales.y, pairs.dtype),
+            apply_scale(pairs.x, pairs.scales.x, pairs.dtype),
+            apply_scale(pairs.other, pairs.scales.y, pairs.dtype),
         )
     for k, argument in zip(extremes, arguments, strict=True):
         axis, term = terms[k]
@@ -92,9 +92,9 @@ def of_terms(
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
         if wanted.x:
             dx = dx + dy if pairs.y is None else dx
-            dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
+            dx = normalize_backward(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
         if wanted.y:
-            dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
+            dy = normalize_backward(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
         gradients.append((dx, dy))
     if squares is not None:
         slopes = [by_term[k][operand_counts[k] :] for k in composed]

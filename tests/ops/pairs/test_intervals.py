@@ -11,7 +11,7 @@ from torch import Tensor
 from pairops import Pairs
 from pairops.ops.bindings import extension
 from pairops.ops.pairs import intervals
-from pairops.ops.pairs.similarity import constant_inverse_norm, inverse_norm, scaled
+from pairops.ops.pairs.similarity import apply_scale, constant_inverse_norm, inverse_norm
 from support.on_cpu import device as device
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
@@ -110,5 +110,5 @@ def test_a_scale_is_the_same_with_a_gradient() -> None:
 def test_a_scale_counts_beyond_its_rounding() -> None:
     """Roundings of elements average out; that of a scale, of 1/64 up to 2⁻²⁴, its row shares."""
     x = torch.randn(500, 4096)
-    rows = scaled(x, inverse_norm(x), torch.float32)
+    rows = apply_scale(x, inverse_norm(x), torch.float32)
     assert float((rows.double().norm(dim=1) - 1).abs().max()) < 0.75 * 2**-24

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pairops.ops.autograd.recompute import recomputed
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import product, through_scale
+from pairops.ops.pairs.similarity import normalize_backward, product
 from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.terms.term import Term, Wanted
 
@@ -143,9 +143,9 @@ def backward(
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
     dx = dx + dy if same else dx
     if needs[0]:
-        dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
+        dx = normalize_backward(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
     if needs[1] and not same:
-        dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
+        dy = normalize_backward(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
     by_vector: list[Tensor] = []
     for t in terms:
         found = iter(vectors[t])

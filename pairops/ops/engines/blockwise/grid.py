@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import product, scaled
+from pairops.ops.pairs.similarity import apply_scale, product
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
@@ -88,7 +88,7 @@ class Grid:
         rows = z.index_select(0, order)
         if not self.host:
             rows = torch.where(self.present[axis].unsqueeze(1), rows, 0)
-        return scaled(rows, None if scale is None else scale.index_select(0, order), dtype)
+        return apply_scale(rows, None if scale is None else scale.index_select(0, order), dtype)
 
     def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[TiledTerm]":
         return [TiledTerm(self, term, 0) for term in rows] + [

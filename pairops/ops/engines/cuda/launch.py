@@ -172,7 +172,7 @@ class CudaCall:
             bool(masks_by_term), self._weight_precision(), d, kernels.hopper, splits, self._stream,
         )  # fmt: skip
         if embeddings:
-            gradient = self._through_scale(axis, gradient, rounded)
+            gradient = self._normalize_backward(axis, gradient, rounded)
         by_vector = {
             (term_id, k): sums[0, at] if splits == 1 else sums[:, at].sum(0)
             for (term_id, _, k), at in along.items()
@@ -193,7 +193,7 @@ class CudaCall:
             if not isinstance(a, float)
         ]
 
-    def _through_scale(self, axis: int, gradient: Tensor, rounded: bool) -> Tensor:
+    def _normalize_backward(self, axis: int, gradient: Tensor, rounded: bool) -> Tensor:
         pairs = self.pairs
         x, scale, valid = (
             (pairs.x, pairs.scales.x, pairs.relation.valid_x),

@@ -200,7 +200,7 @@ class Chunked(TritonCall):
         gradient = torch.empty_like(total).index_copy(0, side.order, total)
         d = self.pairs.x.shape[1]
         with on_device(self.pairs.x):
-            return self._through_scale(axis, gradient[:, :d].contiguous().unsqueeze(0))
+            return self._normalize_backward(axis, gradient[:, :d].contiguous().unsqueeze(0))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -124,13 +124,13 @@ class TritonCall:
             "rows_are_y": axis == 1,
         }
 
-    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
+    def _normalize_backward(self, axis: int, gradient: Tensor) -> Tensor:
         x, scale, _, valid = self.operands.sets[axis]
         parts, n, d = gradient.shape
         out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
         depth = min(64, max(16, 1 << (d - 1).bit_length()))
         given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
-        finalize.through_scale[(n + SCALED - 1) // SCALED,](
+        finalize.normalize_backward[(n + SCALED - 1) // SCALED,](
             gradient, given.contiguous(), valid if scale is None else scale, valid, out, parts,
             n, d,
             SCALED=scale is not None, R=SCALED, DEPTH=depth, **options(),
@@ -209,7 +209,7 @@ class Swept(TritonCall):
                 VISIT=visit, F=static(facts), C=static(config), **self._options(),
             )  # fmt: skip
             if embeddings:
-                gradient = self._through_scale(axis, gradient)
+                gradient = self._normalize_backward(axis, gradient)
         by_vector = {at: sums[:, k].sum(0) for k, at in enumerate(where)}
         return gradient, by_vector
 

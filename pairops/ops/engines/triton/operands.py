@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import scaled
+from pairops.ops.pairs.similarity import apply_scale
 from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.term import Term
 
@@ -132,7 +132,7 @@ class Operands:
             scale = torch.exp2(power) if scale is None else scale * torch.exp2(power)
         elif not self.scaled:
             of_row = None if scale is None else scale.index_select(0, order)
-            rows = scaled(rows, of_row, torch.float32)
+            rows = apply_scale(rows, of_row, torch.float32)
         rows = rows.to(self._precision.stored)
         # An ignored row may hold anything, and 0·NaN is NaN.
         rows = rows.masked_fill_(~valid.index_select(0, order).unsqueeze(1), 0.0)

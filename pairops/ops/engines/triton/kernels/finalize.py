@@ -27,9 +27,9 @@ def finalize_states(states, rows, values, arguments, splits,
 
 
 @triton.jit
-def through_scale(gradient, x, scale, valid, out, splits, n, width,
-                  SCALED: tl.constexpr, R: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """`similarity.through_scale` of the sum of all splits, in order; out may be the first of them.
+def normalize_backward(gradient, x, scale, valid, out, splits, n, width,
+                       SCALED: tl.constexpr, R: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Take the sum of all splits, in order, through the scale; out may be the first of them.
 
     gradient (splits, n, width), x and out (n, width) in the caller's order.
     """
