@@ -1,4 +1,7 @@
-"""The places that the intervals of a block of rows touch: all of its tiles but these are free."""
+"""Bands: for each block of rows, the range of columns that holds its positives.
+
+Tiles outside of the band hold negatives only.
+"""
 
 import torch
 from torch import Tensor
@@ -7,8 +10,8 @@ from pairops.ops.pairs.pairs import Pairs
 
 
 def bands(pairs: Pairs, axis: int, rows: int) -> Tensor:
-    """(blocks, 2) int64: the places of the other set from the first to after the last that a block
-    of `rows` rows of this set has positives among, or itself."""
+    """Return (blocks, 2) int64: begin and end of the positions, in the other set, of all that a block
+    of `rows` rows has as positives or is itself."""
     relation = pairs.relation
     n, m = pairs.shape[axis], pairs.shape[1 - axis]
     device = pairs.x.device
@@ -17,11 +20,11 @@ def bands(pairs: Pairs, axis: int, rows: int) -> Tensor:
     if axis == 0:
         first, last = relation.pos_begin[begin], relation.pos_end[end - 1]
     else:
-        # Both grow with the row: those with a positive in [begin, end) are neighbours.
+        # pos_begin and pos_end ascend, so the rows with a positive in [begin, end) are neighbours.
         first = torch.searchsorted(relation.pos_end.contiguous(), begin, right=True)
         last = torch.searchsorted(relation.pos_begin.contiguous(), end)
     self_index = relation.self_index
-    if pairs.y is None or self_index.shape[0] == 0:  # a row stands among its own positives
+    if pairs.y is None or self_index.shape[0] == 0:  # a row is at a position among its positives
         return torch.stack([first, last.maximum(first)], 1)
     if axis == 0:
         padding = len(begin) * rows - n

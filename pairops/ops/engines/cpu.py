@@ -1,4 +1,4 @@
-"""The sweeps that are compiled ahead of time: tensors are checked here, addresses handed on.
+"""The CPU engine: it checks tensors, and hands addresses to sweeps compiled ahead of time.
 
 `csrc/recipes.h` lists the terms that are served, in every combination; on a CPU `csrc/cpu/` runs
 them, with as many threads as torch has. The results do not depend on the number of threads.
@@ -30,7 +30,7 @@ TAKES_DISTANCES = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
-SMALL = 512 * 512  # pairs of a call of which they are kept, in float32
+SMALL = 512 * 512  # pairs whose similarities are saved at most, in float32
 
 
 def missing() -> str | None:
@@ -50,7 +50,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 
 
 def declines_pairs(pairs: Pairs) -> str | None:
-    """Why it can serve no call with these pairs, or None."""
+    """Return why the engine can serve no call with these pairs, or None."""
     if MISSING is not None:
         return MISSING
     x, scale = pairs.x, pairs.scales.x
@@ -62,7 +62,7 @@ def declines_pairs(pairs: Pairs) -> str | None:
 
 
 def serves(plan: Plan) -> bool:
-    """Are all terms of a call compiled? Then the plan is told to the extension, once."""
+    """Return whether all terms of a call are compiled; if so compile the plan, once."""
     if plan.compiled is None:
         compiled: Any = False
         if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
@@ -74,7 +74,7 @@ def serves(plan: Plan) -> bool:
                 for k, kind in enumerate(plan.kinds)
             ]  # fmt: skip
             compiled = _native.Plan(terms, plan.sweeps)
-        plan.compiled = compiled  # not before: another thread may ask meanwhile
+        plan.compiled = compiled  # last, since another thread may ask meanwhile
     return plan.compiled is not False
 
 
@@ -85,8 +85,8 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
-    set kept a pair of the tile's mirror image."""
+    """Compute statistics; tile masks are (terms that have one, row tiles, column tiles), and in one
+    set 1 also where the mirrored tile has a pair inside the window."""
     made = planned_forward(pairs, rows, cols, _plan(rows, cols))
     tile_masks = made.tile_masks
     if tile_masks is None:
@@ -105,17 +105,17 @@ def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
 
 
 class Made(NamedTuple):
-    """What `planned_forward` makes."""
+    """The results of `planned_forward`."""
 
     every: Tensor  # the statistics, one after the other
     sizes: list[int]  # of each
     arguments: list[Tensor]
-    tile_masks: Tensor | None  # None where no term keeps any
-    whole: bool  # has each earlier term that is an argument found a pair of every owner?
+    tile_masks: Tensor | None  # None where no term has one
+    whole: bool  # True: each earlier term that is an argument found a pair of every owner
 
 
 def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan) -> Made:
-    """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
+    """Compute statistics of terms that may refer to earlier ones, in one call of the extension."""
     x, y = pairs.x, pairs.y
     n = x.shape[0]
     m = n if y is None else y.shape[0]
@@ -156,8 +156,8 @@ def _repair(
     arguments: Sequence[Tensor],
     tile_masks: Tensor | None,
 ) -> None:
-    """Owners without pairs in an earlier term have none: what was made of it was made of ±inf.
-    What was made of that in turn is gathered again."""
+    """Reset owners without pairs in an earlier term, whose value was ±inf: they have none here either.
+    Terms that depend on a term with reset owners are computed again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     argument = iter(arguments)
     masks: Iterator[Tensor] = iter(() if tile_masks is None else tile_masks)
@@ -196,7 +196,7 @@ def backward(
     tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Without a slope by arguments a tile takes less time."""
+    """Compute gradients; a tile takes less time without slopes by arguments."""
     plan = _plan(rows, cols)
     dx, dy, gradients = planned_backward(
         pairs, rows, cols, statistics, [], cotangents, tile_masks, needs, plan
@@ -216,10 +216,10 @@ def planned_backward(
     needs: Wanted,
     plan: Plan,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """`backward` of terms that may refer to earlier ones, which all have pairs.
+    """Compute gradients of terms that may refer to earlier ones, which all have pairs.
 
-    arguments: of extremes, where `plan.few` says that all terms are such; else extremes among the
-    terms are left out.  cotangents: also one after the other, of sets of one length.
+    arguments: of extremes, if `plan.few` says that all terms are extremes; else extremes among the
+    terms are left out.  cotangents: also in one tensor, if all sets have one length.
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -244,7 +244,7 @@ def planned_backward(
             at, row = cotangents.data_ptr(), x.shape[0] * dtype.itemsize
             cotangent_addresses = [(at + k * row, 1) for k in range(plan.count)]
         else:
-            # Of complex numbers torch returns imaginary parts whose sign is yet to be turned.
+            # The imaginary part of a complex tensor may have a sign that is yet to be turned.
             cotangents = [z.resolve_neg() for z in cotangents]
             cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
@@ -262,7 +262,7 @@ def planned_backward(
 
 
 def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over anchors of the sum of pieces, and its slopes by every statistic.
+    """Return the mean over anchors of the sum of pieces, and its slopes by every statistic.
 
     pieces: (shape, plus, minus or −1, offset, weight), see `row_stats/pieces.py`.  every: n
     statistics of each term, one after the other; so are the slopes.
@@ -277,9 +277,9 @@ def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[T
 
 
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
-    """A tensor at the address of all: the first of them, as `planned_forward` made them.
+    """Return a tensor at the address of all statistics: the first, if `planned_forward` made them.
 
-    What was saved for a backward pass may have been packed, and come back with any stride.
+    A tensor saved for a backward pass may have been packed, and come back with any stride.
     """
     last = statistics[0].data_ptr()
     for z in statistics[:-1]:
@@ -292,7 +292,7 @@ def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
 def _by_arguments(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], needs: Wanted, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Zeros for the gradient by each tensor that is an argument, none where it is not needed."""
+    """Allocate zeros for the gradient by each tensor argument, empty where it is not needed."""
     found: list[Tensor] = []
     k = 0
     for axis, axis_terms in enumerate((rows, cols)):

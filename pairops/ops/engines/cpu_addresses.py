@@ -1,4 +1,4 @@
-"""Addresses of one call's tensors, as the CPU engine's extension is told them."""
+"""Addresses of one call's tensors, as the extension takes them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from pairops.ops.terms.term import Term
 from .plan import Plan
 
 TILE = _native.TILE if _native else 1
-MOST_BYTES = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
+MOST_BYTES = 3 << 19  # of similarities, at most, that are saved from sweep to sweep
 
 
 class CpuCall:
-    """What both passes are told of a call, and the tensors, which must live as long."""
+    """Arguments of both passes, and the tensors at their addresses, which must live as long."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class CpuCall:
             relation.addresses = _of_relation(relation)
         if scales.addresses is None:
             scales.addresses = _of_scales(scales)
-        # Another thread may do the same at the same time: what this call took it keeps alive.
+        # Another thread may do the same at the same time: this call holds what it took.
         saved, sets = cache.similarities, cache.sets
         if saved is None:
             saved = cache.similarities = _similarities(x, y, dtype)
@@ -46,7 +46,7 @@ class CpuCall:
         given: Any
         if sets is None:
             given = self._set(x), None if y is None else self._set(y)
-        else:  # once: what is kept lives longer than the embeddings may
+        else:  # once, since the cache may outlive the embeddings
             *given, self._tensors = sets
             cache.sets = None
         self._tensors += tensors
@@ -67,7 +67,7 @@ class CpuCall:
         self.shared = (
             extension.isa(), of_x, of_y, compared, intervals, similarities, numbers, vectors,
         )  # fmt: skip
-        # As torch does with its own memory.
+        # Poison results as torch poisons its own uninitialised memory.
         poison = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         self.settings = torch.get_num_threads(), poison
@@ -80,7 +80,7 @@ class CpuCall:
 
 
 def _of_relation(relation: Relation) -> tuple[Any, ...]:
-    """What must live as long; intervals; order and validity of rows, and of columns."""
+    """Return tensors to hold; intervals; permutation and validity of rows, and of columns."""
     tensors = [z.contiguous() for z in relation.tensors()]
     permutation_x, permutation_y, begin, end, self_index, valid_x, valid_y = [
         z.data_ptr() for z in tensors
@@ -94,8 +94,8 @@ def _of_scales(scales: Scales) -> tuple[Any, ...]:
 
 
 def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Of a small problem tiles, each computed by the first sweep that needs it, and which of them
-    have been, for all sweeps with these pairs; then their addresses."""
+    """Allocate the tiles of a small problem, and flags for those that are known; return both, and
+    their addresses. The first sweep that needs a tile computes it."""
     n = x.shape[0]
     m = n if y is None else y.shape[0]
     tiles = -(-n // TILE) * -(-m // TILE)

@@ -1,4 +1,4 @@
-"""The truth: the whole matrix, written for reading, differentiated by autograd alone.
+"""The dense engine, the reference: the whole matrix, differentiated by autograd alone.
 
 It shares the vocabulary with the other engines but none of their tricks, and it never calls a
 function's slopes, unless the function declares that its slope is not the derivative.
@@ -40,7 +40,7 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """There are no tiles, and no bits."""
+    """Return an empty shape: there are no tiles."""
     x = _comparable(pairs.x, pairs.relation.valid_x, pairs)
     y = x if pairs.y is None else _comparable(pairs.y, pairs.relation.valid_y, pairs)
     s = product(x, y)
@@ -57,7 +57,7 @@ def tile_masks_shape(*_call: object) -> tuple[int, ...]:
 
 
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
-    """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
+    """Return rows whose dot products are the similarities; 0 for an ignored row."""
     rows = torch.where(keep[:, None], x, 0).to(pairs.dtype)
     if pairs.scales.x is None:
         return rows * (1 + 0 * rows)  # so that a NaN or Inf also shows in its own gradient
@@ -66,7 +66,7 @@ def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(N, M) is j positive for i; is (i, j) a pair at all."""
+    """Return (N, M) bool: whether j is a positive of i, and whether (i, j) is a pair at all."""
     relation = pairs.relation
     row, position = (
         inverse_permutation(relation.permutation_x),
@@ -82,7 +82,10 @@ def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
 def _statistic(
     s: Tensor, positive: Tensor, present: Tensor, term: Term
 ) -> tuple[Tensor, Tensor | None]:
-    """(N,) of s (N, M), and who attained an extreme; a column term gets everything transposed."""
+    """Return the statistic (N,) of s (N, M), and who attained an extreme.
+
+    A column term gets everything transposed.
+    """
     if not term.grad:
         s = s.detach()
     selected = (
@@ -92,8 +95,8 @@ def _statistic(
         selected = selected & ~(s <= term.above[:, None])
     if term.below is not None:
         selected = selected & ~(s >= term.below[:, None])
-    # On the way in as well as on the way out: a dropped pair's slope may be infinite, as its
-    # owner's argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
+    # Select inputs as well as results: a dropped pair's slope may be infinite, as its owner's
+    # argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
     s = torch.where(selected, s, 0)
     args = [_where_selected(selected, _spread(argument)) for argument in term.args]
     if term.function.is_derivative:
@@ -121,7 +124,7 @@ def _statistic(
 
 
 def _where_selected(selected: Tensor, argument: Any) -> Any:
-    """The argument of each pair; 1 for one that is dropped, since functions may divide by it."""
+    """Return the argument of each pair; 1 for a dropped one, since functions may divide by it."""
     return torch.where(selected, argument, 1) if isinstance(argument, Tensor) else argument
 
 

@@ -1,8 +1,8 @@
-"""What an engine holds while it serves one call of `forward` or `backward`, in bytes.
+"""Memory, in bytes, that an engine holds while it serves one call of `forward` or `backward`.
 
-Each formula is its engine's code, counted. Those of `native` and `blockwise` are checked against
-measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. What the ops
-return is not in them, but for the gradients of `backward`.
+Each formula counts its engine's code. Those of `native` and `blockwise` are checked against
+measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. Results
+of ops are not in them, but for the gradients of `backward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from .triton import tile_configs
 from .triton.tile_configs import Configuration
 
 _MIB = 1 << 20
-_PADDED = 128  # csrc/cuda/params/tile_shape.h: arranged rows come in multiples of this
-_PROCESSORS = 132  # of a GPU that is not here: an H100's
+_PADDED = 128  # csrc/cuda/params/tile_shape.h: packed rows come in multiples of this
+_PROCESSORS = 132  # an H100's, where there is no GPU
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class SizedCall:
     dtype: torch.dtype
     rows: Sequence[Term]
     cols: Sequence[Term]
-    measure: Measure | None = None  # as the engine is told it
+    measure: Measure | None = None  # as the engine takes it
     wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `backward` returns
 
     @property
     def float_bytes(self) -> int:
-        """Bytes of a number in the dtype of statistics."""
+        """The bytes of a number in the dtype of statistics."""
         return max(4, self.dtype.itemsize)
 
     @property
@@ -53,7 +53,7 @@ class SizedCall:
 
     @property
     def terms_and_owners(self) -> list[tuple[Term, int]]:
-        """Every term, and how many own one of its statistics."""
+        """Every term with the number of its owners."""
         return [(term, self.n) for term in self.rows] + [(term, self.m) for term in self.cols]
 
     @property
@@ -61,14 +61,14 @@ class SizedCall:
         return all(term.side == POS for term, _ in self.terms_and_owners)
 
     def copies(self, *lengths: int) -> int:
-        """So many rows in the dtype of statistics."""
+        """Return the bytes of so many rows in the dtype of statistics."""
         return sum(lengths) * self.d * self.float_bytes
 
     def gradients(self) -> int:
         return self.copies(*[k for k, want in zip(self.lengths, self.wanted, strict=False) if want])
 
     def vectors(self, beside: int = 0) -> int:
-        """One value per owner for each argument and window of a term, and for `beside` more."""
+        """Return the bytes of a value per owner for each argument, window, and `beside` more."""
         counts = [
             (len(term.args) + (term.above is not None) + (term.below is not None) + beside) * k
             for term, k in self.terms_and_owners
@@ -80,8 +80,8 @@ class SizedCall:
 
 
 def _native_forward(call: SizedCall) -> int:
-    """Places, sorted vectors, states of columns, and all columns packed."""
-    tiles = 3 if _directed(call) else 1  # closeness, and as either set sees it
+    """Count positions, sorted vectors, states of columns, and all columns packed."""
+    tiles = 3 if _directed(call) else 1  # s, and closeness from either side
     size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call)
     size += _native_team(call, 1, tiles)
     if call.band:
@@ -91,14 +91,14 @@ def _native_forward(call: SizedCall) -> int:
 
 
 def _native_backward(call: SizedCall) -> int:
-    """The gradients, and a stripe of columns packed for both products; of extremes alone, places
-    in sorted order."""
+    """Count gradients, and a stripe of columns packed for both products; for extremes alone,
+    sorted positions."""
     terms = (*call.rows, *call.cols)
     if all(term.extreme or term.function is one for term in terms):
         return call.gradients() + 8 * sum(call.lengths)
     tiles = 5 if _directed(call) else 2  # those of the forward pass, and weights
     size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_squares(call)
-    if call.measure is not None:  # what leads through the squared norms of rows that have several
+    if call.measure is not None:  # gradients through squared norms
         size += call.float_bytes * sum(call.lengths) * (1 + call.same)
     size += _native_team(call, 3, tiles)
     gradients = sum(z.has_grad * k for term, k in call.terms_and_owners for z in term.operands())
@@ -120,7 +120,7 @@ def _directed(call: SizedCall) -> bool:
 
 
 def _native_squares(call: SizedCall) -> int:
-    """Squared norms, and their reciprocals where the distance depends on who is the anchor."""
+    """Count squared norms, and their reciprocals if the distance depends on the anchor."""
     vectors = (call.measure is not None) + _directed(call)
     return call.float_bytes * vectors * sum(call.lengths)
 
@@ -138,7 +138,7 @@ def _native_tile() -> int:
 
 
 def _blockwise_forward(call: SizedCall) -> int:
-    """Copies, sorted and scaled: three more of the last one while it is made."""
+    """Count sorted, scaled copies, and three more of the last one while it is made."""
     making = 3 * call.copies(call.lengths[-1])
     if call.dtype.itemsize < call.float_bytes:
         making += call.lengths[-1] * call.d * call.dtype.itemsize
@@ -146,8 +146,8 @@ def _blockwise_forward(call: SizedCall) -> int:
 
 
 def _blockwise_backward(call: SizedCall) -> int:
-    """The copies, a sum for either side in pieces, the gradients, and four more of one of them
-    while it is taken through the scale."""
+    """Count the copies, a sum for each side in pieces, the gradients, and four more of one while
+    it is taken through the scale."""
     sides = zip((call.n, call.m), call.wanted, strict=True)
     sums = [call.n, call.n] if call.same else [length for length, want in sides if want]
     ending = call.copies(*sums) + 4 * call.copies(max(sums, default=0))
@@ -163,7 +163,7 @@ def _blockwise_tile(call: SizedCall, of_term: int) -> int:
 
 
 class _Shape(NamedTuple):
-    """A block of rows, a tile of columns, and how many blocks share the gradient of their rows."""
+    """Rows of a block, columns of a tile, and the number of blocks that share a gradient."""
 
     rows: int
     columns: int
@@ -173,7 +173,7 @@ class _Shape(NamedTuple):
         return -(-call.n // self.rows) * -(-call.m // self.columns)
 
     def parts(self, owners: int, partners: int, each: int, shares: int) -> int:
-        """In how many parts partners are cut, each with a result of so many bytes."""
+        """Return how many parts partners are cut into, with `each` bytes of results apiece."""
         gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
         several = _PROCESSORS if gpu is None else processors(gpu)
         blocks = -(-owners // self.rows) * shares
@@ -181,7 +181,7 @@ class _Shape(NamedTuple):
 
 
 def _cuda_shape(call: SizedCall) -> _Shape:
-    """As in csrc/cuda/params/shape_table.h."""
+    """Return the shape that csrc/cuda/params/shape_table.h has."""
     split = _is_split(call)
     rows, columns = (64, 32) if split or call.d > 128 else (128, 64)
     return _Shape(rows, columns, -(-call.d // (128 if split else 256)))
@@ -192,7 +192,7 @@ def _is_split(call: SizedCall) -> bool:
 
 
 def _cuda_prepared(call: SizedCall) -> int:
-    """float16 in panels of 64, twice for float32."""
+    """Count float16 in panels of 64, twice for float32."""
     row = 128 * -(-call.d // 64) * (1 + _is_split(call))
     return sum(-(-length // _PADDED) * _PADDED * (row + 8) for length in call.lengths)
 
@@ -209,7 +209,7 @@ def _triton_shape(call: SizedCall) -> _Shape:
 
 
 def _triton_copies(call: SizedCall, beside: int) -> tuple[int, int]:
-    """Sorted copies and vectors, and what making the last copy takes besides."""
+    """Count sorted copies and vectors; then temporaries of the last copy."""
     config = _configuration(call)
     row = config.precision.stored.itemsize * config.padded
     making = row * call.lengths[-1] * (1 if config.precision.unit else 3)
@@ -217,7 +217,7 @@ def _triton_copies(call: SizedCall, beside: int) -> tuple[int, int]:
 
 
 def _states(call: SizedCall, shape: _Shape) -> int:
-    """Statistics in parts, of rows and then of columns."""
+    """Count states in parts, of rows and then of columns."""
     sides = [(len(call.rows), call.n, call.m), (len(call.cols), call.m, call.n)]
     if call.same:
         sides = [(len(call.terms_and_owners), call.n, call.n)]
@@ -229,7 +229,7 @@ def _states(call: SizedCall, shape: _Shape) -> int:
 
 
 def _sums(call: SizedCall, shape: _Shape) -> int:
-    """Gradients in parts, which are added up before the other set's are there."""
+    """Count gradients in parts, which are added up before the other set's are there."""
     size = most = 0
     for owners, partners, want in zip(call.lengths, (call.m, call.n), call.wanted, strict=False):
         each = call.copies(owners) if want else 0
@@ -247,9 +247,7 @@ def _triton_forward(call: SizedCall) -> int:
 def _triton_backward(call: SizedCall) -> int:
     shape, (copies, making) = _triton_shape(call), _triton_copies(call, 2)
     tile_masks = any(term.has_tile_mask for term, _ in call.terms_and_owners)
-    tile_list = (
-        8 * shape.cells(call) if tile_masks else 0
-    )  # the tiles to be visited, and what sorts them
+    tile_list = 8 * shape.cells(call) if tile_masks else 0  # the list, and what sorts it
     return copies + max(making, _sums(call, shape) + tile_list)
 
 
@@ -259,7 +257,7 @@ def _chunked_forward(call: SizedCall) -> int:
 
 
 def _chunked_backward(call: SizedCall) -> int:
-    """The gradients in sorted order, and two more of one while it is put in the caller's."""
+    """Count gradients in sorted order, and two more of one while it is reordered."""
     copies, making = _triton_copies(call, 2)
     ordering = 2 * call.copies(max(call.lengths))
     return copies + max(making, call.gradients() + max(ordering, _chunk(call)))
@@ -273,9 +271,9 @@ class Working(NamedTuple):
     forward: Callable[[SizedCall], int]
     backward: Callable[[SizedCall], int]
     prepared: Callable[[SizedCall], int] = lambda _: 0  # once for all calls with the same pairs
-    # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
+    # The tile mask of a term, for an engine that cannot be asked where there is no GPU.
     tile_masks: Callable[[SizedCall], int] | None = None
-    # Does `backward` take the extremes of such a call in one process? Else torch weighs them.
+    # Whether `backward` takes the extremes of a call in one process. If not, torch does.
     takes_extremes: Callable[[SizedCall], bool] = lambda _: False
 
 

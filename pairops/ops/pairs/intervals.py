@@ -1,4 +1,4 @@
-"""What every call has to know of its rows before it compares them: order, positives, scales.
+"""Rows sorted by label, their positives and their scales, in one op.
 
 Sorted by label, the positives of a row are an interval of positions. `pairops::sort_by_label` is
 one op, because a training step is mostly small: in torch these are two dozen calls, and each costs
@@ -25,12 +25,12 @@ _LAST = torch.iinfo(torch.int64).max
 
 
 class Related(NamedTuple):
-    """What the op `sort_by_label` returns, by name."""
+    """The results of the op `sort_by_label`, by name."""
 
     relation: Relation
     scales: Scales
     positives: Tensor  # (N,) int64
-    panels: list[Tensor]  # the embeddings as the CUDA kernels take them, if those related
+    panels: list[Tensor]  # the embeddings packed for the CUDA kernels, if those sorted
 
 
 def sort_by_label(
@@ -42,7 +42,7 @@ def sort_by_label(
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """The relation of `Pairs`, its scales, and what was made on the way.
+    """Return the relation of `Pairs`, its scales, and a cache with the by-products.
 
     Without y the set is compared with itself, and `exclude_self` says whether a row's own position
     is named. Without labels y_i is the one positive of x_i. There is no gradient.
@@ -62,7 +62,7 @@ def sort_by_label(
 def _related(
     found: list[Tensor], y: Tensor | None, ref_labels: Tensor | None, normalize: bool
 ) -> Related:
-    """The tensors that `_outputs` describes, by name."""
+    """Name the tensors that `_outputs` describes."""
     positions, valid_x, *rest = found
     permutation_x, pos_begin, pos_end, self_index, positives = positions.unbind()
     permutation_y, valid_y = permutation_x, valid_x
@@ -91,7 +91,7 @@ def _sort_by_label(
     level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
-    if scales == torch.float64:  # what compiled code writes scales in
+    if scales == torch.float64:  # compiled code writes scales in this dtype alone
         kernels = cuda_kernels.sorts_labels(x, y)
         if kernels or extension.serves(x):
             result = _outputs(
@@ -114,7 +114,7 @@ def _outputs(
     level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
-    """Positions, of which `_related` names the rows, and valid_x; if there are labels of y, order_y
+    """Allocate positions, whose rows `_related` names, and valid_x; with labels of y, permutation_y
     and valid_y; then scales, then panels."""
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
@@ -162,7 +162,7 @@ def _by_kernels(
     normalize: bool,
     level: str,
 ) -> None:
-    """One launch for x, one for y, which has an order of its own if it has labels."""
+    """Launch a kernel for x and one for y, which has its own permutation if it has labels."""
     relation, scales, positives, panels = _related(result, y, ref_labels, normalize)
     kernels = cuda_kernels.Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level)
     of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
@@ -223,7 +223,7 @@ def _by_torch(
 
 
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Sort keys that put ignore_index last, and who is kept.
+    """Return sort keys that put ignore_index last, and which rows are valid.
 
     Swapping two values is a bijection: keys are equal exactly if labels are, whatever their size.
     """
@@ -239,8 +239,8 @@ torch.library.register_fake("pairops::sort_by_label", _outputs)
 
 
 def _sort_batches(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[list[Tensor], list[Any]]:
-    """Under vmap. Embeddings alone change scales, so samples with the same labels stay related
-    alike: what is made of the relation may depend on its values."""
+    """Sort under vmap. Samples with the same labels keep one relation, since embeddings change
+    nothing but scales, and later code may depend on the values of the relation."""
     _, _, labels_dim, ref_labels_dim, *_ = dims
     _, _, _, ref_labels, *_ = inputs
     related = 2 if ref_labels is None else 4

@@ -1,10 +1,8 @@
-"""Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
+"""Pairs: two sets of embeddings, their scales, and who is a positive of whom.
 
 Rows and columns are sorted by label once. Then the positives of row i are the columns [begin_i,
-end_i), a mining mask is two integers per row, and most tiles of the matrix hold negatives only.
-Pairing by index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1. Further relations
-(multi-hot labels, label windows, explicit lists) would be fields of `Relation`, and constructors
-beside `Pairs.of` and `Pairs.paired`.
+end_i), a mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by
+index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1.
 """
 
 from dataclasses import dataclass, field, replace
@@ -64,10 +62,10 @@ class Pairs:
     relation: Relation
     scales: Scales
     cache: Cache = field(default_factory=Cache)  # other embeddings need another one
-    complete: bool = False  # is it known, without looking, that no row is ignored?
-    measure: Measure | None = None  # how near two rows are; None: as near as they are similar
+    complete: bool = False  # True: no row is ignored, as is known without looking
+    measure: Measure | None = None  # the distance; None: a similarity
     copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
-    shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
+    shards: Shards | None = None  # with `group`: x and y are the rows of this rank alone
 
     @property
     def other(self) -> Tensor:
@@ -78,7 +76,7 @@ class Pairs:
         return self.x.shape[0], self.other.shape[0]
 
     def of_one_rank(self, what: str) -> "Pairs":
-        """These; ValueError if they have a group, for what can do nothing with it."""
+        """Return these pairs; ValueError if they have a group, which `what` cannot serve."""
         if self.shards is not None:
             raise ValueError(
                 f"group is given; {what} has no form for several ranks: it must be None"
@@ -95,16 +93,15 @@ class Pairs:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of statistics and accumulators."""
+        """The dtype of statistics and accumulators."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
     def at(self, value: float | Tensor) -> float | Tensor:
-        """The closeness of a pair that `value` names: a similarity, or a distance."""
+        """Return the closeness that `value`, a similarity or a distance, stands for."""
         return value if self.measure is None else -value
 
     def squares(self) -> Squares:
-        """What the distance of these pairs takes of rows and columns: made whenever it is asked
-        for, since in grad mode gradients lead through it, but where nobody follows it made once."""
+        """Return squared norms for the distance; made once only where no gradient leads through."""
         assert self.measure is not None, "a similarity takes nothing else"
         given = self.measure, self.x, self.y, self.relation, self.scales, self.dtype
         if torch.is_grad_enabled() or not followed_by_autograd_alone(self.x, self.y):
@@ -116,48 +113,46 @@ class Pairs:
         return found
 
     def in_units(self, closeness: Tensor) -> Tensor:
-        """The similarities or distances of pairs as close as this."""
+        """Return the similarities or distances of pairs as close as this."""
         return closeness if self.measure is None else -closeness
 
     def positives(self) -> Tensor:
-        """(N,) how many positives a row has; 0 for an ignored row."""
+        """Return (N,) the number of positives of each row; 0 for an ignored row."""
         if self.shards is not None:
             return self.shards.positives
         counted = self.cache.positives
         return self.relation.positives() if counted is None else counted
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """(N,) numbers of positives and of negatives of every row; 0 for an ignored row."""
+        """Return (N,) numbers of positives and of negatives of each row; 0 for an ignored row."""
         if self.shards is not None:
             return self.shards.positives, self.shards.others - self.shards.positives
         positives = self.positives()
         return positives, self.relation.partners() - positives
 
     def widened(self) -> "Pairs":
-        """The same pairs of embeddings in the dtype of statistics.
+        """Return the same pairs with embeddings in the dtype of statistics.
 
-        For a loss that calls `row_stats` many times: each call's 16-bit gradient would be rounded,
-        and their sum once more.
+        A loss that calls `row_stats` many times needs it: each call's 16-bit gradient would be
+        rounded, and their sum once more.
         """
-        y = None if self.y is None else at_least_float32(self.y)
-        return replace(
-            self, x=at_least_float32(self.x), y=y, cache=Cache(positives=self.cache.positives)
-        )
+        x, y = at_least_float32(self.x), None if self.y is None else at_least_float32(self.y)
+        return replace(self, x=x, y=y, cache=Cache(positives=self.cache.positives))
 
     def indices(self, axis: int = 0) -> Tensor:
-        """(N,) which rows these are among those of all ranks; axis 1: (M,) which columns."""
+        """Return the indices of the rows (axis 0) or columns (1) among those of all ranks."""
         rows = arange(self.x if axis == 0 else self.other)
         return rows if self.shards is None else rows + self.shards.first(axis)
 
     def of_all(self, axis: int, values: Tensor) -> Tensor:
-        """`values` of the rows (axis 0) or columns (1) of all ranks, in the order of ranks."""
+        """Gather `values` of the rows (axis 0) or columns (1) of all ranks, in rank order."""
         if self.shards is None:
             return values
         every: Tensor = self.shards.group.rows(values, self.shards.sizes[axis])
         return every
 
     def with_differentiable_scales(self) -> "Pairs":
-        """The same pairs with scales that carry a gradient to x and y."""
+        """Return the same pairs with scales that carry a gradient to x and y."""
         if self.scales.x is None:
             return self
         valid_x, valid_y = self.relation.valid_x, self.relation.valid_y
@@ -227,7 +222,7 @@ class Pairs:
         ignore_index: int | None,
         scaled: bool,
     ) -> "Pairs":
-        """Pairs by key of what has been checked. own: (N,) the row of y that a row is, or −1."""
+        """Make pairs by key, unchecked. self_index: (N,) the row of y that a row is, or −1."""
         known = sort_by_label(x, y, *keys, ignore_index, False, scaled)
         pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
         if self_index is None or y is None or not y.shape[0]:
@@ -235,7 +230,7 @@ class Pairs:
         relation, position = pairs.relation, inverse_permutation(pairs.relation.permutation_y)
         self_index = torch.where(self_index < 0, -1, position[self_index.clamp(min=0)])
         self_index = self_index[relation.permutation_x]
-        cache = Cache(pairs.cache.prepared)  # the embeddings are the same, the counts are not
+        cache = Cache(pairs.cache.prepared)  # with the same embeddings, but other counts
         return replace(pairs, relation=replace(relation, self_index=self_index), cache=cache)
 
     @staticmethod
@@ -274,7 +269,7 @@ def pairs_by_label(
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks."""
+    """Make `Pairs.of` for a loss that has checked x and agreed with the other ranks."""
     if exclude_self != "auto" and not isinstance(exclude_self, bool):
         raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
     if ignore_index is not None and type(ignore_index) is not int:
@@ -311,7 +306,7 @@ def pairs_by_label(
         x = centred("x", x, labels, ignore_index, unit)
         if ref_emb is not None:
             ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
-    elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
+    elif distance in ("l2", "sqeuclidean") and not unit:  # gradients come through s and norms
         x, ref_emb = at_least_float32(x), None if ref_emb is None else at_least_float32(ref_emb)
     scaled = unit and distance != "snr"
     if group is not None:
@@ -337,7 +332,7 @@ def pairs_by_index(
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """`Pairs.paired`, for a loss that has checked x and agreed with the other ranks."""
+    """Make `Pairs.paired` for a loss that has checked x and agreed with the other ranks."""
     check_embeddings("y", y, like=("x", x))
     if y.shape[0] < x.shape[0]:
         raise ValueError(
@@ -348,7 +343,7 @@ def pairs_by_index(
         x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
     elif distance in ("l2", "sqeuclidean") and not unit:
         x, y = at_least_float32(x), at_least_float32(y)
-    # What is without a partner needs an order of its own, as labels give.
+    # Columns without a partner need a permutation of their own, as labels give.
     apart = x.shape[0] != y.shape[0]
     of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
     known = sort_by_label(x, y, of_x, of_y, None, False, unit and distance != "snr")
@@ -360,6 +355,6 @@ def pairs_by_index(
 
 
 def _fingerprint(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
-    """What all ranks must have been given."""
+    """Return a fingerprint of the arguments, which must be the same on all ranks."""
     sets = {name: kind_of(z) for name, z in (("x", x), ("the other set", y)) if z is not None}
     return {**sets, "distance": f"{distance}{' of unit vectors' * unit}"}

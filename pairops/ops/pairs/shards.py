@@ -1,4 +1,4 @@
-"""Pairs whose rows lie on several ranks: what one of these has to know of all."""
+"""Shards: the rows of one rank among those of all, and counts over all ranks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Shards:
     ignore_index: int | None  # a row or column with this key is left out
     positives: Tensor  # (N,) int64, on all ranks
     others: Tensor  # (N,) int64: how many columns of all ranks a row is compared with
-    paired: bool = False  # do all positives of a row or column lie on its own rank?
+    paired: bool = False  # True: all positives of a row or column lie on its own rank
 
     @staticmethod
     def of(
@@ -36,8 +36,11 @@ class Shards:
         names: tuple[Tensor, Tensor] | None,
         ignore_index: int | None,
     ) -> "Shards":
-        """told: what all ranks must have been given.  keys: the second is None for the same set.
-        own: (N,) the local column that a row is, or −1.  names: instead of that, ids of both.
+        """Agree with the other ranks, and count positives over all of them.
+
+        fingerprint: must be the same on all ranks.  keys: the second is None for the same set.
+        self_index: (N,) the local column that a row is, or −1.  names: instead of that, ids of
+        both sets.
         """
         mine, theirs = keys[0], keys[0] if keys[1] is None else keys[1]
         rows, columns = group.agree(fingerprint, len(mine), len(theirs))
@@ -55,7 +58,7 @@ class Shards:
 
     @staticmethod
     def by_index(group: Group, fingerprint: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
-        """Row i of a rank's x has row i of its y as its one positive."""
+        """Pair row i of a rank's x with row i of its y, its one positive."""
         rows, columns = group.agree(fingerprint, len(x), len(y))
         key = arange(x) + sum(rows[: group.rank])
         nobody = key.new_full((len(y) - len(x),), -1)
@@ -66,11 +69,11 @@ class Shards:
         )  # fmt: skip
 
     def first(self, axis: int) -> int:
-        """The first row (axis 0) or column (1) of this rank among those of all."""
+        """Return the index of this rank's first row (axis 0) or column (1) among those of all."""
         return sum(self.sizes[axis][: self.group.rank])
 
     def of_rows(self, index: Tensor) -> "Shards":
-        """The same for copies of these local rows."""
+        """Return the shards of copies of these local rows."""
         (rows,) = self.group.agree({}, len(index))
         return replace(
             self,
@@ -82,15 +85,15 @@ class Shards:
         )
 
     def by_keys(self, keys: tuple[Tensor, Tensor]) -> "Shards":
-        """The same rows and columns by other keys, of which none is left out or itself."""
+        """Return the same rows and columns with other keys; no pair is left out."""
         return replace(
             self, keys=keys, self_index=torch.full_like(self.self_index, -1), ignore_index=None
         )
 
     def positive_pairs(self) -> tuple[Tensor, Tensor]:
-        """(K,) every local row and positive of it, a column of all ranks, by row and then column.
+        """List (K,) local rows and their positives, columns of all ranks, by row and then column.
 
-        On a GPU K is waited for.
+        The host waits for K on a GPU.
         """
         columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
         first, last = _interval(self.keys[0], columns)
@@ -103,7 +106,7 @@ class Shards:
 
 
 def _interval(key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of each key among sorted keys of columns."""
+    """Return begin and end of each key among sorted keys of columns."""
     return torch.searchsorted(columns, key), torch.searchsorted(columns, key, right=True)
 
 
@@ -116,8 +119,8 @@ def _valid(key: Tensor, ignore_index: int | None) -> Tensor:
 def _counts(
     key: Tensor, columns: Tensor, self_index: Tensor, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """(N,) numbers of positives of each row among all columns, and of all that it is compared with;
-    0 for a row that is left out."""
+    """Count (N,) the positives of each row among all columns, and all columns that it is compared
+    with; 0 for a row that is left out."""
     if not len(columns):
         return torch.zeros_like(self_index), torch.zeros_like(self_index)
     first, last = _interval(key, columns.sort().values)

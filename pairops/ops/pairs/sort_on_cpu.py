@@ -17,7 +17,7 @@ def sort_on_cpu(
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """As `relate`; the addresses that the engine will ask for are known here."""
+    """Sort as `sort_by_label` does, and note the addresses that the engine will ask for."""
     n, long = x.shape[0], torch.int64
     positions = torch.empty((5, n), dtype=long, device="cpu")
     valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
@@ -56,7 +56,7 @@ def sort_on_cpu(
     complete, all_positive = extension.native.relate(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
-    # Of the columns of another set it is known where they are paired one by one.
+    # Columns of another set are known to have positives only where they are paired one by one.
     all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))
     relation = Relation(
         permutation_x,

@@ -2,17 +2,17 @@
 
 Both passes walk the matrix in tiles of sorted rows and columns:
 
-                 places in order_y →
-               ┌──────┬──────┬──────┐    A tile the positive intervals do not touch holds negatives
-    places in  │ band │      │      │    only: nothing is masked there, and POS terms skip it.
-    order_x    ├──────┼──────┼──────┤    A tile in which a window kept no pair has its bit clear:
-       ↓       │ band │ band │      │    that term's backward skips it. Tiles that no term
-               ├──────┼──────┼──────┤    visits are not even multiplied.
+                 positions in y →
+               ┌──────┬──────┬──────┐    A tile outside of the band is full: it holds negatives
+    positions  │ band │      │      │    only, nothing is masked there, and POS terms skip it.
+    in x       ├──────┼──────┼──────┤    A tile without a pair inside a term's window is 0 in
+       ↓       │ band │ band │      │    its tile mask: that term's backward skips it. Tiles that
+               ├──────┼──────┼──────┤    no term visits are not even multiplied.
                │      │      │ band │
                └──────┴──────┴──────┘    merge order: columns left to right, rows top to bottom
 
-On CUDA the intervals and bits are not read back, since that would synchronise: every tile is
-masked. `forward` and `backward` cut the same tiles, so a pair that was mined has its weight;
+On CUDA intervals and tile masks are not read back, since that would synchronise: every tile is
+partial. `forward` and `backward` cut the same tiles, so a pair that was mined has its weight;
 another engine's `forward` may differ from ours in the last bit of s, and a pair that close to its
 threshold may flip.
 """
@@ -54,7 +54,7 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are (terms that keep bits, row tiles, column tiles)."""
+    """Compute statistics; tile masks are (terms that have one, row tiles, column tiles)."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     tile_masks = torch.zeros(
@@ -100,7 +100,7 @@ def backward(
     tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """In grad mode all of it is differentiable: tiles are recomputed, not stored."""
+    """Compute gradients; in grad mode all of it is differentiable, and tiles are recomputed."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
@@ -116,7 +116,7 @@ def backward(
     same = pairs.y is None
     embeddings = needs[0], needs[0] if same else needs[1]
 
-    # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
+    # The axis of everything that gets a gradient: x, y, every tensor argument.
     axes, vectors = [0, 1], {}
     for t in terms:
         vectors[t] = range(len(axes), len(axes) + len(t.slope_axes()))
@@ -161,7 +161,7 @@ def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor
 def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    """Where bits could not be read back none are kept: the last two extents are 0."""
+    """Return the shape; its last two extents are 0 where masks could not be read back."""
     keeping = sum(term.has_tile_mask for term in (*rows, *cols))
     return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
@@ -174,7 +174,7 @@ def _tile_backward(
     y: Tensor,
     *given: Tensor,
 ) -> list[Tensor]:
-    """What one tile adds to the gradients: by x and by y if needed, by every tensor argument.
+    """Return what one tile adds to the gradients: by x and y if needed, by every tensor argument.
 
     given: the operands of the terms, one term after the other.
     """
@@ -210,9 +210,9 @@ def _tile_backward(
 def _of_pairs(
     t: TiledTerm, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
 ) -> tuple[Tensor, list[Any]]:
-    """Similarities and arguments of the pairs that count; 0 and 1 in place of the others.
+    """Replace similarities and arguments of pairs that do not count by 0 and 1.
 
-    There a slope's own slope may be infinite, and 0·inf is NaN: no gradient may lead there.
+    A slope's own slope may be infinite there, and 0·inf is NaN: no gradient may lead there.
     """
     selected = t.side(tile)
     if drop is not None:
@@ -225,7 +225,7 @@ def _of_pairs(
 
 
 def _selected(t: TiledTerm, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
-    """`f` with `fill` wherever a pair is outside the window or not on the side."""
+    """Replace `f` by `fill` wherever a pair is outside the window or not on the side."""
     if drop is not None and fill != 0 and t.term.function.finite:
         f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select
     elif drop is not None:

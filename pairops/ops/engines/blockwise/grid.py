@@ -1,4 +1,4 @@
-"""How `blockwise` cuts the matrix: sorted, scaled embeddings, and what is known of each tile."""
+"""Grid of `blockwise`: sorted, scaled embeddings cut into tiles, and the terms of each tile."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,20 @@ from pairops.ops.pairs.similarity import apply_scale, product
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
-# Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
-# narrow; of the sizes from 64 to 1,024 the fastest at N = 1,024 to 4,096 on a CPU with 1 MiB of L2.
+# The extents of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of
+# positives is narrow. They are the fastest from 64 to 1,024 at N = 1,024 to 4,096 with 1 MiB of L2.
 ROWS, COLS = 256, 512
 
 Tile = tuple[int, int]  # which row tile, which column tile
 
 
 def readable(x: Tensor) -> bool:
-    """May values be read back? Elsewhere than on the CPU that would synchronise."""
+    """Return whether values may be read back: not on a GPU, where that would synchronise."""
     return x.device.type == "cpu"
 
 
 def extents(pairs: Pairs) -> tuple[int, int]:
-    """Rows and columns of a tile: even pieces, in multiples of 16.
+    """Return the rows and columns of a tile: even pieces, in multiples of 16.
 
     A sliver at the end would be multiplied by another kernel, and equal columns would then differ
     in the last bit.
@@ -42,7 +42,7 @@ def extents(pairs: Pairs) -> tuple[int, int]:
 
 
 def counts(pairs: Pairs) -> tuple[int, int]:
-    """Row tiles and column tiles."""
+    """Return the numbers of row tiles and of column tiles."""
     (n, m), (rows, cols) = pairs.shape, extents(pairs)
     return (n + rows - 1) // rows, (m + cols - 1) // cols
 
@@ -57,7 +57,7 @@ class Grid:
         self.extent = rows, cols = extents(pairs)
         self.order = relation.permutation_x, relation.permutation_y
         valid = relation.valid_x, relation.valid_y
-        # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
+        # Ignored rows come last: they are cut off on the CPU, and masked elsewhere.
         self.valid_count = [int(k.sum()) if self.host else len(k) for k in valid]
         self.present = [k.index_select(0, o) for k, o in zip(valid, self.order, strict=True)]
         x = self._scaled(0, pairs.x, pairs.scales.x, pairs.dtype)
@@ -105,13 +105,13 @@ class Grid:
         return product(self.embeddings[0][tile[0]], self.embeddings[1][tile[1]])
 
     def cut(self, values: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """Values in the caller's order as one piece per tile."""
+        """Sort values from the caller's order, and cut them into one piece per tile."""
         order = self.order[axis][: self.valid_count[axis]]
         pieces: tuple[Tensor, ...] = values.index_select(0, order).split(self.extent[axis])
         return pieces
 
     def unsort(self, pieces: Sequence[Tensor], axis: int, absent: float) -> Tensor:
-        """The inverse of `cut`, with `absent` for ignored rows."""
+        """Join the pieces in the caller's order, with `absent` for ignored rows."""
         joined = torch.cat(list(pieces))
         if not self.host:
             present = self.present[axis].view(-1, *[1] * (joined.dim() - 1))
@@ -120,7 +120,7 @@ class Grid:
         return whole.index_copy(0, self.order[axis][: self.valid_count[axis]], joined)
 
     def band(self, tile: Tile) -> bool:
-        """May the tile hold a positive pair?"""
+        """Return whether the tile may hold a positive pair."""
         if not self.host:
             return True
         pos_begin, pos_end, _, _ = self._bounds[tile[0]]
@@ -128,7 +128,7 @@ class Grid:
         return max(pos_begin, tile[1] * width) < min(pos_end, (tile[1] + 1) * width)
 
     def side(self, side: str, tile: Tile) -> Tensor | None:
-        """Who is on the side, or None if everybody is."""
+        """Return which pairs are on the side, or None if all are."""
         if self.host and (side == ALL or not self.band(tile)):
             _, _, first, last = self._bounds[tile[0]]
             if last < tile[1] * self.extent[1] or first >= (tile[1] + 1) * self.extent[1]:
@@ -175,23 +175,23 @@ class TiledTerm:
         self._below = None if term.below is None else grid.cut(term.below, axis)
 
     def vector_axes(self) -> list[tuple[int, int]]:
-        """(position among the arguments, axis it varies along) of every tensor argument."""
+        """Return (position among the arguments, axis) of every tensor argument."""
         return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
 
     def slope_axes(self) -> list[tuple[int, int]]:
-        """Those by which a gradient is wanted."""
+        """Return those `vector_axes` by which a gradient is wanted."""
         every = self.vector_axes()
         return every if self.wanted is None else list(itertools.compress(every, self.wanted))
 
     def operands(self, tile: Tile) -> list[Tensor]:
-        """What a tile's backward takes: cotangents, statistics, tensor arguments."""
+        """Return what a tile's backward takes: cotangents, statistics, tensor arguments."""
         return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
 
     def _vectors(self, tile: Tile) -> list[Tensor]:
         return [arg[1][tile[arg[0]]] for arg in self._args if isinstance(arg, tuple)]
 
     def args(self, tile: Tile, vectors: Sequence[Tensor] | None = None) -> list[Any]:
-        """The arguments, shaped to be combined with a tile of similarities."""
+        """Return the arguments, shaped to be combined with a tile of similarities."""
         pieces = iter(self._vectors(tile) if vectors is None else vectors)
         return [
             next(pieces).unsqueeze(1 - arg[0])
@@ -203,21 +203,21 @@ class TiledTerm:
         ]
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value per owner, shaped likewise."""
+        """Return one value per owner, shaped likewise."""
         return values.unsqueeze(1 - self.axis)
 
     def visits(self, tile: Tile) -> bool:
         return self.term.side != POS or self.grid.band(tile)
 
     def active(self, tile: Tile) -> bool:
-        """Did the window keep a pair, as far as the bits tell?"""
+        """Return whether the window may have a pair inside, by the tile mask."""
         return self.tile_mask is None or bool(self.tile_mask[tile[0]][tile[1]])
 
     def side(self, tile: Tile) -> Tensor | None:
         return self.grid.side(self.term.side, tile)
 
     def dropped(self, s: Tensor, tile: Tile) -> Tensor | None:
-        """0 for a pair inside the window, −inf outside, NaN for a NaN; None without a window.
+        """Return 0 for a pair inside the window, −inf outside, NaN for a NaN; None if there is none.
 
         threshold() and clamp() rather than a mask: boolean selection is 20 times slower on CPUs.
         """

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told of a sweep, as csrc/bindings/cuda.cpp reads it: addresses."""
+"""Descriptors of CUDA sweeps: addresses and sizes, as csrc/bindings/cuda.cpp reads them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ _Set = tuple[Any, ...]
 
 
 class CudaTermView(NamedTuple):
-    """A term as the rows of a sweep meet it: as owners, or across, as partners."""
+    """A term in a sweep whose rows are its owners or, transposed, its partners."""
 
     term_id: int
     term: Term
-    owners: int  # the set that its owners are of: 0, x, or 1, y
+    owners: int  # the set of its owners: 0, x, or 1, y
     transposed: bool
 
 
@@ -50,7 +50,7 @@ class Descriptors:
         self._sets = self._both()
 
     def _both(self) -> tuple[_Set, _Set]:
-        """What the kernels are told of both sets."""
+        """Return the descriptors of both sets."""
         pairs = self.pairs
         known = pairs.relation
         found = []
@@ -69,7 +69,7 @@ class Descriptors:
         along: dict[tuple[int, bool, int], int],
         masks_by_term: dict[int, int],
     ) -> tuple[Any, ...]:
-        """What the kernels are told of a sweep over the rows of `axis`; see bindings/cuda.cpp."""
+        """Return the descriptor of a sweep over the rows of `axis`; see bindings/cuda.cpp."""
         slots = _Slots(), _Slots()  # by rows, by columns
         terms = []
         for view in views:
@@ -92,7 +92,7 @@ class Descriptors:
                 masks_by_term.get(view.term_id),
             ))  # fmt: skip
         pairs = self.pairs
-        # The intervals of one set, where each row stands among its own positives, are its band.
+        # In one set, where a row is at a position among its positives, the intervals are the band.
         band = None if pairs.y is None else self.address(bands(pairs, axis, self.kernels.rows))
         return (
             self._sets[axis], self._sets[1 - axis], self._relation, band, axis == 1,

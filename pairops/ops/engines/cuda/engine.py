@@ -1,6 +1,6 @@
-"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs before the first call.
+"""The CUDA engine: the sweeps of `csrc/cuda/`, compiled ahead of time.
 
-Tensors are checked here, and allocated; addresses, sizes and the current stream are handed on.
+It checks tensors and allocates results; addresses, sizes and the current stream are handed on.
 Nothing waits for the GPU, so a CUDA graph may capture it. A set that is compared with another is
 swept twice, once as rows and once as columns, so that every sum has one owner and one order.
 """
@@ -25,7 +25,7 @@ TAKES_EARLIER = False
 TAKES_DISTANCES = False
 DEVICE: str | None = "cuda"
 
-_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_ROWS = 2**31 - 2**16  # positions are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
 
 
@@ -61,8 +61,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 
 
 def prefers_chunks(pairs: Pairs) -> bool:
-    """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
-    sliced s is multiplied once per slice."""
+    """Return whether `chunked` is expected to be faster, as where a sliced gradient multiplies s
+    once per slice. Derived, **not measured yet**."""
     return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
 
 
@@ -74,7 +74,7 @@ _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prepare(pairs: Pairs) -> list[Tensor]:
-    """Both sets as they are multiplied: sorted, float16, in panels."""
+    """Pack both sets as they are multiplied: sorted, float16, in panels."""
     made = pairs.cache.prepared
     if NAME not in made:
         known, scales = pairs.relation, pairs.scales
@@ -98,8 +98,8 @@ def _call(pairs: Pairs) -> CudaCall:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
-    after the other."""
+    """Compute statistics; each term that has a tile mask adds its (blocks of owners, tiles of
+    partners) to it, one after the other."""
     tile_masks = pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8)
     return *_call(pairs).forward(rows, cols, tile_masks), tile_masks
 

@@ -1,4 +1,4 @@
-"""One call's CUDA sweeps: which terms together, in how many parts, into which tensors."""
+"""Launches of CUDA sweeps: the terms of each, its parts, and the tensors of its results."""
 
 import functools
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class CudaCall:
         gradients: list[list[Tensor]] = [[], []]
         found: dict[tuple[int, int], Tensor] = {}
         groups = self._groups(views, 2 if self.same else 1)
-        if len(groups) > 1:  # to be added up first
+        if len(groups) > 1:  # gradients are added up first
             needs = needs._replace(rounded=False)
         with self._device:
             for axis in (0,) if self.same else (0, 1):
@@ -74,7 +74,7 @@ class CudaCall:
         return dx, dy, self._in_order(views, found)
 
     def _groups(self, views: Sequence[CudaTermView], times: int) -> list[list[CudaTermView]]:
-        """The terms of one sweep each, as many as a kernel's parameters hold, in `times` roles."""
+        """Group terms into sweeps, as many as a kernel's parameters hold in `times` views each."""
         groups: list[list[CudaTermView]] = []
         room = operands = 0
         for view in views:
@@ -87,13 +87,13 @@ class CudaCall:
         return groups
 
     def _owning(self, rows: Sequence[Term], cols: Sequence[Term]) -> list[CudaTermView]:
-        """Every term as its owners meet it. In one set a column is a row."""
+        """Return the owner view of every term. In one set a column is a row."""
         owners = [0] * len(rows) + [0 if self.same else 1] * len(cols)
         placed = zip((*rows, *cols), owners, strict=True)
         return [CudaTermView(k, term, axis, False) for k, (term, axis) in enumerate(placed)]
 
     def _masks_by_term(self, views: Sequence[CudaTermView], tile_masks: Tensor) -> dict[int, int]:
-        """Where the tile bits of each term that keeps some begin."""
+        """Return the address of the tile mask of each term that has one."""
         masks_by_term, at = {}, self._descriptors.address(tile_masks)
         for view in views:
             if view.term.has_tile_mask:
@@ -143,15 +143,15 @@ class CudaCall:
         embeddings: bool,
         rounded: bool,
     ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
-        """The gradient by the rows of `axis`, and those by arguments that stand along them."""
+        """Compute the gradient by the rows of `axis`, and those by arguments along them."""
         n, _ = self._lengths(axis)
         d, kernels = self.kernels.d, self.kernels
         views = [view._replace(transposed=view.owners != axis) for view in group]
         if self.same:
             views += [view._replace(transposed=True) for view in views]
         if not all(view.term_id in masks_by_term for view in group):
-            masks_by_term = {}  # tiles are visited whatever the others' bits say
-        along: dict[tuple[int, bool, int], int] = {}  # by role and argument
+            masks_by_term = {}  # visit all tiles, whatever the others' masks say
+        along: dict[tuple[int, bool, int], int] = {}  # by view and argument
         for view in views:
             for k, a in enumerate(view.term.args):
                 if not isinstance(a, float) and isinstance(a, Partner) == view.transposed:
@@ -180,7 +180,7 @@ class CudaCall:
         return gradient, by_vector
 
     def _weight_precision(self) -> str:
-        """Rows are arranged alike, and tiles have one shape, for "plain" and "fine"."""
+        """Return the precision of weights: "plain" and "fine" share packed rows and tile shapes."""
         return "fine" if two_parts(self.pairs) else self.kernels.precision
 
     def _in_order(
@@ -215,7 +215,7 @@ class CudaCall:
     def _splits(
         self, axis: int, views: Sequence[CudaTermView], slices: int, bytes_each: int
     ) -> int:
-        if band_only(views):  # how wide a band is nobody knows here; most are a few tiles
+        if band_only(views):  # the width is unknown here; most bands have a few tiles
             return 1
         blocks, tiles = self.kernels.grid(*self._lengths(axis))
         processors = devices.processors(self.pairs.x.device)
