@@ -10,8 +10,8 @@ from pairops.ops.pairs.pairs import Pairs
 
 
 def bands(pairs: Pairs, axis: int, rows: int) -> Tensor:
-    """Return (blocks, 2) int64: begin and end of the positions, in the other set, of all that a block
-    of `rows` rows has as positives or is itself."""
+    """Return (blocks, 2) int64: begin and end of the positions, in the other set, of the positives
+    of a block of `rows` rows and of the rows themselves."""
     relation = pairs.relation
     n, m = pairs.shape[axis], pairs.shape[1 - axis]
     device = pairs.x.device

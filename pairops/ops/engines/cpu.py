@@ -156,8 +156,8 @@ def _repair(
     arguments: Sequence[Tensor],
     tile_masks: Tensor | None,
 ) -> None:
-    """Reset owners without pairs in an earlier term, whose value was ±inf: they have none here either.
-    Terms that depend on a term with reset owners are computed again."""
+    """Reset owners without pairs in an earlier term: they have none in this term either. Terms that
+    depend on a term with reset owners are computed again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     argument = iter(arguments)
     masks: Iterator[Tensor] = iter(() if tile_masks is None else tile_masks)

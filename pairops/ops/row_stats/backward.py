@@ -21,7 +21,7 @@ from pairops.ops.terms.term import Term, Wanted
 def wanted(
     terms: Sequence[Term], need_x: bool, need_y: bool, need_vectors: Sequence[bool]
 ) -> Wanted:
-    """What an engine is to return. need_vectors: one for each vector, as `pack` orders them."""
+    """Return the wanted gradients. need_vectors: one flag per vector, as `pack` orders them."""
     flags = iter(need_vectors)
     by_args, rounded = [], True
     for term in terms:
@@ -42,10 +42,10 @@ def of_terms(
     cotangents: Sequence[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """The gradients by x and y, None if not wanted, and by the tensors of each term that have one.
+    """Compute gradients by x and y, None if not wanted, and by each term's tensors with gradient.
 
-    In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
-    By x and y is also what leads through the squared norms of a distance.
+    They are in the dtype of statistics, or in any if `wanted.rounded`. arguments: of terms that
+    keep one. The gradients by x and y include those through the squared norms of a distance.
     """
     serving = ENGINES[engine]
     if torch.is_grad_enabled():
@@ -115,16 +115,18 @@ def of_terms(
     return added(0) if wanted.x else None, added(1) if wanted.y else None, by_term
 
 
-_Terms = list[tuple[int, Term]]  # with the axis of their owners
+_Terms = list[tuple[int, Term]]  # each with the axis of its owners
 
 
 def _composed(
     squares: Squares, pairs: Pairs, terms: _Terms, composed: Sequence[int], wanted: Wanted
 ) -> tuple[_Terms, Wanted]:
-    """The terms, some of them composed with the distance, and what an engine is to return then: by
-    squared norms where a gradient leads through them, never by windows."""
+    """Compose some of the terms with the distance; return all terms and the gradients to ask for.
+
+    Gradients by squared norms are among these where a gradient leads through them, by windows
+    never."""
     made, args = list(terms), []
-    constant = pairs.scales.x is not None  # of unit vectors
+    constant = pairs.scales.x is not None  # squared norms of unit vectors
     need_y = wanted.x if pairs.y is None else wanted.y
     by_squares = squares.wanted(wanted.x and not constant, need_y and not constant)
     for k, (axis, term) in enumerate(terms):
@@ -132,7 +134,7 @@ def _composed(
         args.append([True] * count if wanted.args is None else [*wanted.args[k]])
         if k in composed:
             args[k] += by_squares + [False] * len(term.windows())
-            # The pair of an extreme was inside of its window, whatever rounding says now.
+            # The pair of an extreme was inside the window, even if rounding now puts it outside.
             alone = replace(term, above=None, below=None) if term.extreme else term
             made[k] = axis, squares.of_term(alone, axis)
     return made, wanted._replace(args=args, rounded=wanted.rounded and constant)
@@ -145,9 +147,9 @@ def by_vector(
     *,
     unknown: bool = False,
 ) -> list[Tensor]:
-    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes.
+    """Return gradients in the order of `pack`'s vectors; with `unknown`, only their shapes.
 
-    needs: one for each vector; None: all that have a gradient.
+    needs: one flag per vector; None: all that have a gradient.
     """
     result: list[Tensor] = []
     for k, term in enumerate(terms):
@@ -167,12 +169,12 @@ def by_vector(
 def extreme_backward(
     term: Term, owners: Tensor, partners: Tensor, argument: Tensor, cotangent: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of a lowest or highest by owners, by partners and by the term's tensor arguments.
+    """Compute an extreme's gradients by owners, by partners and by the term's tensor arguments.
 
-    They go to one pair per owner: O(N·D), and no sweep.
+    They go to one pair per owner: O(N·D), and no sweep. All of it is differentiable torch.
 
     owners, partners: scaled embeddings.  argument: (N,) the partner that attained the extreme, or
-    −1. Differentiable: plain torch throughout.
+    −1.
     """
     found = argument >= 0
     at = argument.clamp(min=0)
@@ -181,7 +183,7 @@ def extreme_backward(
         return torch.zeros_like(owners), torch.zeros_like(partners), by_vector
 
     def select(values: Any) -> Tensor:
-        """0 where there is no pair, whatever stands there: 0·NaN would carry it on."""
+        """Replace values without a pair by 0, since 0·NaN would pass a NaN on."""
         return torch.where(found if values.dim() == 1 else found.unsqueeze(1), values, 0)
 
     owner, partner = select(owners), select(partners.index_select(0, at))
@@ -199,7 +201,7 @@ def extreme_backward(
 
 
 def _of_pairs(argument: Argument, at: Tensor) -> Any:
-    """One value per owner, for the pair of each with the partner at `at`."""
+    """Return the argument of the pair of each owner with its partner `at`."""
     if isinstance(argument, Table):
         return argument.values[argument.owners, argument.partners[at]]
     return argument.values[at] if isinstance(argument, Partner) else argument

@@ -1,4 +1,4 @@
-"""The ops `row_stats` and `row_stats_backward`: what they do, and what compilers are told."""
+"""Bodies of the ops `row_stats` and `row_stats_backward`, and their fakes for compilers."""
 
 from collections.abc import Sequence
 
@@ -61,11 +61,11 @@ def backward(
     need_y: bool,
     need_vectors: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y and by every vector, empty if not needed.
+    """Compute gradients of Σ cotangent·statistic by x, y and every vector, empty if not needed.
 
     A vector without a gradient, a window's, gets an empty tensor too. In grad mode all of it is a
-    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
-    blockwise's whatever the engine was, and its tile bits are of use only to itself.
+    differentiable function of embeddings, vectors, statistics and cotangents. Then `blockwise`
+    sweeps whatever the engine was, and visits all tiles: tile masks serve only their own engine.
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
@@ -76,7 +76,7 @@ def backward(
             engine, pairs, rows, cols, statistics, arguments, tile_masks, [*cotangents],
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
-        # Rounded once, when all is added up.
+        # Round once, when all is added up.
         dx = x.new_empty(0) if dx is None else dx.to(x.dtype)
         dy = x.new_empty(0) if dy is None else dy.to(x.dtype)
         return dx, dy, by_vector(terms, by_term, need_vectors)
@@ -139,11 +139,11 @@ def _backward_fake(
 
 
 def _stand_ins(numbers: list[float], traced: Tensor | None) -> list[float]:
-    """Zeros for numbers that a graph computes: there are no values."""
+    """Return zeros for numbers that a graph computes, since there are no values."""
     return numbers if traced is None else [0.0] * traced.shape[0]
 
 
-# Compiled code knows no other place where a refused allocation could be told from other errors.
+# Only here can a refused allocation be distinguished from other errors in compiled code.
 library.impl("row_stats", refusing(_forward), "CompositeExplicitAutograd")
 library.impl("row_stats_backward", refusing(torch.no_grad()(backward)), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::row_stats", _forward_fake)

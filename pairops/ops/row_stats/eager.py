@@ -1,7 +1,7 @@
-"""The short way of an ordinary eager call: the engine itself, and one node of torch's graph.
+"""The short way of an ordinary eager call: the engine itself, in one node of torch's graph.
 
-Compilers, transforms and whoever differentiates a gradient take the long way, `nodes.py`: there a
-call is packed into the arguments of an op, and unpacked again.
+Compilers, transforms and derivatives of gradients take the long way, `nodes.py`: there a call is
+packed into the arguments of an op, and unpacked again.
 """
 
 from collections.abc import Sequence
@@ -32,27 +32,27 @@ _Terms = tuple[Term, ...]
 
 
 class _SavedCall(NamedTuple):
-    """A call without the tensors that are saved: they are freed with the graph."""
+    """A call without its saved tensors, which are freed with the graph."""
 
     engine: Engine
-    plan: Plan | None  # where one pass back makes the whole gradient
+    plan: Plan | None  # None: one pass back does not make the whole gradient
     relation: Relation
     scales: Scales
     measure: Measure | None
-    cached: list[Any]  # the similarities and squared norms of a cache, until a pass has taken them
+    cached: list[Any]  # similarities and squared norms, until a pass takes them
     rows: _Terms
     cols: _Terms
     arguments: int
-    prepared: int  # tensors that the engine made of the embeddings; they are saved too
-    whole: bool  # has each earlier term that is an argument found a pair of every owner?
+    prepared: int  # the number of saved tensors that the engine prepared
+    whole: bool  # True: each earlier term that is an argument found a pair of every owner
 
     def pairs(self, x: Tensor, y: Tensor | None, cache: Cache) -> Pairs:
         return Pairs(x, y, self.relation, self.scales, cache, measure=self.measure)
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
-    """The statistics of terms that wait for one another in nothing but constants, by the CPU's
-    engine; None: take the long way."""
+    """Compute statistics by the CPU engine, if terms depend on each other as constants alone; None:
+    take the long way."""
     plan = plan_at_once(pairs, rows, cols, short=False)
     if plan is None:
         return None
@@ -62,7 +62,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-        plan = plan_of(rows, cols)  # numpy's numbers are numbers now, and windows tensors
+        plan = plan_of(rows, cols)  # now numpy's numbers are floats, and windows tensors
         if (
             plan is None
             or not cpu_engine.serves(plan)
@@ -81,7 +81,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
 
 
 def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
-    """Numbered terms `over` these pairs; ValueError if a tensor of them is on another device."""
+    """Number terms, `over` these pairs; ValueError if one of their tensors is on another device."""
     n, m = pairs.shape
     kind = pairs.dtype, pairs.x.device
     rows = tuple([term.over(n, m, *kind) for term in rows])
@@ -97,7 +97,7 @@ def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
 
 
 def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True) -> Plan | None:
-    """The plan of a call that the CPU's engine serves at once, or None. short: without tensors."""
+    """Return the plan of a call that the CPU engine serves at once, without tensors, or None."""
     if pairs.shards is not None or not pairs.x.is_cpu:
         return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
@@ -115,7 +115,7 @@ def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True
 def statistics(
     pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """The statistics of final terms, whose tensors these are, as `row_stats` returns them."""
+    """Compute statistics of final terms, with these tensors, as `row_stats` returns them."""
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
         pairs, rows, cols, engine, None, pairs.x, pairs.y, *tensors
     )
@@ -123,7 +123,7 @@ def statistics(
 
 
 class _Eager(torch.autograd.Function):
-    """Pairs, terms, who serves them and a plan; x, y and the tensors of the terms → statistics."""
+    """A node: pairs, terms, engine, plan, x, y and the tensors of the terms → statistics."""
 
     @staticmethod
     def forward(
@@ -168,7 +168,7 @@ class _Eager(torch.autograd.Function):
         x, y, tile_masks, *rest = ctx.saved_tensors
         similarities, squares = saved.cached
         plan, cache = saved.plan, Cache(similarities=similarities, squares=squares)
-        # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
+        # A second pass back computes them again: whether the graph is freed is unknown here.
         saved.cached[:] = None, {}
         if saved.prepared:
             cache.prepared = {saved.engine.NAME: rest[: saved.prepared]}
@@ -211,7 +211,7 @@ class _Eager(torch.autograd.Function):
 def _cotangents(
     given: Sequence[Tensor | None], values: Sequence[Tensor], plan: Plan
 ) -> list[Tensor]:
-    """Zeros for a statistic that nobody used; of one without gradient nobody reads what it has."""
+    """Return cotangents, zeros for an unused statistic; those of constants are never read."""
     found = [values[0] if g is None else g for g in given]
     for k, g in enumerate(given):
         if g is None and k not in plan.constant:
@@ -228,7 +228,7 @@ def _by_the_long_way(
     needs: Sequence[bool],
     again: bool,
 ) -> Sequence[Any]:
-    """Level by level; `again`: differentiably, or of several cotangents at once.
+    """Compute gradients level by level; `again`: differentiably, or for several cotangents.
 
     rest: statistics, arguments of extremes, tensors of the terms.
     """
@@ -236,7 +236,7 @@ def _by_the_long_way(
     cols = numbered(saved.cols, saved.rows, "cols")
     values, rest = rest[: len(rows + cols)], rest[len(rows + cols) :]
     arguments, tensors = rest[: saved.arguments], rest[saved.arguments :]
-    if saved.plan is not None and saved.plan.short:  # its windows may be numbers
+    if saved.plan is not None and saved.plan.short:  # whose windows may be numbers
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
         needs = [*needs, *[False] * len(tensors)]
@@ -244,7 +244,7 @@ def _by_the_long_way(
     if tile_masks is None:
         shape = engines.tile_masks_shape(saved.engine, pairs, rows, cols)
         tile_masks = values[0].new_empty(shape, dtype=torch.uint8)
-    # What has no gradient has a cotangent that nobody reads.
+    # The cotangent of a constant is never read.
     cotangents = [
         g if g is not None else torch.zeros_like(z) if term.grad else z
         for g, z, term in zip(by_outputs, values, terms, strict=True)
@@ -264,6 +264,6 @@ def _by_the_long_way(
             saved.engine.NAME, pairs, rows, cols, values, arguments, tile_masks, cotangents,
             wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip
-    # Rounded once, when all is added up.
+    # Round once, when all is added up.
     gradients = [g if g is None else g.to(pairs.x.dtype) for g in (dx, dy)]
     return [*gradients, *by_vector(terms, by_term, needs[2:])]

@@ -1,4 +1,4 @@
-"""Calls whose terms refer to earlier ones: a sweep for each level, and one pass back for all.
+"""Levels of terms that refer to earlier ones: a sweep for each, and one pass back for all.
 
 Constants and windows need no more than one pass, since no gradient leads through them. Where a term
 passes its gradient on, the earlier term is differentiated after it, when its cotangent is whole.
@@ -22,7 +22,7 @@ from .backward import of_terms
 def forward(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`engine.forward` of terms that may refer to earlier ones."""
+    """Compute `engine.forward` of terms that may refer to earlier ones."""
     if engine.TAKES_EARLIER and (engine.TAKES_DISTANCES or pairs.measure is None):
         return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
@@ -63,9 +63,9 @@ def backward(
     cotangents: list[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """`of_terms` of terms that may refer to earlier ones.
+    """Compute `of_terms` of terms that may refer to earlier ones.
 
-    cotangents: what an earlier term gets from one that passes its gradient on is added there.
+    cotangents: gradients that later terms pass on to earlier ones are added to these.
     """
     terms = Levels(rows, cols)
     if not any(term.earlier() for term in terms.every):
@@ -111,7 +111,7 @@ def _sum(gradients: Sequence[Tensor]) -> Tensor | None:
 
 
 class Levels:
-    """The terms of a call, rows and then columns, and what of them refers to what."""
+    """The terms of a call, rows and then columns, and their references to earlier ones."""
 
     def __init__(self, rows: Sequence[Term], cols: Sequence[Term]) -> None:
         self.rows, self.cols = rows, cols
@@ -119,7 +119,7 @@ class Levels:
         self._known: tuple[dict[Any, Tensor], dict[Any, Tensor]] = ({}, {})
 
     def first(self, k: int) -> int:
-        """The index of the first term of the owners of term k."""
+        """Return the index of the first term that has the owners of term k."""
         return 0 if k < len(self.rows) else len(self.rows)
 
     def resolved(self, k: int, statistics: Sequence[Tensor]) -> tuple[Term, Tensor | None]:
@@ -137,8 +137,7 @@ class Levels:
         statistics: list[Tensor],
         arguments: dict[int, Tensor],
     ) -> None:
-        """Put what was gathered of resolved terms where it belongs, an owner without pairs with
-        the identity."""
+        """Store the results of resolved terms; an owner without pairs gets the neutral value."""
         index = iter(found)
         for k, (term, missing), value in zip(some, placed, values, strict=True):
             neutral = term.monoid.neutral
@@ -150,7 +149,7 @@ class Levels:
     def swept(
         self, k: int, statistics: Sequence[Tensor], cotangents: Any
     ) -> tuple[Term, Tensor, Tensor]:
-        """Term k as it is differentiated, its statistic and cotangent."""
+        """Return term k as it is differentiated, with its statistic and cotangent."""
         term, missing = self.resolved(k, statistics)
         value, cotangent = statistics[k], cotangents[k]
         if missing is not None:  # exp(f − value) is 0 there, whatever f is
@@ -159,8 +158,8 @@ class Levels:
         return term, value, cotangent
 
     def pass_on(self, k: int, slopes: Sequence[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
-        """Of the gradients by the tensors of term k as it was swept those by its own; what is by an
-        earlier term goes into its cotangent."""
+        """Return the gradients by the tensors of term k, and add those by earlier terms, which were
+        tensors in the sweep, to the cotangents of these."""
         mine = []
         for a, slope in zip(by_earlier(self.every[k]), slopes, strict=False):
             if a is None:
@@ -171,13 +170,13 @@ class Levels:
         return mine
 
     def mask_length(self, engine: Engine, pairs: Pairs, k: int) -> int:
-        """How much of the bits of a call is term k's, along their first axis."""
+        """Return the length of term k's tile mask along the first axis."""
         term = (self.every[k],)
         alone = (term, ()) if k < len(self.rows) else ((), term)
         return int(tile_masks_shape(engine, pairs, *alone)[0])
 
     def split(self, engine: Engine, pairs: Pairs, tile_masks: Tensor | None) -> dict[int, Tensor]:
-        """The bits of each term that keeps some."""
+        """Split tile masks by the terms that have one."""
         keeping = [k for k, term in enumerate(self.every) if term.has_tile_mask]
         if tile_masks is None or not keeping:
             return {}

@@ -1,8 +1,8 @@
-"""Positive pairs as rows: what a loss needs that compares each of them with the anchor's negatives.
+"""Positive pairs as rows, for losses that compare each pair with the anchor's negatives.
 
-Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and its
-own score t_ip is one number per row: an argument of a function, or a window. How many rows there
-are depends on the labels, which on a GPU are waited for; memory is O(K·D) for K pairs.
+Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and the
+score t_ip is one number per row: an argument of a function, or a window. The number of rows depends
+on the labels, so the host waits for it on a GPU; memory is O(K·D) for K pairs.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class PositiveRows:
 
     @staticmethod
     def of(pairs: Pairs) -> "PositiveRows":
-        # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
+        # A sum over the pair alone is the score, with the same bits as in the sweeps.
         if pairs.shards is None:
             row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
@@ -58,12 +58,12 @@ class PositiveRows:
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
     def per_anchor(self, values: Tensor) -> Tensor:
-        """(N,) values (K,) summed by anchor, in the caller's order."""
+        """Sum values (K,) by anchor; the result (N,) is in the caller's order."""
         return add_rows(self.blank, self.anchor, values)
 
 
 def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
-    """Copies of these rows (K,) against the other set; their relation is that of all rows still."""
+    """Copy these rows (K,), against the other set; the relation is still the one of all rows."""
     scale = pairs.scales.x
     return replace(
         pairs,
@@ -78,10 +78,10 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
 
 
 def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """(K,) places of every anchor, of its positive and of its own row among the columns, by the
-    positive and then by the anchor.
+    """Return (K,) sorted positions of anchors and of their positives, and the anchors' self_index.
 
-    In this order both the intervals of a class and the single places of the pairs ascend.
+    They are ordered by the positive and then by the anchor: in this order both the intervals of a
+    class and the positions of single pairs ascend.
     """
     relation = pairs.relation
     position = torch.arange(pairs.shape[1], device=pairs.x.device)

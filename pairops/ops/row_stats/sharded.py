@@ -1,10 +1,10 @@
 """Row statistics over the rows of all ranks: two rings of blocks, and one node of the graph.
 
-Rank r owns its rows. In the first ring the others' embeddings and keys come past, and the
-statistics of its own rows, which are monoids, are completed. In the second ring they come past once
-more, with the statistics of their rows and the gradients by these: what rank r's rows get as owners
-and as partners is then known here, and their gradient is final. No gradient travels. Two sets take
-a ring for each that has statistics, or a gradient.
+Rank r owns its rows. In the first ring the others' embeddings and keys come past, and complete the
+statistics of rank r's rows, which are monoids. In the second ring they come past once more, with
+the statistics of their rows and the gradients by these: the gradient by rank r's rows, as owners
+and as partners, is then final. No gradient travels. Two sets take a ring for each set that has
+statistics, or a gradient.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from .sharded_backward import backward
 def row_stats(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
-    """The statistics of terms that are `over` these pairs, as `row_stats` returns them."""
+    """Compute statistics of terms `over` these pairs, as `row_stats` returns them."""
     if ENGINES[engine].backward is None:
         raise ValueError(
             f"engine {engine!r} cannot serve this call: it weighs no blocks, and a group needs that"
@@ -52,7 +52,7 @@ def row_stats(
 
 
 class ShardedCall(NamedTuple):
-    """A call, but for the tensors that have a gradient."""
+    """A call without the tensors that have a gradient."""
 
     pairs: Pairs
     recipe: str
@@ -62,7 +62,7 @@ class ShardedCall(NamedTuple):
 
 
 class _ShardedRowStats(torch.autograd.Function):
-    """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
+    """A node that runs both rings; under create_graph it gathers all rows in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, call: ShardedCall, *inputs: Any) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class _ShardedRowStats(torch.autograd.Function):
         ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
         ctx.gathered = {axis: len(every) for axis, every in pairs.cache.gathered.items()}
         ctx.mark_non_differentiable(*[statistics[k] for k in call.constant])
-        # What is saved is freed with the graph; what is kept here is not.
+        # Saved tensors are freed with the graph; attributes of ctx are not.
         empty = x.new_empty(0)
         without_data = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
         ctx.call = call._replace(pairs=without_data)
@@ -110,7 +110,7 @@ class _ShardedRowStats(torch.autograd.Function):
 def _forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of all terms: a ring for each axis and level of earlier terms."""
+    """Compute statistics and arguments by a ring for each axis and level of earlier terms."""
     terms = Levels(rows, cols)
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
@@ -127,10 +127,10 @@ def _forward(
 def _ring_forward(
     pairs: Pairs, axis: int, terms: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
+    """Compute statistics and arguments of terms of the local rows (axis 0) or columns (1)."""
     if not terms:
         return [], []
-    if pairs.y is None and axis == 1:  # a column is a row that others are anchors for
+    if pairs.y is None and axis == 1:  # a column is a row whose partners are the anchors
         assert pairs.measure is not None, "by a similarity there are terms of rows alone"
         pairs, axis = replace(pairs, measure=pairs.measure.turned()), 0
     assert pairs.shards is not None, "these pairs have a group"
@@ -170,7 +170,7 @@ def _ring_forward(
 def _forward_of(
     engine: Engine, pairs: Pairs, axis: int, terms: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of terms of rows (axis 0) or columns (1)."""
+    """Run `forward` on terms of rows (axis 0) or columns (1)."""
     of_axis: tuple[Sequence[Term], Sequence[Term]] = (terms, ()) if axis == 0 else ((), terms)
     values, arguments, _ = engine.forward(pairs, *terms_for_engine(engine, pairs, *of_axis))
     return values, arguments

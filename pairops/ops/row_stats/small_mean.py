@@ -1,8 +1,8 @@
 """The mean loss of a small batch on a CPU: statistics, mean and slopes in one node of the graph.
 
-There a step is mostly Python and nodes. What the engine kept of the forward pass, the similarities
-too, is of some 512 × 512 pairs at most: whoever wants more than one ordinary gradient of it has it
-computed again, by the way that large batches take.
+A small step is mostly Python and nodes. The tensors saved in the forward pass, similarities among
+them, are of at most 512 × 512 pairs. A gradient that is not the first ordinary one is computed by
+the way that large batches take.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class _SavedMean(NamedTuple):
     relation: Relation
     scales: Scales
     measure: Measure | None
-    similarities: list[Any]  # as `eager` has them
+    similarities: list[Any]  # as in `eager`
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
@@ -44,9 +44,9 @@ class _SavedMean(NamedTuple):
 
 
 def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]) -> Tensor | None:
-    """The mean over all anchors of the sum of pieces; None: take the long way."""
+    """Return the mean over all anchors of the sum of pieces; None: take the long way."""
     x, y, relation = pairs.x, pairs.y, pairs.relation
-    if watching.calls is not None:  # who looks on wants to see statistics
+    if watching.calls is not None:  # a record of calls needs statistics
         return None
     n = x.shape[0]
     m = n if y is None else y.shape[0]
@@ -71,7 +71,7 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
 
 
 class _SmallMean(torch.autograd.Function):
-    """Pairs, terms, pieces and plans; x, y → the mean."""
+    """A node: pairs, terms, pieces, a plan, x, y → the mean."""
 
     @staticmethod
     def forward(
@@ -105,7 +105,7 @@ class _SmallMean(torch.autograd.Function):
             if again or not saved.whole or (plan.extremes and not plan.few):
                 dx, dy = _once_more(saved, pairs, gradient, need_x, need_y)
             else:
-                # What was saved may have been packed, and come back with any stride.
+                # A saved tensor may have been packed, and come back with any stride.
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
@@ -123,9 +123,9 @@ class _SmallMean(torch.autograd.Function):
 def _once_more(
     saved: _SavedMean, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
 ) -> list[Tensor | None]:
-    """The gradients as large batches have them, whatever follows this pass."""
+    """Compute gradients the way of large batches, for any further derivative."""
 
-    # A graph that is made here would hold what this function holds until it ends.
+    # A graph made here would hold the similarities as long as it lives.
     similarities = None if torch.is_grad_enabled() else pairs.cache.similarities
 
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:

@@ -1,7 +1,7 @@
 """The mean of losses that are sums of log(1 + exp R).
 
-Where the CUDA engine made the statistics it is one kernel, and one for the gradient: at some
-hundred rows a step costs what its launches cost, and in torch these are a dozen each way.
+It is one kernel, and one for the gradient, where the CUDA engine made the statistics: at some
+hundred rows a step costs as much as its launches, and torch makes a dozen each way.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ from pairops.ops.pairs.pairs import Pairs
 
 
 def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Tensor]]) -> bool:
-    """Did the CUDA engine make these statistics, and are they few and float32? parts: each with its
-    divisor, which must be a number."""
+    """Return whether the CUDA engine made these statistics, and they are few and float32.
+
+    parts: each statistic with its divisor, which must be a number."""
     return (
         cuda_engine.NAME in pairs.cache.prepared
         and len(parts) <= cuda_kernels.installed().module.MOST_STATISTICS
@@ -31,14 +32,14 @@ def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Ten
 
 
 def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
-    """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
+    """Return the mean of Σ_k log(1 + exp R_k) / d_k over the anchors that are not ignored."""
     valid = None if pairs.complete else pairs.relation.valid_x
     mean: Tensor = _SoftMean.of(divisors, valid, *statistics)[0]
     return mean
 
 
 class _SoftMean(Node):
-    """The first op: the mean, and how many rows count."""
+    """A node of the first op: the mean, and the number of rows that count."""
 
     @staticmethod
     def run(
@@ -70,7 +71,7 @@ class _SoftMean(Node):
 
 
 class _Slopes(Node):
-    """The second one: the gradient by each statistic."""
+    """A node of the second op: the gradient by each statistic."""
 
     @staticmethod
     def run(divisors: Sequence[float], *tensors: Any) -> tuple[Tensor, ...]:
@@ -102,13 +103,13 @@ def _slopes(
     valid: Tensor | None,
     *statistics: Tensor,
 ) -> list[Tensor]:
-    """`_Slopes.run` as differentiable torch."""
+    """Compute `_Slopes.run` as differentiable torch."""
     share = gradient / count
     result = []
     for statistic, divisor in zip(statistics, divisors, strict=True):
         if valid is None:
             result.append(share / divisor * torch.sigmoid(statistic))
-        else:  # of a row that is not kept no derivative is NaN, whatever it holds
+        else:  # an ignored row may hold anything, but no derivative of it is NaN
             slope = torch.sigmoid(torch.where(valid, statistic, -torch.inf))
             result.append(torch.where(valid, share / divisor * slope, 0))
     return result
@@ -117,7 +118,7 @@ def _slopes(
 def _addresses(
     statistics: Sequence[Tensor], divisors: Sequence[float], valid: Tensor | None
 ) -> tuple[list[tuple[int, float]], int | None, list[Tensor]]:
-    """Addresses, and what must live as long."""
+    """Return addresses, and the tensors that must live as long."""
     tensors = [statistic.contiguous() for statistic in statistics]
     given = [(z.data_ptr(), divisor) for z, divisor in zip(tensors, divisors, strict=True)]
     if valid is None:

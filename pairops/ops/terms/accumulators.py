@@ -1,9 +1,10 @@
-"""How contributions become one statistic: four monoids over tiles.
+"""Accumulators, which turn contributions of pairs into one statistic: four monoids over tiles.
 
-Each has an identity, `of` (the state of one tile), `merge` (associative), `result`, `again` (a
-state with that result), and the fill that a pair which does not count leaves in a tile. Because
-they are monoids, tiles, threads, memory queues and ranks divide the work in the same way; a fixed
-merge order makes the result reproducible bit for bit. `csrc/math/accumulators.h` holds the twins.
+Each has `init` (the state without pairs), `from_tile` (the state of one tile), `merge`
+(associative), `finalize`, `from_statistic` (a state with that statistic), and the value `neutral`
+of a pair that does not count. Tiles, threads, memories and ranks can divide the work in any way,
+since the states are monoids; a fixed merge order makes the result reproducible bit for bit.
+`csrc/math/accumulators.h` holds the twins.
 """
 
 from typing import Protocol
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-NOWHERE = torch.iinfo(torch.int64).max  # the argument of an extreme over no pairs, before `result`
+NOWHERE = torch.iinfo(
+    torch.int64
+).max  # the argument of an extreme over no pairs, before `argument`
 
 
 class Accumulator(Protocol):
-    """What the engines ask of a gather. `dim` is the axis that is gathered over."""
+    """The interface for engines. `dim` is the axis that is reduced."""
 
     neutral: float  # also the statistic of an empty side
 
@@ -73,7 +76,7 @@ class LogSumExp:
 
 
 class Extreme:
-    """The lowest or highest f and, if it is wanted, the caller's index of the pair that attains it.
+    """The lowest or highest f and, if wanted, the caller's index of the partner that attains it.
 
     Ties, of equal bits, go to the lowest index; a NaN wins over everything.
     """
@@ -106,7 +109,7 @@ class Extreme:
         return state[0]
 
     def argument(self, state: State) -> Tensor:
-        """The caller's index, −1 where no pair counted."""
+        """Return the caller's index, −1 where no pair counted."""
         nobody = (state[0] == self.neutral) | (state[1] == NOWHERE)
         return torch.where(nobody, -1, state[1])
 
@@ -121,17 +124,17 @@ def _attained(f: Tensor, extreme: Tensor, index: Tensor) -> Tensor:
 
 
 def _shift(top: Tensor) -> Tensor:
-    """What to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
+    """Return the number to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
     return torch.where(top.isinf(), 0.0, top)
 
 
 def finite(statistic: Tensor) -> Tensor:
-    """`statistic` with −inf replaced by 0, so that exp(−inf − it) is 0 and not NaN."""
+    """Replace −inf in `statistic` by 0, so that exp(−inf − it) is 0 and not NaN."""
     return torch.where(statistic == -torch.inf, 0.0, statistic)
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp a + exp b); −inf, the log of nothing, gets no gradient beside a number, of any order.
+    """Return log(exp a + exp b); −inf, the log of nothing, gets no gradient beside a number.
 
     torch.logaddexp's second derivatives are NaN where one of the two is infinite, or so much
     smaller than the other that their quotient is.

@@ -31,13 +31,15 @@ class Table:
 class Operand(NamedTuple):
     """A tensor of a term."""
 
-    role: Literal["owner", "partner", "table", "window"]  # owner, partner: one value for each
+    role: Literal[
+        "owner", "partner", "table", "window"
+    ]  # owner or partner: one value for each of them
     tensor: Tensor
     has_grad: bool
 
 
 class EarlierAt(NamedTuple):
-    """An earlier term by its place among those of the same owners, rows or `cols`.
+    """An earlier term by its index among those of the same owners, rows or `cols`.
 
     window: it is a threshold, which may be infinite.
     """
@@ -56,14 +58,14 @@ def partner(values: Tensor) -> Partner:
 
 
 def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
-    """values (A, B) looked up by the class of the owner and that of the partner of a pair."""
+    """Look up values (A, B) by the classes of the owner and of the partner of a pair."""
     return Table(values, owners, partners)
 
 
 def checked(
     name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
 ) -> Argument:
-    """The argument in `dtype`, with one value per owner or partner."""
+    """Check the argument; return it in `dtype`, with one value per owner or partner."""
     if isinstance(argument, Partner):
         return Partner(vector(name, argument.values, partners, dtype, grad))
     if isinstance(argument, Table):

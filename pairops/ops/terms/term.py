@@ -1,4 +1,4 @@
-"""Terms: what a loss asks of each row or column, a gathered pair function and its arguments."""
+"""Terms: one statistic for each row or column, of a pair function and its arguments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .plain_numbers import plain_float
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
 
 
-# Not frozen: that would cost a call for each field, and a small step is mostly calls.
+# A frozen dataclass would cost a call for each field, and a small step is mostly calls.
 @dataclass(eq=False)
 class Term:
     """One statistic per owner, a row or in `cols=` a column: gathered function(s, *args).
@@ -89,7 +89,7 @@ class Term:
         dtype: torch.dtype,
         device: torch.device | None = None,
     ) -> "Term":
-        """This term with every tensor checked, in `dtype`, one value per owner or partner.
+        """Check every tensor; return the term in `dtype`, with one value per owner or partner.
 
         device: where windows are that are given as numbers; None: on the CPU.
         """
@@ -112,19 +112,19 @@ class Term:
         return replace(self, args=tuple(args), above=above, below=below)
 
     def value(self, s: Tensor, *args: Any) -> Tensor:
-        """The function's values, as many as there are in s also if it does not depend on s."""
+        """Return the function's values, in the shape of s even if it does not depend on s."""
         value = self.function.value(s, *args)
         return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
 
     def slopes(self, s: Tensor, *args: Any) -> tuple[Any, ...]:
-        """The function's slopes; one that is declared not to be the derivative is held constant."""
+        """Return the slopes; one declared not to be the derivative is held constant."""
         slope, *slopes = self.function.slopes(s, *args)  # type: ignore[misc]
         if not self.function.is_derivative and isinstance(slope, Tensor):
             slope = slope.detach()
         return slope, *slopes
 
     def operands(self) -> list[Operand]:
-        """Its tensors, in the order in which they are packed and get their gradients."""
+        """Return its tensors, in the order in which they are packed and get gradients."""
         found = []
         for a in self.args:
             if type(a) is float:
@@ -142,7 +142,7 @@ class Term:
         return found
 
     def filled(self, numbers: Iterator[float], tensors: Iterator[Tensor]) -> "Term":
-        """The same term of other numbers, and of other tensors in the order of `operands`."""
+        """Return the term with other numbers, and other tensors in the order of `operands`."""
         args: list[Argument] = []
         for a in self.args:
             if type(a) is float:
@@ -160,7 +160,7 @@ class Term:
         return replace(self, args=tuple(args), above=above, below=below)
 
     def with_tensors(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
-        """The same term of other owners and partners: of each its operands, windows with owners."""
+        """Return the term with the operands of other owners, windows among them, and partners."""
         tensors = [
             z if role == "table" else next(of_partners if role == "partner" else of_owners)
             for role, z, _ in self.operands()
@@ -174,11 +174,11 @@ class Term:
         return [bound for bound in (self.above, self.below) if isinstance(bound, Tensor)]
 
     def earlier(self) -> list[EarlierAt]:
-        """The earlier terms that it refers to."""
+        """Return the earlier terms that it refers to."""
         return [a for a in (*self.args, self.above, self.below) if isinstance(a, EarlierAt)]
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
-        """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
+        """Return a description for ranks to compare: numbers, and `of_tensor` of each tensor."""
         name = f"{self.statistic}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         marks += "@" * self.keeps_argument
@@ -192,12 +192,12 @@ class Term:
 
     @property
     def keeps_argument(self) -> bool:
-        """Does `forward` also return which partner attained the extreme?"""
+        """Whether `forward` also returns the partner that attained the extreme."""
         return self.extreme and self.grad
 
     @property
     def has_tile_mask(self) -> bool:
-        """May `forward` note for `backward`, tile by tile, whether the window kept a pair?"""
+        """Whether `forward` may note, tile by tile, whether a pair is inside the window."""
         return not (self.above is None and self.below is None) and not self.extreme
 
     @property
@@ -222,11 +222,13 @@ class Wanted(NamedTuple):
 
     x: bool
     y: bool
-    rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
+    rounded: bool = (
+        False  # True: they may be in the dtype of the embeddings, since nothing is added
+    )
     args: Sequence[Sequence[bool]] | None = None  # by each operand with a gradient; None: all
 
     def of(self, terms: Sequence[int]) -> "Wanted":
-        """The same of some of the terms."""
+        """Return the same for some of the terms."""
         return self if self.args is None else self._replace(args=[self.args[k] for k in terms])
 
 

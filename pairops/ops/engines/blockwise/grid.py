@@ -217,7 +217,7 @@ class TiledTerm:
         return self.grid.side(self.term.side, tile)
 
     def dropped(self, s: Tensor, tile: Tile) -> Tensor | None:
-        """Return 0 for a pair inside the window, −inf outside, NaN for a NaN; None if there is none.
+        """Return 0 for a pair inside the window, −inf outside, NaN for NaN; None: no window.
 
         threshold() and clamp() rather than a mask: boolean selection is 20 times slower on CPUs.
         """
