@@ -1,4 +1,4 @@
-"""The chunked path's launches: chunk by chunk a product, a kernel, and the products of weights."""
+"""Launches of the chunked path: a product, a kernel, and products of weights for each chunk."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from .kernels.accumulators import INTERPRETED
 from .launch import Found, TritonCall, options, static
 from .operands import Side, TritonTermView
 
-_ROOM = 48 << 20  # bytes of s and of weights that are alive at a time
+_ROOM = 48 << 20  # bytes of s and of weights at a time
 _TILE = (64, 64) if INTERPRETED else (16, 128)
 _PEAK = 15  # the largest weight of a chunk is brought below 2^_PEAK; float16 ends at 2^16
 
 
 class Chunk(NamedTuple):
-    """As `kernels/chunk.py` sees it, along its rows or, roles changed, along its columns."""
+    """A chunk as `kernels/chunk.py` sees it, along its rows or, transposed, along its columns."""
 
     s: Tensor
     first_i: int
@@ -46,7 +46,7 @@ class Chunked(TritonCall):
     """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
 
     def forward(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
-        """Statistics and arguments of all terms."""
+        """Compute statistics and arguments of all terms."""
         terms_by_axis = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
         sweeps_of = [
             codegen.forward(terms, **self._facts(axis)) if terms else None
@@ -77,12 +77,12 @@ class Chunked(TritonCall):
     def backward(
         self, placed: Sequence[TritonTermView], needs: Wanted
     ) -> tuple[tuple[Tensor, Tensor], Found]:
-        """Gradients by both sets, empty where they are not wanted, and by every vector."""
+        """Compute gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
         n, m = self.pairs.shape
         device = self.pairs.x.device
-        along = []  # for each set: the sweep of what its rows are owed, and where its vectors are
+        along = []  # for each set: the sweep of its rows' gradients, and its vectors
         for axis in (0,) if self.same else (0, 1):
             views = self._views(axis, placed)
             weights = axis == 0 and any(wanted)
@@ -115,7 +115,7 @@ class Chunked(TritonCall):
         return (gradients[0], gradients[1]), found
 
     def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
-        """(1, numbers per row, rows) states of no pairs."""
+        """Return states without pairs (1, numbers per row, rows)."""
         slots: list[Tensor] = []
         n = self.pairs.shape[axis]
         for p in placed:
@@ -168,7 +168,7 @@ class Chunked(TritonCall):
         )  # fmt: skip
 
     def _multiply(self, chunk: Chunk, sweep: Sweep, sums: Tensor, totals: Sequence[Tensor]) -> None:
-        """Adds a chunk's weights times embeddings to the gradients (in sorted order)."""
+        """Add a chunk's weights times embeddings to the gradients, in sorted order."""
         x, y = (side.embeddings for side in self.operands.sides)
         chunk_rows = slice(chunk.first_i, chunk.first_i + chunk.many_i)
         precision = self.config.precision
@@ -192,7 +192,7 @@ class Chunked(TritonCall):
                 totals[1].add_(_in_units(product(piece.T, x[chunk_rows]), times))
 
     def _finished(self, axis: int, total: Tensor) -> Tensor:
-        """The gradient by a set, in the caller's order and through its scale."""
+        """Return the gradient by a set, in the caller's order and through its scale."""
         side: Side = self.operands.sides[axis]
         if self.operands.scaled:
             r = side.vectors[0]
@@ -204,7 +204,7 @@ class Chunked(TritonCall):
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32, whatever their dtype."""
+    """Return a b in float32, whatever their dtype."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda:
@@ -213,10 +213,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit(largest: Tensor) -> Tensor:
-    """The power of two that brings `largest` to where float16 has most room above and below."""
+    """Return the power of two that brings `largest` into the middle of float16's range."""
     return torch.exp2((_PEAK - torch.frexp(largest).exponent).clamp(-126, 126).float())
 
 
 def _in_units(value: Tensor, times: Tensor | None) -> Tensor:
-    """value, which is nobody else's, in units of 1 / times."""
+    """Return `value`, which may be overwritten, in units of 1 / times."""
     return value if times is None else value.div_(times)

@@ -1,4 +1,4 @@
-"""What a recipe asks of a tile, written out as Triton functions that the sweeps are compiled with.
+"""Code generation: a recipe written out as Triton functions that the sweeps are compiled with.
 
 For `lse:neg:affine>` a sweep over rows gets, besides INIT, MERGE and FINALIZE,
 
@@ -38,21 +38,21 @@ from .translate import literal, source
 
 @dataclass(frozen=True)
 class Facts:
-    """What a sweep must know of its recipe when it is compiled."""
+    """Facts of a recipe that a sweep is compiled with."""
 
     terms: int
     states: int = 0  # numbers per row
     arguments: int = 0  # extremes that keep their argument
-    tile_masks: int = 0  # terms that note which tiles they kept a pair of
+    tile_masks: int = 0  # terms with a tile mask
     gradients: int = 0  # vectors along the rows that get a gradient
     row_vectors: int = 0
     col_vectors: int = 0
-    scaled: bool = False  # are there scales beside the embeddings?
-    normalized: bool = True  # are they inverse norms, in two parts, or powers of two?
-    rows_are_y: bool = False  # are the rows of the sweep the places of y?
-    band_only: bool = False  # are there POS terms only?
-    tile_list: bool = False  # have all terms a window, and tiles a list?
-    embeddings: bool = True  # is the gradient by the rows wanted?
+    scaled: bool = False  # True: there are scales beside the embeddings
+    normalized: bool = True  # they are inverse norms, in two parts, else powers of two
+    rows_are_y: bool = False  # the rows of the sweep are y
+    band_only: bool = False  # there are POS terms only
+    tile_list: bool = False  # all terms have a window, and tiles a list
+    embeddings: bool = True  # the gradient by the rows is wanted
 
 
 class Sweep(NamedTuple):
@@ -64,12 +64,12 @@ _SWEEPS: dict[tuple[Any, ...], Sweep] = {}
 
 
 def forward(placed: Sequence[TritonTermView], **facts: Any) -> Sweep:
-    """The functions INIT, VISIT, MERGE and FINALIZE of these terms."""
+    """Return the functions INIT, VISIT, MERGE and FINALIZE of these terms."""
     return _once(_forward, placed, facts)
 
 
 def backward(placed: Sequence[TritonTermView], **facts: Any) -> Sweep:
-    """The function VISIT of these terms' gradients."""
+    """Return the function VISIT of these terms' gradients."""
     return _once(_backward, placed, facts)
 
 
@@ -108,7 +108,7 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
                 f"o{held[1]} != 0" if p.term.statistic == "lse" else "tl.max(keep.to(tl.int32), 1)"
             )
             bit = f"b{len(seen)}"
-            # Down to one row and not to a scalar, of which Triton 3.7 makes an error on Blackwell.
+            # Reduce to one row and not to a scalar, which Triton 3.7 refuses on Blackwell.
             lines.append(f"    {bit} = tl.max(({selected}).to(tl.int32)[None, :], 1)")
             otherwise.append(f"    {bit} = tl.zeros((1,), tl.int32)")
             seen.append(bit)
@@ -142,7 +142,7 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
 def _backward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
     visit: list[str] = []
     slopes = along_rows(placed)
-    # First what every tile visits, so that `weights` is there to be added to.
+    # Terms that every tile visits come first, so that there are `weights` to add to.
     for first, p in enumerate(sorted(placed, key=lambda p: p.term.side == POS)):
         statistic, cotangent = [_spread(k, p.transposed) for k in p.given]
         lines, otherwise = _keep(p), []
@@ -172,7 +172,7 @@ def _backward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
 
 
 def _where_visited(p: TritonTermView, lines: list[str], otherwise: list[str]) -> list[str]:
-    """A free tile has no positives."""
+    """Leave POS terms out of full tiles, which have no positives."""
     if p.term.side != POS:
         return lines
     indented = [f"    {line}" for line in lines]
@@ -201,10 +201,10 @@ def _value(p: TritonTermView) -> str:
 
 
 def _keep(p: TritonTermView) -> list[str]:
-    """keep, the pairs that count; in a free tile only if there is a window."""
+    """Write `keep`, the pairs that count; in a full tile only if there is a window."""
     side = {POS: "positive", NEG: "present & (positive == 0)", ALL: "present"}[p.term.side]
     windows = iter(p.vectors[len(p.vectors) - len(p.term.windows()) :])
-    # Not the reverse, so that a NaN is kept.
+    # Not the opposite comparison, so that a NaN counts.
     inside = [
         f"((s {sign} {_spread(next(windows), p.transposed)}) == 0)"
         for bound, sign in ((p.term.above, "<="), (p.term.below, ">="))
@@ -222,7 +222,7 @@ def _keep(p: TritonTermView) -> list[str]:
 def _select(
     p: TritonTermView, name: str, what: str, fill: float, spared: bool = False
 ) -> list[str]:
-    """name = `what` where a pair counts, else `fill`. spared: what a window drops needs none."""
+    """Write: name = `what` where a pair counts, else `fill`. spared: or where a window drops it."""
     chosen = f"{name} = tl.where(keep, {what}, {literal(fill)})"
     if p.term.windows() and not spared:
         return [f"    {chosen}"]
@@ -240,7 +240,7 @@ def _compiled(
     found = []
     for name, (parameters, lines, results) in functions.items():
         body = [f"({parameters}):", *lines, f"    return {', '.join(results)},", ""]
-        # Triton's cache on disk goes by names too: the same text has the same one in every process.
+        # Triton's cache on disk uses names: the same text gets the same name in every process.
         called = f"{name}_{hashlib.sha256(''.join(body).encode()).hexdigest()[:12]}"
         text = "\n".join([f"def {called}{body[0]}", *body[1:]])
         found.append(_module(text, called, **pair_functions)[called])
@@ -248,9 +248,10 @@ def _compiled(
 
 
 def _module(text: str, *names: str, **known: Any) -> dict[str, Any]:
-    """The functions of a source text, compiled when they are called. Triton reads the text again,
-    and looks for it where Python keeps the lines of its files."""
-    # By its content, so that two threads may do it at once.
+    """Return the functions of a source text, compiled when they are called.
+
+    Triton reads the text from the cache where Python keeps the lines of its files."""
+    # Named by its content, so that two threads may do it at once.
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     filename = f"<pairops.ops.engines.triton.generated {names[0]} {digest}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)

@@ -1,4 +1,4 @@
-"""One call's sweeps: which terms, over the rows of which set, into which tensors."""
+"""Launches of Triton sweeps: the terms of each, its rows, and the tensors of its results."""
 
 import functools
 import itertools
@@ -30,10 +30,10 @@ from .operands import (
 )
 from .tile_configs import Configuration
 
-FINALIZE_ROWS = 128  # rows of a program that concludes
-SCALED = 64 if INTERPRETED else 8  # of one that takes gradients through the scale
+FINALIZE_ROWS = 128  # rows of a program of `finalize_states`
+SCALED = 64 if INTERPRETED else 8  # rows of a program of `normalize_backward`
 
-Found = dict[tuple[int, int], Tensor]  # gradients by which term, by which argument of it
+Found = dict[tuple[int, int], Tensor]  # gradients by (term id, argument)
 MasksByTerm = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
 
 
@@ -58,7 +58,7 @@ class TritonCall:
     def place(
         self, rows: Sequence[Term], cols: Sequence[Term], *given: Sequence[Tensor]
     ) -> list[TritonTermView]:
-        """given: statistics and cotangents of all terms, for `backward`."""
+        """Place all terms. given: their statistics and cotangents, for `backward`."""
         terms = [(0, term) for term in rows] + [(1, term) for term in cols]
         beside = list(zip(*given, strict=True)) if given else [()] * len(terms)
         return [
@@ -67,7 +67,7 @@ class TritonCall:
         ]
 
     def blank(self, placed: Sequence[TritonTermView]) -> "Results":
-        """Statistics and arguments as they are where there is no pair."""
+        """Allocate statistics and arguments with the values of owners without pairs."""
         device = self.pairs.x.device
         values, arguments = {}, {}
         for p in placed:
@@ -96,17 +96,17 @@ class TritonCall:
         )  # fmt: skip
 
     def _views(self, axis: int, placed: Sequence[TritonTermView]) -> list[TritonTermView]:
-        """The terms as a row of this set meets them: as owner, as partner, in one set as both."""
+        """Return the owner or partner views of terms in a sweep of `axis`; in one set both."""
         if self.same:
             return [*placed, *[p.changed(transposed=True) for p in placed]]
         return [p.changed(transposed=p.owners != axis) for p in placed]
 
     def where(self, views: Sequence[TritonTermView], terms: int) -> list[tuple[int, int]]:
-        """Of each gradient by a vector along the rows: which term, and which argument of it."""
+        """Return (term id, argument) of each gradient by a vector along the rows."""
         return [(term_id % terms, k) for term_id, k in along_rows(views)]
 
     def in_order(self, placed: Sequence[TritonTermView], found: Found) -> list[Tensor]:
-        """The same gradients as `pack` orders the vectors."""
+        """Return the gradients in the order in which `pack` has the vectors."""
         return [
             found[term_id, k]
             for term_id, p in enumerate(placed)
@@ -142,13 +142,13 @@ class Swept(TritonCall):
     """A call whose similarities are multiplied tile by tile."""
 
     def grid(self, axis: int) -> tuple[int, int]:
-        """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
+        """Return the numbers of blocks of rows and of tiles of columns, for the rows of `axis`."""
         return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
 
     def forward(
         self, axis: int, placed: Sequence[TritonTermView], tile_masks: Tensor, results: "Results"
     ) -> None:
-        """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
+        """Compute statistics of terms of the rows of `axis`; fill tile_masks, term after term."""
         sweep = codegen.forward(placed, **self._facts(axis))
         init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
@@ -174,8 +174,8 @@ class Swept(TritonCall):
         masks_by_term: MasksByTerm,
         embeddings: bool,
     ) -> tuple[Tensor, Found]:
-        """The gradient by the set `axis` (empty if it is not wanted), and by every vector along it:
-        by which term and which argument of it."""
+        """Compute the gradient by the set `axis` (empty if it is not wanted), and by every vector
+        along it, by (term id, argument)."""
         views = self._views(axis, placed)
         facts, (visit,) = codegen.backward(
             views, embeddings=embeddings, tile_list=bool(masks_by_term), **self._facts(axis)
@@ -216,7 +216,7 @@ class Swept(TritonCall):
     def masks_by_term(
         self, placed: Sequence[TritonTermView], tile_masks: Tensor | None
     ) -> MasksByTerm:
-        """bits by term, if every term keeps some; else tiles are visited whatever they say."""
+        """Split tile masks by term; none, so that all tiles are visited, if a term has no mask."""
         if tile_masks is None or not all(p.term.has_tile_mask for p in placed):
             return []
         masks_by_term = tile_masks.split([self.cells(p.owners) for p in placed])
@@ -238,7 +238,7 @@ class Swept(TritonCall):
 
 
 class _Static:
-    """A compile-time record; Triton takes a field for a constant only if it says that it is one."""
+    """A compile-time record whose fields are marked as constants for Triton."""
 
     def __init__(self, record: Any) -> None:
         self._record = record

@@ -18,22 +18,22 @@ from .tile_configs import Configuration
 
 @dataclass(frozen=True, eq=False)
 class TritonTermView:
-    """A term and where its owners are: along the rows of a sweep, or across, along its columns."""
+    """A term whose owners are along the rows of a sweep or, transposed, along its columns."""
 
     term: Term
-    owners: int  # the set that its owners are of: 0, x, or 1, y
+    owners: int  # the set of its owners: 0, x, or 1, y
     transposed: bool
-    numbers: tuple[int, ...]  # places of its numbers among all numbers
-    vectors: tuple[int, ...]  # places of its vectors, windows after arguments, along their axes
-    given: tuple[int, ...] = ()  # places of its statistic and its cotangent, for `backward`
+    numbers: tuple[int, ...]  # indices of its numbers among all numbers
+    vectors: tuple[int, ...]  # indices of its vectors, windows after arguments, by axis
+    given: tuple[int, ...] = ()  # indices of its statistic and cotangent, for `backward`
 
     def changed(self, transposed: bool) -> "TritonTermView":
         return replace(self, transposed=transposed)
 
 
 def along_rows(placed: Sequence[TritonTermView]) -> list[tuple[int, int]]:
-    """The vectors that get their gradient from a sweep, those along its rows: of which term, and
-    which argument of it."""
+    """Return (term id, argument) of the vectors along the rows of a sweep, which computes their
+    gradients."""
     return [
         (term_id, k)
         for term_id, p in enumerate(placed)
@@ -78,12 +78,12 @@ class Vectors:
 
 
 class Side(NamedTuple):
-    """One set, in sorted order, as a sweep sees it."""
+    """One set in sorted order."""
 
     embeddings: Tensor  # (n, padded)
     vectors: Tensor  # (count, n) float32
     order: Tensor  # (n,) int64: the caller's index
-    valid_count: Tensor  # () int64: how many rows are not ignored; those come first
+    valid_count: Tensor  # () int64: the number of valid rows; they come first
     n: int
 
 
@@ -94,13 +94,13 @@ class Intervals(NamedTuple):
 
 
 class TileList(NamedTuple):
-    tiles: Tensor  # (blocks, tiles) int32: free ones first, then masked ones
-    starts: Tensor  # (blocks, parts + 1) int64: where in its list each part begins
-    full: Tensor  # (blocks,) int64: how many are free
+    tiles: Tensor  # (blocks, tiles) int32: full ones first, then partial ones
+    starts: Tensor  # (blocks, parts + 1) int64: the begin of each part in its list
+    full: Tensor  # (blocks,) int64: the number of full ones
 
 
 class Operands:
-    """One call's sets."""
+    """The sets of one call."""
 
     def __init__(self, pairs: Pairs, config: Configuration) -> None:
         self.pairs = pairs
@@ -119,7 +119,7 @@ class Operands:
 
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:
-        """Both sets; to be asked for when all terms are placed."""
+        """Both sets, with the vectors of all terms: read after all terms are placed."""
         first = self._side(0)
         return first, first if self.same else self._side(1)
 
@@ -152,14 +152,14 @@ class Operands:
 
 
 def _power_above(z: Tensor) -> Tensor:
-    """(n,) float64: the power of two that no number of a row reaches; 0 for what is not finite."""
+    """Return (n,) float64: the exponent of the power of two above all numbers of a row, or 0."""
     largest = torch.linalg.vector_norm(z, torch.inf, 1, dtype=torch.float32)
     exponent = torch.frexp(largest).exponent.clamp(-126, 126)
     return torch.where(largest.isfinite(), exponent, 0).double()
 
 
 def _in_two_parts(scale: Any) -> list[Tensor]:
-    """r as high (1 + e): the parts of r_i r_j are then the same as those of r_j r_i."""
+    """Split r into high (1 + e), so that r_i r_j and r_j r_i have the same parts."""
     high = scale.float()
     rest = scale - high.double()
     return [high, torch.where(high == 0, 0.0, rest / torch.where(high == 0, 1.0, high)).float()]
@@ -168,10 +168,10 @@ def _in_two_parts(scale: Any) -> list[Tensor]:
 def list_tiles(
     mask: Tensor, band: Tensor, valid_count: Tensor, cols: int, parts: int, band_only: bool
 ) -> TileList:
-    """alive (blocks, tiles): which tiles to visit, as lists, in the order of `tiles.itinerary`.
+    """List the tiles to visit, those in mask (blocks, tiles), in the order of `tile.itinerary`.
 
-    Each of the `parts` begins and ends at the tiles where it would without a list, so that nothing
-    but zeros is left out of its sums.
+    Each of the `parts` begins and ends at the same tiles as without a list, so that nothing but
+    zeros is left out of its sums.
     """
     tile = torch.arange(mask.shape[1], device=mask.device)
     tiles = (valid_count + cols - 1) // cols
@@ -182,11 +182,11 @@ def list_tiles(
     if band_only:
         partial, full = in_band & exists, torch.zeros_like(full)
     rank = full.to(torch.uint8).mul_(2).add_(partial).mul_(mask != 0)
-    # Some rows at a time: an argsort takes an order of magnitude more than it sorts.
+    # Sort some rows at a time: an argsort takes ten times the memory of its input.
     pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
     order = torch.cat([_by_rank(piece) for piece in pieces])
     counted = torch.stack([(rank == 2).sum(1), (rank != 0).sum(1)], 1)
-    if parts == 1:  # most often, and where tiles are many: no table of tiles by parts
+    if parts == 1:  # the usual case, also of many tiles: no table of tiles by parts
         starts = torch.nn.functional.pad(counted[:, 1:], (1, 0))
     else:
         place = torch.where(
@@ -207,9 +207,8 @@ def _by_rank(rank: Tensor) -> Tensor:
 
 
 def transposed_mask(mask: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
-    """bits (blocks of owners, tiles of partners) as (`blocks` of partners, `tiles` of owners).
-
-    A block is `times` tiles.
+    """Transpose a tile mask of (blocks of owners, tiles of partners) into one of (`blocks` of
+    partners, `tiles` of owners). A block is `times` tiles.
     """
     padding = blocks * times - mask.shape[1]
     coarse = torch.nn.functional.pad(mask, (0, padding)).view(mask.shape[0], blocks, times).amax(2)

@@ -1,4 +1,4 @@
-"""After a sweep: states of all splits become statistics, sums of all splits become gradients."""
+"""Kernels after a sweep: states of splits become statistics, sums of splits become gradients."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ import triton.language as tl
 def finalize_states(states, rows, values, arguments, splits,
              INIT: tl.constexpr, MERGE: tl.constexpr, FINALIZE: tl.constexpr, F: tl.constexpr,
              R: tl.constexpr):  # fmt: skip
-    """States of all splits, merged in order, as statistics in the caller's order."""
+    """Merge the states of all splits in order, into statistics in the caller's order."""
     i = tl.program_id(0) * R + tl.arange(0, R)
     live = i < tl.load(rows.valid_count).to(tl.int32)
     state = INIT(R)

@@ -1,17 +1,17 @@
-"""The two sweeps: programs own a block of rows, stream blocks of columns past it, ask the recipe.
+"""The two sweeps: a program owns a block of rows, and streams blocks of columns past it.
 
-                places of the other set →
-              ┌──────┬──────┬──────┬──┐   A program's tiles come in two kinds. Free ones hold
-    a program │ mask │ free │ free │ m│   negatives only: no label is read, nothing is compared.
-              └──────┴──────┴──────┴──┘   Masked ones are those that its intervals touch, and a
-                                          ragged last one. Free tiles go first, left to right.
+                positions in the other set →
+              ┌──────┬──────┬──────┬──┐   A program's tiles come in two kinds. Full ones hold
+    a program │ part │ full │ full │ p│   negatives only: no label is read, nothing is compared.
+              └──────┴──────┴──────┴──┘   Partial ones are those of the band, and a ragged last
+                                          one. Full tiles go first, left to right.
 
-Rows and columns are either set: for the columns' sake the sweep runs once more with the roles
-changed. What a tile adds is asked of VISIT, which `codegen.py` writes for every recipe: for
-ms_loss see tests/ops/engines/triton/generated_ms_loss.txt. Sums are taken in an order that only
-shapes decide, and no two programs add to one number.
+Rows and columns are either set: terms of columns take a second sweep with the sets exchanged. VISIT
+computes what a tile adds; `codegen.py` writes it for every recipe, for ms_loss see
+tests/ops/engines/triton/generated_ms_loss.txt. Only shapes decide the order of sums, and no two
+programs add to one number.
 
-Arguments are as in `tile.py`; band: (blocks, 2) the places that a block's intervals touch.
+Arguments are as in `tile.py`; band: (blocks, 2) as `engines/bands.py` returns it.
 """
 
 import triton
@@ -33,7 +33,7 @@ from .tile import (
 @triton.jit
 def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth,
           F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
-    """What is known of a tile's columns, its s, and if it is masked who is positive and present."""
+    """Compute s of a tile, load its columns' vectors, and mask it if it is partial."""
     j = tile * C.cols + tl.arange(0, C.cols)
     live_j = j < valid_count
     scales = vectors(cols, j, live_j, 2 if F.scaled else 0)
@@ -42,7 +42,7 @@ def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, dep
         rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, scales,
         depth, F, C, PARTIAL,
     )  # fmt: skip
-    # Loaded before the products they would be held in registers throughout.
+    # Loaded after the products: before, they would be held in registers throughout.
     col = vectors(cols, j, live_j, F.col_vectors)
     positive, present = live_i, live_i
     if PARTIAL:
@@ -74,7 +74,7 @@ def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, liv
 @triton.jit
 def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
            INIT: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """states (splits, F.states, N): what one split of the columns knows of each sorted row."""
+    """Write states (splits, F.states, N), of one split of the columns for each sorted row."""
     block, split = tl.program_id(0), tl.program_id(1)
     i = block * C.rows + tl.arange(0, C.rows)
     live_i = i < tl.load(rows.valid_count).to(tl.int32)
@@ -101,9 +101,9 @@ def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
 
 @triton.jit
 def _fit(weights, sums, exponent, C: tl.constexpr):
-    """Weights in units of a power of two per row that brings the largest so far to [1, 2).
+    """Scale weights by a power of two per row that brings the largest so far to [1, 2).
 
-    float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with it.
+    float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with them.
     """
     largest = tl.max(tl.abs(weights), 1)
     here = (largest.to(tl.int32, bitcast=True) >> 23) & 255
@@ -118,7 +118,7 @@ def _fit(weights, sums, exponent, C: tl.constexpr):
 
 @triton.jit
 def _add_rows(total, weights, y, C: tl.constexpr):
-    """total + weights · y, the smallest parts first."""
+    """Return total + weights · y, the smallest parts first."""
     if C.fit:
         high, low = halves(weights)
         if C.split:
@@ -167,9 +167,11 @@ def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row
 @triton.jit
 def backward(rows, cols, relation, band, numbers, tile_list, gradient, by_vector, depth, width,
           VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors (splits,
-    F.gradients, N), both in the caller's order. listed: for each block the tiles in which a window
-    kept a pair, free ones first, where in it each split begins, and how many are free."""
+    """Write Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors
+    (splits, F.gradients, N), both in the caller's order.
+
+    tile_list: the tiles of each block with a pair inside a window, full ones first; the begin of
+    each split in it; and the number of full ones."""
     block, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = block * C.rows + tl.arange(0, C.rows)
     live_i = i < tl.load(rows.valid_count).to(tl.int32)

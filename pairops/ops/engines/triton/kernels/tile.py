@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def vectors(side, at, live, COUNT: tl.constexpr):
-    """What the recipe knows of these rows: COUNT vectors."""
+    """Load the COUNT vectors of these rows."""
     found = ()
     for k in tl.static_range(COUNT):
         start = side.vectors + tl.full((), k, tl.int64) * side.n
@@ -20,7 +20,7 @@ def vectors(side, at, live, COUNT: tl.constexpr):
 
 @triton.jit
 def block_of(side, begin, live, k, depth, R: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):
-    """(R, C.depth) of the embeddings: rows from `begin`, the k-th block of dimensions."""
+    """Load (R, C.depth) of the embeddings: rows from `begin`, the k-th block of dimensions."""
     row = tl.arange(0, R)[:, None]
     dimension = k * C.depth + tl.arange(0, C.depth)[None, :]
     start = side.embeddings + tl.full((), begin, tl.int64) * depth
@@ -32,7 +32,7 @@ def block_of(side, begin, live, k, depth, R: tl.constexpr, C: tl.constexpr, PART
 
 @triton.jit
 def blocks_of(side, begin, live, depth, R: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):
-    """All blocks of dimensions, if they are few enough to stay."""
+    """Load all blocks of dimensions, if they are few enough to stay in registers."""
     found = ()
     if C.resident:
         for k in tl.static_range(C.blocks):
@@ -42,14 +42,14 @@ def blocks_of(side, begin, live, depth, R: tl.constexpr, C: tl.constexpr, PARTIA
 
 @triton.jit
 def halves(a):
-    """A float32 below 65504 as the sum of two float16: 22 bits of it."""
+    """Split a float32 below 65504 into the sum of two float16, which hold 22 bits."""
     high = a.to(tl.float16)
     return high, (a - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _add_product(sums, a, b, C: tl.constexpr):
-    """sums + a bᵀ; three sums of which two change places with a and b, or one."""
+    """Return sums + a bᵀ: one sum, or three, two of which swap if a and b do."""
     if C.split:
         a_high, a_low = halves(a)
         b_high, b_low = halves(b)
@@ -63,20 +63,20 @@ def _add_product(sums, a, b, C: tl.constexpr):
 
 @triton.jit
 def scale(s, row, col, F: tl.constexpr):
-    """r_i r_j s, with the same bits as r_j r_i s."""
+    """Return r_i r_j s, with the same bits as r_j r_i s."""
     if F.normalized:
-        # r is (1 + e) times its first part: its rounding would be an error common to a whole row.
+        # r is (1 + e) times its first part; without e a whole row would have a common error.
         s = s * (row[0][:, None] * col[0][None, :])
         return tl.fma(s, row[1][:, None] + col[1][None, :], s)
     else:
-        # Powers of two, of which the product may overflow; an infinite s stays one.
+        # The product of powers of two may overflow; an infinite s stays infinite.
         return s * row[0][:, None] * col[0][None, :]
 
 
 @triton.jit
 def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, depth,
                   F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
-    """s of a tile: the same bits whichever set is called rows, in `forward` and in `backward`."""
+    """Compute s of a tile, with the same bits if the sets are exchanged, and in both passes."""
     zeros = tl.zeros((C.rows, C.cols), tl.float32)
     if C.split:
         sums = (zeros, zeros, zeros)
@@ -101,7 +101,7 @@ def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, d
 
 @triton.jit
 def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
-    """(R, C) who is positive for whom, and who is a pair at all."""
+    """Return (R, C) whether a pair is positive, and whether it is a pair at all."""
     if F.rows_are_y:
         pos_begin = tl.load(relation.pos_begin + j, mask=live_j, other=0).to(tl.int32)[None, :]
         pos_end = tl.load(relation.pos_end + j, mask=live_j, other=0).to(tl.int32)[None, :]
@@ -118,7 +118,8 @@ def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
 
 @triton.jit
 def itinerary(band, block, split, splits, valid_count, F: tl.constexpr, C: tl.constexpr):
-    """first, width of the band in tiles; then the visits begin … free … end: free tiles, masked."""
+    """Return first tile and width of the band, then visits: full tiles from `begin` to `full`, and
+    partial ones to `end`; and the number of tiles."""
     tiles = tl.cdiv(valid_count, C.cols)
     first = tl.minimum(tl.load(band + 2 * block) // C.cols, tiles).to(tl.int32)
     last = tl.minimum(tl.cdiv(tl.load(band + 2 * block + 1), C.cols), tiles).to(tl.int32)
@@ -142,5 +143,5 @@ def full_tile(visit, first, width):
 
 @triton.jit
 def partial_tile(visit, first, width, tiles):
-    """Of the band, and after it the ragged last tile."""
+    """Return the tile of a visit: those of the band, then the ragged last one."""
     return tl.where(visit < width, first + visit, tiles - 1)
