@@ -1,9 +1,9 @@
-"""The ranks up to R of a query's R positives: tiles of queries and references, in plain torch.
+"""Ranks up to R of a query's R positives, over tiles of queries and references in plain torch.
 
-A negative counts for the positives that it is at least as near as, of which there are none or the
-farthest few: sorted into the positives it adds to one place of a row, and sums along the row are
-the ranks. So any number of references can be streamed, and of a strip of them only those matter
-that are nearer than the farthest positive whose rank may still be R.
+A negative counts for the positives that it is at least as near as, which are none or the farthest
+few: sorted into the positives it adds to one position of a row, and sums along the row are the
+ranks. So any number of references can be streamed, and in a strip only those matter that are nearer
+than the farthest positive whose rank may still be R.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale, product
 
 _ROWS, _COLS = 1024, 4096  # of a tile of similarities at most
-_ROOM = 2**21  # numbers kept of the positives of a block of queries
+_ROOM = 2**21  # similarities of positives in a block of queries
 
 
 class Sorted:
     """Both sets in sorted order, without ignored rows, in blocks of queries × strips of references.
 
-    What decides about a tile is read on the host once: lo and hi rise with the queries.
+    The intervals are read on the host once: pos_begin and pos_end rise with the queries.
     """
 
     def __init__(self, pairs: Pairs) -> None:
@@ -50,14 +50,14 @@ class Sorted:
             begin = end
 
     def within_r(self, begin: int, end: int, pessimistic: bool) -> Tensor:
-        """(2, end − begin): average precision at R and R-precision of these queries."""
+        """Return (2, end − begin): average precision at R and R-precision of these queries."""
         positives, size = self._positives(begin, end)
         if positives.shape[1] == 0:
             return torch.zeros(2, end - begin, dtype=self._dtype, device=size.device)
         ascending, width = positives.sort(1).values, positives.shape[1]
         nan = ascending.isnan().any(1)
         k = torch.arange(1, width + 1, device=size.device)
-        # Of the k-th nearest positive: the negatives before it, but not before the one before.
+        # For the k-th nearest positive, the negatives between the one before and it.
         between = torch.zeros(end - begin, width + 1, dtype=torch.int32, device=size.device)
         rank = k.expand(end - begin, -1).clone()
         hit = (k <= size[:, None]) & ~nan[:, None]
@@ -85,7 +85,7 @@ class Sorted:
         return torch.stack([precision.sum(1) / size, hit.sum(1) / size])
 
     def _positives(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Closeness (B, W) of these queries' positives, −inf where there are fewer; and R, (B,)."""
+        """Return closeness (B, W) of the queries' positives, −inf beyond the last; and R, (B,)."""
         pos_begin, pos_end, self_index = self._of(begin, end)
         width = int((self._host[1] - self._host[0])[begin:end].max())  # at least R
         found = self._x.new_full((end - begin, width), -torch.inf)
@@ -100,13 +100,13 @@ class Sorted:
         return found, present.sum(1)
 
     def _strips(self, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """First and last column, and whether a positive or a query itself may be there."""
+        """Yield begin and end of each strip, and whether it may hold a positive or a query."""
         pos_begin, pos_end, self_index = (
             self._host[0][begin],
             self._host[1][end - 1],
             self._host[2][begin:end],
         )
-        # Even ones: a sliver is multiplied by another kernel, and copies of a row then differ.
+        # Even strips: a sliver is multiplied by another kernel, and copies of a row then differ.
         pieces = -(-self._m // _COLS)
         size = -(-self._m // max(1, pieces) // 16) * 16
         for first in range(0, self._m, max(1, size)):
@@ -115,7 +115,7 @@ class Sorted:
             yield first, last, itself or bool((pos_begin < last) & (pos_end > first))
 
     def _belongs(self, begin: int, end: int, first: int, last: int) -> Tensor:
-        """Is a column no negative of a query, but a positive or itself?"""
+        """Return which columns are no negatives of a query, but positives or itself."""
         pos_begin, pos_end, self_index = self._of(begin, end)
         position = torch.arange(first, last, device=pos_begin.device)
         return ((position >= pos_begin) & (position < pos_end)) | (position == self_index)

@@ -133,7 +133,7 @@ class CrossBatchMemory(StateOfRank):
         enqueue: Tensor | None,
         group: Group | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Labels and ids of the batch, and labels for what is remembered."""
+        """Check labels and ids of the batch; return them, and the labels to be remembered."""
         check_embeddings("x", x)
         if x.shape[1] != self.embedding_size:
             raise ValueError(
@@ -176,11 +176,11 @@ class CrossBatchMemory(StateOfRank):
         count = torch.full_like(self.seen, n)
         if enqueue is not None:
             count = enqueue.sum()
-            order = torch.argsort(enqueue.long(), stable=True)  # what is remembered comes last
+            order = torch.argsort(enqueue.long(), stable=True)  # rows to be remembered come last
             x, labels, ids = x[order], labels[order], ids[order]
         count = torch.where(self.calls < self.warmup, 0, count)
-        # As many rows are written as fit, whatever `count` says: those before its rows, with an age
-        # below 0, find places of their own and leave there what they found.
+        # As many rows are written as fit, whatever `count` is: those before the rows to be
+        # remembered, with an age below 0, go to other slots and rewrite the contents of these.
         fit = min(n, self.memory_size)
         age = torch.arange(n - fit, n, device=x.device) - (n - count)
         slots = torch.remainder(self.seen + age, self.memory_size)
@@ -201,7 +201,7 @@ class CrossBatchMemory(StateOfRank):
 
 
 def _signed(name: str, values: Tensor, x: Tensor) -> Tensor:
-    """`values` as the memory's int64, checked. On a GPU uint64 is waited for."""
+    """Check `values`; return them as the memory's int64. The host waits for uint64 on a GPU."""
     result = whole_numbers(name, values, "x", x)
     if values.dtype == torch.uint64 and bool((result < 0).any()):
         raise ValueError(
@@ -212,7 +212,7 @@ def _signed(name: str, values: Tensor, x: Tensor) -> Tensor:
 
 
 def _among(values: Tensor, names: Tensor) -> Tensor:
-    """Which of `values` are `names`. (`torch.isin` waits for the device to count distinct ones.)"""
+    """Return which `values` are in `names`. (`torch.isin` waits for the device to count them.)"""
     if not names.shape[0]:
         return torch.zeros_like(values, dtype=torch.bool)
     names = names.sort().values
@@ -245,7 +245,7 @@ def _check_loss(loss: object, keywords: tuple[str, ...]) -> None:
 
 
 def _takes(signature: inspect.Signature, name: str) -> bool:
-    """Is there a keyword of this name? Of **common: Unpack[Named] those that Named has."""
+    """Return whether there is a keyword of this name, also in **common: Unpack[Named]."""
     if name in signature.parameters:
         return True
     further = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]

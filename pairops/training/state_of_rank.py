@@ -1,4 +1,4 @@
-"""Tensors that a Module keeps for its rank alone: moved, saved and copied with it, no buffers."""
+"""State of one rank: tensors that a Module moves, saves and copies, but no buffers."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 
 class StateOfRank(nn.Module):
-    """A Module whose attributes named in `_kept` are tensors without gradient that `.to()` moves,
+    """A Module whose attributes in `_state_names` are tensors without gradient that `.to()` moves,
     `state_dict` has, and `load_state_dict` fills.
 
     DistributedDataParallel overwrites buffers with those of the first rank before every forward
@@ -28,8 +28,10 @@ class StateOfRank(nn.Module):
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """Of this Module alone, as what moves, saves or loads one Module after the other asks, with
-        this state; of a tree of Modules, as what synchronises ranks asks, without."""
+        """Yield buffers; with this state for this Module alone, without it for a tree of Modules.
+
+        Code that moves, saves or loads asks one Module after the other; code that synchronises
+        ranks asks for a tree."""
         buffers = super().named_buffers(prefix, recurse, remove_duplicate)
         if recurse:
             return buffers

@@ -1,4 +1,4 @@
-"""The kernels of `csrc/cuda/`: whether there are any, and the shape in which they serve a call."""
+"""CUDA kernels of `csrc/cuda/`: the backend, if there is one, and tile shapes for a call."""
 
 import functools
 import os
@@ -16,42 +16,42 @@ MOST_RELATED = 4096  # rows that are counted rather than sorted, each against al
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """Kernels that were compiled, and whom they serve."""
+    """Compiled kernels, and the terms and devices that they serve."""
 
     module: Any  # the part of the extension
-    kinds: dict[str, int]  # of terms, that they are compiled for, and the number of each
+    kinds: dict[str, int]  # the number of each kind of term that they are compiled for
     device: str  # the device type of the tensors that they take
     related: str  # and of those that `sort_by_label` is a kernel for, whatever engine is asked next
-    # May Hopper's own sweeps serve? They are **not measured yet**, and off by default until then.
+    # Whether Hopper's own sweeps serve: **not measured yet**, and off by default until then.
     hopper: bool
 
     @staticmethod
     def of(module: Any, device: str = "cuda") -> "Backend":
-        """The kernels of this module; those that were compiled for the CPU are for tests."""
+        """Return the kernels of this module; those compiled for the CPU are for tests."""
         kinds = {kind: number for number, kind in enumerate(module.kinds())}
         hopper = os.environ.get("PAIROPS_HOPPER") == "1"
         return Backend(module, kinds, device, related="cuda", hopper=hopper)
 
 
-# Tests put theirs in its place. Ops take no objects, so their bodies find it here.
+# Bodies of ops find the backend here, since ops take no objects. Tests install their own.
 BACKEND: Backend | None = None
 if extension.native is not None and extension.native.cuda is not None:
     BACKEND = Backend.of(extension.native.cuda)
 
 
 def installed() -> Backend:
-    """The backend, for who knows that there is one."""
+    """Return the backend, which must exist."""
     assert BACKEND is not None, "this build of pairops has no CUDA kernels"
     return BACKEND
 
 
 def precision(dtype: torch.dtype, level: str) -> str:
-    """How embeddings and weights are multiplied, as float16: "plain", one each; "fine", weights are
-    the sum of two; "split", embeddings too.
+    """Return the format of products in float16: "plain", one number each; "fine", a weight is the
+    sum of two; "split", an embedding too.
 
-    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient; of 11 bits it
-    adds nothing to speak of there, and as much again to the error of a float16 gradient. Two
-    float16 hold 22 bits or more of a float32.
+    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient. A weight of 11
+    bits adds nothing to speak of there, but doubles the error of a float16 gradient. Two float16
+    hold 22 bits or more of a float32.
     """
     if dtype == torch.float32:
         return "plain" if level == "medium" else "split"
@@ -59,7 +59,7 @@ def precision(dtype: torch.dtype, level: str) -> str:
 
 
 def sorts_labels(x: Tensor, y: Tensor | None) -> bool:
-    """Are there kernels that sort these rows by label, and pack them on the way?"""
+    """Return whether kernels can sort these rows by label, and pack them on the way."""
     if BACKEND is None or x.device.type != BACKEND.related or x.dtype == torch.float64:
         return False
     if x.is_cuda and reason_against(x.device) is not None:
@@ -68,7 +68,7 @@ def sorts_labels(x: Tensor, y: Tensor | None) -> bool:
 
 
 def reason_against(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this GPU, or None."""
+    """Return why the kernels cannot run on this GPU, or None."""
     return _reason_against(device)
 
 
@@ -86,7 +86,7 @@ reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def on_hopper(device: torch.device) -> bool:
-    """Do Hopper's own sweeps serve on this device what they have a shape for?"""
+    """Return whether Hopper's own sweeps serve on this device."""
     backend = installed()
     if not backend.hopper or device.type != backend.device:
         return False
@@ -103,7 +103,7 @@ class Kernels:
 
     hopper: by Hopper's own sweeps, where there are some. Packed rows and slices are the same.
     width: of rows that are packed already; torch's level of precision may have changed since.
-    level: that which rows are packed for; by default torch's.
+    level: of precision that rows are packed for; by default torch's.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Kernels:
         self.width = self.parts * self.panels * self.module.PANEL
 
     def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
-        """Blocks of owners and tiles of partners."""
+        """Return the numbers of blocks of owners and of tiles of partners."""
         return (owners + self.rows - 1) // self.rows, (partners + self.columns - 1) // self.columns
 
     def room(self, z: Tensor) -> "Packed":
-        """Room for z (n, d), packed."""
+        """Allocate room for z (n, d), packed."""
         n = z.shape[0]
         padded = -(-n // self.module.PADDED_ROWS) * self.module.PADDED_ROWS
         return Packed(
@@ -149,7 +149,7 @@ class Packed(NamedTuple):
 
     rows: Tensor  # (padded, parts · panels · 64) float16, in panels
     scales: Tensor  # (2, padded) float32, r = high (1 + rest)
-    valid_count: Tensor  # (1,) int32, how many are not ignored; those come first
+    valid_count: Tensor  # (1,) int32, the number of valid rows; they come first
 
 
 def stream_of(z: Tensor) -> int:

@@ -1,5 +1,4 @@
-"""Embeddings as the CUDA kernels multiply them: sorted, float16, in panels; alone, or on the way of
-sorting them by label."""
+"""Packing of embeddings for the CUDA kernels: sorted, float16, in panels; also while sorting."""
 
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ _Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, permut
 
 
 def pack_both(x: _Given, y: _Given | None) -> list[Tensor]:
-    """`Packed` of one set, or of two one after the other. There is no gradient."""
+    """Return `Packed` of one set, or of two one after the other. There is no gradient."""
     result: list[Tensor] = []
     for z, *rest in (x,) if y is None else (x, y):
         result += torch.ops.pairops.pack(z.detach(), *rest, float32_level())
@@ -46,7 +45,7 @@ def sort_by_label(
     kernels: Kernels,
     z: Tensor,  # (n, d)
     labels: Tensor | None,  # (n,)
-    others: Tensor | None,  # labels of the other set, if there is one
+    others: Tensor | None,  # (m,) labels of the other set
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,

@@ -1,19 +1,19 @@
-"""The schemas of all ops: what torch, its compiler and its exported programs know of pairops.
+"""Schemas of all ops, for torch, its compiler and its exported programs.
 
-An op's body and its fake stand where it is used, with parameters that are named alike.
+An op's body and its fake are in the module that uses it, with parameters of the same names.
 """
 
 from torch.library import Library
 
 library = Library("pairops", "DEF")
 
-# Who is a positive of whom: pairs/intervals.py.
+# Relations by label: pairs/intervals.py.
 library.define(
     "sort_by_label(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
-# Embeddings as the CUDA kernels multiply them: bindings/packing.py.
+# Embeddings packed for the CUDA kernels: bindings/packing.py.
 library.define("pack(Tensor z, Tensor? scale, Tensor order, Tensor valid, str level) -> Tensor[]")
 
 # Row statistics and their gradient: row_stats/bodies.py. relation: the fields of `Relation`.

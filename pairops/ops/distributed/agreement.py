@@ -1,4 +1,4 @@
-"""Agreement between ranks: all are called alike, and a rank that refuses tells the others."""
+"""Fingerprints of arguments, so that ranks can check that all were called alike."""
 
 import functools
 import inspect
@@ -15,10 +15,11 @@ _R = TypeVar("_R")
 
 
 def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """A loss with the keyword `group`: its ranks are called alike, or an error on each says who has
-    what; and where one of them refuses its arguments the others are told.
+    """Decorate a loss with the keyword `group`: check that all ranks are called alike.
 
-    whole: names of tensors that every rank has in full, and not rows of its own.
+    If they are not, an error on each shows the difference; if one refuses its arguments, all raise.
+
+    whole: names of tensors that every rank has in full, not rows of its own.
     """
 
     def of(loss: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -28,7 +29,9 @@ def collective(*whole: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
             given = keywords.get("group")
             try:
-                if given is None or isinstance(given, Group):  # a loss within a loss has been told
+                if given is None or isinstance(
+                    given, Group
+                ):  # the loss around this one has checked
                     return loss(*args, **keywords)
                 group = keywords["group"] = Group.of(given, {"loss": shown(loss)})
                 if group is None:
@@ -55,7 +58,7 @@ def _fingerprint(
 
 
 def kind_of(values: Tensor, whole: bool = False) -> str:
-    """What all ranks have in common of a tensor: its shape if it is `whole`, or that of a row."""
+    """Return a tensor's fingerprint: dtype and shape, of a row if it is not `whole`."""
     extents = [str(k) for k in values.shape]
     if not whole and extents:
         extents[0] = "·"
@@ -64,10 +67,10 @@ def kind_of(values: Tensor, whole: bool = False) -> str:
 
 
 def shown(value: Any, whole: bool = False) -> str:
-    """What must be alike on all ranks of an argument; nothing that differs between processes."""
+    """Return an argument's fingerprint, without anything that differs between processes."""
     if isinstance(value, Tensor):
         return kind_of(value, whole)
-    if hasattr(value, "describe"):  # a term, which is not known here
+    if hasattr(value, "describe"):  # a term, whose class is not imported here
         return str(value.describe(kind_of))
     if isinstance(value, (tuple, list)):
         return f"[{', '.join([shown(item, whole) for item in value])}]"
