@@ -88,13 +88,11 @@ def forward(
     """Compute statistics; tile masks are (terms that have one, row tiles, column tiles), and in one
     set 1 also where the mirrored tile has a pair inside the window."""
     made = planned_forward(pairs, rows, cols, _plan(rows, cols))
-    tile_masks = made.tile_masks
-    if tile_masks is None:
-        tile_masks = torch.empty(
-            tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu"
-        )
+    masks = made.tile_masks
+    if masks is None:
+        masks = torch.empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
     # The results of an op may not be views of one another.
-    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, tile_masks
+    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, masks
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
