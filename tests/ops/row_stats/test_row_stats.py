@@ -97,7 +97,7 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
 @pytest.mark.parametrize(("statistic", "argument"), ACCUMULATORS)
 @pytest.mark.parametrize("dim", [0, 1])
 def test_splitting_and_merging_changes_nothing(statistic: str, argument: bool, dim: int) -> None:
-    """A gather is a monoid: any split of what is gathered, merged in any grouping, is the whole."""
+    """An accumulator is a monoid: parts of any split, merged in any grouping, are the whole."""
     monoid = ACCUMULATORS[statistic, argument]
     f = torch.randn(6, 40, dtype=DOUBLE).round(decimals=1)  # with ties
     f[0] = monoid.neutral
@@ -155,7 +155,7 @@ def test_the_same_set_equals_itself_as_another_set(wide_engine: str) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_tile_bits_change_no_result_by_one_bit() -> None:
-    """`weigh` with the bits, and with bits that say all tiles are alive."""
+    """`backward` with the tile masks, and with masks in which all tiles are 1."""
     labels = torch.arange(300) // 5
     x = torch.randn(60, 16)[labels] + 0.3 * torch.randn(300, 16)
     pairs = Pairs.of(x, labels)
