@@ -1,4 +1,4 @@
-"""How far a long call is, shown to whoever watches a terminal."""
+"""Progress of a long call, shown on a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ def check_progress(progress: object) -> None:
 def bar(
     progress: bool | None, total: int, desc: str, unit: str
 ) -> Iterator[Callable[[int], object]]:
-    """A function that is told how many units are done.
+    """Yield a function to call with the number of units that are done.
 
     progress: None shows a bar on a terminal, if tqdm is installed; True shows it anywhere, False
-    nowhere. What ends within two seconds shows none.
+    nowhere. A call of less than two seconds shows none.
     """
     try:
         from tqdm import tqdm  # type: ignore[import-untyped]
@@ -27,6 +27,6 @@ def bar(
     if progress is False:
         yield lambda _: None
         return
-    hidden = None if progress is None else False  # None: where there is no terminal
+    hidden = None if progress is None else False  # None: tqdm hides it where there is no terminal
     with tqdm(total=total, desc=desc, unit=unit, disable=hidden, delay=2) as shown:
         yield shown.update

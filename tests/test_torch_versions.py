@@ -59,7 +59,7 @@ def test_a_check_that_fails_fails_the_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for found in ("right", "FAILED", "FAILED: 900 s", "declines: triton is 3.3.0"):
-        monkeypatch.setattr(torch_versions, "in_own_process", lambda _, found=found: found)
+        monkeypatch.setattr(torch_versions, "in_separate_process", lambda _, found=found: found)
         assert torch_versions.main([]) == found.startswith("FAILED")
         assert f"| {found} |" in capsys.readouterr().out
 
@@ -67,4 +67,4 @@ def test_a_check_that_fails_fails_the_row(
 @pytest.mark.exhaustive
 def test_a_check_passes_in_its_own_process() -> None:
     """One of them: what the others check has tests of its own."""
-    assert torch_versions.in_own_process("native") == "right"
+    assert torch_versions.in_separate_process("native") == "right"

@@ -51,10 +51,12 @@ class Sweeps:
         self.call = pairs, rows, cols
         self.plan = plan
         # Nothing is kept from sweep to sweep, however small N: each multiplies for itself.
-        with mock.patch.object(cpu_addresses, "KEPT", 0):
+        with mock.patch.object(cpu_addresses, "MOST_BYTES", 0):
             made = cpu_engine.planned_forward(pairs, rows, cols, plan)
         self.every = made.every
-        self.bits = made.bits if bits is None else bits.expand(plan.keeping, -1, -1).contiguous()
+        self.bits = (
+            made.tile_masks if bits is None else bits.expand(plan.keeping, -1, -1).contiguous()
+        )
         self.slopes = torch.full_like(made.every, 1 / pairs.shape[1]).split(made.sizes)
         self.needs = Wanted(True, pairs.y is not None, True)
 

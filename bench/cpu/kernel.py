@@ -27,8 +27,8 @@ from bench.cpu.elimination import KERNEL, Key, parts, table, visited
 from bench.cpu.elimination import steps as steps_without
 from bench.cpu.engine_sweeps import LOSSES, SWEEPS, Sweeps, pairs_of, terms
 from bench.options import RESULTS, at_least, extension
-from bench.own_process import answer, in_own_process
 from bench.report import columns, number, percent, write_figures
+from bench.separate_process import answer, in_separate_process
 from bench.stamp import stamp
 from bench.stopwatch import Times, take_turns
 from bench.yardsticks import (
@@ -138,7 +138,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     rows = []
     for job in tqdm(jobs, desc="kernel", leave=False, disable=None):
         try:
-            rows += in_own_process("bench.cpu.kernel", json.dumps(asdict(job)), PAIROPS_ISA=job.isa)
+            rows += in_separate_process(
+                "bench.cpu.kernel", json.dumps(asdict(job)), PAIROPS_ISA=job.isa
+            )
         except RuntimeError as error:
             sys.exit(f"{job}: {error}")
     print(f"\nThe native sweeps alone: N={options.n}, float32, {conditions['cpu']}, ", end="")

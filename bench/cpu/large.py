@@ -24,9 +24,9 @@ from bench.memory.peak import (
     peak_resident,
 )
 from bench.options import RESULTS, at_least
-from bench.own_process import answer, in_own_process
 from bench.problems import Problem, Setting, losses, problem, takes_labels
 from bench.report import number, write_figures
+from bench.separate_process import answer, in_separate_process
 from bench.stamp import stamp
 
 
@@ -104,7 +104,7 @@ def with_a_clock(title: str, setting: Setting) -> dict[str, float]:
         ThreadPoolExecutor(1) as pool,
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
-        job = pool.submit(in_own_process, "bench.cpu.large", json.dumps(asdict(setting)))
+        job = pool.submit(in_separate_process, "bench.cpu.large", json.dumps(asdict(setting)))
         while not job.done():
             bar.refresh()
             wait([job], timeout=1)

@@ -23,8 +23,8 @@ from bench.memory.peak import (
     peak_resident,
 )
 from bench.options import RESULTS, at_least
-from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
+from bench.separate_process import answer, in_separate_process
 from bench.stamp import stamp
 from bench.stopwatch import take_turns
 from pairops.retrieval import Retrieval, evaluate
@@ -162,7 +162,7 @@ def with_a_clock(title: str, gallery: Gallery) -> dict[str, object]:
         tqdm(desc=title, bar_format="{desc}, {elapsed}", leave=False, disable=None) as bar,
     ):
         for part in ("time", "recall", "all"):
-            job = pool.submit(in_own_process, "bench.cpu.retrieval", part, given)
+            job = pool.submit(in_separate_process, "bench.cpu.retrieval", part, given)
             while not job.done():
                 bar.refresh()
                 wait([job], timeout=1)

@@ -23,8 +23,8 @@ from bench.memory.peak import (
     peak_resident,
 )
 from bench.options import RESULTS, at_least
-from bench.own_process import answer, in_own_process
 from bench.report import number, write_figures
+from bench.separate_process import answer, in_separate_process
 from bench.stamp import stamp
 
 D, WIDTH = 64, 1024
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     for n, way in tqdm(jobs, desc="cached_step", unit="step", leave=False, disable=None):
         row = {"n": n, "way": way, "chunk_size": options.chunk_size}
         given = map(str, (n, options.chunk_size, options.threads))
-        rows.append(row | in_own_process("bench.memory.cached", way, *given))
+        rows.append(row | in_separate_process("bench.memory.cached", way, *given))
     print(
         f"\nms_loss over a network {D}-{WIDTH}-{WIDTH}-{D}, float32, {conditions['cpu']}, ", end=""
     )

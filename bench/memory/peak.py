@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from bench.contestants import Contestant, contestants
-from bench.own_process import answer, in_own_process
 from bench.problems import Setting, problem
+from bench.separate_process import answer, in_separate_process
 
 TINY = 48
 MIB = 2**20
@@ -34,7 +34,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_mib(contestant: str, setting: Setting) -> float:
-    return in_own_process("bench.memory.peak", contestant, json.dumps(asdict(setting)))
+    return in_separate_process("bench.memory.peak", contestant, json.dumps(asdict(setting)))
 
 
 def measure(contestant: str, setting: Setting) -> float:

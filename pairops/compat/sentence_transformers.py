@@ -65,9 +65,9 @@ class _OfColumns(LossModule):
                 f"mini_batch_size is {mini_batch_size!r}; it must be an int of at least 1, or None"
             )
         super().__init__(loss, **arguments)
-        for own in self.parameters():
-            if own.requires_grad:
-                own.register_hook(self._averaged)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._averaged)
         self.model = model  # the trainer puts its wrapped model here, under this name
         self.group = group
         self.mini_batch_size = whole
@@ -121,8 +121,8 @@ class _OfColumns(LossModule):
     def get_config_dict(self) -> dict[str, Any]:
         """Return what a model card shows."""
         name = getattr(self.function, "__name__", repr(self.function))
-        own = {"group": self.group, "mini_batch_size": self.mini_batch_size}
-        return {"loss": name, **{n: getattr(self, n) for n in self.names}, **own}
+        options = {"group": self.group, "mini_batch_size": self.mini_batch_size}
+        return {"loss": name, **{n: getattr(self, n) for n in self.names}, **options}
 
     @property
     def citation(self) -> str:

@@ -14,7 +14,7 @@ from pairops.ops.engines import ENGINES, use
 from pairops.ops.pairs.checks import FLOATS
 from pairops.ops.terms.plain_numbers import plain_int
 
-from .memory_trace import Alive
+from .memory_trace import TensorTrace
 
 __all__ = ["Memory", "estimate_memory"]
 
@@ -145,8 +145,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
     result: dict[str, bool] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind == parameter.VAR_KEYWORD:
-            told = getattr(parameter.annotation, "__args__", (None,))[0]
-            result |= dict.fromkeys(getattr(told, "__optional_keys__", ("ref_emb",)), False)
+            keywords_type = getattr(parameter.annotation, "__args__", (None,))[0]
+            result |= dict.fromkeys(
+                getattr(keywords_type, "__optional_keys__", ("ref_emb",)), False
+            )
         elif parameter.kind != parameter.VAR_POSITIONAL:
             result[name if result else "x"] = parameter.default is parameter.empty
     return result
@@ -184,26 +186,26 @@ def _followed(
         given = _given(_parameters(function), n, m, d, dtype)
         tensors = list(given.values())
         leaves = [z for z in tensors if z.requires_grad]
-        alive = Alive(tensors, engine if served != engine else None, ranks)
+        trace = TensorTrace(tensors, engine if served != engine else None, ranks)
         try:
-            with use(served), alive:
+            with use(served), trace:
                 value = function(given.pop("x"), **given)
                 value = value[0] if isinstance(value, tuple) else value
-                alive.adds_in_place = True
+                trace.adds_in_place = True
                 torch.autograd.grad(value.sum(), leaves, allow_unused=True)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ValueError(
                 "loss makes rows of positive pairs, or reads values otherwise; what it takes "
                 "depends on the labels, and must be measured"
             ) from error
-    return sum(z.nbytes for z in tensors), alive.peak
+    return sum(z.nbytes for z in tensors), trace.peak
 
 
 def _given(
     parameters: dict[str, bool], n: int, m: int | None, d: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Every argument that the function must have, on the CPU."""
-    wide = torch.promote_types(dtype, torch.float32)
+    float_dtype = torch.promote_types(dtype, torch.float32)
 
     def rows(*extents: int) -> Tensor:
         return torch.empty(*extents, d, dtype=dtype, device="cpu", requires_grad=True)
@@ -222,9 +224,9 @@ def _given(
         "labels": lambda: vector(n),
         "proxy_labels": lambda: vector(second),
         "ref_labels": lambda: vector(second),
-        "quality": lambda: vector(n, wide),
-        "scale": lambda: torch.empty((), dtype=wide, device="cpu", requires_grad=True),
-        "bias": lambda: torch.empty((), dtype=wide, device="cpu", requires_grad=True),
+        "quality": lambda: vector(n, float_dtype),
+        "scale": lambda: torch.empty((), dtype=float_dtype, device="cpu", requires_grad=True),
+        "bias": lambda: torch.empty((), dtype=float_dtype, device="cpu", requires_grad=True),
     }
     wanted = [name for name, required in parameters.items() if required]
     unknown = [name for name in wanted if name not in known]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pairops.ops.engines import ENGINES, as_taken
-from pairops.ops.engines.memory import WORKING, Call, Working
+from pairops.ops.engines import ENGINES, terms_for_engine
+from pairops.ops.engines.memory import WORKING, SizedCall, Working
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Relation, Scales
@@ -24,7 +24,7 @@ from pairops.ops.terms.term import Term, Wanted
 _RELATED = 80  # bytes for each row of a block and each of one's own, while they are related
 
 
-class Alive(TorchDispatchMode):
+class TensorTrace(TorchDispatchMode):
     """The bytes of what torch makes within this context and still holds, and the most there were.
 
     given: tensors that are not counted.  engine: who is to serve; None: who does.  ranks: of how
@@ -77,44 +77,50 @@ class Alive(TorchDispatchMode):
 
     def _forward(self, given: Mapping[str, Any]) -> None:
         pairs, call, working = self._read(given)
-        order = pairs.relation.order_x
+        order = pairs.relation.permutation_x
         sets = tuple([id(z.untyped_storage()) for z in (pairs.x, pairs.other, order)])
         if self._ranks == 1 and sets not in self._prepared:
             self._prepared.add(sets)
             self.bytes += working.prepared(call)
-        for met, beside in meetings(call, self._ranks, weighing=False):
-            self._note(beside + self._prepared_anew(met, working) + working.forward(met))
-        if working.bits is not None:
+        for block_call, beside in meetings(call, self._ranks, backward=False):
+            self._note(
+                beside + self._prepared_anew(block_call, working) + working.forward(block_call)
+            )
+        if working.tile_masks is not None:
             engine = ENGINES[self._engine or given["engine"]]
-            rows, cols = as_taken(engine, pairs, call.rows, call.cols)
-            self.bytes += working.bits(call) * sum(term.keeps_bits for term in (*rows, *cols))
+            rows, cols = terms_for_engine(engine, pairs, call.rows, call.cols)
+            self.bytes += working.tile_masks(call) * sum(
+                term.has_tile_mask for term in (*rows, *cols)
+            )
 
     def _backward(self, given: Mapping[str, Any]) -> int:
         """What there still is of the gradients besides those that are returned."""
         pairs, call, working = self._read(given)
         call = replace(call, wanted=(given["need_x"], given["need_y"]))
         statistics, cotangents = given["statistics"], given["cotangents"]
-        kept = iter(given["arguments"])
+        saved_arguments = iter(given["arguments"])
         beside_term: dict[int, list[Tensor]] = {}
-        for (term, _), statistic, cotangent in zip(call.owned, statistics, cotangents, strict=True):
-            found = [next(kept)] if term.keeps_argument else []
+        for (term, _), statistic, cotangent in zip(
+            call.terms_and_owners, statistics, cotangents, strict=True
+        ):
+            found = [next(saved_arguments)] if term.keeps_argument else []
             beside_term[id(term)] = [statistic, cotangent, *found]
-        for met, beside in meetings(call, self._ranks, weighing=True):
-            held = beside + self._prepared_anew(met, working)
-            if self._ranks == 1 and working.takes_extremes(met):
-                self._note(held + working.backward(met))
+        for block_call, beside in meetings(call, self._ranks, backward=True):
+            held = beside + self._prepared_anew(block_call, working)
+            if self._ranks == 1 and working.takes_extremes(block_call):
+                self._note(held + working.backward(block_call))
                 continue
-            swept = replace(met, rows=_sums(met.rows), cols=_sums(met.cols))
-            if swept.owned:
+            swept = replace(block_call, rows=_sums(block_call.rows), cols=_sums(block_call.cols))
+            if swept.terms_and_owners:
                 self._note(held + working.backward(swept))
                 held += swept.gradients()
             self.bytes += held
-            self._weigh_extremes(pairs, met, beside_term)
+            self._extremes_backward(pairs, block_call, beside_term)
             self.bytes -= held
-        return call.gradients() if call.dtype.itemsize < call.wide else 0
+        return call.gradients() if call.dtype.itemsize < call.float_bytes else 0
 
-    def _weigh_extremes(
-        self, pairs: Pairs, call: Call, beside_term: dict[int, list[Tensor]]
+    def _extremes_backward(
+        self, pairs: Pairs, call: SizedCall, beside_term: dict[int, list[Tensor]]
     ) -> None:
         """Their gradients are made in torch, and are followed."""
         rows, cols = (
@@ -135,17 +141,17 @@ class Alive(TorchDispatchMode):
             )  # fmt: skip
         self.adds_in_place = adds_in_place
 
-    def _prepared_anew(self, met: Call, working: Working) -> int:
+    def _prepared_anew(self, block_call: SizedCall, working: Working) -> int:
         """What an engine makes of the embeddings; alone it is made once, and held throughout."""
-        return working.prepared(met) if self._ranks > 1 else 0
+        return working.prepared(block_call) if self._ranks > 1 else 0
 
-    def _read(self, given: Mapping[str, Any]) -> tuple[Pairs, Call, Working]:
+    def _read(self, given: Mapping[str, Any]) -> tuple[Pairs, SizedCall, Working]:
         """The arguments that both ops share."""
         x, y, scales = given["x"], given["y"], Scales(given["scale_x"], given["scale_y"])
         measure = Measure.of(given["measure"])
         pairs = Pairs(x, y, Relation(*given["relation"]), scales, measure=measure)
         rows, cols = unpack(given["recipe"], given["numbers"], given["vectors"])
-        call = Call(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols, measure)
+        call = SizedCall(*pairs.shape, x.shape[1], y is None, x.dtype, rows, cols, measure)
         return pairs, call, WORKING[self._engine or given["engine"]]
 
 
@@ -158,7 +164,7 @@ def _sums(terms: Sequence[Term]) -> list[Term]:
     return [term for term in terms if not term.extreme]
 
 
-def meetings(call: Call, ranks: int, weighing: bool) -> Iterator[tuple[Call, int]]:
+def meetings(call: SizedCall, ranks: int, backward: bool) -> Iterator[tuple[SizedCall, int]]:
     """Each call that an engine serves in a ring, and what is held besides.
 
     call: of the rows that one rank holds, as if there were no others.
@@ -166,27 +172,29 @@ def meetings(call: Call, ranks: int, weighing: bool) -> Iterator[tuple[Call, int
     if ranks == 1:
         yield call, 0
         return
-    own = [(*call.rows, *call.cols), ()] if call.same else [call.rows, call.cols]
+    by_axis = [(*call.rows, *call.cols), ()] if call.same else [call.rows, call.cols]
     before = 0
     for axis in (0,) if call.same else (0, 1):
-        mine, theirs = own[axis], own[0] if call.same else own[1 - axis]
-        if weighing and call.wanted[axis]:
-            travelling = sum(_known(term, call.wide) for term in theirs)
-            met, passing = _passing(call, axis, ranks, travelling)
+        mine, theirs = by_axis[axis], by_axis[0] if call.same else by_axis[1 - axis]
+        if backward and call.wanted[axis]:
+            travelling = sum(_known(term, call.float_bytes) for term in theirs)
+            block_call, ring_bytes = _ring_call(call, axis, ranks, travelling)
             rows, cols = (mine, theirs) if axis == 0 else (theirs, mine)
             wanted = axis == 0, axis == 1
             # Of the blocks so far; of this block it is a part of what the engine holds.
             gradient = call.copies((call.n, call.m)[axis])
-            met = replace(met, rows=rows, cols=cols, wanted=wanted)
-            yield met, before + gradient + passing
+            block_call = replace(block_call, rows=rows, cols=cols, wanted=wanted)
+            yield block_call, before + gradient + ring_bytes
             before += gradient
-        elif mine and not weighing:
-            met, passing = _passing(call, axis, ranks, sum(_met(term) for term in mine))
+        elif mine and not backward:
+            block_call, ring_bytes = _ring_call(
+                call, axis, ranks, sum(_partner_bytes(term) for term in mine)
+            )
             rows, cols = (mine, ()) if axis == 0 else ((), mine)
-            yield replace(met, rows=rows, cols=cols), passing
+            yield replace(block_call, rows=rows, cols=cols), ring_bytes
 
 
-def _passing(call: Call, axis: int, ranks: int, travelling: int) -> tuple[Call, int]:
+def _ring_call(call: SizedCall, axis: int, ranks: int, travelling: int) -> tuple[SizedCall, int]:
     """The extents that the own rows (axis 0) or columns (1) have with a block of the others, and
     what is held of blocks: two of them, or of few rows those of all ranks, in pieces and joined.
 
@@ -203,11 +211,11 @@ def _passing(call: Call, axis: int, ranks: int, travelling: int) -> tuple[Call, 
     return replace(call, n=n, m=m, same=False), size
 
 
-def _met(term: Term) -> int:
+def _partner_bytes(term: Term) -> int:
     return sum(z.element_size() for z in term.tensors("partner"))
 
 
-def _known(term: Term, wide: int) -> int:
+def _known(term: Term, float_bytes: int) -> int:
     """Bytes per owner: arguments, windows, statistic, cotangent, who attained an extreme."""
-    own = sum(z.element_size() for z in term.tensors("owner", "window"))
-    return own + 2 * wide + 8 * term.keeps_argument
+    owner_bytes = sum(z.element_size() for z in term.tensors("owner", "window"))
+    return owner_bytes + 2 * float_bytes + 8 * term.keeps_argument

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.signatures import keywords_of, spelled_out
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.functions import affine
@@ -64,7 +64,7 @@ def mine(
     if plain is None or not math.isfinite(plain):
         raise ValueError(f"epsilon is {epsilon!r}; it must be a finite number")
     pairs = Pairs.of(x, labels, **pairing).of_one_rank("mine")
-    with torch.no_grad(), exactly(x.device.type):
+    with torch.no_grad(), no_autocast(x.device.type):
         if mining == "multi_similarity":
             return _multi_similarity(pairs, plain)
         if mining == "hard":
@@ -79,8 +79,8 @@ def _multi_similarity(pairs: Pairs, epsilon: float) -> tuple[Tensor, ...]:
         highest(NEG, 1.0, -epsilon, function=affine, grad=False),
     )
     rows = PositiveRows.of(pairs)
-    kept = ~(rows.score >= near[rows.anchor])
-    return (*_by_anchor(rows.anchor[kept], rows.partner[kept]), *_above(pairs, far))
+    selected = ~(rows.score >= near[rows.anchor])
+    return (*_by_anchor(rows.anchor[selected], rows.partner[selected]), *_above(pairs, far))
 
 
 def _above(pairs: Pairs, bound: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES
-from pairops.ops.pairs.indexing import places
+from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import exactly, product, scaled
+from pairops.ops.pairs.similarity import apply_scale, no_autocast, product
 from pairops.ops.row_stats import levels
 from pairops.ops.row_stats.levels import Levels
-from pairops.ops.row_stats.op import Taken, watched
+from pairops.ops.row_stats.op import RecordedCall, watched
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term, Wanted
 
@@ -77,7 +77,7 @@ def pair_weights(
     n = max(whole, default=len(x))
     index = [_indices(k, extent, x.device) for k, extent in ((rows, n), (cols, pairs.shape[1]))]
     weights = x.new_zeros((len(index[0]), len(index[1])), dtype=pairs.dtype)
-    with torch.no_grad(), exactly(x.device.type):
+    with torch.no_grad(), no_autocast(x.device.type):
         for call in calls:
             weights += _of_call(call, index, cotangent)
     return pairs.in_units(weights)
@@ -100,7 +100,9 @@ def _indices(chosen: Tensor | slice | None, extent: int, device: torch.device) -
     return torch.where(chosen < 0, chosen + extent, chosen)
 
 
-def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | None]) -> Tensor:
+def _of_call(
+    call: RecordedCall, index: list[Tensor], cotangent: dict[int, Tensor | None]
+) -> Tensor:
     """What the statistics of one call add to the block."""
     pairs, (wanted, cols) = call.pairs, index
     rows, into = wanted, torch.arange(len(wanted), device=wanted.device)
@@ -122,7 +124,7 @@ def _of_call(call: Taken, index: list[Tensor], cotangent: dict[int, Tensor | Non
 
 
 def _passed_on(
-    pairs: Pairs, call: Taken, statistics: list[Tensor], of_value: list[Tensor | None]
+    pairs: Pairs, call: RecordedCall, statistics: list[Tensor], of_value: list[Tensor | None]
 ) -> list[Tensor | None]:
     """The cotangents, with what earlier terms get from those that pass their gradient on."""
     found = [
@@ -148,7 +150,7 @@ class Block:
     def __init__(self, pairs: Pairs, rows: Tensor, cols: Tensor) -> None:
         self.pairs, self.index = pairs, (rows, cols)
         x, y = (
-            scaled(z[k], None if scale is None else scale[k], pairs.dtype)
+            apply_scale(z[k], None if scale is None else scale[k], pairs.dtype)
             for z, scale, k in (
                 (pairs.x, pairs.scales.x, rows), (pairs.other, pairs.scales.y, cols),
             )
@@ -156,26 +158,29 @@ class Block:
         s = product(x, y)
         self.t = s if pairs.measure is None else pairs.squares().of_block(s, rows, cols)
         relation = pairs.relation
-        row, place = places(relation.order_x)[rows], places(relation.order_y)[cols]
-        begin, end, own = (
+        row, position = (
+            inverse_permutation(relation.permutation_x)[rows],
+            inverse_permutation(relation.permutation_y)[cols],
+        )
+        begin, end, self_index = (
             z[row].unsqueeze(1) for z in (relation.pos_begin, relation.pos_end, relation.self_index)
         )
-        self.positive = (place >= begin) & (place < end)
+        self.positive = (position >= begin) & (position < end)
         valid = relation.valid_x[rows].unsqueeze(1) & relation.valid_y[cols]
-        self.present = (place != own) & valid
+        self.present = (position != self_index) & valid
 
     def weights(self, term: Term, axis: int, statistic: Tensor, cotangent: Tensor) -> Tensor:
         """(R, C) cotangent · share · slope of every pair that the term counts."""
         owner, partner = self.index[axis], self.index[1 - axis]
-        t, kept = self.t, self.present
+        t, selected = self.t, self.present
         if term.side != ALL:
-            kept = kept & (self.positive if term.side == POS else ~self.positive)
+            selected = selected & (self.positive if term.side == POS else ~self.positive)
         if axis == 1:
-            t, kept = t.T, kept.T
+            t, selected = t.T, selected.T
         if term.above is not None:
-            kept = kept & ~(t <= term.above[owner].unsqueeze(1))
+            selected = selected & ~(t <= term.above[owner].unsqueeze(1))
         if term.below is not None:
-            kept = kept & ~(t >= term.below[owner].unsqueeze(1))
+            selected = selected & ~(t >= term.below[owner].unsqueeze(1))
         args: list[Any] = []
         for a in term.args:
             if isinstance(a, Partner):
@@ -185,12 +190,12 @@ class Block:
             else:
                 args.append(a[owner].unsqueeze(1) if isinstance(a, Tensor) else a)
         share: Any = 1.0
-        if term.gather == "lse":
+        if term.statistic == "lse":
             share = torch.exp(term.value(t, *args) - statistic[owner].unsqueeze(1))
         elif term.extreme:
             share = partner == extreme_indices(self.pairs, term, axis)[owner].unsqueeze(1)
         slope = term.slopes(t, *args)[0]
-        result = torch.where(kept, cotangent[owner].unsqueeze(1) * share * slope, 0)
+        result = torch.where(selected, cotangent[owner].unsqueeze(1) * share * slope, 0)
         return result if axis == 0 else result.T
 
 

@@ -6,7 +6,7 @@ from typing_extensions import Unpack
 
 from pairops.ops.pairs.checks import as_index
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import wide
+from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.arguments import Given, table
@@ -114,32 +114,33 @@ def sms_loss(
     tolerance = number("tolerance", tolerance)
     check_one_for_each(x, y)
     others: list[Given] = [0.0, 0.0]
-    of_own: float | Tensor = 1.0
+    self_relevance: float | Tensor = 1.0
     if relevance is not None:
         values, a, b = _looked_up(relevance, x_classes, y_classes, x)
-        others, of_own = [table(values, a, b), table(values.T, b, a)], values[a, b]
+        others, self_relevance = [table(values, a, b), table(values.T, b, a)], values[a, b]
     objective = paired(x, y, common)
     pairs = objective.pairs
-    (own,) = row_stats(pairs, total(POS, 1.0, 0.0))
+    (self_score,) = row_stats(pairs, total(POS, 1.0, 0.0))
     rows, cols = (
-        total(NEG, own, of_own, other, gamma, tau, tolerance, function=_graded) for other in others
+        total(NEG, self_score, self_relevance, other, gamma, tau, tolerance, function=_graded)
+        for other in others
     )
     sums = row_stats(pairs, rows, cols=[cols])
     n, _ = pairs.batch
     return objective.value((sums[0] + sums[1]) / max(2 * (n - 1), 1))
 
 
-def _graded_value(s, own, of_own, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
-    more = of_own - of_other + 0.0 * s
-    z = gamma * more - (own - s)
+def _graded_value(s, self_score, self_relevance, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
+    more = self_relevance - of_other + 0.0 * s
+    z = gamma * more - (self_score - s)
     equal = relu(torch.abs(z) - tau)
     either = torch.where(more > tolerance, relu(z), relu(-z))
     return torch.where(torch.abs(more) < tolerance, equal, either)
 
 
-def _graded_slopes(s, own, of_own, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
-    more = of_own - of_other + 0.0 * s
-    z = gamma * more - (own - s)
+def _graded_slopes(s, self_score, self_relevance, of_other, gamma, tau, tolerance):  # type: ignore[no-untyped-def]
+    more = self_relevance - of_other + 0.0 * s
+    z = gamma * more - (self_score - s)
     bad = 0.0 * z  # a NaN must not look like a slope of 0
     outside = (torch.abs(z) > tau) + bad
     by_z = torch.where(more > tolerance, (z > 0) + bad, -((z < 0) + bad))
@@ -182,5 +183,5 @@ def _looked_up(
                 f"{most} classes on that side, so it must be from 0 to {most - 1}"
             )
         found.append(indices.to(x.device))
-    values = relevance.detach().to(x.device, wide(x[:0]).dtype)
+    values = relevance.detach().to(x.device, at_least_float32(x[:0]).dtype)
     return values, found[0], found[1]

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from pairops.ops.pairs.checks import as_index, check_embeddings, is_number, whole_numbers
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
-from pairops.ops.pairs.similarity import wide
+from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import linear, per_pair
 from pairops.ops.terms.functions import affine, hinge, one, softplus
@@ -208,4 +208,4 @@ def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
                 f"labels go from {low} to {high} and beta has {len(beta)} classes; labels must be "
                 f"from 0 to {len(beta) - 1}"
             )
-    return pick_rows(wide(beta), index)
+    return pick_rows(at_least_float32(beta), index)

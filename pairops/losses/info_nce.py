@@ -49,9 +49,9 @@ def info_nce_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = paired(x, y, common)
-    ways: list[tuple[Term, ...]] = [_own_and_others(scale)]
+    ways: list[tuple[Term, ...]] = [_self_and_others(scale)]
     if symmetric:
-        ways += (_own_and_others(scale),)
+        ways += (_self_and_others(scale),)
     pieces = [softplus_of(neg, pos, weight=1 / len(ways)) for _, pos, neg in ways]
     seen = {}
     if objective.return_aux:
@@ -60,7 +60,7 @@ def info_nce_loss(
     return objective.of_pieces(ways[0], pieces, ways[1] if symmetric else (), **seen)
 
 
-def _own_and_others(scale: float | Tensor) -> tuple[Term, ...]:
+def _self_and_others(scale: float | Tensor) -> tuple[Term, ...]:
     """Build terms of an anchor: c = s_ii, scale (s_ii − c), log Σ_{j≠i} e^{scale (s_ij − c)}.
 
     c is held constant. A loss of differences from it does not lose small numbers in large ones.
@@ -130,16 +130,16 @@ def _decoupled(
         scale: 1/τ.
         spread: σ. None: w_i = 1.
     """
-    terms = _own_and_others(scale)
+    terms = _self_and_others(scale)
     found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
     if pairs.batch[0] < 2:
         return 0 * found[1]
     names = pairs.indices()
     ways = []
-    for z, near, pos, across in zip(sets, found[::3], found[1::3], found[2::3], strict=True):
+    for z, near, pos, cross in zip(sets, found[::3], found[1::3], found[2::3], strict=True):
         alone = Pairs.of(z, names, ignore_index=None, **comparing)
         (within,) = row_stats(alone, lse(NEG, scale, near))
-        ways.append(log_add_exp(across, within) - pos)
+        ways.append(log_add_exp(cross, within) - pos)
     losses = torch.stack(ways).mean(0)
     if spread is not None:
         s = found[1] / scale + found[0]
@@ -192,7 +192,7 @@ def multi_positive_loss(
     check_embeddings("positives[:, 0]", slots[0], like=("x", x))
     asked, comparing = split(common, x)
     by_slot = [Pairs.paired(x, slot, **comparing) for slot in slots]
-    of_slots = [row_stats(pairs, *_own_and_others(scale)) for pairs in by_slot]
+    of_slots = [row_stats(pairs, *_self_and_others(scale)) for pairs in by_slot]
     first = of_slots[0][0]
     shared = None
     compared = slots[0]

@@ -178,9 +178,9 @@ def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
         return
     if ignored is not None:
         labels = labels[~is_number(labels, ignored)]
-    kept = as_index(labels)
-    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < classes:
+    used = as_index(labels)
+    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < classes:
         raise ValueError(
-            f"labels go from {int(kept.min())} to {int(kept.max())}, and without proxy_labels they "
+            f"labels go from {int(used.min())} to {int(used.max())}, and without proxy_labels they "
             f"name one of {classes} proxies; they must be from 0 to {classes - 1}"
         )

@@ -237,6 +237,6 @@ def _first_two(
     begin = torch.searchsorted(ordered, ordered)
     rank = torch.arange(len(every), device=x.device) - begin
     begin, rank = (torch.empty_like(z).scatter(0, order, z)[pairs.indices()] for z in (begin, rank))
-    kept = pairs.positives() > 0
-    first, second = (torch.where(kept & (rank == k), begin, -1) for k in (0, 1))
+    has_positive = pairs.positives() > 0
+    first, second = (torch.where(has_positive & (rank == k), begin, -1) for k in (0, 1))
     return first, second

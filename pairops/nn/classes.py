@@ -19,7 +19,7 @@ _SPELT = {
 
 # pytorch-metric-learning has a class of this name with other defaults: who changed the import alone
 # would get other numbers in silence.
-_TAKEN = {
+_RENAMED = {
     "ContrastiveLoss": "ContrastivePairLoss",
     "LiftedStructureLoss": "LiftedStructurePairLoss",
     "MarginLoss": "MarginPairLoss",
@@ -89,9 +89,9 @@ class FanOutProxyModule(ProxyModule):
 
 def class_name(function_name: str) -> str:
     """Name the class of a function: `info_nce_loss` is InfoNCELoss."""
-    words = [_SPELT.get(word, word.capitalize()) for word in function_name.split("_")]
-    name = "".join(words)
-    return _TAKEN.get(name, name)
+    spelt = [_SPELT.get(word, word.capitalize()) for word in function_name.split("_")]
+    name = "".join(spelt)
+    return _RENAMED.get(name, name)
 
 
 def class_of(function: Callable[..., Any]) -> type[LossModule]:

@@ -110,8 +110,8 @@ def check_arguments(
 
 
 def _check_names(learn: Sequence[str]) -> None:
-    listed = isinstance(learn, (list, tuple)) and all(isinstance(name, str) for name in learn)
-    if not listed:
+    are_names = isinstance(learn, (list, tuple)) and all(isinstance(name, str) for name in learn)
+    if not are_names:
         raise TypeError(f"learn is {learn!r}; it must be names of arguments, such as ['alpha']")
 
 
@@ -151,9 +151,9 @@ def _shown(value: Any) -> str:
 
 def _with_dimensions(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load a number that was saved without dimensions into a parameter of shape (1,)."""
-    for name, own in module.named_parameters(recurse=False):
+    for name, parameter in module.named_parameters(recurse=False):
         saved = state.get(prefix + name)
-        if own.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
+        if parameter.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
             state[prefix + name] = saved.reshape(1)
 
 

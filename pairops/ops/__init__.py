@@ -1,5 +1,5 @@
-"""Everything under a loss: row statistics, their engines, and what both stand on.
+"""Operations under every loss: row statistics, their engines, and the layers below.
 
-Nothing in here knows a loss. Imports go one way: row_stats, engines, pairs, then terms, distributed
-and bindings.
+No module in here knows a loss. Imports go one way: row_stats, engines, pairs, then terms,
+distributed and bindings.
 """

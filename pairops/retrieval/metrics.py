@@ -1,8 +1,8 @@
-"""Retrieval metrics over millions of rows: ranks are counted, and no matrix or index is built.
+"""Retrieval metrics over millions of rows, by counting ranks, without matrix or index.
 
 The rank of a query's first hit is one more than the number of negatives nearer than its nearest
-positive: two statistics, of which only the count visits every pair. MAP@R and R-precision ask for
-the ranks of all positives: counted in the same way where these are few, else in `ranking.py`.
+positive. These are two statistics, and only the count visits every pair. MAP@R and R-precision need
+the ranks of all positives: counted in the same way if these are few, else in `ranking.py`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES, choose
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.signatures import keywords_of, spelled_out
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.plain_numbers import plain_int
@@ -31,7 +31,7 @@ __all__ = ["Retrieval", "average_precisions", "evaluate", "first_ranks"]
 
 Ties = Literal["pessimistic", "optimistic"]
 
-_MOST = 2**24  # references: a count in float32 is exact so far
+_MOST = 2**24  # references, up to which a count in float32 is exact
 _COUNTED = 32  # positives of a query, at most, whose ranks are counted one by one
 _AT_ONCE = 8  # counts in a pass: each adds a thirtieth of the time of a matrix product
 
@@ -54,7 +54,7 @@ class Retrieval:
     mrr: float  # of 1 / rank of the first hit
     map_at_r: float | None  # None: not asked for
     r_precision: float | None
-    queries: int  # over how many the means are taken
+    queries: int  # the number of queries in the means
 
 
 @_spelled_out
@@ -201,11 +201,11 @@ def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
 def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
     """(N, most) int64: the ranks of each query's nearest positives; 0 where it has fewer."""
     size, k = pairs.positives().unsqueeze(1), torch.arange(1, most + 1, device=pairs.x.device)
-    values: list[Tensor] = []  # of the positives of a query, nearest first, each only once
-    left: list[Tensor] = []  # how many positives are not nearer than that
+    values: list[Tensor] = []  # of a query's positives, nearest first, distinct
+    left: list[Tensor] = []  # the number of positives that are not nearer
     for _ in range(most):
         last = values[-1] if values else None
-        # In one call, so that one engine serves it all: s then has the same bits throughout.
+        # One call, so that one engine serves it all and s has the same bits throughout.
         terms = highest(POS, below=last, grad=False), total(POS, function=one, below=last)
         value, count = row_stats(pairs, *terms)
         values.append(value)
@@ -213,9 +213,9 @@ def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
     begin = size - torch.stack(left, 1).long()
     at = torch.searchsorted(begin, k.expand(len(begin), -1).contiguous()) - 1
     bounds = torch.stack(values, 1).gather(1, at.clamp(min=0))
-    if ties == "pessimistic":  # what equals a number is above the one before it
+    if ties == "pessimistic":  # ties are above the next smaller number
         below = torch.nextafter(bounds, torch.full_like(bounds, -torch.inf))
-        # Not a number that may be flushed to 0.
+        # The next number must not be one that is flushed to 0.
         tiny = torch.finfo(bounds.dtype).tiny
         bounds = torch.where(bounds.abs() < tiny, -tiny, below)
     nearer: list[Tensor] = []
@@ -229,11 +229,11 @@ def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
 def _found(
     pairs: Pairs, ties: str, progress: bool | None, precisions: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """First ranks; average precision at R and R-precision, if they are wanted."""
+    """Return first ranks, and average precision at R and R-precision if they are wanted."""
     check_progress(progress)
     size = pairs.positives()
     widest = int(size.max()) if precisions and len(size) else 0
-    # Where an engine in plain torch compares by a distance, one visit is cheaper than many.
+    # One visit is cheaper than many where an engine in plain torch compares by a distance.
     in_strips = widest > (_COUNTED if pairs.measure is None or _compiled(pairs) else 0)
     ranks = _ranks(pairs, ties, 1 if in_strips else max(1, widest))
     if not precisions:
@@ -249,7 +249,7 @@ def _found(
 
 
 def _compiled(pairs: Pairs) -> bool:
-    """Does an engine count with these pairs that knows distances?"""
+    """Return whether an engine that knows distances counts with these pairs."""
     counting = total(POS, function=one)
     return ENGINES[choose(pairs, (counting,), ())].TAKES_DISTANCES
 
@@ -259,11 +259,11 @@ def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, 
         2, pairs.shape[0], dtype=widest_float(pairs.x.device), device=pairs.x.device
     )
     shown = bar(progress, pairs.shape[0], "MAP@R", "query")
-    with exactly(pairs.x.device.type), shown as advance:
+    with no_autocast(pairs.x.device.type), shown as advance:
         sets = Sorted(pairs)
         for begin, end in sets.blocks():
             found = sets.within_r(begin, end, ties == "pessimistic")
-            result[:, pairs.relation.order_x[begin:end]] = found
+            result[:, pairs.relation.permutation_x[begin:end]] = found
             advance(end - begin)
     return result[0], result[1]
 

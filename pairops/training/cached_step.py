@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.checks import check_embeddings
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.plain_numbers import plain_int
 from pairops.progress import bar, check_progress
 
@@ -110,7 +110,7 @@ class _Set:
     inputs: tuple[Tensor, ...]
     named: dict[str, Tensor]
     rows: int
-    chunks: list[slice]  # one of no rows where there are none: other ranks wait for this one
+    chunks: list[slice]  # at least one, if of no rows: other ranks wait for this one
 
     @staticmethod
     def of(name: str, pair: object, chunk_size: int) -> "_Set":
@@ -135,14 +135,14 @@ class _Set:
         return self.encoder(*[values[chunk] for values in self.inputs], **named)
 
     def embed(self, random: "_Random", advance: Advance) -> Tensor:
-        """(rows, D), a leaf. What each chunk found of the generators is noted."""
-        # What is cast to another dtype without a graph, torch 2.6 hands out again where one is due.
+        """Return embeddings (rows, D), a leaf; note the generators' state before each chunk."""
+        # torch 2.6 caches casts made without a graph, and returns them where one is due.
         torch.clear_autocast_cache()
         x: Tensor | None = None
         wanted = False
         for k, chunk in enumerate(self.chunks):
             random.note(k)
-            # The first one has a graph, which tells whether a gradient is wanted at all.
+            # The first chunk has a graph, which shows whether a gradient is wanted at all.
             with torch.set_grad_enabled(torch.is_grad_enabled() and x is None), self.alone():
                 part = self.encode(chunk)
             name, count = f"the output of {self.name}", chunk.stop - chunk.start
@@ -154,13 +154,13 @@ class _Set:
             if x is None:
                 x, wanted = part.detach().new_empty(self.rows, part.shape[1]), part.requires_grad
             x[chunk] = part.detach()
-            del part  # and its graph, before the next chunk is run
+            del part  # free its graph before the next chunk is run
             advance(count)
         assert x is not None
         return x.requires_grad_(wanted)
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """A context in which no other rank is told of gradients."""
+        """Return a context in which gradients are not sent to other ranks."""
         no_sync = getattr(self.encoder, "no_sync", contextlib.nullcontext)
         quiet: contextlib.AbstractContextManager[Any] = no_sync()
         return quiet
@@ -188,7 +188,7 @@ def _rows(name: str, tensors: list[Any]) -> int:
 def _differentiate(
     loss: Callable[..., Any], embeddings: list[Tensor], scaler: torch.amp.GradScaler | None
 ) -> tuple[Any, list[Tensor | None]]:
-    """What the loss returns, and its gradients; None where there is none."""
+    """Run the loss; return its results and gradients, None where there is none."""
     result = loss(*embeddings)
     value = result[0] if isinstance(result, tuple) and result else result
     wanted = "it must be a scalar, or a tuple that begins with one"
@@ -200,7 +200,7 @@ def _differentiate(
         raise ValueError(
             "loss returned a value without a gradient; an encoder or the loss must want one"
         )
-    with exactly(value.device.type):
+    with no_autocast(value.device.type):
         (value if scaler is None else scaler.scale(value)).backward()
     value = value.detach()
     returned = (value, *result[1:]) if isinstance(result, tuple) else value
@@ -215,7 +215,7 @@ def _replay(
     wanted = [one for one, slope in zip(sets, slopes, strict=True) if slope is not None]
     last = {id(one.encoder): one for one in wanted}
     for k, (one, random) in enumerate(zip(sets, notes, strict=True)):
-        slope, slopes[k] = slopes[k], None  # freed with the set
+        slope, slopes[k] = slopes[k], None  # so that it is freed with the set
         if slope is None:
             advance(one.rows)
             continue
@@ -225,7 +225,7 @@ def _replay(
                 random.restore(number)
                 x = one.encode(chunk)
                 if x.requires_grad:
-                    with exactly(x.device.type):
+                    with no_autocast(x.device.type):
                         x.backward(slope[chunk])
             advance(len(x))
 
@@ -233,8 +233,8 @@ def _replay(
 class _Random:
     """States of the generators of the CPU, and of every device of a kind that is in use.
 
-    In one piece: small ones, kept from between the chunks, would stand in the room that the graph
-    of a chunk leaves to that of the next, and the heap would grow with every chunk.
+    They lie in one tensor: small ones, allocated between the chunks, would fragment the room that
+    the graph of one chunk leaves to the next, and the heap would grow with every chunk.
     """
 
     def __init__(self, count: int) -> None:

@@ -61,7 +61,7 @@ class CrossBatchMemory(StateOfRank):
         batch larger than it.
     """
 
-    _kept = ("embeddings", "labels", "ids", "seen", "calls")
+    _state_names = ("embeddings", "labels", "ids", "seen", "calls")
     embeddings: Tensor
     labels: Tensor
     ids: Tensor
@@ -150,7 +150,7 @@ class CrossBatchMemory(StateOfRank):
         enqueue: Tensor | None,
         group: Group | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Labels and ids of the batch, and labels for what is remembered."""
+        """Check labels and ids of the batch; return them, and the labels to be remembered."""
         check_embeddings("x", x)
         if x.shape[1] != self.embedding_size:
             raise ValueError(
@@ -193,19 +193,19 @@ class CrossBatchMemory(StateOfRank):
         count = torch.full_like(self.seen, n)
         if enqueue is not None:
             count = enqueue.sum()
-            order = torch.argsort(enqueue.long(), stable=True)  # what is remembered comes last
+            order = torch.argsort(enqueue.long(), stable=True)  # rows to be remembered come last
             x, labels, ids = x[order], labels[order], ids[order]
         count = torch.where(self.calls < self.warmup, 0, count)
-        # As many rows are written as fit, whatever `count` says: those before its rows, with an age
-        # below 0, find places of their own and leave there what they found.
+        # As many rows are written as fit, whatever `count` is: those before the rows to be
+        # remembered, with an age below 0, go to other slots and rewrite the contents of these.
         fit = min(n, self.memory_size)
         age = torch.arange(n - fit, n, device=x.device) - (n - count)
-        places = torch.remainder(self.seen + age, self.memory_size)
+        slots = torch.remainder(self.seen + age, self.memory_size)
         new = age >= 0
         for memory, rows in ((self.embeddings, x), (self.labels, labels), (self.ids, ids)):
             mask = new.view(-1, *[1] * (rows.dim() - 1))
-            rows = torch.where(mask, rows[n - fit :].to(memory.dtype), memory[places])
-            memory.index_copy_(0, places, rows)
+            rows = torch.where(mask, rows[n - fit :].to(memory.dtype), memory[slots])
+            memory.index_copy_(0, slots, rows)
         self.seen += count
         self.calls += 1
 
@@ -219,7 +219,7 @@ class CrossBatchMemory(StateOfRank):
 
 
 def _signed(name: str, values: Tensor, x: Tensor) -> Tensor:
-    """`values` as the memory's int64, checked. On a GPU uint64 is waited for."""
+    """Check `values`; return them as the memory's int64. The host waits for uint64 on a GPU."""
     result = whole_numbers(name, values, "x", x)
     if values.dtype == torch.uint64 and bool((result < 0).any()):
         raise ValueError(
@@ -230,7 +230,7 @@ def _signed(name: str, values: Tensor, x: Tensor) -> Tensor:
 
 
 def _among(values: Tensor, names: Tensor) -> Tensor:
-    """Which of `values` are `names`. (`torch.isin` waits for the device to count distinct ones.)"""
+    """Return which `values` are in `names`. (`torch.isin` waits for the device to count them.)"""
     if not names.shape[0]:
         return torch.zeros_like(values, dtype=torch.bool)
     names = names.sort().values

@@ -1,4 +1,4 @@
-"""Tensors that a Module keeps for its rank alone: moved, saved and copied with it, no buffers."""
+"""State of one rank: tensors that a Module moves, saves and copies, but no buffers."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -17,11 +17,11 @@ class StateOfRank(nn.Module):
     are none. Copies and pickles are those of any attribute.
     """
 
-    _kept: ClassVar[tuple[str, ...]]
+    _state_names: ClassVar[tuple[str, ...]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._kept:
+        for name in self._state_names:
             setattr(self, name, fn(getattr(self, name)))
         return self
 
@@ -42,13 +42,15 @@ class StateOfRank(nn.Module):
         if recurse:
             return buffers
         begin = prefix + "." * bool(prefix)
-        return chain(buffers, [(begin + name, getattr(self, name)) for name in self._kept])
+        return chain(buffers, [(begin + name, getattr(self, name)) for name in self._state_names])
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: getattr(self, name).detach() for name in self._kept})
+        destination.update(
+            {prefix + name: getattr(self, name).detach() for name in self._state_names}
+        )
 
     def _load_from_state_dict(
         self,
@@ -63,7 +65,7 @@ class StateOfRank(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in self._kept:
+        for name in self._state_names:
             key, held = prefix + name, getattr(self, name)
             if key not in state_dict:
                 missing_keys.extend([key] * strict)

@@ -192,7 +192,7 @@ def test_sweeps_of_the_elimination_visit_what_the_loss_visits():
     bits[0, 0, 2] = bits[0, 2, 0] = 1
     assert visited(bits) == pytest.approx(1 / 6)
     found = Sweeps(pairs, plain(pairs, True), bits).backward()[0]
-    order = pairs.relation.order_x
+    order = pairs.relation.permutation_x
     inside = torch.zeros(n, n, dtype=torch.bool)
     inside[:tile, 2 * tile :] = inside[2 * tile :, :tile] = True
     labels = problem(Setting("ms", n, 8)).other[order]
@@ -210,10 +210,10 @@ def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
 
     def told(term):
         operands = [
-            (z.gather, z.side) if isinstance(z, Term) else str(z)
+            (z.statistic, z.side) if isinstance(z, Term) else str(z)
             for z in (*term.args, term.above, term.below)
         ]
-        return term.gather, term.side, term.function.name, operands, term.grad
+        return term.statistic, term.side, term.function.name, operands, term.grad
 
     def spy(name):
         real = getattr(cpu_engine, name)

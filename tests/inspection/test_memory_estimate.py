@@ -17,7 +17,7 @@ from bench.memory.peak import MIB
 from bench.problems import Setting
 from pairops import estimate_memory, losses
 from pairops.inspection.memory_estimate import Memory
-from pairops.ops.engines.memory import WORKING, Call
+from pairops.ops.engines.memory import WORKING, SizedCall
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.terms.term import POS, lse
 from support.exhaustive import exhaustive
@@ -160,7 +160,7 @@ def test_native_keeps_squared_norms_and_tiles_for_either_anchor() -> None:
     """By snr a tile is closeness, and that divided by the variances of its rows and of its columns;
     its weights are two tiles likewise."""
     n = 4096
-    of_rows = partial(Call, n, n, 32, True, torch.float32, [lse(POS, 1.0, 0.0)], [])
+    of_rows = partial(SizedCall, n, n, 32, True, torch.float32, [lse(POS, 1.0, 0.0)], [])
     similarity, squared, snr = (
         of_rows(measure=measure) for measure in (None, Measure("sqeuclidean"), Measure("snr"))
     )

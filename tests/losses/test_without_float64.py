@@ -96,6 +96,6 @@ def test_float64_is_asked_of_the_device() -> None:
         patch.setattr(devices, "has_float64", lambda _device: False)
         graph = []
         torch.compile(loss, fullgraph=True, backend=lambda g, _: graph.append(g) or g.forward)(x)
-    made = [n.args[-1] for n in graph[0].graph.nodes if n.target == torch.ops.pairops.relate]
+    made = [n.args[-1] for n in graph[0].graph.nodes if n.target == torch.ops.pairops.sort_by_label]
     assert made == [torch.float32]
     torch.testing.assert_close(compiled(x), expected)

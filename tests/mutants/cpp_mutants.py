@@ -29,8 +29,8 @@ OF_DIGITS = (
 )
 OF_DEPTHS = "tests/ops/engines/cpu/test_sweeps.py::test_every_dtype_and_depth"
 OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_bit"
-OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
-OF_EXTREMES = f"{OF_KEPT}::test_the_gradient_of_extremes_is_that_of_dense"
+OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
+OF_EXTREMES = f"{OF_SAVED}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
@@ -151,13 +151,13 @@ MUTANTS = [
     Mutant(
         "a tile of which a band has computed a part is known", SWEEP,
         "band = of_positives && !call.similarities.tiles;", "band = of_positives;",
-        (OF_KEPT,),
+        (OF_SAVED,),
     ),
     Mutant(
         "a tile is known before it is written", SWEEP,
         "    if (mine) s = saved;\n",
         "    if (mine) s = saved, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
-        (OF_KEPT,),
+        (OF_SAVED,),
     ),
     # What goes without a sweep.
     Mutant(

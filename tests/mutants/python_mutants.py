@@ -8,10 +8,10 @@ a result.
 from mutants.mutant import Mutant
 
 FUNCTIONS = "pairops/ops/terms/functions.py"
-GATHERS = "pairops/ops/terms/accumulators.py"
+ACCUMULATORS = "pairops/ops/terms/accumulators.py"
 INTERVALS = "pairops/ops/pairs/intervals.py"
 RELATION = "pairops/ops/pairs/relation.py"
-RELATE_AT_ONCE = "pairops/ops/pairs/relate_at_once.py"
+SORT_ON_CPU = "pairops/ops/pairs/sort_on_cpu.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 PAIRS = "pairops/ops/pairs/pairs.py"
@@ -48,7 +48,7 @@ OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
-OF_KEPT = "tests/ops/engines/cpu/test_kept_similarities.py"
+OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
 OF_SMALL_MEAN = "tests/ops/row_stats/test_small_mean.py"
 OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
@@ -97,20 +97,20 @@ MUTANTS = [
     ),
     # How contributions become a statistic.
     Mutant(
-        "merge shifts both log-sum-exps by the first maximum", GATHERS,
+        "merge shifts both log-sum-exps by the first maximum", ACCUMULATORS,
         "b[1] * torch.exp(b[0] - shift)", "b[1] * torch.exp(a[0] - shift)",
         (OF_STATISTICS,),
     ),
     Mutant(
-        "of equal extremes the first tile's wins", GATHERS,
+        "of equal extremes the first tile's wins", ACCUMULATORS,
         "torch.minimum(_attained(a[0], value, a[1]), _attained(b[0], value, b[1]))",
         "torch.where(a[0] == value, a[1], b[1])",
         (OF_STATISTICS,),
     ),
     Mutant(
         "an extreme is named by its partner's place, not by its index", BLOCKWISE,
-        "seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])",
-        "seen = t.term.monoid.of(f, 1 - t.axis, grid.place_y[other])",
+        "seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.caller[1 - t.axis][partner])",
+        "seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.position_y[partner])",
         (OF_STATISTICS,),
     ),
     # Who is positive.
@@ -122,18 +122,19 @@ MUTANTS = [
     ),
     Mutant(
         "a row that stands just after its positives is counted as one", RELATION,
-        "((own >= begin) & (own < end))", "((own >= begin) & (own <= end))",
+        "((self_index >= begin) & (self_index < end))",
+        "((self_index >= begin) & (self_index <= end))",
         (OF_INTERVALS,),
     ),
     Mutant(
         "own places are left in the order of the rows' indices", PAIRS,
-        "position[own.clamp(min=0)])[relation.order_x]",
-        "position[own.clamp(min=0)])",
+        "self_index = self_index[relation.permutation_x]",
+        "pass",
         (of_loss("supcon_loss", "named_by_ids"),),
     ),
     Mutant(
         "a row is listed as a positive of itself", POSITIVE_ROWS,
-        "counts = own != column", "counts = own == own",
+        "counts = self_index != column", "counts = self_index == self_index",
         (of_loss("lifted_structure_loss-form=original", "square"),),
     ),
     # Scales.
@@ -163,8 +164,8 @@ MUTANTS = [
     # Tiles in plain torch.
     Mutant(
         "a window is dropped in the backward pass", BLOCKWISE,
-        "share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))",
-        "share = share * torch.exp(_kept(t, f, None, tile, -torch.inf))",
+        "share = share * torch.exp(_selected(t, f, drop, tile, -torch.inf))",
+        "share = share * torch.exp(_selected(t, f, None, tile, -torch.inf))",
         (OF_STATISTICS,),
     ),
     Mutant(
@@ -175,7 +176,7 @@ MUTANTS = [
     ),
     Mutant(
         "positives in the last column of a tile are out of the band", GRID,
-        "< min(hi, (tile[1] + 1) * width)", "< min(hi, (tile[1] + 1) * width - 1)",
+        "< min(pos_end, (tile[1] + 1) * width)", "< min(pos_end, (tile[1] + 1) * width - 1)",
         (OF_STATISTICS,),
     ),
     Mutant(
@@ -184,8 +185,8 @@ MUTANTS = [
         (OF_STATISTICS,),
     ),
     Mutant(
-        "tile bits of another engine", BACKWARD,
-        "serving, bits = blockwise_engine, None", "serving = blockwise_engine",
+        "tile masks of another engine", BACKWARD,
+        "serving, tile_masks = blockwise_engine, None", "serving = blockwise_engine",
         (OF_DERIVATIVES,),
     ),
     Mutant(
@@ -227,7 +228,7 @@ MUTANTS = [
     ),
     Mutant(
         "owners without pairs are reset where no owner has any", NATIVE,
-        "if (statistics[k] == fill).any():", "if (statistics[k] == fill).all():",
+        "if (statistics[k] == neutral).any():", "if (statistics[k] == neutral).all():",
         (OF_EARLIER,),
     ),
     Mutant(
@@ -237,7 +238,7 @@ MUTANTS = [
         (OF_EARLIER,),
     ),
     Mutant(
-        "columns have positives where all rows have", RELATE_AT_ONCE,
+        "columns have positives where all rows have", SORT_ON_CPU,
         "all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))",
         "all_positive = bool(all_positive)",
         (OF_EARLIER,),
@@ -247,17 +248,17 @@ MUTANTS = [
         "tiles of similarities are known before the first sweep", ADDRESSES,
         'known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")',
         'known = torch.ones(tiles, dtype=torch.uint8, device="cpu")',
-        (OF_KEPT,),
+        (OF_SAVED,),
     ),
     Mutant(
         "a gradient beside that of an extreme is lost", EAGER,
         "and not again and (plan.few or not plan.extremes):", "and not again:",
-        (OF_STATISTICS, OF_KEPT),
+        (OF_STATISTICS, OF_SAVED),
     ),
     Mutant(
         "a statistic that nobody used has a gradient", EAGER,
         "if g is None and k not in plan.constant:", "if g is None and k in plan.constant:",
-        (OF_KEPT, OF_STATISTICS),
+        (OF_SAVED, OF_STATISTICS),
     ),
     Mutant(
         "a mean's gradient without what it is multiplied by", SMALL_MEAN,
@@ -266,14 +267,14 @@ MUTANTS = [
     ),
     Mutant(
         "a mean goes the short way back also where an owner lacks pairs", SMALL_MEAN,
-        "if again or not told.whole or", "if again or",
+        "if again or not saved.whole or", "if again or",
         (OF_SMALL_MEAN,),
     ),
     # What engines are told.
     Mutant(
         "the compiled engine takes gradients for statistics", NATIVE,
-        "told = [(z.data_ptr(), z.stride(0)) for z in cotangents]",
-        "told = [(z.data_ptr(), z.stride(0)) for z in statistics]",
+        "cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in cotangents]",
+        "cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in statistics]",
         (OF_CPU,),
     ),
     Mutant(
@@ -315,15 +316,15 @@ MUTANTS = [
     ),
     Mutant(
         "a rank's own columns are counted from its first", SHARDS,
-        "own = torch.where(own < 0, -1, own + sum(columns[: group.rank]))",
-        "own = torch.where(own < 0, -1, own)",
+        "self_index = torch.where(self_index < 0, -1, self_index + sum(columns[: group.rank]))",
+        "self_index = torch.where(self_index < 0, -1, self_index)",
         (OF_RANKS,),
     ),
     # Around the losses.
     Mutant(
         "a memory's rows are written one place on", MEMORY,
-        "places = torch.remainder(self.seen + age, self.memory_size)",
-        "places = torch.remainder(self.seen + age + 1, self.memory_size)",
+        "slots = torch.remainder(self.seen + age, self.memory_size)",
+        "slots = torch.remainder(self.seen + age + 1, self.memory_size)",
         (OF_MEMORY,),
     ),
     Mutant(
@@ -366,8 +367,8 @@ MUTANTS = [
         "min(pairs.shape) <= FEW", "max(pairs.shape) <= FEW", (OF_WEIGHT_PARTS,),
     ),
     Mutant(
-        "Triton lists the tiles that every role kept a pair of", TRITON_OPERANDS,
-        "functools.reduce(torch.maximum, planes)", "functools.reduce(torch.minimum, planes)",
+        "Triton lists the tiles in which every view found a pair", TRITON_OPERANDS,
+        "functools.reduce(torch.maximum, masks)", "functools.reduce(torch.minimum, masks)",
         (OF_TRITON,),
     ),
     Mutant(
@@ -377,8 +378,8 @@ MUTANTS = [
     ),
     Mutant(
         "Triton's text gives a partner's argument to the owner", TRITON_TEXT,
-        "given.append(_spread(next(vectors), isinstance(a, Partner) != p.across))",
-        "given.append(_spread(next(vectors), p.across))",
+        "given.append(_spread(next(vectors), isinstance(a, Partner) != p.transposed))",
+        "given.append(_spread(next(vectors), p.transposed))",
         (OF_TRITON,),
     ),
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def refusals(run: Callable[[], Any], *, inside: bool = False, step: int = 5) -> 
 )
 def test_every_allocation(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # A warning that cannot be had is left out.
-    monkeypatch.setattr(lone_batches._watch, "told", True)
+    monkeypatch.setattr(lone_batches._watch, "warned", True)
     x, labels = batch()
     call = {**LOSSES, **LOOKS}[name]
     with pairops.use(engine):

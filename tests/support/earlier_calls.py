@@ -138,7 +138,7 @@ def in_turn(pairs: Pairs, name: str, cols: bool = False) -> tuple[Tensor, ...]:
         term = step(at)
         (value,) = row_stats(pairs, cols=[term]) if cols else row_stats(pairs, term)
         if len(at.missing):
-            value = torch.where(at.missing, term.monoid.fill, value)
+            value = torch.where(at.missing, term.monoid.neutral, value)
         found.append(value)
     return tuple(found)
 

@@ -199,7 +199,7 @@ CHECKS: dict[str, Callable[[], str]] = {
 }
 
 
-def in_own_process(name: str) -> str:
+def in_separate_process(name: str) -> str:
     """What the check says, or FAILED; then its output goes to stderr."""
     command = [sys.executable, "-m", "support.torch_versions", "--check", name]
     environment = {
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.filterwarnings("error", module="pairops")
         print(CHECKS[name]())
         return 0
-    found = {name: in_own_process(name) for name in CHECKS}
+    found = {name: in_separate_process(name) for name in CHECKS}
     row = {
         "torch": torch.__version__,
         "Python": platform.python_version(),

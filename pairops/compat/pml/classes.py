@@ -37,9 +37,10 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
         given["reduction"] = reduction
         if self.miner is None:
             return batch.unless_lone(self.of(ours.ms_loss, batch, **given))
-        if batch.own != (batch.ref_emb is batch.x):
+        if batch.same_rows != (batch.ref_emb is batch.x):
             raise ValueError(
-                f"ref_labels is labels: {batch.own}, and ref_emb is embeddings: {not batch.own}; "
+                f"ref_labels is labels: {batch.same_rows}, and ref_emb is embeddings: "
+                f"{not batch.same_rows}; "
                 "with a miner both must be so, or neither"
             )
         given["epsilon"] = self.miner.epsilon
@@ -99,7 +100,7 @@ class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
     reduces = (MEAN, SUM)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
-        for name, same in (("ref_emb", batch.ref_emb is batch.x), ("ref_labels", batch.own)):
+        for name, same in (("ref_emb", batch.ref_emb is batch.x), ("ref_labels", batch.same_rows)):
             if not same:
                 raise ValueError(
                     f"{name} is given; for LiftedStructureLoss it must be None, since "
@@ -216,8 +217,8 @@ class MarginLoss(Served, losses.MarginLoss):
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         positives, negatives = batch.counts()
         triplets = positives * negatives
-        wide = torch.promote_types(batch.x.dtype, torch.float32)
-        beta = self.beta.to(batch.x.device, wide)
+        dtype = torch.promote_types(batch.x.dtype, torch.float32)
+        beta = self.beta.to(batch.x.device, dtype)
         one = len(beta) == 1
         given = {"beta": beta[0] if one else beta, "margin": self.margin, "triplets": True}
         reducer = self.reducer_of("margin_loss")

@@ -19,8 +19,8 @@ class NCALoss(Served, losses.NCALoss):
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
         if len(batch.x) <= 1:
             return dict(self.zero_losses())
-        own = batch.ref_emb is batch.x
-        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, own)
+        same_rows = batch.ref_emb is batch.x
+        batch = Batch(batch.x, batch.labels, batch.ref_emb, batch.ref_labels, same_rows)
         values = self.of(ours.nca_loss, batch, scale=self.softmax_scale)
         return {"loss": self.of_findable(batch, values)}
 
@@ -47,7 +47,7 @@ class ProxyNCALoss(NCALoss, losses.ProxyNCALoss):
         of_proxies = torch.arange(len(self.proxies), device=batch.x.device)
         given = {"proxies": self.proxies, "scale": self.softmax_scale}
         values = self.of(ours.proxy_nca_loss, batch, **given)
-        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, own=False)
+        against = Batch(batch.x, batch.labels, self.proxies, of_proxies, same_rows=False)
         result = {"loss": self.of_findable(against, values)}
         self.add_weight_regularization_to_loss_dict(result, self.proxies)
         return result

@@ -25,16 +25,16 @@ class Batch:
     labels: Tensor  # (N,)
     ref_emb: Tensor  # (M, D)
     ref_labels: Tensor  # (M,)
-    own: bool  # is reference i anchor i, and left out?
+    same_rows: bool  # is reference i anchor i, and left out?
 
     def pairing(self) -> dict[str, Any]:
         """Keywords of `Pairs.of`."""
-        if self.own and self.ref_emb is self.x:
+        if self.same_rows and self.ref_emb is self.x:
             return {"ignore_index": None}
         return {
             "ref_emb": self.ref_emb,
             "ref_labels": self.ref_labels,
-            "exclude_self": self.own,
+            "exclude_self": self.same_rows,
             "ignore_index": None,
         }
 
@@ -44,13 +44,13 @@ class Batch:
         assert names is not None, "there are two sets"
         names = names.sort().values
         after = torch.searchsorted(names, labels, right=True)
-        positives = after - torch.searchsorted(names, labels) - int(self.own)
-        return positives, len(names) - int(self.own) - positives
+        positives = after - torch.searchsorted(names, labels) - int(self.same_rows)
+        return positives, len(names) - int(self.same_rows) - positives
 
     def unless_lone(self, values: Tensor) -> Tensor:
         """0 in place of all if there is at most one pair on each side: losses over pairs take that
         for none."""
-        if len(self.x) * (len(self.ref_labels) - int(self.own)) > 2:  # one side has two
+        if len(self.x) * (len(self.ref_labels) - int(self.same_rows)) > 2:  # one side has two
             return values
         return torch.where(at_most_one(*self.counts()), 0, values)
 

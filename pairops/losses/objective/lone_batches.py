@@ -21,7 +21,7 @@ class _Watch:
     """The state of the watch: the question on its way, and whether the warning was given."""
 
     def __init__(self) -> None:
-        self.told = False
+        self.warned = False
         self.calls, self.next = 0, 1  # calls on a GPU, and the number of the one that asks
         # the answer on the host, and the event of its arrival
         self.asked: tuple[Tensor, Any] | None = None
@@ -35,7 +35,7 @@ def warn_without_positives(pairs: Pairs) -> None:
 
     With several ranks nothing is said, since each knows the positives of its rows alone.
     """
-    if pairs.relation.all_positive or _watch.told or pairs.shards is not None:
+    if pairs.relation.all_positive or _watch.warned or pairs.shards is not None:
         return
     # Only an ordinary eager call makes a relation with addresses.
     if pairs.relation.addresses is None and torch.compiler.is_compiling():
@@ -87,7 +87,7 @@ def _warn(batch: str) -> None:
         "batch ever of one class? This is said once",
         stacklevel=level,
     )
-    _watch.told = True
+    _watch.warned = True
 
 
 def _is_ours(module: str) -> bool:

@@ -1,1 +1,1 @@
-"""Functions with derivatives of their own, through which all of torch's transforms pass."""
+"""Functions with hand-written derivatives that all of torch's transforms can follow."""

@@ -1,4 +1,4 @@
-"""A node of torch's graph that autograd, torch.compile and torch.func all pass through."""
+"""Nodes of torch's graph that autograd, torch.compile and torch.func can all follow."""
 
 import inspect
 from collections.abc import Sequence
@@ -11,41 +11,41 @@ from torch.autograd.forward_ad import unpack_dual
 
 
 def transforming() -> bool:
-    """Does torch.func follow this thread's tensors? Then they may have no values to be read."""
+    """Return whether torch.func follows this thread's tensors, which may then have no values."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 class Node(torch.autograd.Function):
-    """A function with derivatives of its own; a subclass writes `run`, `keep`, `backward` and
-    `tangent`, and is called by `of`.
+    """A function with hand-written derivatives; a subclass defines `run`, `keep`, `backward` and
+    `tangent`, and callers use `of`.
 
-    torch asks for three forms of one function. torch.compile refuses one that has a `jvp`;
-    torch.func needs `setup_context`, which makes every call of it 60 µs slower.
+    torch needs three forms of one function. torch.compile refuses one that has a `jvp`; torch.func
+    needs `setup_context`, which makes every call of it 60 µs slower.
 
     A backward pass is itself a call of a Node wherever it can be differentiated again, so no pass
     has to know whether it will be: torch.func always says that it may.
     """
 
-    # A decorator of `backward`, but where torch.compile traces it; as a staticmethod.
+    # A staticmethod that decorates `backward`, except where torch.compile traces it.
     around_backward: ClassVar[Any] = None
     _eager: ClassVar[type["Node"]]
     _transformed: ClassVar[type["Node"]]
 
     @staticmethod
     def run(*inputs: Any) -> Any:
-        """The outputs."""
+        """Compute the outputs."""
         raise NotImplementedError
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-        """Save in `ctx` what derivatives need: inputs and outputs."""
+        """Save in `ctx` the inputs and outputs that derivatives need."""
         raise NotImplementedError
 
     @staticmethod
     def tangent(ctx: Any, saved: list[Any], *tangents: Any) -> Any:
-        """The derivatives of the outputs along `tangents`, None for an input that stands still.
+        """Compute derivatives of the outputs along `tangents`, None for a constant input.
 
-        saved: what `keep` saved, without the tangents.
+        saved: the tensors that `keep` saved, without the tangents.
         """
         raise NotImplementedError
 
@@ -59,12 +59,12 @@ class Node(torch.autograd.Function):
         if level:
             return _each_gradient(cls.of, level, inputs)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
-            return cls.run(*inputs)  # an ordinary backward pass: nobody differentiates it
+            return cls.run(*inputs)  # an ordinary backward pass, which is not differentiated
         return cls._eager.apply(*inputs)  # type: ignore[no-untyped-call]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "run" not in vars(cls):  # one of the forms below
+        if "run" not in vars(cls):  # a form made below
             return
 
         def forward(ctx: Any, *inputs: Any) -> Any:
@@ -72,15 +72,18 @@ class Node(torch.autograd.Function):
             cls.keep(ctx, inputs, outputs)
             return outputs
 
-        # torch.compile counts parameters to see whether there is a ctx.
-        own = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
-        parameters = [own, *inspect.signature(cls.run).parameters.values()]
+        # torch.compile counts parameters to find out whether there is a ctx.
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [context, *inspect.signature(cls.run).parameters.values()]
         forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(kind=own.kind) if p.kind is not p.VAR_POSITIONAL else p for p in parameters]
+            [
+                p.replace(kind=context.kind) if p.kind is not p.VAR_POSITIONAL else p
+                for p in parameters
+            ]
         )
 
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            # torch runs this with tangents switched off, and those of an outer jvp would be lost.
+            # torch disables tangents here, and those of an outer jvp would be lost.
             saved = [z if z is None else unpack_dual(z).primal for z in ctx.saved_tensors]
             with forward_ad._set_fwd_grad_enabled(True):
                 return cls.tangent(ctx, saved, *tangents)
@@ -101,7 +104,7 @@ class Node(torch.autograd.Function):
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     """Save for `backward` and for `tangent`."""
     ctx.save_for_backward(*tensors)
-    if not torch.compiler.is_compiling():  # which knows no tangents
+    if not torch.compiler.is_compiling():  # the compiler knows no tangents
         ctx.save_for_forward(*tensors)
 
 
@@ -112,7 +115,7 @@ _WITH_VALUES = frozenset([Tensor, type(None)])
 def followed_by_autograd_alone(
     x: Tensor, y: Tensor | None = None, others: Sequence[Tensor] = ()
 ) -> bool:
-    """Are these tensors with values, of an eager call that nothing but autograd looks at?"""
+    """Return whether these tensors have values, and nothing but autograd follows them."""
     return (
         not torch.compiler.is_compiling()
         and type(x) in _PLAIN
@@ -126,8 +129,8 @@ def followed_by_autograd_alone(
 
 
 def transformed(cotangents: Sequence[Tensor | None]) -> bool:
-    """Is this a backward pass that something besides autograd follows, such as that of several
-    cotangents at once, by either of torch's vmaps? Then these may have no values to be read."""
+    """Return whether something besides autograd follows this backward pass, such as one of torch's
+    two vmaps over several cotangents. The cotangents may then have no values."""
     return (
         torch._C._are_functorch_transforms_active()
         or _batched_gradients() > 0
@@ -136,26 +139,28 @@ def transformed(cotangents: Sequence[Tensor | None]) -> bool:
 
 
 def _batched_gradients() -> int:
-    """The level of torch's older vmap, 0 outside: `torch.autograd.grad(is_grads_batched=True)` and
-    `torch.autograd.functional` with vectorize=True run a backward pass in it."""
+    """Return the level of torch's older vmap, 0 outside of it.
+
+    `torch.autograd.grad(is_grads_batched=True)` and `torch.autograd.functional` with vectorize=True
+    run a backward pass in it."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
 
 
-# Where compiled autograd traces a backward pass: it would do the first of these and not the second.
+# Compiled autograd traces a backward pass here; it would do the first of these, not the second.
 _batched_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
-    """`function` of inputs of which some are batches at `level`, where a Node has no rule."""
+    """Run `function` sample by sample where some inputs are batches at `level`: no rule serves."""
     given: list[Any] = list(inputs)
     dims: list[int | None] = [None] * len(inputs)
     for k, z in enumerate(inputs):
         if isinstance(z, Tensor) and torch._C._functorch.is_legacy_batchedtensor(z):
             given[k], dims[k] = torch._remove_batch_dim(z, level, 1, 0), 0
     sizes = [len(z) for z, dim in zip(given, dims, strict=True) if dim == 0]
-    # What is computed of plain tensors is no batch, though a batch is being traced around it.
+    # Results of plain tensors are no batch, even while a batch is traced around them.
     if not sizes:
         outer = [torch._C._vmapmode_decrement_nesting() for _ in range(level)]
         try:
@@ -172,7 +177,7 @@ def _each_gradient(function: Any, level: int, inputs: Sequence[Any]) -> Any:
 def by_sample(
     function: Any, size: int, dims: Sequence[Any], inputs: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A vmap rule: `function` of one sample after the other, and where the samples lie then."""
+    """Run `function` sample by sample, as a vmap rule; return results and their batch dims."""
     results = []
     for k in range(size):
         sample = [

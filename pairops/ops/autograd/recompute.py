@@ -1,8 +1,8 @@
-"""Differentiable any number of times, in either direction, and nothing kept but the inputs.
+"""Recomputed functions: derivatives of any order, in either direction, from saved inputs alone.
 
-`torch.utils.checkpoint` does the same for tensors, but leaves dozens of graph nodes per call.
-Between tiles of some MiB these break up the heap: the peak of a gradient penalty then grew with N²
-although nothing of that size was alive.
+`torch.utils.checkpoint` does the same for tensors, but leaves dozens of graph nodes per call. These
+fragment the heap between tiles of some MiB: the peak of a gradient penalty grows with N² although
+no tensor of that size exists.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ Tile = Callable[..., Sequence[Tensor]]
 
 
 def recomputed(function: Tile, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """function(*inputs), a sequence of tensors; its derivatives run it again.
+    """Return function(*inputs), a sequence of tensors; its derivatives run `function` again.
 
-    Whatever transforms the caller stands in, `function` sees plain tensors, and may differentiate
-    by autograd: in grad mode its result must be differentiable.
+    `function` gets plain tensors within any transform, and may differentiate by autograd: in grad
+    mode its result must be differentiable.
     """
     result: tuple[Tensor, ...] = _Recomputed.of(function, *inputs)
     return result
@@ -55,7 +55,7 @@ def by_inputs(
     inputs: Sequence[Tensor | None],
     cotangents: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Gradients of Σ cotangent·function(*inputs) by the inputs that are wanted."""
+    """Compute gradients of Σ cotangent·function(*inputs) by the wanted inputs."""
     pullback = partial(_pullback, function, tuple(wanted))
     found = iter(recomputed(pullback, *inputs, *cotangents))
     return [next(found) if want else None for want in wanted]
@@ -64,7 +64,7 @@ def by_inputs(
 def along(
     function: Tile, inputs: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """The derivatives of function(*inputs) along the tangents of those that have one; None of
+    """Compute derivatives of function(*inputs) along the tangents of those that have one; None for
     whole numbers."""
     moved = tuple([t is not None for t in tangents])
     found = recomputed(
@@ -74,8 +74,8 @@ def along(
 
 
 def _leaves(inputs: Sequence[Tensor | None], wanted: Sequence[bool], create: bool) -> list[Any]:
-    """The inputs with grad where it is wanted."""
-    # In grad mode aliases, so that no input is reached through another.
+    """Return the inputs as leaves, with grad where it is wanted."""
+    # Aliases in grad mode, so that no input is reached through another.
     leaves = [z if z is None else z.view_as(z) if create else z.detach() for z in inputs]
     for leaf, want in zip(leaves, wanted, strict=True):
         if leaf is not None and want and not leaf.requires_grad:
@@ -84,7 +84,7 @@ def _leaves(inputs: Sequence[Tensor | None], wanted: Sequence[bool], create: boo
 
 
 def _pullback(function: Tile, wanted: Sequence[bool], *given: Tensor) -> list[Tensor]:
-    """Gradients of Σ cotangent·function(*inputs) by what is wanted; given: inputs, cotangents."""
+    """Compute gradients of Σ cotangent·function(*inputs). given: inputs, cotangents."""
     create = torch.is_grad_enabled()
     inputs, cotangents = given[: len(wanted)], given[len(wanted) :]
     with torch.enable_grad():
@@ -96,9 +96,9 @@ def _pullback(function: Tile, wanted: Sequence[bool], *given: Tensor) -> list[Te
 
 
 def _pushforward(function: Tile, moved: Sequence[bool], *given: Tensor) -> list[Tensor]:
-    """Derivatives of function(*inputs) along tangents; given: inputs, tangents of what is moved.
+    """Compute derivatives of function(*inputs). given: inputs, tangents of the moved ones.
 
-    Gradients are linear in cotangents, with the derivative wanted here as their transpose.
+    Gradients are linear in cotangents, and these derivatives are their transpose.
     """
     create = torch.is_grad_enabled()
     inputs, tangents = given[: len(moved)], given[len(moved) :]
@@ -119,7 +119,7 @@ def transposed(
     cotangents: Sequence[Tensor],
     create: bool,
 ) -> list[Tensor]:
-    """The derivatives along `tangents` of what has these gradients, as functions of cotangents."""
+    """Return derivatives along `tangents` of results whose gradients are linear in cotangents."""
     live = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g.requires_grad]
     return _gradients(live, cotangents, create)
 

@@ -1,1 +1,1 @@
-"""The compiled extension, its CUDA kernels, and what is known of a GPU."""
+"""The compiled extension, its CUDA kernels, and facts about devices."""

@@ -1,4 +1,4 @@
-"""The kernels of `csrc/cuda/`: whether there are any, and the shape in which they serve a call."""
+"""CUDA kernels of `csrc/cuda/`: the backend, if there is one, and tile shapes for a call."""
 
 import functools
 import os
@@ -16,50 +16,50 @@ MOST_RELATED = 4096  # rows that are counted rather than sorted, each against al
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """Kernels that were compiled, and whom they serve."""
+    """Compiled kernels, and the terms and devices that they serve."""
 
     module: Any  # the part of the extension
-    kinds: dict[str, int]  # of terms, that they are compiled for, and the number of each
-    device: str  # the type of it, of tensors that they take
-    related: str  # the same of those that `relate` is a kernel for, whatever engine is asked next
-    # May Hopper's own sweeps serve? They are **not measured yet**, and off by default until then.
+    kinds: dict[str, int]  # the number of each kind of term that they are compiled for
+    device: str  # the device type of the tensors that they take
+    related: str  # and of those that `sort_by_label` is a kernel for, whatever engine is asked next
+    # Whether Hopper's own sweeps serve: **not measured yet**, and off by default until then.
     hopper: bool
 
     @staticmethod
     def of(module: Any, device: str = "cuda") -> "Backend":
-        """The kernels of this module; those that were compiled for the CPU are for tests."""
+        """Return the kernels of this module; those compiled for the CPU are for tests."""
         kinds = {kind: number for number, kind in enumerate(module.kinds())}
         hopper = os.environ.get("PAIROPS_HOPPER") == "1"
         return Backend(module, kinds, device, related="cuda", hopper=hopper)
 
 
-# Tests put theirs in its place. Ops take no objects, so their bodies find it here.
+# Bodies of ops find the backend here, since ops take no objects. Tests install their own.
 BACKEND: Backend | None = None
 if extension.native is not None and extension.native.cuda is not None:
     BACKEND = Backend.of(extension.native.cuda)
 
 
 def installed() -> Backend:
-    """The backend, for who knows that there is one."""
+    """Return the backend, which must exist."""
     assert BACKEND is not None, "this build of pairops has no CUDA kernels"
     return BACKEND
 
 
 def precision(dtype: torch.dtype, level: str) -> str:
-    """How embeddings and weights are multiplied, as float16: "plain", one each; "fine", weights are
-    the sum of two; "split", embeddings too.
+    """Return the format of products in float16: "plain", one number each; "fine", a weight is the
+    sum of two; "split", an embedding too.
 
-    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient; of 11 bits it
-    adds nothing to speak of there, and as much again to the error of a float16 gradient. Two
-    float16 hold 22 bits or more of a float32.
+    A bfloat16 weight, of 8 bits, would add half to the error of a bfloat16 gradient. A weight of 11
+    bits adds nothing to speak of there, but doubles the error of a float16 gradient. Two float16
+    hold 22 bits or more of a float32.
     """
     if dtype == torch.float32:
         return "plain" if level == "medium" else "split"
     return "fine" if dtype == torch.float16 else "plain"
 
 
-def relates(x: Tensor, y: Tensor | None) -> bool:
-    """Are there kernels that sort these rows by label, and arrange them on the way?"""
+def sorts_labels(x: Tensor, y: Tensor | None) -> bool:
+    """Return whether kernels can sort these rows by label, and pack them on the way."""
     if BACKEND is None or x.device.type != BACKEND.related or x.dtype == torch.float64:
         return False
     if x.is_cuda and reason_against(x.device) is not None:
@@ -68,7 +68,7 @@ def relates(x: Tensor, y: Tensor | None) -> bool:
 
 
 def reason_against(device: torch.device) -> str | None:
-    """Why the kernels cannot run on this GPU, or None."""
+    """Return why the kernels cannot run on this GPU, or None."""
     return _reason_against(device)
 
 
@@ -86,7 +86,7 @@ reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def on_hopper(device: torch.device) -> bool:
-    """Do Hopper's own sweeps serve on this device what they have a shape for?"""
+    """Return whether Hopper's own sweeps serve on this device."""
     backend = installed()
     if not backend.hopper or device.type != backend.device:
         return False
@@ -101,9 +101,9 @@ def _compiled_for_hopper() -> bool:
 class Kernels:
     """The shape of tiles in which embeddings (N, d) of this dtype are served.
 
-    hopper: by Hopper's own sweeps, where there are some. Arrangements and slices are the same.
-    width: of rows that are arranged already; torch's level of precision may have changed since.
-    level: that which rows are arranged for; by default torch's.
+    hopper: by Hopper's own sweeps, where there are some. Packed rows and slices are the same.
+    width: of rows that are packed already; torch's level of precision may have changed since.
+    level: of precision that rows are packed for; by default torch's.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Kernels:
         if width is not None and width != self.width:
             self.precision = {"plain": "split", "split": "plain"}[self.precision]
             self._read_shape()
-            assert width == self.width, "rows are arranged for these kernels"
+            assert width == self.width, "rows are packed for these kernels"
 
     def _read_shape(self) -> None:
         shape = self.module.shape(self.precision, self.d, self.hopper)
@@ -130,26 +130,26 @@ class Kernels:
         self.width = self.parts * self.panels * self.module.PANEL
 
     def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
-        """Blocks of owners and tiles of partners."""
+        """Return the numbers of blocks of owners and of tiles of partners."""
         return (owners + self.rows - 1) // self.rows, (partners + self.columns - 1) // self.columns
 
-    def room(self, z: Tensor) -> "Arranged":
-        """An arrangement of z (n, d) that is yet to be written."""
+    def room(self, z: Tensor) -> "Packed":
+        """Allocate room for z (n, d), packed."""
         n = z.shape[0]
         padded = -(-n // self.module.PADDED_ROWS) * self.module.PADDED_ROWS
-        return Arranged(
+        return Packed(
             z.new_empty((padded, self.width), dtype=torch.float16),
             z.new_empty((2, padded), dtype=torch.float32),
             torch.empty(1, dtype=torch.int32, device=z.device),
         )
 
 
-class Arranged(NamedTuple):
+class Packed(NamedTuple):
     """One set in sorted order, as it is multiplied; see csrc/cuda/around/pack.h."""
 
     rows: Tensor  # (padded, parts · panels · 64) float16, in panels
     scales: Tensor  # (2, padded) float32, r = high (1 + rest)
-    kept: Tensor  # (1,) int32, how many are not ignored; those come first
+    valid_count: Tensor  # (1,) int32, the number of valid rows; they come first
 
 
 def stream_of(z: Tensor) -> int:

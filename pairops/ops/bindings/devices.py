@@ -1,4 +1,4 @@
-"""What is known of a device: its numbers, and of a GPU how work is divided among its processors."""
+"""Facts about devices: dtypes, precision, and how work is divided among a GPU's processors."""
 
 import contextlib
 import functools
@@ -12,8 +12,8 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def has_float64(device: torch.device) -> bool:
-    """Does this device know float64? Apple's MPS, say, does not."""
-    try:  # Asked of the device each time: an answer kept would cost as much to look up.
+    """Return whether this device knows float64: Apple's MPS, say, does not."""
+    try:  # Ask the device each time: a cached answer would cost as much to look up.
         torch.empty(0, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):
         return False
@@ -21,42 +21,42 @@ def has_float64(device: torch.device) -> bool:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """Of scales, and of sums over ranks or queries: float64, float32 where a device has no more."""
+    """Return the dtype of scales, and of sums over ranks or queries: float64, else float32."""
     return torch.float64 if has_float64(device) else torch.float32
 
 
 def float32_level() -> str:
-    """ "highest", "high" or "medium", by whichever of torch's settings is in use."""
+    """Return "highest", "high" or "medium", by whichever of torch's settings is in use."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch's newer setting has been touched, and it refuses to mix the two
+    except RuntimeError:  # torch refuses to mix this setting with its newer one
         chosen = torch.backends.cuda.matmul.fp32_precision
         return {"tf32": "high", "bf16": "medium"}.get(chosen, "highest")
 
 
-# What torch.compiler.assume_constant_result does, which imports all of the compiler to do it.
+# As torch.compiler.assume_constant_result does, which would import all of the compiler.
 capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 float32_level._dynamo_marked_constant = True  # type: ignore[attr-defined]
 widest_float._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def on_device(z: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Kernels are launched on the current device, which need not be that of z."""
+    """Make z's device the current one within a context, since kernels are launched on that."""
     return torch.cuda.device(z.device) if z.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """How many blocks run at a time at least; where kernels run on the CPU as few as cut."""
+    """Return how many blocks run at a time at least; on a CPU, for tests, a small number."""
     if device.type == "cpu":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def splits(blocks: int, tiles: int, processors: int, bytes_each: int, room: int = 32 << 20) -> int:
-    """Into how many parts the columns are cut so that every processor has two blocks.
+    """Return the number of parts of the columns with which every processor has two blocks.
 
-    bytes_each: of one part's results, of which there is to be no more than `room`.
+    bytes_each: of one part's results, which take no more than `room` together.
     """
     wanted = (2 * processors + blocks - 1) // max(blocks, 1)
     return max(1, min(wanted, tiles, room // max(bytes_each, 1)))

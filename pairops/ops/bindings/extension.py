@@ -1,4 +1,4 @@
-"""The compiled part, if there is one: loaded once, and told what every call of it must be told."""
+"""The compiled extension, if there is one: loaded once; with facts that every call needs."""
 
 import functools
 import importlib.util
@@ -18,13 +18,13 @@ _ROOT = Path(__file__).parents[2]  # the package
 
 
 def _load() -> tuple[Any, str | None]:
-    """The extension, or why there is none.
+    """Return the extension, or why there is none.
 
-    A source folder that Python finds before the installed package has none beside it: then it is
-    that of the installed package, if that has the same interface.
+    A source folder that Python finds before the installed package has no extension: then the
+    installed package's is loaded, if it has the same interface.
     """
     try:
-        # By name: the contract on imports takes a compiled module for the whole package.
+        # Import by name: the import contract takes a compiled module for the whole package.
         return import_module(_NAME), None
     except ImportError as error:
         reason = f"the extension cannot be imported ({error})"
@@ -49,7 +49,7 @@ def _load() -> tuple[Any, str | None]:
 
 
 def _installed() -> Path | None:
-    """The installed package's extension, where this is another folder than its own."""
+    """Return the installed package's extension, if this is another folder."""
     try:
         known = files("pairops") or []
     except PackageNotFoundError:
@@ -84,13 +84,13 @@ DTYPES = {
 
 
 def serves(tensor: Tensor) -> bool:
-    """Can the extension work on this tensor's memory?"""
+    """Return whether the extension can work on this tensor's memory."""
     return native is not None and tensor.device.type == "cpu"
 
 
 @functools.cache
 def isa() -> str:
-    """PAIROPS_ISA, or the best instruction set of this machine."""
+    """Return PAIROPS_ISA, or the best instruction set of this machine."""
     known = native.isas()
     name: str = os.environ.get("PAIROPS_ISA", known[0])
     if name not in known:

@@ -1,5 +1,4 @@
-"""Embeddings as the CUDA kernels multiply them: sorted, float16, in panels; alone, or on the way of
-sorting them by label."""
+"""Packing of embeddings for the CUDA kernels: sorted, float16, in panels; also while sorting."""
 
 from collections.abc import Sequence
 
@@ -11,59 +10,59 @@ from .devices import float32_level, on_device
 from .extension import DTYPES
 from .schemas import library
 
-_Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, order, keep
+_Given = tuple[Tensor, Tensor | None, Tensor, Tensor]  # z (n, d), scale, permutation, valid
 
 
-def arrange_both(x: _Given, y: _Given | None) -> list[Tensor]:
-    """`Arranged` of one set, or of two one after the other. There is no gradient."""
+def pack_both(x: _Given, y: _Given | None) -> list[Tensor]:
+    """Return `Packed` of one set, or of two one after the other. There is no gradient."""
     result: list[Tensor] = []
     for z, *rest in (x,) if y is None else (x, y):
-        result += torch.ops.pairops.arrange(z.detach(), *rest, float32_level())
+        result += torch.ops.pairops.pack(z.detach(), *rest, float32_level())
     return result
 
 
-def _arrange(
-    z: Tensor, scale: Tensor | None, order: Tensor, keep: Tensor, level: str
+def _pack(
+    z: Tensor, scale: Tensor | None, order: Tensor, valid: Tensor, level: str
 ) -> list[Tensor]:
     n, d = z.shape
     kernels = Kernels(installed(), z.dtype, d, level=level)
-    arranged = kernels.room(z)
+    packed = kernels.room(z)
     if not n:
-        arranged.kept.zero_()
-    alive = [None if t is None else t.contiguous() for t in (z, scale, order, keep)]
-    given, scales, *places = [_at(t) for t in alive]
-    high, rest = arranged.scales
-    written = [t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)]
+        packed.valid_count.zero_()
+    tensors = [None if t is None else t.contiguous() for t in (z, scale, order, valid)]
+    given, scales, *addresses = [_at(t) for t in tensors]
+    high, rest = packed.scales
+    written = [t.data_ptr() for t in (packed.rows, high, rest, packed.valid_count)]
     with on_device(z):
         kernels.module.pack(
-            given, DTYPES[z.dtype], n, d, scales, *places, kernels.panels, kernels.parts, *written,
-            stream_of(z),
+            given, DTYPES[z.dtype], n, d, scales, *addresses, kernels.panels, kernels.parts,
+            *written, stream_of(z),
         )  # fmt: skip
-    return list(arranged)
+    return list(packed)
 
 
-def relate(
+def sort_by_label(
     kernels: Kernels,
     z: Tensor,  # (n, d)
     labels: Tensor | None,  # (n,)
-    others: Tensor | None,  # labels of the other set, if there is one
+    others: Tensor | None,  # (m,) labels of the other set
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
-    places: Sequence[Tensor | None],  # order, lo, hi, own, positives, to be written
-    keep: Tensor | None,
+    outputs: Sequence[Tensor | None],  # permutation, pos_begin, pos_end, self_index, positives
+    valid: Tensor | None,
     scale: Tensor | None,
-    arranged: Sequence[Tensor],
+    packed: Sequence[Tensor],
 ) -> None:
     z = z.contiguous()
     n, d = z.shape
-    rows, (high, rest), kept = arranged
+    rows, (high, rest), valid_count = packed
     with on_device(z):
         kernels.module.sort_by_label(
             z.data_ptr(), DTYPES[z.dtype], n, d, _at(labels), _at(others),
             0 if others is None else others.shape[0], ignore_index, exclude_self, normalize,
-            tuple([_at(place) for place in places]), _at(keep), _at(scale),
-            kernels.panels, kernels.parts, tuple([_at(t) for t in (rows, high, rest, kept)]),
+            tuple([_at(z) for z in outputs]), _at(valid), _at(scale),
+            kernels.panels, kernels.parts, tuple([_at(t) for t in (rows, high, rest, valid_count)]),
             stream_of(z),
         )  # fmt: skip
 
@@ -72,8 +71,8 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-library.impl("arrange", _arrange, "CompositeExplicitAutograd")
+library.impl("pack", _pack, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "pairops::arrange",
+    "pairops::pack",
     lambda z, *rest: list(Kernels(installed(), z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),
 )

@@ -1,20 +1,20 @@
-"""The schemas of all ops: what torch, its compiler and its exported programs know of pairops.
+"""Schemas of all ops, for torch, its compiler and its exported programs.
 
-An op's body and its fake stand where it is used, with parameters that are named alike.
+An op's body and its fake are in the module that uses it, with parameters of the same names.
 """
 
 from torch.library import Library
 
 library = Library("pairops", "DEF")
 
-# Who is a positive of whom: pairs/intervals.py.
+# Relations by label: pairs/intervals.py.
 library.define(
-    "relate(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
+    "sort_by_label(Tensor x, Tensor? y, Tensor? labels, Tensor? ref_labels, SymInt? ignore_index, "
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
-# Embeddings as the CUDA kernels multiply them: bindings/packing.py.
-library.define("arrange(Tensor z, Tensor? scale, Tensor order, Tensor keep, str level) -> Tensor[]")
+# Embeddings packed for the CUDA kernels: bindings/packing.py.
+library.define("pack(Tensor z, Tensor? scale, Tensor order, Tensor valid, str level) -> Tensor[]")
 
 # Row statistics and their gradient: row_stats/bodies.py. relation: the fields of `Relation`.
 # measure: the key of a `Measure`, or "".
@@ -22,18 +22,20 @@ _CALL = (
     "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, str measure, "
     "Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
 )
-library.define(f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor bits)")
 library.define(
-    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor bits, "
+    f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor tile_masks)"
+)
+library.define(
+    f"row_stats_backward({_CALL}, Tensor[] statistics, Tensor[] arguments, Tensor tile_masks, "
     "Tensor[] cotangents, bool need_x, bool need_y, bool[] need_vectors) -> (Tensor dx, Tensor dy, "
     "Tensor[] dvectors)"
 )
 
 # The mean of log(1 + exp R): row_stats/softplus_mean.py.
 library.define(
-    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? keep) -> (Tensor loss, Tensor count)"
+    "soft_mean(Tensor[] statistics, float[] divisors, Tensor? valid) -> (Tensor loss, Tensor count)"
 )
 library.define(
     "soft_mean_slopes(Tensor gradient, Tensor count, Tensor[] statistics, float[] divisors, "
-    "Tensor? keep) -> Tensor[] cotangents"
+    "Tensor? valid) -> Tensor[] cotangents"
 )

@@ -1,1 +1,1 @@
-"""Ranks that share a batch: their group, what they must agree on, blocks sent around a ring."""
+"""Ranks that share a batch: their group, agreement on arguments, blocks sent around a ring."""

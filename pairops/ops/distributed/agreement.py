@@ -1,4 +1,4 @@
-"""Agreement between ranks: all are called alike, and a rank that refuses tells the others."""
+"""Fingerprints of arguments, so that ranks can check that all were called alike."""
 
 import functools
 import inspect
@@ -33,13 +33,15 @@ def collective(
                 check(keywords)
             given = keywords.get("group")
             try:
-                if given is None or isinstance(given, Group):  # a loss within a loss has been told
+                if given is None or isinstance(
+                    given, Group
+                ):  # the loss around this one has checked
                     return loss(*args, **keywords)
                 group = keywords["group"] = Group.of(given, {"loss": shown(loss)})
                 if group is None:
                     return loss(*args, **keywords)
                 with group.reporting():
-                    group.told |= _told(signature, whole, *args, **keywords)
+                    group.fingerprint |= _fingerprint(signature, whole, *args, **keywords)
                     return loss(*args, **keywords)
             except RuntimeError as error:
                 if_refused(error)
@@ -50,7 +52,7 @@ def collective(
     return of
 
 
-def _told(
+def _fingerprint(
     signature: inspect.Signature, whole: tuple[str, ...], *args: Any, **keywords: Any
 ) -> dict[str, str]:
     given = dict(signature.bind(*args, **keywords).arguments)
@@ -60,7 +62,7 @@ def _told(
 
 
 def kind_of(values: Tensor, whole: bool = False) -> str:
-    """What all ranks have in common of a tensor: its shape if it is `whole`, or that of a row."""
+    """Return a tensor's fingerprint: dtype and shape, of a row if it is not `whole`."""
     extents = [str(k) for k in values.shape]
     if not whole and extents:
         extents[0] = "·"
@@ -69,10 +71,10 @@ def kind_of(values: Tensor, whole: bool = False) -> str:
 
 
 def shown(value: Any, whole: bool = False) -> str:
-    """What must be alike on all ranks of an argument; nothing that differs between processes."""
+    """Return an argument's fingerprint, without anything that differs between processes."""
     if isinstance(value, Tensor):
         return kind_of(value, whole)
-    if hasattr(value, "describe"):  # a term, which is not known here
+    if hasattr(value, "describe"):  # a term, whose class is not imported here
         return str(value.describe(kind_of))
     if isinstance(value, (tuple, list)):
         return f"[{', '.join([shown(item, whole) for item in value])}]"

@@ -1,4 +1,4 @@
-"""An allocation that torch cannot make on a CPU is a MemoryError, no RuntimeError like others."""
+"""Refused allocations: torch's RuntimeError on a CPU becomes a MemoryError."""
 
 import functools
 import re
@@ -10,17 +10,17 @@ import torch
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# What torch says of its own allocations, on any system, and of those of the standard library.
+# Messages of torch's allocator, on any system, and of the standard library's.
 _REFUSALS = ("allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 
 
 def refused(error: Exception) -> Exception:
-    """A MemoryError in place of torch's error; any other is itself, as torch.OutOfMemoryError, what
-    users of GPUs catch, is."""
+    """Return a MemoryError for a refused allocation, else the error itself, such as
+    torch.OutOfMemoryError, which users of GPUs catch."""
     said = str(error)
     if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
         return error
-    if not any(words in said for words in _REFUSALS):
+    if not any(refusal in said for refusal in _REFUSALS):
         return error
     asked = re.search(r"(\d+) bytes", said)
     what = f"{asked[1]} bytes ({int(asked[1]) / 2**20:.1f} MiB)" if asked else "memory"
@@ -28,7 +28,7 @@ def refused(error: Exception) -> Exception:
         f"{what} cannot be had; pairops.estimate_memory tells what a loss needs at most, and "
         "pairops.cached_step is for a batch whose graph is too large"
     )
-    found.__dict__.update(error.__dict__)  # ranks may know of it
+    found.__dict__.update(error.__dict__)  # which marks an error that ranks know of
     return found
 
 
@@ -40,7 +40,7 @@ def if_refused(error: Exception) -> None:
 
 
 def refusing(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`function`, which raises MemoryError where memory is refused."""
+    """Decorate `function` so that it raises MemoryError where memory is refused."""
 
     @functools.wraps(function)
     def called(*args: _P.args, **keywords: _P.kwargs) -> _R:

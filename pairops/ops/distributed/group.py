@@ -1,6 +1,6 @@
-"""The ranks that share a batch: who they are, what they must agree on, and sums over all of them.
+"""Group: the ranks that share a batch, their exchanges, and sums over all of them.
 
-`torch.distributed` carries everything; nothing is sent that it would not send.
+`torch.distributed` carries everything.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`function`, at which torch.compile leaves its graph. (`torch.compiler.disable` alone would
-    load the compiler when pairops is imported.)"""
+def skip_compile(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate `function` so that torch.compile leaves its graph there. (`torch.compiler.disable`
+    alone would load the compiler when pairops is imported.)"""
 
     @functools.wraps(function)
     def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
@@ -38,17 +38,17 @@ def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
 class Group:
     """A process group of several ranks, as seen by one of them."""
 
-    def __init__(self, process_group: Any, told: Mapping[str, str]) -> None:
+    def __init__(self, process_group: Any, fingerprint: Mapping[str, str]) -> None:
         self.process_group = process_group
         self.rank: int = dist.get_rank(process_group)
         self.size: int = dist.get_world_size(process_group)
-        self.told = dict(told)  # name → what every rank must have given
-        self.call: int | None = None  # which one this is of all that the ranks agreed on
-        self.pieces = 0  # of the call, numbered, so that its backward pass can name them
+        self.fingerprint = dict(fingerprint)  # name → value that all ranks must share
+        self.call: int | None = None  # its number among all that the ranks agreed on
+        self.pieces = 0  # of the call, counted, so that its backward pass can name them
 
     @staticmethod
-    def of(given: Given, told: Mapping[str, str] | None = None) -> "Group | None":
-        """None for no group, and for a group of one rank, to which all rows are local."""
+    def of(given: Given, fingerprint: Mapping[str, str] | None = None) -> "Group | None":
+        """Return the group; None for no group, or a group of one rank, where all rows are local."""
         if given is None or isinstance(given, Group):
             return given
         if not dist.is_available() or not dist.is_initialized():
@@ -68,28 +68,28 @@ class Group:
                 f"group is {type(given).__name__}; it must be None, True or a "
                 "torch.distributed.ProcessGroup"
             )
-        group = Group(given, told or {})
+        group = Group(given, fingerprint or {})
         return None if group.size == 1 else group
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """What torch.distributed raises within this context says what was going on."""
+        """Name this step in errors that torch.distributed raises within this context."""
         try:
             yield
         except RuntimeError as error:
             if header.is_known(error):
                 raise
-            what = f"{self.told['loss']}, " if "loss" in self.told else ""
+            what = f"{self.fingerprint['loss']}, " if "loss" in self.fingerprint else ""
             message = f"rank {self.rank} of {self.size} was in {what}{name}: {error}"
             raise header.known(type(error)(message)) from error
 
-    @untraced
-    def agree(self, told: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
-        """Each count, of every rank; an error on all of them if not all were told the same."""
+    @skip_compile
+    def agree(self, fingerprint: Mapping[str, str], *counts: int) -> tuple[tuple[int, ...], ...]:
+        """Return each count of every rank; raise on all ranks if fingerprints differ."""
         ambient = {name: found() for name, found in header.AMBIENT.items()}
         number = header.calls(self.process_group) + 1 if self.call is None else self.call
         place = "at the beginning of" if self.call is None else "in the forward pass of"
-        given = {"place": f"{place} call {number}", **self.told, **told, **ambient}
+        given = {"place": f"{place} call {number}", **self.fingerprint, **fingerprint, **ambient}
         with self.step("the exchange of what the ranks were given"):
             every = header.exchange(
                 self.process_group, given, torch.tensor(counts, dtype=torch.int64), failed=False
@@ -99,17 +99,22 @@ class Group:
         return tuple(map(tuple, every[:, : len(counts)].T.tolist()))
 
     def another(self) -> int:
-        """The number of one more piece of this call, the same on all ranks."""
+        """Return the number of a new piece of this call, the same on all ranks."""
         self.pieces += 1
         return self.pieces
 
-    @untraced
+    @skip_compile
     def meet(self, what: str, backward: bool = False, numbers: Tensor | None = None) -> Tensor:
-        """Before anything is exchanged: are all ranks here, in the same exchange of the same call?
-        (ranks, ROOM) the numbers of every rank; an error on all of them if they are not."""
-        told = {"place": self._place(backward), "loss": self.told.get("loss", ""), "exchange": what}
-        with self.step(f"the header of {what} {told['place']}"):
-            return header.exchange(self.process_group, told, numbers, failed=False)
+        """Check, before an exchange, that all ranks are in the same one of the same call.
+
+        Return (ranks, ROOM) the numbers of every rank; raise on all ranks if they are elsewhere."""
+        fingerprint = {
+            "place": self._place(backward),
+            "loss": self.fingerprint.get("loss", ""),
+            "exchange": what,
+        }
+        with self.step(f"the header of {what} {fingerprint['place']}"):
+            return header.exchange(self.process_group, fingerprint, numbers, failed=False)
 
     def _place(self, backward: bool) -> str:
         if self.call is None:
@@ -118,7 +123,7 @@ class Group:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """What this rank raises within this context the others are told of."""
+        """Report to the other ranks what this rank raises within this context."""
         try:
             yield
         except Exception as error:
@@ -128,46 +133,47 @@ class Group:
                 raise
             raise found from error
 
-    @untraced
+    @skip_compile
     def report(self, error: Exception) -> None:
-        """Tell the other ranks, in the next header that they come to, of what they do not know."""
+        """Report an error, unless they know it, to the other ranks in their next header."""
         if header.is_known(error):
             return
         header.known(error)
-        told = {"error": f"{type(error).__name__}: {error}"}
+        fingerprint = {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(ValueError, RuntimeError):
-            header.exchange(self.process_group, told, None, failed=True)
+            header.exchange(self.process_group, fingerprint, None, failed=True)
 
     def peer(self, rank: int) -> int:
-        """The rank among all processes of a rank of this group, counted round."""
+        """Return the global rank of a rank of this group, counted round."""
         return dist.get_global_rank(self.process_group, rank % self.size)
 
     def part(self, whole: Tensor) -> Tensor:
-        """This rank's share of rows that every rank has."""
+        """Return this rank's share of rows that every rank has."""
         part: Tensor = whole.tensor_split(self.size)[self.rank]
         return part
 
-    @untraced
+    @skip_compile
     def total(self, values: Tensor, gradient_of: int | None = None) -> Tensor:
-        """Σ over the ranks, the same bits on all. Differentiable: each rank's gradient is that of
-        the sum of what all ranks differentiate. gradient_of: a piece whose backward pass it is."""
+        """Return Σ over the ranks, with the same bits on all. Differentiable: a rank's gradient is
+        that of the sum of all ranks' results. gradient_of: the piece whose backward pass it is."""
         result: Tensor = _Total.apply(self, values, gradient_of)  # type: ignore[no-untyped-call]
         return result
 
-    @untraced
+    @skip_compile
     def rows(
         self,
         values: Tensor,
         sizes: Sequence[int],
         *,
         meet: Callable[[], object] | None = None,
-        met: bool = False,
+        synchronized: bool = False,
     ) -> Tensor:
-        """The rows of all ranks, one after the other. sizes: how many each has. Differentiable.
+        """Gather the rows of all ranks, one after the other, differentiably. sizes: of each rank.
 
-        meet: meets in place of what this would say.  met: the ranks have just met, for this too.
+        meet: called in place of the usual header.  synchronized: no header, since the ranks have
+        just met.
         """
-        meet = (lambda: None) if met else meet
+        meet = (lambda: None) if synchronized else meet
         result: Tensor = _Rows.apply(self, values, tuple(sizes), meet)  # type: ignore[no-untyped-call]
         return result
 
@@ -177,12 +183,12 @@ class _Total(torch.autograd.Function):
     def forward(ctx: Any, group: Group, values: Tensor, gradient_of: int | None) -> Tensor:
         ctx.group, ctx.piece = group, group.another()
         backward = gradient_of is not None
-        which = f"the gradient of piece {gradient_of}" if backward else f"piece {ctx.piece}"
-        what = f"a sum of {values.dtype} {tuple(values.shape)}, {which}"
+        piece_name = f"the gradient of piece {gradient_of}" if backward else f"piece {ctx.piece}"
+        what = f"a sum of {values.dtype} {tuple(values.shape)}, {piece_name}"
         if values.numel() <= header.ROOM and values.device == header.device(group.process_group):
-            wide = values.double() if values.is_floating_point() else values.long()
-            every = group.meet(what, backward, wide.reshape(-1).view(torch.int64))
-            sums = every[:, : values.numel()].view(wide.dtype).sum(0)
+            widened = values.double() if values.is_floating_point() else values.long()
+            every = group.meet(what, backward, widened.reshape(-1).view(torch.int64))
+            sums = every[:, : values.numel()].view(widened.dtype).sum(0)
             return sums.to(values.dtype).reshape(values.shape)
         result = values.clone(memory_format=torch.contiguous_format)
         group.meet(what, backward)
@@ -205,9 +211,9 @@ class _Rows(torch.autograd.Function):
         meet: Callable[[], object] | None,
     ) -> Tensor:
         first = sum(sizes[: group.rank])
-        ctx.group, ctx.own = group, slice(first, first + len(values))
+        ctx.group, ctx.local = group, slice(first, first + len(values))
         ctx.piece = group.another()
-        # Before the ranks meet: where there is no room for it, the others can be told still.
+        # Allocated before the ranks meet: if memory is refused, the others can still be told.
         padded = values.new_zeros((max(sizes), *values.shape[1:]))
         padded[: len(values)] = values
         if meet is None:
@@ -217,16 +223,16 @@ class _Rows(torch.autograd.Function):
         if not any(sizes):
             return torch.empty_like(values)
         with group.step("gathering the rows of all ranks"):
-            # As bytes: not every backend gathers every dtype.
+            # Sent as bytes, since not every backend gathers every dtype.
             every = header.gathered(group.process_group, padded.view(torch.uint8))
         found = [rows.view(values.dtype)[:size] for rows, size in zip(every, sizes, strict=True)]
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, ctx.group.total(g, ctx.piece)[ctx.own], None, None
+        return None, ctx.group.total(g, ctx.piece)[ctx.local], None, None
 
 
 def row_of(values: Tensor) -> str:
-    """What a row of `values` is: the same on all ranks, where one has as many of them."""
+    """Return dtype and shape of a row of `values`, which are the same on all ranks."""
     return f"{values.dtype} {tuple(values.shape[1:])}"

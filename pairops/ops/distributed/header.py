@@ -1,7 +1,7 @@
-"""What every exchange between ranks begins with: where each of them is, and whether one has failed.
+"""Headers, which begin every exchange: where each rank is, and whether one has failed.
 
-A header has the same shape wherever a rank is, so ranks that are at different places meet in it
-before anything else is sent, and an error on each says who is where.
+A header has the same shape wherever a rank is, so ranks at different places in the program meet in
+it before anything else is sent, and an error on each says who is where.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Entries: a digest of what the rank says, the bytes of that, has it failed? After them numbers.
+# Entries: a digest of the rank's fingerprint, its bytes, whether it failed; then numbers.
 _FIXED = 3
 ROOM = 2  # numbers of 8 bytes that travel in a header
 
-# What decides how ranks exchange and is no argument: name → what this rank has. Modules that know
-# of such a thing add it.
+# Settings that decide how ranks exchange, but are no arguments: name → this rank's value. Modules
+# add their own.
 AMBIENT: dict[str, Callable[[], str]] = {
     "grad mode": lambda: str(torch.is_grad_enabled()),
     "float32 matmul precision": torch.get_float32_matmul_precision,
 }
 
-# By process group, how many calls its ranks have agreed on: the same on all of them.
+# By process group, the number of calls that its ranks have agreed on, the same on all.
 _calls: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 _E = TypeVar("_E", bound=Exception)
@@ -36,13 +36,13 @@ def calls(process_group: Any) -> int:
 
 
 def another_call(process_group: Any) -> int:
-    """The number of the call that the ranks of the group have just agreed on."""
+    """Count and return the call that the ranks of the group have just agreed on."""
     _calls[process_group] = calls(process_group) + 1
     return _calls[process_group]
 
 
 def known(error: _E) -> _E:
-    """`error`, of which the other ranks know or cannot be told."""
+    """Mark `error` as one that the other ranks know, or cannot be told."""
     error.ranks_know = True  # type: ignore[attr-defined]
     return error
 
@@ -52,15 +52,15 @@ def is_known(error: Exception) -> bool:
 
 
 def exchange(
-    process_group: Any, told: Mapping[str, str], numbers: Tensor | None, *, failed: bool
+    process_group: Any, fingerprint: Mapping[str, str], numbers: Tensor | None, *, failed: bool
 ) -> Tensor:
-    """(ranks, ROOM) int64: the numbers of every rank, if all are told the same and none has failed;
-    else an error on all of them.
+    """Return (ranks, ROOM) int64: the numbers of every rank; raise on all ranks if fingerprints
+    differ or one has failed.
 
-    told: where this rank is, and what all must have there.  numbers: int64, as many as there is
-    room for.  failed: has this rank an error? Then told["error"] says which.
+    fingerprint: where this rank is, and the values that all must share.  numbers: int64, at most
+    ROOM.  failed: this rank has an error, fingerprint["error"].
     """
-    text = json.dumps(told).encode()
+    text = json.dumps(fingerprint).encode()
     digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
     header = torch.tensor([digest, len(text), failed, *[0] * ROOM], device=device(process_group))
     if numbers is not None:
@@ -82,8 +82,8 @@ def exchange(
 
 
 def device(process_group: Any) -> torch.device:
-    """Where numbers for the host are exchanged: on the CPU if the group can, which waits for no
-    kernel."""
+    """Return the device where numbers for the host are exchanged: the CPU if the group can, since
+    it waits for no kernel."""
     backends = str(dist.get_backend_config(process_group))
     if "cpu:" in backends:
         return torch.device("cpu")
@@ -91,29 +91,32 @@ def device(process_group: Any) -> torch.device:
 
 
 def gathered(process_group: Any, values: Tensor) -> Tensor:
-    """(ranks, …): `values` of all ranks, of one shape."""
+    """Gather `values` of all ranks, of one shape, into (ranks, …)."""
     found = values.new_empty((dist.get_world_size(process_group), *values.shape))
     dist.all_gather(list(found.unbind()), values, group=process_group)
     return found
 
 
 def _difference(heard: Sequence[Mapping[str, str]]) -> Exception:
-    """Who is where, if that differs; else who was told what, of the first thing that differs."""
+    """Describe the ranks' places if they differ, else the first difference of fingerprints."""
     name = next(
-        name for told in heard for name in told if len({other.get(name) for other in heard}) > 1
+        name
+        for fingerprint in heard
+        for name in fingerprint
+        if len({other.get(name) for other in heard}) > 1
     )
     if name in ("place", "exchange"):
-        where = _by_rank([_where(told) for told in heard], "is", "are")
+        where = _by_rank([_where(fingerprint) for fingerprint in heard], "is", "are")
         return RuntimeError(
             f"the ranks of the group are at different places: {where}; losses with a group must be "
             "called and differentiated in the same order on all ranks, and as often"
         )
-    what = _by_rank([told.get(name, "nothing") for told in heard], "has", "have")
+    what = _by_rank([fingerprint.get(name, "nothing") for fingerprint in heard], "has", "have")
     return ValueError(f"the ranks of the group disagree about {name}: {what}; all must have one")
 
 
-def _where(told: Mapping[str, str]) -> str:
-    parts = [told["place"], told.get("loss"), told.get("exchange")]
+def _where(fingerprint: Mapping[str, str]) -> str:
+    parts = [fingerprint["place"], fingerprint.get("loss"), fingerprint.get("exchange")]
     return ", ".join(filter(None, parts))
 
 

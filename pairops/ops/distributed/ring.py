@@ -11,15 +11,15 @@ from .group import Group
 def ring(
     group: Group, sizes: Sequence[int], home: Sequence[Tensor], name: str
 ) -> Generator[tuple[int, list[Tensor]], None, None]:
-    """(rank, its rows) of all ranks: of this one first, then of those after it, round.
+    """Yield (rank, its rows) of all ranks: of this one first, then of those after it, round.
 
-    home: tensors with one row for each of `sizes[rank]`.  name: what errors call this ring.
+    home: tensors with one row for each of `sizes[rank]`.  name: of this ring, for errors.
 
     The next block is under way while one is worked on. It overwrites the one before, so there are
-    two besides the home block however many ranks there are, and none is to be kept. Where torch
-    runs transfers on a stream of their own they wait for the work that was queued before them, so
-    what is overwritten has been read. A generator that is closed early hands the rest on: the other
-    ranks wait for it. What it needs room for is made before it is asked for the first block.
+    two besides the home block however many ranks there are, and the caller must not hold one. Where
+    torch runs transfers on a stream of their own they wait for the work queued before them, so a
+    block has been read before it is overwritten. A generator that is closed early passes the rest
+    on, since the other ranks wait for it. All room is allocated before the first block is yielded.
     """
     here = [z.contiguous() for z in home]
     most = max(sizes)
@@ -55,8 +55,8 @@ def _blocks(
 
 
 def _exchange(group: Group, here: Sequence[Tensor], coming: Sequence[Tensor]) -> list[dist.Work]:
-    """Hand what is here to the rank before this one, and take from the one after it."""
+    """Send `here` to the rank before this one, and receive `coming` from the one after it."""
     before, after = group.peer(group.rank - 1), group.peer(group.rank + 1)
-    given = [dist.P2POp(dist.isend, z, before, group.process_group) for z in here if z.numel()]
-    taken = [dist.P2POp(dist.irecv, z, after, group.process_group) for z in coming if z.numel()]
-    return list(dist.batch_isend_irecv(given + taken)) if given or taken else []
+    sends = [dist.P2POp(dist.isend, z, before, group.process_group) for z in here if z.numel()]
+    receives = [dist.P2POp(dist.irecv, z, after, group.process_group) for z in coming if z.numel()]
+    return list(dist.batch_isend_irecv(sends + receives)) if sends or receives else []

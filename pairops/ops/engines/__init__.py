@@ -1,4 +1,4 @@
-"""The engines, who serves a call, and why another does not.
+"""Engines: their registry, and the choice of one for each call.
 
 To add an engine, write a module with the names of `engine.Engine` and name it in ENGINES, in order
 of preference; `_preferred` knows the exceptions.
@@ -17,11 +17,11 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
-from .engine import Engine, as_taken, bits_shape, reason_against
+from .engine import Engine, reason_against, terms_for_engine, tile_masks_shape
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "Engine", "as_taken", "bits_shape", "choose", "use"]
+__all__ = ["ENGINES", "Engine", "choose", "terms_for_engine", "tile_masks_shape", "use"]
 
 # In order of preference, where `_preferred` does not say otherwise.
 _ENGINES: list[Engine] = [
@@ -34,7 +34,7 @@ _ENGINES: list[Engine] = [
 ]
 ENGINES: dict[str, Engine] = {engine.NAME: engine for engine in _ENGINES}
 
-# On a CPU kernels for GPUs run in tests alone, for who asks for them by name.
+# Kernels for GPUs run on a CPU in tests alone, when they are asked for by name.
 _ON_CPU = [engine.NAME for engine in _ENGINES if engine.DEVICE != "cuda"]
 
 _ambient = threading.local()  # a ContextVar would break torch.compile(fullgraph=True)
@@ -42,7 +42,7 @@ _default = os.environ.get("PAIROPS_ENGINE", "auto")
 
 
 def asked_for() -> str:
-    """The engine that this thread asks for, or "auto"."""
+    """Return the engine that this thread asks for, or "auto"."""
     return getattr(_ambient, "engine", None) or _default
 
 
@@ -78,7 +78,7 @@ def use(engine: str) -> Iterator[None]:
 
 
 def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
-    """The name of the engine that serves this call; ValueError if the named one cannot."""
+    """Return the name of the engine that serves this call; ValueError if the named one cannot."""
     named = _known(asked_for(), "PAIROPS_ENGINE")
     if named != "auto":
         reason = reason_against(ENGINES[named], pairs, rows, cols)
@@ -92,7 +92,7 @@ def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
 
 
 def _preferred(pairs: Pairs) -> list[str]:
-    """The engines in the order in which "auto" asks them."""
+    """Return the engines in the order in which "auto" asks them."""
     if pairs.x.device.type == "cpu":
         return _ON_CPU
     names = list(ENGINES)

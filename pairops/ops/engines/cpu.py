@@ -1,4 +1,4 @@
-"""The sweeps that are compiled ahead of time: tensors are checked here, addresses handed on.
+"""The CPU engine: it checks tensors, and hands addresses to sweeps compiled ahead of time.
 
 `csrc/recipes.h` lists the terms that are served, in every combination; on a CPU `csrc/cpu/` runs
 them, with as many threads as torch has. The results do not depend on the number of threads.
@@ -19,7 +19,7 @@ from pairops.ops.terms.levels import numbered, resolved, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .cpu_addresses import TILE, Call
+from .cpu_addresses import TILE, CpuCall
 from .plan import Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
@@ -30,7 +30,7 @@ TAKES_DISTANCES = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
-SMALL = 512 * 512  # pairs of a call of which they are kept, in float32
+SMALL = 512 * 512  # pairs whose similarities are saved at most, in float32
 
 
 def missing() -> str | None:
@@ -50,7 +50,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 
 
 def declines_pairs(pairs: Pairs) -> str | None:
-    """Why it can serve no call with these pairs, or None."""
+    """Return why the engine can serve no call with these pairs, or None."""
     if MISSING is not None:
         return MISSING
     x, scale = pairs.x, pairs.scales.x
@@ -62,19 +62,19 @@ def declines_pairs(pairs: Pairs) -> str | None:
 
 
 def serves(plan: Plan) -> bool:
-    """Are all terms of a call compiled? Then the plan is told to the extension, once."""
+    """Return whether all terms of a call are compiled; if so compile the plan, once."""
     if plan.compiled is None:
         compiled: Any = False
         if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
             terms = [
                 (
                     kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
-                    kind.keeps_bits, not kind.swept, kind.fill,
+                    kind.has_tile_mask, not kind.swept, kind.neutral,
                 )
                 for k, kind in enumerate(plan.kinds)
             ]  # fmt: skip
             compiled = _native.Plan(terms, plan.sweeps)
-        plan.compiled = compiled  # not before: another thread may ask meanwhile
+        plan.compiled = compiled  # last, since another thread may ask meanwhile
     return plan.compiled is not False
 
 
@@ -85,14 +85,14 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are (terms that keep bits, row tiles, column tiles), 1 also where the window of one
-    set kept a pair of the tile's mirror image."""
+    """Compute statistics; tile masks are (terms that have one, row tiles, column tiles), and in one
+    set 1 also where the mirrored tile has a pair inside the window."""
     made = planned_forward(pairs, rows, cols, _plan(rows, cols))
-    bits = made.bits
-    if bits is None:
-        bits = torch.empty(bits_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
+    masks = made.tile_masks
+    if masks is None:
+        masks = torch.empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device="cpu")
     # The results of an op may not be views of one another.
-    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, bits
+    return [z.clone() for z in made.every.split(made.sizes)], made.arguments, masks
 
 
 def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
@@ -103,17 +103,17 @@ def _plan(rows: Sequence[Term], cols: Sequence[Term]) -> Plan:
 
 
 class Made(NamedTuple):
-    """What `planned_forward` makes."""
+    """The results of `planned_forward`."""
 
     every: Tensor  # the statistics, one after the other
     sizes: list[int]  # of each
     arguments: list[Tensor]
-    bits: Tensor | None  # None where no term keeps any
-    whole: bool  # has each earlier term that is an argument found a pair of every owner?
+    tile_masks: Tensor | None  # None where no term has one
+    whole: bool  # True: each earlier term that is an argument found a pair of every owner
 
 
 def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], plan: Plan) -> Made:
-    """`forward` of terms that may refer to earlier ones, all in one call of the extension."""
+    """Compute statistics of terms that may refer to earlier ones, in one call of the extension."""
     x, y = pairs.x, pairs.y
     n = x.shape[0]
     m = n if y is None else y.shape[0]
@@ -125,25 +125,25 @@ def planned_forward(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], pl
         arguments += (torch.empty(n if k < plan.rows else m, dtype=torch.int64, device="cpu"),)
         found[k] = arguments[-1].data_ptr()
     tiles = -(-n // TILE), -(-m // TILE)
-    bits = at = None
+    tile_masks = at = None
     if plan.keeping:
-        bits = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
-        at = bits.data_ptr()
-    call = Call(pairs, rows, cols, plan, dtype)
+        tile_masks = torch.zeros((plan.keeping, *tiles), dtype=torch.uint8, device="cpu")
+        at = tile_masks.data_ptr()
+    call = CpuCall(pairs, rows, cols, plan, dtype)
     _native.forward(
         plan.compiled, *call.shared, every.data_ptr(), found, at, tiles[0] * tiles[1],
         *call.settings,
     )  # fmt: skip
     sizes, whole = [n] * plan.rows + [m] * (plan.count - plan.rows), True
-    for k, fill, by_positive in plan.arguments:
+    for k, neutral, by_positive in plan.arguments:
         if by_positive and pairs.relation.all_positive:
             continue
         statistics = torch.split_with_sizes(every, sizes)
-        if (statistics[k] == fill).any():
-            _repair(pairs, rows, cols, statistics, arguments, bits)
+        if (statistics[k] == neutral).any():
+            _repair(pairs, rows, cols, statistics, arguments, tile_masks)
             whole = False
             break
-    return Made(every, sizes, arguments, bits, whole)
+    return Made(every, sizes, arguments, tile_masks, whole)
 
 
 def _repair(
@@ -152,37 +152,37 @@ def _repair(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
 ) -> None:
-    """Owners without pairs in an earlier term have none: what was made of it was made of ±inf.
-    What was made of that in turn is gathered again."""
+    """Reset owners without pairs in an earlier term: they have none in this term either. Terms that
+    depend on a term with reset owners are computed again."""
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     argument = iter(arguments)
-    plane: Iterator[Tensor] = iter(() if bits is None else bits)
+    masks: Iterator[Tensor] = iter(() if tile_masks is None else tile_masks)
     first = 0
-    for axis, owned in enumerate((rows, cols)):
-        mine = statistics[first : first + len(owned)]
+    for axis, axis_terms in enumerate((rows, cols)):
+        mine = statistics[first : first + len(axis_terms)]
         changed: set[int] = set()
-        for k, term in enumerate(owned):
+        for k, term in enumerate(axis_terms):
             at = next(argument) if term.keeps_argument else None
-            kept = next(plane) if term.keeps_bits else None
+            saved_mask = next(masks) if term.has_tile_mask else None
             if any(a.place in changed for a in term.earlier()):
-                again, _ = resolved(term, owned, mine, {})
+                again, _ = resolved(term, axis_terms, mine, {})
                 of_rows, of_cols = ((again,), ()) if axis == 0 else ((), (again,))
                 made = planned_forward(pairs, of_rows, of_cols, _plan(of_rows, of_cols))
                 mine[k].copy_(made.every)
                 if at is not None:
                     at.copy_(made.arguments[0])
-                if kept is not None and made.bits is not None:
-                    kept.copy_(made.bits[0])
+                if saved_mask is not None and made.tile_masks is not None:
+                    saved_mask.copy_(made.tile_masks[0])
                 changed.add(k)
-            missing = without_pairs(term, owned, mine)
+            missing = without_pairs(term, axis_terms, mine)
             if missing is not None and missing.any():
-                mine[k].masked_fill_(missing, term.monoid.fill)
+                mine[k].masked_fill_(missing, term.monoid.neutral)
                 if at is not None:
                     at.masked_fill_(missing, -1)
                 changed.add(k)
-        first += len(owned)
+        first += len(axis_terms)
 
 
 def backward(
@@ -191,13 +191,13 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Without a slope by arguments a tile takes less time."""
+    """Compute gradients; a tile takes less time without slopes by arguments."""
     plan = _plan(rows, cols)
     dx, dy, gradients = planned_backward(
-        pairs, rows, cols, statistics, [], cotangents, bits, needs, plan
+        pairs, rows, cols, statistics, [], cotangents, tile_masks, needs, plan
     )
     blank = pairs.x.new_empty(0)
     return blank if dx is None else dx, blank if dy is None else dy, gradients
@@ -210,18 +210,18 @@ def planned_backward(
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
     cotangents: Sequence[Tensor] | Tensor,
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
     plan: Plan,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """`backward` of terms that may refer to earlier ones, which all have pairs.
+    """Compute gradients of terms that may refer to earlier ones, which all have pairs.
 
-    arguments: of extremes, where `plan.few` says that all terms are such; else extremes among the
-    terms are left out.  cotangents: also one after the other, of sets of one length.
+    arguments: of extremes, if `plan.few` says that all terms are extremes; else extremes among the
+    terms are left out.  cotangents: also in one tensor, if all sets have one length.
     """
     x, y = pairs.x, pairs.y
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    call = Call(pairs, rows, cols, plan, dtype)
+    call = CpuCall(pairs, rows, cols, plan, dtype)
     gradients: list[Tensor] = []
     if not plan.short:
         gradients = _by_arguments(pairs, rows, cols, needs, dtype)
@@ -232,19 +232,19 @@ def planned_backward(
     if needs.y and y is not None:
         dy = torch.zeros(y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
-    plane = 0
-    if bits is not None and plan.keeping:
-        bits = bits.contiguous()
-        bit, plane = bits.data_ptr(), bits.shape[1] * bits.shape[2]
+    mask_bytes = 0
+    if tile_masks is not None and plan.keeping:
+        tile_masks = tile_masks.contiguous()
+        bit, mask_bytes = tile_masks.data_ptr(), tile_masks.shape[1] * tile_masks.shape[2]
     slopes = [z.data_ptr() if z.shape[0] else None for z in gradients] if gradients else []
     if by_x or by_y or gradients:
         if isinstance(cotangents, Tensor):
             at, row = cotangents.data_ptr(), x.shape[0] * dtype.itemsize
-            told = [(at + k * row, 1) for k in range(plan.count)]
+            cotangent_addresses = [(at + k * row, 1) for k in range(plan.count)]
         else:
-            # Of complex numbers torch returns imaginary parts whose sign is yet to be turned.
+            # The imaginary part of a complex tensor may have a sign that is yet to be turned.
             cotangents = [z.resolve_neg() for z in cotangents]
-            told = [(z.data_ptr(), z.stride(0)) for z in cotangents]
+            cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in cotangents]
         found: list[int | None] = [None] * plan.count
         if plan.extremes:
             arguments = [z.contiguous() for z in arguments]
@@ -253,14 +253,14 @@ def planned_backward(
         whole = len(statistics) == 1
         every = statistics[0].contiguous() if whole else _one_after_the_other(statistics)
         _native.backward(
-            plan.compiled, *call.shared, every.data_ptr(), found, told, slopes, bit, plane,
-            *call.settings, by_x, by_y,
+            plan.compiled, *call.shared, every.data_ptr(), found, cotangent_addresses, slopes, bit,
+            mask_bytes, *call.settings, by_x, by_y,
         )  # fmt: skip
     return dx, dy, gradients
 
 
 def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over anchors of the sum of pieces, and its slopes by every statistic.
+    """Return the mean over anchors of the sum of pieces, and its slopes by every statistic.
 
     pieces: (shape, plus, minus or −1, offset, weight), see `row_stats/pieces.py`.  every: n
     statistics of each term, one after the other; so are the slopes.
@@ -275,9 +275,9 @@ def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[T
 
 
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
-    """A tensor at the address of all: the first of them, as `planned_forward` made them.
+    """Return a tensor at the address of all statistics: the first, if `planned_forward` made them.
 
-    What was saved for a backward pass may have been packed, and come back with any stride.
+    A tensor saved for a backward pass may have been packed, and come back with any stride.
     """
     last = statistics[0].data_ptr()
     for z in statistics[:-1]:
@@ -290,11 +290,11 @@ def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
 def _by_arguments(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], needs: Wanted, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Zeros for the gradient by each tensor that is an argument, none where it is not needed."""
+    """Allocate zeros for the gradient by each tensor argument, empty where it is not needed."""
     found: list[Tensor] = []
     k = 0
-    for axis, owned in enumerate((rows, cols)):
-        for term in owned:
+    for axis, axis_terms in enumerate((rows, cols)):
+        for term in axis_terms:
             wanted = iter([True] * len(term.args) if needs.args is None else needs.args[k])
             for a in term.args:
                 if isinstance(a, (Tensor, Partner)):
@@ -305,9 +305,9 @@ def _by_arguments(
     return found
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     n, m = pairs.shape
-    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    keeping = sum(term.has_tile_mask for term in (*rows, *cols))
     return keeping, -(-n // TILE), -(-m // TILE)

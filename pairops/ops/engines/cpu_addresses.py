@@ -1,4 +1,4 @@
-"""Addresses of one call's tensors, as the CPU engine's extension is told them."""
+"""Addresses of one call's tensors, as the extension takes them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from pairops.ops.terms.term import Term
 from .plan import Plan
 
 TILE = _native.TILE if _native else 1
-KEPT = 3 << 19  # bytes of similarities, at most, that are kept from sweep to sweep
+MOST_BYTES = 3 << 19  # of similarities, at most, that are saved from sweep to sweep
 
 
-class Call:
-    """What both passes are told of a call, and the tensors, which must live as long."""
+class CpuCall:
+    """Arguments of both passes, and the tensors at their addresses, which must live as long."""
 
     def __init__(
         self,
@@ -31,27 +31,27 @@ class Call:
         dtype: torch.dtype,
     ) -> None:
         x, y, relation, scales, cache = pairs.x, pairs.y, pairs.relation, pairs.scales, pairs.cache
-        self._alive: tuple[Any, ...] = ()
+        self._tensors: tuple[Any, ...] = ()
         if relation.addresses is None:
             relation.addresses = _of_relation(relation)
         if scales.addresses is None:
             scales.addresses = _of_scales(scales)
-        # Another thread may do the same at the same time: what this call took it keeps alive.
-        kept, sets = cache.similarities, cache.sets
-        if kept is None:
-            kept = cache.similarities = _similarities(x, y, dtype)
-        tensors, similarities = kept
-        _, intervals, order_x, order_y = relation.addresses
+        # Another thread may do the same at the same time: this call holds what it took.
+        saved, sets = cache.similarities, cache.sets
+        if saved is None:
+            saved = cache.similarities = _similarities(x, y, dtype)
+        tensors, similarities = saved
+        _, intervals, permutation_x, permutation_y = relation.addresses
         _, scale_x, scale_y = scales.addresses
         given: Any
         if sets is None:
             given = self._set(x), None if y is None else self._set(y)
-        else:  # once: what is kept lives longer than the embeddings may
-            *given, self._alive = sets
+        else:  # once, since the cache may outlive the embeddings
+            *given, self._tensors = sets
             cache.sets = None
-        self._alive += tensors
-        of_x = *given[0], scale_x, *order_x
-        of_y = None if y is None else (*given[1], scale_y, *order_y)
+        self._tensors += tensors
+        of_x = *given[0], scale_x, *permutation_x
+        of_y = None if y is None else (*given[1], scale_y, *permutation_y)
         measure = pairs.measure
         compared = None if measure is None else (measure.name, measure.anchors == 1)
         numbers = [
@@ -67,7 +67,7 @@ class Call:
         self.shared = (
             extension.isa(), of_x, of_y, compared, intervals, similarities, numbers, vectors,
         )  # fmt: skip
-        # As torch does with its own memory.
+        # Poison results as torch poisons its own uninitialised memory.
         poison = torch._C._get_deterministic_algorithms()
         poison = poison and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         self.settings = torch.get_num_threads(), poison
@@ -75,30 +75,32 @@ class Call:
     def _set(self, z: Tensor) -> tuple[int | str, ...]:
         if not z.is_contiguous():
             z = z.contiguous()
-            self._alive += (z,)
+            self._tensors += (z,)
         return z.data_ptr(), DTYPES[z.dtype], *z.shape
 
 
 def _of_relation(relation: Relation) -> tuple[Any, ...]:
-    """What must live as long; intervals; order and validity of rows, and of columns."""
-    alive = [z.contiguous() for z in relation.tensors()]
-    order_x, order_y, begin, end, own, valid_x, valid_y = [z.data_ptr() for z in alive]
-    return alive, (begin, end, own), (order_x, valid_x), (order_y, valid_y)
+    """Return tensors to hold; intervals; permutation and validity of rows, and of columns."""
+    tensors = [z.contiguous() for z in relation.tensors()]
+    permutation_x, permutation_y, begin, end, self_index, valid_x, valid_y = [
+        z.data_ptr() for z in tensors
+    ]
+    return tensors, (begin, end, self_index), (permutation_x, valid_x), (permutation_y, valid_y)
 
 
 def _of_scales(scales: Scales) -> tuple[Any, ...]:
-    alive = [None if z is None else z.contiguous() for z in (scales.x, scales.y)]
-    return alive, *[None if z is None else z.data_ptr() for z in alive]
+    tensors = [None if z is None else z.contiguous() for z in (scales.x, scales.y)]
+    return tensors, *[None if z is None else z.data_ptr() for z in tensors]
 
 
 def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Of a small problem tiles, each computed by the first sweep that needs it, and which of them
-    have been, for all sweeps with these pairs; then their addresses."""
+    """Allocate the tiles of a small problem, and flags for those that are known; return both, and
+    their addresses. The first sweep that needs a tile computes it."""
     n = x.shape[0]
     m = n if y is None else y.shape[0]
     tiles = -(-n // TILE) * -(-m // TILE)
     count = tiles * TILE * TILE
-    if not 0 < count * dtype.itemsize <= KEPT:
+    if not 0 < count * dtype.itemsize <= MOST_BYTES:
         return (), None
     values = torch.empty(count, dtype=dtype, device="cpu")
     known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")

@@ -1,4 +1,4 @@
-"""The truth: the whole matrix, written for reading, differentiated by autograd alone.
+"""The dense engine, the reference: the whole matrix, differentiated by autograd alone.
 
 It shares the vocabulary with the other engines but none of their tricks, and it never calls a
 function's slopes, unless the function declares that its slope is not the derivative.
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.indexing import places
+from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import inverse_norm, product, scaled, shrinking
+from pairops.ops.pairs.similarity import apply_scale, inverse_norm, product, shrinking
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
@@ -40,7 +40,7 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """There are no tiles, and no bits."""
+    """Return an empty shape: there are no tiles."""
     x = _comparable(pairs.x, pairs.relation.valid_x, pairs)
     y = x if pairs.y is None else _comparable(pairs.y, pairs.relation.valid_y, pairs)
     s = product(x, y)
@@ -48,76 +48,84 @@ def forward(
     found = [_statistic(s, positive, present, term) for term in rows]
     found += [_statistic(s.T, positive.T, present.T, term) for term in cols]
     arguments = [argument for _, argument in found if argument is not None]
-    bits = pairs.x.new_empty(bits_shape(), dtype=torch.uint8)
-    return [statistic for statistic, _ in found], arguments, bits
+    tile_masks = pairs.x.new_empty(tile_masks_shape(), dtype=torch.uint8)
+    return [statistic for statistic, _ in found], arguments, tile_masks
 
 
-def bits_shape(*_call: object) -> tuple[int, ...]:
+def tile_masks_shape(*_call: object) -> tuple[int, ...]:
     return (0,)
 
 
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
-    """Rows whose dot products are the similarities; 0 for an ignored row, whatever it holds."""
-    wide = torch.where(keep[:, None], x, 0).to(pairs.dtype)
+    """Return rows whose dot products are the similarities; 0 for an ignored row."""
+    rows = torch.where(keep[:, None], x, 0).to(pairs.dtype)
     if pairs.scales.x is None:
-        return wide * (1 + 0 * wide)  # so that a NaN or Inf also shows in its own gradient
-    wide = wide * shrinking(wide).unsqueeze(1)  # a unit row is the same, however long it was
-    return scaled(wide, inverse_norm(wide), pairs.dtype)
+        return rows * (1 + 0 * rows)  # so that a NaN or Inf also shows in its own gradient
+    rows = rows * shrinking(rows).unsqueeze(1)  # a unit row is the same, however long it was
+    return apply_scale(rows, inverse_norm(rows), pairs.dtype)
 
 
 def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(N, M) is j positive for i; is (i, j) a pair at all."""
+    """Return (N, M) bool: whether j is a positive of i, and whether (i, j) is a pair at all."""
     relation = pairs.relation
-    row, place = places(relation.order_x), places(relation.order_y)
-    begin, end, own = (
+    row, position = (
+        inverse_permutation(relation.permutation_x),
+        inverse_permutation(relation.permutation_y),
+    )
+    begin, end, self_index = (
         z[row][:, None] for z in (relation.pos_begin, relation.pos_end, relation.self_index)
     )
-    positive = (place >= begin) & (place < end)
-    return positive, (place != own) & relation.valid_x[:, None] & relation.valid_y
+    positive = (position >= begin) & (position < end)
+    return positive, (position != self_index) & relation.valid_x[:, None] & relation.valid_y
 
 
 def _statistic(
     s: Tensor, positive: Tensor, present: Tensor, term: Term
 ) -> tuple[Tensor, Tensor | None]:
-    """(N,) of s (N, M), and who attained an extreme; a column term gets everything transposed."""
+    """Return the statistic (N,) of s (N, M), and who attained an extreme.
+
+    A column term gets everything transposed.
+    """
     if not term.grad:
         s = s.detach()
-    kept = present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    selected = (
+        present if term.side == ALL else present & (positive if term.side == POS else ~positive)
+    )
     if term.above is not None:
-        kept = kept & ~(s <= term.above[:, None])
+        selected = selected & ~(s <= term.above[:, None])
     if term.below is not None:
-        kept = kept & ~(s >= term.below[:, None])
-    # On the way in as well as on the way out: a dropped pair's slope may be infinite, as its
-    # owner's argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
-    s = torch.where(kept, s, 0)
-    args = [_selected(kept, _spread(argument)) for argument in term.args]
+        selected = selected & ~(s >= term.below[:, None])
+    # Select inputs as well as results: a dropped pair's slope may be infinite, as its owner's
+    # argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
+    s = torch.where(selected, s, 0)
+    args = [_where_selected(selected, _spread(argument)) for argument in term.args]
     if term.function.is_derivative:
         f = term.value(s, *args)
     else:
         f = term.value(s.detach(), *args) + (s - s.detach()) * term.slopes(s, *args)[0]
-    fill = term.monoid.fill
-    f = torch.where(kept, f, fill)
-    if term.gather == "sum":
+    neutral = term.monoid.neutral
+    f = torch.where(selected, f, neutral)
+    if term.statistic == "sum":
         return f.sum(1), None
     if s.shape[1] == 0:
         nobody = torch.full_like(f[:, :0].sum(1), -1, dtype=torch.int64)
-        return f.sum(1) + fill, nobody if term.keeps_argument else None
-    if term.gather == "lse":
+        return f.sum(1) + neutral, nobody if term.keeps_argument else None
+    if term.statistic == "lse":
         # torch's second derivative of a log-sum-exp over −inf alone is NaN.
-        empty = ~(kept & (f != -torch.inf)).any(1)
+        empty = ~(selected & (f != -torch.inf)).any(1)
         f = torch.where(empty[:, None], 0, f)
-        return torch.where(empty, fill, torch.logsumexp(f, 1)), None
-    extreme = (f.amin if term.gather == "lowest" else f.amax)(1, keepdim=True)
-    first = (kept & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
+        return torch.where(empty, neutral, torch.logsumexp(f, 1)), None
+    extreme = (f.amin if term.statistic == "lowest" else f.amax)(1, keepdim=True)
+    first = (selected & ((f == extreme) | f.isnan())).byte().argmax(1, keepdim=True)
     extreme = f.gather(1, first).squeeze(1)
     if not term.keeps_argument:
         return extreme, None
-    return extreme, torch.where(kept.any(1), first.squeeze(1), -1)
+    return extreme, torch.where(selected.any(1), first.squeeze(1), -1)
 
 
-def _selected(kept: Tensor, argument: Any) -> Any:
-    """The argument of each pair; 1 for one that is dropped, since functions may divide by it."""
-    return torch.where(kept, argument, 1) if isinstance(argument, Tensor) else argument
+def _where_selected(selected: Tensor, argument: Any) -> Any:
+    """Return the argument of each pair; 1 for a dropped one, since functions may divide by it."""
+    return torch.where(selected, argument, 1) if isinstance(argument, Tensor) else argument
 
 
 def _spread(argument: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an engine is: forward and backward of a call of `row_stats`, and what is asked before."""
+"""The protocol of an engine, and the terms that an engine without distances takes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,64 +18,66 @@ class Backward(Protocol):
         cols: Sequence[Term],
         statistics: Sequence[Tensor],
         cotangents: Sequence[Tensor],
-        bits: Tensor | None,
+        tile_masks: Tensor | None,
         needs: Wanted,
         /,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Gradients of Σ cotangent·statistic by x, by y (through the scales, and for who takes
-        distances through squared norms) and by every tensor argument, in the order of the terms.
+        """Return gradients of Σ cotangent·statistic by x, by y and by every tensor argument.
 
-        Sums and log-sum-exps only: an extreme's gradient goes to one pair per owner and needs no
-        sweep. bits: from this engine's `forward`, or None: visit every tile. A gradient that is not
+        They lead through the scales and, in an engine that takes distances, through squared norms.
+        Arguments are in the order of the terms, which are sums and log-sum-exps: an extreme's
+        gradient goes to one pair per owner and needs no sweep.
+
+        tile_masks: from this engine's `forward`; None: visit every tile. A gradient that is not
         needed is empty; for the same set the first is the whole one.
         """
 
 
 class Engine(Protocol):
-    """A module with these names is one; `ENGINES` lists those that there are."""
+    """A module with these names; `ENGINES` lists them."""
 
     NAME: str  # as `pairops.use` takes it
     TAKES_EARLIER: bool  # may terms of `forward` refer to earlier ones of the call?
-    # May the pairs have a measure, and terms and their windows be of closeness then? Gradients by x
-    # and y are then whole. An engine that says False is told terms of similarities, see `as_taken`.
+    # May pairs have a measure? Terms and windows are then of closeness, and gradients by x and y
+    # are whole. An engine that says False gets terms of similarities, see `terms_for_engine`.
     TAKES_DISTANCES: bool
     DEVICE: str | None  # what its kernels are for, "cpu" or "cuda"; None: any device
 
     def missing(self) -> str | None:
-        """Why it can serve no call at all here, or None."""
+        """Return why the engine can serve no call at all here, or None."""
 
     def declines(self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], /) -> str | None:
-        """Why it cannot serve this call, or None."""
+        """Return why the engine cannot serve this call, or None."""
 
     def prepare(self, pairs: Pairs, /) -> list[Tensor]:
-        """Make of the embeddings what serves all calls with these pairs, once."""
+        """Prepare the embeddings, once for all calls with these pairs."""
 
     def forward(
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], /
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Statistics of the row terms (N,), then of the column terms (M,), in the caller's order;
-        of each extreme that keeps its argument the partner that attained it, or −1; tile bits.
+        """Return statistics, arguments of extremes, and tile masks.
 
-        The bits are uint8, 1 where a term's window kept a pair of a tile: one term after the other
-        along the first axis. Beyond that their order is the engine's own: only its `backward` reads
-        them.
+        Statistics are those of the row terms (N,), then of the column terms (M,), in the caller's
+        order. An argument is the partner that attained an extreme, or −1, for each extreme that
+        keeps it. Tile masks are uint8, 1 where a term's window has a pair of a tile inside: one
+        term after the other along the first axis. Only the engine's `backward` reads the rest.
         """
 
     @property
     def backward(self) -> Backward | None:
         """The gradient of `forward`; None: torch differentiates `forward` itself."""
 
-    def bits_shape(
+    def tile_masks_shape(
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], /
     ) -> tuple[int | torch.SymInt, ...]:
-        """The shape of the bits, which nothing but shapes decides."""
+        """Return the shape of the tile masks, which follows from shapes alone."""
 
 
-def as_taken(
+def terms_for_engine(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[Sequence[Term], Sequence[Term]]:
-    """Terms that are `over` these pairs as the engine takes them: composed with the distance of the
-    pairs, if there is one and the engine knows none."""
+    """Return the terms as the engine takes them: composed with the distance of the pairs, if there
+    is one and the engine knows none. The terms are `over` these pairs."""
     if pairs.measure is None or engine.TAKES_DISTANCES:
         return rows, cols
     squares = pairs.squares()
@@ -86,14 +88,14 @@ def as_taken(
 def reason_against(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> str | None:
-    """Why the engine cannot serve this call, or None."""
+    """Return why the engine cannot serve this call, or None."""
     with torch.no_grad():
-        return engine.declines(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.declines(pairs, *terms_for_engine(engine, pairs, rows, cols))
 
 
-def bits_shape(
+def tile_masks_shape(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    """The shape of the bits that the engine returns of this call."""
+    """Return the shape of the tile masks that the engine makes of this call."""
     with torch.no_grad():
-        return engine.bits_shape(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.tile_masks_shape(pairs, *terms_for_engine(engine, pairs, rows, cols))

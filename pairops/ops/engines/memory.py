@@ -1,8 +1,8 @@
-"""What an engine holds while it serves one call of `forward` or `backward`, in bytes.
+"""Memory, in bytes, that an engine holds while it serves one call of `forward` or `backward`.
 
-Each formula is its engine's code, counted. Those of `native` and `blockwise` are checked against
-measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. What the ops
-return is not in them, but for the gradients of `backward`.
+Each formula counts its engine's code. Those of `native` and `blockwise` are checked against
+measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. Results
+of ops are not in them, but for the gradients of `backward`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ from .triton import tile_configs
 from .triton.tile_configs import Configuration
 
 _MIB = 1 << 20
-_PADDED = 128  # csrc/cuda/params/tile_shape.h: arranged rows come in multiples of this
-_PROCESSORS = 132  # of a GPU that is not here: an H100's
+_PADDED = 128  # csrc/cuda/params/tile_shape.h: packed rows come in multiples of this
+_PROCESSORS = 132  # an H100's, where there is no GPU
 
 
 @dataclass(frozen=True)
-class Call:
+class SizedCall:
     """The extents of one call and its terms."""
 
     n: int
@@ -39,12 +39,12 @@ class Call:
     dtype: torch.dtype
     rows: Sequence[Term]
     cols: Sequence[Term]
-    measure: Measure | None = None  # as the engine is told it
+    measure: Measure | None = None  # as the engine takes it
     wanted: tuple[bool, bool] = (False, False)  # gradients by x and y that `backward` returns
 
     @property
-    def wide(self) -> int:
-        """Bytes of a number in the dtype of statistics."""
+    def float_bytes(self) -> int:
+        """The bytes of a number in the dtype of statistics."""
         return max(4, self.dtype.itemsize)
 
     @property
@@ -52,82 +52,82 @@ class Call:
         return (self.n,) if self.same else (self.n, self.m)
 
     @property
-    def owned(self) -> list[tuple[Term, int]]:
-        """Every term, and how many own one of its statistics."""
+    def terms_and_owners(self) -> list[tuple[Term, int]]:
+        """Every term with the number of its owners."""
         return [(term, self.n) for term in self.rows] + [(term, self.m) for term in self.cols]
 
     @property
     def band(self) -> bool:
-        return all(term.side == POS for term, _ in self.owned)
+        return all(term.side == POS for term, _ in self.terms_and_owners)
 
     def copies(self, *lengths: int) -> int:
-        """So many rows in the dtype of statistics."""
-        return sum(lengths) * self.d * self.wide
+        """Return the bytes of so many rows in the dtype of statistics."""
+        return sum(lengths) * self.d * self.float_bytes
 
     def gradients(self) -> int:
         return self.copies(*[k for k, want in zip(self.lengths, self.wanted, strict=False) if want])
 
     def vectors(self, beside: int = 0) -> int:
-        """One value per owner for each argument and window of a term, and for `beside` more."""
+        """Return the bytes of a value per owner for each argument, window, and `beside` more."""
         counts = [
             (len(term.args) + (term.above is not None) + (term.below is not None) + beside) * k
-            for term, k in self.owned
+            for term, k in self.terms_and_owners
         ]
-        return self.wide * sum(counts)
+        return self.float_bytes * sum(counts)
 
 
 # ── native ──
 
 
-def _native_forward(call: Call) -> int:
-    """Places, sorted vectors, states of columns, and all columns packed."""
-    tiles = 3 if _directed(call) else 1  # closeness, and as either set sees it
+def _native_forward(call: SizedCall) -> int:
+    """Count positions, sorted vectors, states of columns, and all columns packed."""
+    tiles = 3 if _directed(call) else 1  # s, and closeness from either side
     size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call)
     size += _native_team(call, 1, tiles)
     if call.band:
         return size
-    of_columns = [k for _, k in call.owned] if call.same else [call.m] * len(call.cols)
-    return size + call.copies(call.m) + 2 * call.wide * sum(of_columns)
+    of_columns = [k for _, k in call.terms_and_owners] if call.same else [call.m] * len(call.cols)
+    return size + call.copies(call.m) + 2 * call.float_bytes * sum(of_columns)
 
 
-def _native_backward(call: Call) -> int:
-    """The gradients, and a stripe of columns packed for both products; of extremes alone, places
-    in sorted order."""
+def _native_backward(call: SizedCall) -> int:
+    """Count gradients, and a stripe of columns packed for both products; for extremes alone,
+    sorted positions."""
     terms = (*call.rows, *call.cols)
     if all(term.extreme or term.function is one for term in terms):
         return call.gradients() + 8 * sum(call.lengths)
     tiles = 5 if _directed(call) else 2  # those of the forward pass, and weights
     size = call.gradients() + 4 * sum(call.lengths) + call.vectors(2) + _native_squares(call)
-    if call.measure is not None:  # what leads through the squared norms of rows that have several
-        size += call.wide * sum(call.lengths) * (1 + call.same)
+    if call.measure is not None:  # gradients through squared norms
+        size += call.float_bytes * sum(call.lengths) * (1 + call.same)
     size += _native_team(call, 3, tiles)
-    gradients = sum(z.has_grad * k for term, k in call.owned for z in term.operands())
-    size += call.wide * gradients * (1 + call.same)
+    gradients = sum(z.has_grad * k for term, k in call.terms_and_owners for z in term.operands())
+    size += call.float_bytes * gradients * (1 + call.same)
     if call.band:
         return size
     tile = _native_tile()
-    stripe = tile * min(max(12 * _MIB // max(call.wide * tile * call.d, 1), 1), 64)
+    stripe = tile * min(max(12 * _MIB // max(call.float_bytes * tile * call.d, 1), 1), 64)
     return size + call.copies(min(stripe, call.m)) * (1 + call.wanted[0])
 
 
-def _native_takes_extremes(call: Call) -> bool:
+def _native_takes_extremes(call: SizedCall) -> bool:
     plan = plan_of(call.rows, call.cols)
     return plan is not None and plan.short and plan.few
 
 
-def _directed(call: Call) -> bool:
+def _directed(call: SizedCall) -> bool:
     return call.measure is not None and call.measure.directed
 
 
-def _native_squares(call: Call) -> int:
-    """Squared norms, and their reciprocals where the distance depends on who is the anchor."""
+def _native_squares(call: SizedCall) -> int:
+    """Count squared norms, and their reciprocals if the distance depends on the anchor."""
     vectors = (call.measure is not None) + _directed(call)
-    return call.wide * vectors * sum(call.lengths)
+    return call.float_bytes * vectors * sum(call.lengths)
 
 
-def _native_team(call: Call, rows: int, squares: int) -> int:
+def _native_team(call: SizedCall, rows: int, squares: int) -> int:
     tile = _native_tile()
-    return torch.get_num_threads() * call.wide * tile * (rows * call.d + squares * tile)
+    return torch.get_num_threads() * call.float_bytes * tile * (rows * call.d + squares * tile)
 
 
 def _native_tile() -> int:
@@ -137,90 +137,90 @@ def _native_tile() -> int:
 # ── blockwise ──
 
 
-def _blockwise_forward(call: Call) -> int:
-    """Copies, sorted and scaled: three more of the last one while it is made."""
+def _blockwise_forward(call: SizedCall) -> int:
+    """Count sorted, scaled copies, and three more of the last one while it is made."""
     making = 3 * call.copies(call.lengths[-1])
-    if call.dtype.itemsize < call.wide:
+    if call.dtype.itemsize < call.float_bytes:
         making += call.lengths[-1] * call.d * call.dtype.itemsize
     return call.copies(*call.lengths) + max(making, _blockwise_tile(call, 2))
 
 
-def _blockwise_backward(call: Call) -> int:
-    """The copies, a sum for either side in pieces, the gradients, and four more of one of them
-    while it is taken through the scale."""
+def _blockwise_backward(call: SizedCall) -> int:
+    """Count the copies, a sum for each side in pieces, the gradients, and four more of one while
+    it is taken through the scale."""
     sides = zip((call.n, call.m), call.wanted, strict=True)
     sums = [call.n, call.n] if call.same else [length for length, want in sides if want]
     ending = call.copies(*sums) + 4 * call.copies(max(sums, default=0))
     return call.copies(*call.lengths, *sums) + max(ending, _blockwise_tile(call, 4))
 
 
-def _blockwise_tile(call: Call, of_term: int) -> int:
+def _blockwise_tile(call: SizedCall, of_term: int) -> int:
     area = min(grid.ROWS, call.n) * min(grid.COLS, call.m)
-    return call.wide * area * (2 + of_term * len(call.owned))
+    return call.float_bytes * area * (2 + of_term * len(call.terms_and_owners))
 
 
 # ── cuda, triton, chunked ──
 
 
 class _Shape(NamedTuple):
-    """A block of rows, a tile of columns, and how many blocks share the gradient of their rows."""
+    """Rows of a block, columns of a tile, and the number of blocks that share a gradient."""
 
     rows: int
     columns: int
     shares: int
 
-    def cells(self, call: Call) -> int:
+    def cells(self, call: SizedCall) -> int:
         return -(-call.n // self.rows) * -(-call.m // self.columns)
 
     def parts(self, owners: int, partners: int, each: int, shares: int) -> int:
-        """In how many parts partners are cut, each with a result of so many bytes."""
+        """Return how many parts partners are cut into, with `each` bytes of results apiece."""
         gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
         several = _PROCESSORS if gpu is None else processors(gpu)
         blocks = -(-owners // self.rows) * shares
         return splits(blocks, -(-partners // self.columns), several, each)
 
 
-def _cuda_shape(call: Call) -> _Shape:
-    """As in csrc/cuda/params/shape_table.h."""
+def _cuda_shape(call: SizedCall) -> _Shape:
+    """Return the shape that csrc/cuda/params/shape_table.h has."""
     split = _is_split(call)
     rows, columns = (64, 32) if split or call.d > 128 else (128, 64)
     return _Shape(rows, columns, -(-call.d // (128 if split else 256)))
 
 
-def _is_split(call: Call) -> bool:
+def _is_split(call: SizedCall) -> bool:
     return cuda_kernels.precision(call.dtype, float32_level()) == "split"
 
 
-def _cuda_prepared(call: Call) -> int:
-    """float16 in panels of 64, twice for float32."""
+def _cuda_prepared(call: SizedCall) -> int:
+    """Count float16 in panels of 64, twice for float32."""
     row = 128 * -(-call.d // 64) * (1 + _is_split(call))
     return sum(-(-length // _PADDED) * _PADDED * (row + 8) for length in call.lengths)
 
 
-def _configuration(call: Call) -> Configuration:
+def _configuration(call: SizedCall) -> Configuration:
     known = capability(torch.device("cuda", 0)) if torch.cuda.is_available() else (9, 0)
     level = float32_level() if call.dtype == torch.float32 else "highest"
     return tile_configs.choose(known, call.dtype, call.d, level)
 
 
-def _triton_shape(call: Call) -> _Shape:
+def _triton_shape(call: SizedCall) -> _Shape:
     config = _configuration(call)
     return _Shape(config.rows, config.cols, config.parts)
 
 
-def _triton_copies(call: Call, beside: int) -> tuple[int, int]:
-    """Sorted copies and vectors, and what making the last copy takes besides."""
+def _triton_copies(call: SizedCall, beside: int) -> tuple[int, int]:
+    """Count sorted copies and vectors; then temporaries of the last copy."""
     config = _configuration(call)
     row = config.precision.stored.itemsize * config.padded
     making = row * call.lengths[-1] * (1 if config.precision.unit else 3)
     return row * sum(call.lengths) + call.vectors(beside), making
 
 
-def _states(call: Call, shape: _Shape) -> int:
-    """Statistics in parts, of rows and then of columns."""
+def _states(call: SizedCall, shape: _Shape) -> int:
+    """Count states in parts, of rows and then of columns."""
     sides = [(len(call.rows), call.n, call.m), (len(call.cols), call.m, call.n)]
     if call.same:
-        sides = [(len(call.owned), call.n, call.n)]
+        sides = [(len(call.terms_and_owners), call.n, call.n)]
     found = [0]
     for terms, owners, partners in sides:
         each = 8 * terms * owners
@@ -228,8 +228,8 @@ def _states(call: Call, shape: _Shape) -> int:
     return max(found)
 
 
-def _sums(call: Call, shape: _Shape) -> int:
-    """Gradients in parts, which are added up before the other set's are there."""
+def _sums(call: SizedCall, shape: _Shape) -> int:
+    """Count gradients in parts, which are added up before the other set's are there."""
     size = most = 0
     for owners, partners, want in zip(call.lengths, (call.m, call.n), call.wanted, strict=False):
         each = call.copies(owners) if want else 0
@@ -239,42 +239,42 @@ def _sums(call: Call, shape: _Shape) -> int:
     return most
 
 
-def _triton_forward(call: Call) -> int:
+def _triton_forward(call: SizedCall) -> int:
     copies, making = _triton_copies(call, 0)
     return copies + max(making, _states(call, _triton_shape(call)))
 
 
-def _triton_backward(call: Call) -> int:
+def _triton_backward(call: SizedCall) -> int:
     shape, (copies, making) = _triton_shape(call), _triton_copies(call, 2)
-    bits = any(term.keeps_bits for term, _ in call.owned)
-    listed = 8 * shape.cells(call) if bits else 0  # the tiles to be visited, and what sorts them
-    return copies + max(making, _sums(call, shape) + listed)
+    tile_masks = any(term.has_tile_mask for term, _ in call.terms_and_owners)
+    tile_list = 8 * shape.cells(call) if tile_masks else 0  # the list, and what sorts it
+    return copies + max(making, _sums(call, shape) + tile_list)
 
 
-def _chunked_forward(call: Call) -> int:
+def _chunked_forward(call: SizedCall) -> int:
     copies, making = _triton_copies(call, 0)
-    return copies + max(making, 8 * sum(k for _, k in call.owned) + _chunk(call))
+    return copies + max(making, 8 * sum(k for _, k in call.terms_and_owners) + _chunk(call))
 
 
-def _chunked_backward(call: Call) -> int:
-    """The gradients in sorted order, and two more of one while it is put in the caller's."""
+def _chunked_backward(call: SizedCall) -> int:
+    """Count gradients in sorted order, and two more of one while it is reordered."""
     copies, making = _triton_copies(call, 2)
     ordering = 2 * call.copies(max(call.lengths))
     return copies + max(making, call.gradients() + max(ordering, _chunk(call)))
 
 
-def _chunk(call: Call) -> int:
+def _chunk(call: SizedCall) -> int:
     return min(48 * _MIB, 8 * call.n * call.m)
 
 
 class Working(NamedTuple):
-    forward: Callable[[Call], int]
-    backward: Callable[[Call], int]
-    prepared: Callable[[Call], int] = lambda _: 0  # once for all calls with the same pairs
-    # Tile bits of a term, for an engine that cannot be asked where there is no GPU.
-    bits: Callable[[Call], int] | None = None
-    # Does `backward` take the extremes of such a call in one process? Else torch weighs them.
-    takes_extremes: Callable[[Call], bool] = lambda _: False
+    forward: Callable[[SizedCall], int]
+    backward: Callable[[SizedCall], int]
+    prepared: Callable[[SizedCall], int] = lambda _: 0  # once for all calls with the same pairs
+    # The tile mask of a term, for an engine that cannot be asked where there is no GPU.
+    tile_masks: Callable[[SizedCall], int] | None = None
+    # Whether `backward` takes the extremes of a call in one process. If not, torch does.
+    takes_extremes: Callable[[SizedCall], bool] = lambda _: False
 
 
 WORKING = {
@@ -287,7 +287,7 @@ WORKING = {
         lambda call: _cuda_shape(call).cells(call),
     ),
     "triton": Working(
-        _triton_forward, _triton_backward, bits=lambda call: _triton_shape(call).cells(call)
+        _triton_forward, _triton_backward, tile_masks=lambda call: _triton_shape(call).cells(call)
     ),
-    "chunked": Working(_chunked_forward, _chunked_backward, bits=lambda _: 0),
+    "chunked": Working(_chunked_forward, _chunked_backward, tile_masks=lambda _: 0),
 }

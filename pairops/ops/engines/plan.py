@@ -1,6 +1,6 @@
-"""What follows from the kinds of a call's terms, found out once for all calls that are alike.
+"""Plans of calls: all that follows from the kinds of their terms, made once and looked up.
 
-A small step is mostly Python, and most of that would ask the same of the same terms again.
+A small step is mostly Python, and most of it would ask the same of the same terms again.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import POS, Earlier, Term
 
-# Where an operand comes from, as csrc/bindings/plan.h has it: the next number, the next tensor,
-# nowhere; or the statistic of an earlier term, which is its place in the call.
+# The source of an operand, as in csrc/bindings/plan.h: the next number, the next tensor, none; or
+# the statistic of an earlier term, by its index in the call.
 NUMBER, VECTOR, ABSENT = -1, -2, -3
 
 
 class Kind(NamedTuple):
     """A term without its numbers and tensors."""
 
-    cpu_key: str  # as the extension knows it
-    args: list[int]  # where they come from
+    cpu_key: str  # its name in the extension
+    args: list[int]  # the source of each
     above: int
     below: int
-    keeps_bits: bool
-    # Does a backward sweep differentiate it? The pairs of extremes are few, and a count is flat.
+    has_tile_mask: bool
+    # Whether a backward sweep differentiates it: not an extreme, whose pairs are few, nor a count.
     swept: bool
-    fill: float  # of an owner without pairs
+    neutral: float  # the statistic of an owner without pairs
 
 
 @dataclass(eq=False)
@@ -39,31 +39,30 @@ class Plan:
     count: int
     rows: int
     sweeps: list[list[int]]
-    # Are all operands numbers, or earlier terms that get no gradient? Then nothing is to be checked
-    # or cast, and the pairs of extremes apart one sweep makes the whole gradient.
+    # Whether all operands are numbers, or earlier terms without gradient. Then nothing is to be
+    # checked or cast, and one sweep makes the whole gradient, but for the pairs of extremes.
     short: bool
-    one_pass: bool  # the same, but that windows and what swept terms are given may be tensors
-    keeping: int  # how many terms keep bits
+    one_pass: bool  # as `short`, but windows and operands may be tensors
+    keeping: int  # the number of terms with a tile mask
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
-    few: bool  # are all terms extremes of s itself? Then the CPU's engine needs no sweep
-    # Earlier terms that are arguments: what they are if they found no pair, and whether they find
-    # one of every owner that has a positive.
+    few: bool  # all terms are extremes of s itself: the CPU engine needs no sweep
+    # Earlier terms that are arguments: index, neutral value, and whether each owner with a positive
+    # has a pair.
     arguments: list[tuple[int, float, bool]]
-    compiled: Any = None  # the plan as the extension has it; False: it does not serve all terms
+    compiled: Any = None  # the extension's plan; False: it does not serve all terms
 
 
 _PLANS: dict[Any, Plan | None] = {}
 
 
 def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
-    """The plan of terms that name earlier ones, or of those whose earlier ones are numbered; None
-    if one of them is no earlier one."""
+    """Return the plan of terms that name or number earlier ones; None if one is not earlier."""
     key: tuple[Any, ...] = ()
-    # In one piece: a function for each term would be a call for each.
-    for owned in (rows, cols):
+    # One loop, since a function for each term would be a call for each.
+    for axis_terms in (rows, cols):
         place: dict[Term, int] = {}
-        for k, term in enumerate(owned):
+        for k, term in enumerate(axis_terms):
             operands: tuple[Any, ...] = ()
             for a in (*term.args, term.above, term.below):
                 kind: Any = type(a)
@@ -74,7 +73,7 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
                 elif kind is EarlierAt:
                     kind = a
                 operands += (kind,)
-            key += ((term.gather, term.side, term.function.name, operands, term.grad),)
+            key += ((term.statistic, term.side, term.function.name, operands, term.grad),)
             place[term] = k
         key += ("|",)
     try:
@@ -103,9 +102,9 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
             [source(k, a) for a in term.args],
             source(k, term.above),
             source(k, term.below),
-            term.keeps_bits,
+            term.has_tile_mask,
             not term.extreme and term.function is not one,
-            term.monoid.fill,
+            term.monoid.neutral,
         )
         for k, term in enumerate(terms)
     ]
@@ -123,13 +122,13 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         sweeps=sweeps(rows, cols),
         short=alone and all(VECTOR not in (*kind.args, kind.above, kind.below) for kind in kinds),
         one_pass=alone and all(kind.swept or VECTOR not in kind.args for kind in kinds),
-        keeping=sum(kind.keeps_bits for kind in kinds),
+        keeping=sum(kind.has_tile_mask for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
         few=not any(kind.swept or kind.args for kind in kinds),
         arguments=[
-            (k, kinds[k].fill, terms[k].side == POS and terms[k].above is terms[k].below is None)
+            (k, kinds[k].neutral, terms[k].side == POS and terms[k].above is terms[k].below is None)
             for k in sorted(earlier)
-            if kinds[k].fill
+            if kinds[k].neutral
         ],
     )

@@ -1,19 +1,19 @@
-"""Whether the pair weights of bfloat16 embeddings are multiplied as one float16 each, or as two."""
+"""Parts of weights: a pair weight of bfloat16 embeddings is one float16, or the sum of two."""
 
 import torch
 
 from pairops.ops.pairs.pairs import Pairs
 
-# Rows of the smaller set: proxies, a batch. Chosen, **not measured yet**: of two sets of 1,024 rows
-# the products of second parts take 2 GFLOP each at D = 1,024.
+# The rows of the smaller set, of proxies or a batch, at most. Chosen, **not measured yet**: second
+# parts take 2 GFLOP for each product of two sets of 1,024 rows at D = 1,024.
 FEW = 1024
 
 
 def two_parts(pairs: Pairs) -> bool:
-    """Do weights need a second part, for the engines that multiply in float16?
+    """Return whether weights need a second part, in engines that multiply in float16.
 
-    Between rows that nearly coincide weights of opposite sign cancel, and of 11 bits nothing may be
-    left; of 22 bits there is what float32 leaves. A second part is one more product a sweep, which
-    is next to nothing where one set has few rows. docs/numerics.md has what the others' errors are.
+    Weights of opposite sign cancel between rows that nearly coincide: 11 bits may leave nothing,
+    22 bits leave what float32 does. A second part is one more product a sweep, which is next to
+    nothing where one set has few rows. docs/numerics.md lists the errors of the others.
     """
     return pairs.x.dtype == torch.bfloat16 and min(pairs.shape) <= FEW

@@ -36,15 +36,17 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
             refused = f"{name} has {what} {mine}; it must be {theirs} as in {other_name}"
             if what != "dtype":
                 raise ValueError(refused)
-            wide = torch.promote_types(x.dtype, other.dtype)
+            widest = torch.promote_types(x.dtype, other.dtype)
             casts = [
-                f"{n}.to({wide})" for n, z in ((other_name, other), (name, x)) if z.dtype != wide
+                f"{n}.to({widest})"
+                for n, z in ((other_name, other), (name, x))
+                if z.dtype != widest
             ]
             raise TypeError(f"{refused}; write {' and '.join(casts)}, say")
 
 
 def compares_units(distance: Distance, normalize: bool | None) -> bool:
-    """Does this distance compare unit vectors? Both arguments are checked."""
+    """Check both arguments, and return whether this distance compares unit vectors."""
     if distance not in _DISTANCES:
         raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(_DISTANCES)}")
     if normalize is None:
@@ -65,7 +67,7 @@ def compares_units(distance: Distance, normalize: bool | None) -> bool:
 
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
-    """`values` as int64 on the device of x, checked; of uint64 the same bits, see `one_key`."""
+    """Check `values`, and return them as int64 on the device of x; uint64 keeps its bits."""
     known = type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device
     if known and values.shape == x.shape[:1]:
         return values.contiguous()
@@ -94,7 +96,7 @@ def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
 
 
 def is_number(values: Tensor, number: int) -> Tensor:
-    """(N,) which of these integers, of any type, are `number`."""
+    """Return (N,) bool: True where an integer, of any type, equals `number`."""
     unsigned = values.dtype == torch.uint64
     bits = values.view(torch.int64) if unsigned else values.long()
     if not (0 <= number < 2**64 if unsigned else -_LAST - 1 <= number <= _LAST):
@@ -103,7 +105,7 @@ def is_number(values: Tensor, number: int) -> Tensor:
 
 
 def as_index(values: Tensor) -> Tensor:
-    """Integers of any type as int64; what that does not hold as the greatest that it does."""
+    """Return integers of any type as int64; greater ones become the greatest int64."""
     if values.dtype != torch.uint64:
         return values.long()
     bits = values.view(torch.int64)
@@ -113,10 +115,10 @@ def as_index(values: Tensor) -> Tensor:
 def one_key(
     first: Tensor, second: Tensor | None, ignore_index: int | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
-    """Integers (N,) and (M,) of any type as int64 keys: one of the first set equals one of the
-    second exactly if the numbers are equal. And which key is to be ignored.
+    """Return int64 keys of integers (N,) and (M,) of any type, and the key to be ignored.
 
-    Bits will do, unless one set alone is uint64: then only 0 to 2⁶³ − 1 can be in both.
+    Two keys are equal exactly if the numbers are. The bits serve as keys, unless one set alone is
+    uint64: then only 0 to 2⁶³ − 1 can be in both.
     """
     sets = [z for z in (first, second) if z is not None]
     unsigned = [z.dtype == torch.uint64 for z in sets]
@@ -143,7 +145,7 @@ def named(
     ref_ids: Tensor | None,
     exclude_self: bool | Literal["auto"],
 ) -> tuple[Tensor, Tensor] | None:
-    """The names by which an anchor is to be found among the references, if it is."""
+    """Return the names of anchors and references, if an anchor is to be found by its name."""
     if (ids is None) != (ref_ids is None):
         given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
         raise ValueError(f"{missing} is None; it must be given with {given}")
@@ -162,8 +164,10 @@ def named(
     return None if exclude_self is False else (mine, theirs)
 
 
-def own_of(x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]) -> Tensor | None:
-    """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
+def self_index_of(
+    x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]
+) -> Tensor | None:
+    """Return (N,) the index of the reference that is anchor i itself; None if no anchor is one."""
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(
             f"exclude_self=True says that reference i is anchor i, but ref_emb has "

@@ -1,9 +1,9 @@
 """Distances: functions of a similarity and of one number per row, put under the terms of a loss.
 
 A distance counts as a similarity with its sign turned: t_ij = −d_ij is the closeness of a pair. So
-a loss is written once, in closeness, and what it says of a pair, nearer or farther, holds for all.
-Of squared norms a_i and b_j the squared distance is q_ij = a_i + b_j − 2 s_ij, the only thing that
-the engines compute: neither a matrix of distances nor one of differences.
+a loss is written once, in closeness. With squared norms a_i and b_j the squared distance is
+q_ij = a_i + b_j − 2 s_ij. Engines compute no more than that: neither a matrix of distances nor one
+of differences.
 """
 
 import functools
@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.accumulators import ACCUMULATORS
 from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.functions import FUNCTIONS, Function
 from pairops.ops.terms.term import Term
 
 from .relation import Relation, Scales
-from .similarity import inverse_norm, scaled, wide
+from .similarity import apply_scale, at_least_float32, inverse_norm
 
 Distance = Literal["cosine", "dot", "l2", "sqeuclidean", "snr"]
 
@@ -33,10 +33,10 @@ def centred(
     ignore_index: int | None,
     unit: bool,
 ) -> Tensor:
-    """Rows less their mean, of unit length before that if `unit`; 0 for an ignored row, and for one
-    that does not vary but for rounding.
+    """Subtract its mean from each row, which has unit length before that if `unit`.
 
-    A variance is a squared norm of such rows, and the variance of a difference their distance.
+    An ignored row, and a row that varies by rounding alone, becomes 0. A variance is a squared norm
+    of such rows, and the variance of a difference their distance.
     """
     if x.shape[0] and x.shape[1] < 2:
         raise ValueError(
@@ -44,12 +44,12 @@ def centred(
         )
     if labels is not None and ignore_index is not None:
         x = torch.where((labels == ignore_index).unsqueeze(1), 0, x)
-    rows = wide(x)
-    rows = scaled(rows, inverse_norm(rows) if unit else None, rows.dtype)
+    rows = at_least_float32(x)
+    rows = apply_scale(rows, inverse_norm(rows) if unit else None, rows.dtype)
     apart = rows - rows.mean(1, keepdim=True)
     rounding = (16 * torch.finfo(rows.dtype).eps) ** 2 * (rows * rows).sum(1, keepdim=True)
     flat = ((apart * apart).sum(1, keepdim=True) <= rounding) & (rounding < torch.inf)
-    # As a partner such a row has a gradient: 0 for its value alone.
+    # Such a row has a gradient as a partner, so its value alone becomes 0.
     return apart - torch.where(flat, apart, 0).detach()
 
 
@@ -58,11 +58,11 @@ class Measure:
     """A distance between rows and columns."""
 
     name: str  # "l2", "sqeuclidean" or "snr"
-    anchors: int = 0  # 1: the columns are the anchors, as matters to a distance that is `directed`
+    anchors: int = 0  # 1: the columns are the anchors; it matters if `directed`
 
     @staticmethod
     def of(key: str) -> "Measure | None":
-        """The inverse of `key`; None, of a similarity, for ""."""
+        """Return the measure with this `key`; None, a similarity, for ""."""
         return _MEASURES[key]
 
     @property
@@ -72,13 +72,11 @@ class Measure:
 
     @property
     def directed(self) -> bool:
-        """Does the distance depend on which of two rows is the anchor? snr divides by its
-        variance."""
+        """Whether the distance depends on the anchor: snr divides by its variance."""
         return self.name == "snr"
 
     def turned(self) -> "Measure":
-        """The same distance where the columns are the anchors if the rows were, and the rows if the
-        columns were."""
+        """Return the same distance with rows and columns exchanged as anchors."""
         return replace(self, anchors=1 - self.anchors) if self.directed else self
 
 
@@ -90,12 +88,12 @@ _MEASURES: dict[str, Measure | None] = {"": None} | {
 
 @dataclass(frozen=True, eq=False)
 class Squares:
-    """What a distance takes of rows and columns besides similarities."""
+    """Squared norms of rows and columns, which a distance takes besides similarities."""
 
     measure: Measure
-    a: Tensor  # (N,) squared norms of the rows, 0 for one that is not kept
-    b: Tensor  # (M,) of the columns
-    share: Tensor | None  # 1 over those of the anchors, 0 where they vanish, if it is directed
+    a: Tensor  # (N,) squared norms of the rows, 0 for an ignored one
+    b: Tensor  # (M,) squared norms of the columns
+    share: Tensor | None  # 1 over the anchors' squared norms, or 0, if directed
     floor: float  # q below floor·(a + b) is rounding error, and the distance 0
 
     @staticmethod
@@ -107,7 +105,7 @@ class Squares:
         scales: Scales,
         dtype: torch.dtype,
     ) -> "Squares":
-        """In grad mode functions of x and y, but for unit vectors."""
+        """Compute them; in grad mode they are functions of x and y, but for unit vectors."""
         a = _squares(x, relation.valid_x, scales.x, dtype)
         b = a if y is None else _squares(y, relation.valid_y, scales.y, dtype)
         share = None
@@ -116,11 +114,10 @@ class Squares:
         return Squares(measure, a, b, share, 16 * torch.finfo(dtype).eps)
 
     def of_term(self, term: Term, axis: int) -> Term:
-        """A term of closeness as one of similarities, its windows too; of one that is `over` its
-        pairs, and so is this. axis: 1 in `cols=`.
+        """Return a term of closeness, and its windows, as a term of similarities.
 
-        The tensors of the term come first among those of the new one, then a, b and `share`, then
-        the windows.
+        The term is `over` its pairs, and so is the result. axis: 1 in `cols=`. The tensors of the
+        term come first in the new one, then a, b and `share`, then the windows.
         """
 
         def argument(values: Tensor, of_axis: int) -> Argument:
@@ -133,12 +130,12 @@ class Squares:
             args.append(argument(self.share, self.measure.anchors))
         windows = tuple([k for k, z in enumerate((term.above, term.below)) if z is not None])
         args += [z for z in (term.above, term.below) if z is not None]
-        made = _measured(term.function.name, self.measure.name, windows, term.gather)
+        made = _measured(term.function.name, self.measure.name, windows, term.statistic)
         function = getattr(_MADE, made)
         return replace(term, function=function, args=tuple(args), above=None, below=None)
 
     def of_block(self, s: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Closeness of similarities (R, C) of these rows and columns."""
+        """Return the closeness (R, C) of these rows and columns from their similarities."""
         args = [self.a[rows].unsqueeze(1), self.b[cols], self.floor]
         if self.share is not None:
             by_row = self.measure.anchors == 0
@@ -147,18 +144,17 @@ class Squares:
         return closeness
 
     def wanted(self, x: bool, y: bool) -> list[bool]:
-        """Is a gradient by a, by b and by `share` wanted, where one by rows or by columns is?"""
+        """Return whether gradients by a, b and `share` are wanted, given those by x and y."""
         by_anchors = (x, y)[self.measure.anchors]
         return [x, y] if self.share is None else [x, y, by_anchors]
 
     def gradient(
-        self, slopes: Sequence[Sequence[Tensor]], axes: Sequence[int], rows: Tensor, kept: Tensor
+        self, slopes: Sequence[Sequence[Tensor]], axes: Sequence[int], rows: Tensor, valid: Tensor
     ) -> Tensor:
-        """The gradient by rows (N, D) that leads through their squared norms; 0 for a row that is
-        not kept, whatever it holds.
+        """Return the gradient by rows (N, D) through their squared norms; 0 for an ignored row.
 
-        slopes: of each term those by a, b and `share`.  axes: 0 if a is of these rows, 1 if b is;
-        both of one set.
+        slopes: each term's gradients by a, b and `share`.  axes: 0 if a belongs to these rows, 1 if
+        b does; both in one set.
         """
 
         def by(k: int) -> Tensor:
@@ -168,27 +164,27 @@ class Squares:
         if self.share is not None and self.measure.anchors in axes:
             by_share = torch.where(self.share == 0, 0, by(2))
             by_square = by_square - self.share * (self.share * by_share)
-        rows = torch.where(kept.unsqueeze(1), rows, 0).to(by_square.dtype)
-        return torch.where(kept.unsqueeze(1), 2 * by_square.unsqueeze(1) * rows, 0)
+        rows = torch.where(valid.unsqueeze(1), rows, 0).to(by_square.dtype)
+        return torch.where(valid.unsqueeze(1), 2 * by_square.unsqueeze(1) * rows, 0)
 
 
-def _squares(z: Tensor, kept: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Squared norms of the rows; 0 of one that is not kept."""
+def _squares(z: Tensor, valid: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return squared norms of the rows; 0 for an ignored one."""
     if scale is not None:
         return (scale > 0).to(dtype)
-    wide = torch.where(kept.unsqueeze(1), z, 0).to(dtype)
-    # NaN of a row with an Inf, which so differs from one whose square overflows.
-    return (wide * wide).sum(1) + (0 * wide.detach()).sum(1)
+    rows = torch.where(valid.unsqueeze(1), z, 0).to(dtype)
+    # A row with an Inf gets NaN, and so differs from one whose square overflows.
+    return (rows * rows).sum(1) + (0 * rows.detach()).sum(1)
 
 
 def _reciprocal(squares: Tensor, features: int) -> Tensor:
-    """1 over the squared norms of centred rows; 0 for a row without variance."""
+    """Return 1 over the squared norms of centred rows; 0 for a row without variance."""
     vanishes = squares < 1e-24 * (features - 1)
     return torch.where(vanishes, 0.0, 1 / torch.where(vanishes, 1.0, squares))
 
 
 def _squared(s: Any, a: Any, b: Any, floor: float) -> tuple[Any, Any]:
-    """q, and where it counts as 0: not at a NaN. Where squares overflow q is inf, whatever s is."""
+    """Return q, and where it counts as 0 (never at a NaN). q is inf where squares overflow."""
     squares = a + b
     finite = squares < torch.inf
     q = torch.where(finite, squares - 2 * s, squares)
@@ -234,29 +230,31 @@ _CLOSENESS: dict[str, tuple[Callable[..., Any], Callable[..., tuple[Any, ...]]]]
 
 
 class _Made:
-    """Composed functions as attributes: torch.compile looks up one that it was just made, where of
-    a dictionary it remembers what it saw first."""
+    """Composed functions as attributes: torch.compile finds one that was just made as an attribute,
+    but remembers the first state of a dictionary."""
 
 
 _MADE = _Made()
 
 
-def _measured(function: str, name: str, windows: tuple[int, ...], gather: str) -> str:
-    made = _made(function, name, windows, GATHERS[gather, False].fill if windows else 0.0)
+def _measured(function: str, name: str, windows: tuple[int, ...], statistic: str) -> str:
+    made = _made(
+        function, name, windows, ACCUMULATORS[statistic, False].neutral if windows else 0.0
+    )
     setattr(_MADE, made.name, made)
     return made.name
 
 
-# As `devices.capability` is marked; constants are called with names and return one: functions
-# cannot be guarded there, and torch.compile may take floats for inputs.
+# Marked like `devices.capability`. Names go in and a name comes out, since torch.compile cannot
+# guard functions here, and may take floats for inputs.
 _measured._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _made(function_name: str, name: str, windows: tuple[int, ...], fill: float) -> Function:
-    """`function` of closeness: (s, its arguments, those of the distance, its windows).
+    """Compose `function` with a distance: f(s, its arguments, those of the distance, its windows).
 
-    A pair outside of a window contributes `fill`. Windows of terms compare s, and closeness is no
+    A pair outside of a window contributes `fill`: windows of terms compare s, and closeness is no
     function of s alone.
     """
     function = FUNCTIONS[function_name]
@@ -281,7 +279,7 @@ def _made(function_name: str, name: str, windows: tuple[int, ...], fill: float) 
         every = [by_t * by_s, *by_args, *[by_t * slope for slope in by_distance]]
         if windows:
             out = dropped(t, args[ends[1] :])
-            # A slope may be a number, of which `where` would make float32.
+            # A slope may be a number, which `where` would turn into float32.
             every = [torch.where(out, 0.0, slope + 0.0 * s) for slope in every]
         return *every, *[0.0 * t for _ in windows]
 

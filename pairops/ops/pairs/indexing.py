@@ -1,4 +1,4 @@
-"""Rows picked and summed by index, in an order that does not change from run to run; and places."""
+"""Rows picked and summed by index in an order that is the same in every run; permutations."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pairops.ops.distributed.allocation import refusing
 
 
 def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-    """Rows summed by destination, as many as `like` has.
+    """Sum rows by destination into as many rows as `like` has.
 
     index_add is deterministic on the CPU and atomic on CUDA; accumulating index_put is the reverse.
     """
@@ -21,14 +21,16 @@ def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
 
 
 def pick_rows(x: Tensor, at: Tensor) -> Tensor:
-    """x[at], whose gradient is summed by `add_rows`."""
+    """Return x[at], whose gradient is summed by `add_rows`."""
     result: Tensor = _Pick.of(x, at)
     return result
 
 
 def any_above(lengths: tuple[int, int], most: int) -> bool:
-    """Is one of the two above `most`? torch.compile may know a number of positive pairs only when
-    the graph runs, which then raises if it is."""
+    """Return whether one of the two is above `most`.
+
+    torch.compile may know a number of positive pairs only when the graph runs; the graph then
+    raises if the number is above."""
     if torch.compiler.is_compiling():
         for length in lengths:
             torch._check(length <= most)
@@ -37,22 +39,22 @@ def any_above(lengths: tuple[int, int], most: int) -> bool:
 
 
 def arange(x: Tensor) -> Tensor:
-    """(N,) the indices of the rows."""
+    """Return (N,) the indices of the rows."""
     return torch.arange(x.shape[0], device=x.device)
 
 
-def places(order: Tensor) -> Tensor:
-    """The inverse of a permutation: where in `order` each index stands."""
+def inverse_permutation(order: Tensor) -> Tensor:
+    """Return the position of each index in `order`."""
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
 def first_named(names: Tensor, others: Tensor) -> Tensor:
-    """(N,) the first of `others` (M,) with the same name, or −1."""
+    """Return (N,) the index of the first of `others` (M,) with the same name, or −1."""
     if not len(others):
         return torch.full_like(names, -1)
     ordered, index = torch.sort(others, stable=True)
-    place = torch.searchsorted(ordered, names).clamp(max=len(others) - 1)
-    return torch.where(ordered[place] == names, index[place], -1)
+    position = torch.searchsorted(ordered, names).clamp(max=len(others) - 1)
+    return torch.where(ordered[position] == names, index[position], -1)
 
 
 class _Pick(Node):

@@ -1,8 +1,8 @@
-"""What every call has to know of its rows before it compares them: order, positives, scales.
+"""Rows sorted by label, their positives and their scales, in one op.
 
-Sorted by label, the positives of a row are an interval of places. `pairops::relate` is one op,
-because a training step is mostly small: in torch these are two dozen calls, and each costs more
-than the sorting of a few hundred labels.
+Sorted by label, the positives of a row are an interval of positions. `pairops::sort_by_label` is
+one op, because a training step is mostly small: in torch these are two dozen calls, and each costs
+more than the sorting of a few hundred labels.
 """
 
 from typing import Any, NamedTuple
@@ -17,23 +17,23 @@ from pairops.ops.bindings.devices import float32_level, widest_float
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
 
-from .relate_at_once import relate_at_once
 from .relation import Cache, Relation, Scales
 from .similarity import constant_inverse_norm
+from .sort_on_cpu import sort_on_cpu
 
 _LAST = torch.iinfo(torch.int64).max
 
 
 class Related(NamedTuple):
-    """What the op `relate` returns, by name."""
+    """The results of the op `sort_by_label`, by name."""
 
     relation: Relation
     scales: Scales
     positives: Tensor  # (N,) int64
-    panels: list[Tensor]  # the embeddings as the CUDA kernels take them, if those related
+    panels: list[Tensor]  # the embeddings packed for the CUDA kernels, if those sorted
 
 
-def relate(
+def sort_by_label(
     x: Tensor,  # (N, D)
     y: Tensor | None,  # (M, D)
     labels: Tensor | None,  # (N,) contiguous int64
@@ -42,15 +42,15 @@ def relate(
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """The relation of `Pairs`, its scales, and what was made on the way.
+    """Return the relation of `Pairs`, its scales, and a cache with the by-products.
 
     Without y the set is compared with itself, and `exclude_self` says whether a row's own position
     is named. Without labels y_i is the one positive of x_i. There is no gradient.
     """
-    by_cpu = x.is_cpu and extension.native is not None and not cuda_kernels.relates(x, y)
+    by_cpu = x.is_cpu and extension.native is not None and not cuda_kernels.sorts_labels(x, y)
     if by_cpu and followed_by_autograd_alone(x, y):
-        return relate_at_once(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
-    found = torch.ops.pairops.relate(
+        return sort_on_cpu(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+    found = torch.ops.pairops.sort_by_label(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
         widest_float(x.device),
@@ -62,13 +62,15 @@ def relate(
 def _related(
     found: list[Tensor], y: Tensor | None, ref_labels: Tensor | None, normalize: bool
 ) -> Related:
-    """The tensors that `_outputs` describes, by name."""
+    """Name the tensors that `_outputs` describes."""
     positions, valid_x, *rest = found
-    order_x, pos_begin, pos_end, self_index, positives = positions.unbind()
-    order_y, valid_y = order_x, valid_x
+    permutation_x, pos_begin, pos_end, self_index, positives = positions.unbind()
+    permutation_y, valid_y = permutation_x, valid_x
     if ref_labels is not None:
-        order_y, valid_y, *rest = rest
-    relation = Relation(order_x, order_y, pos_begin, pos_end, self_index, valid_x, valid_y)
+        permutation_y, valid_y, *rest = rest
+    relation = Relation(
+        permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y
+    )
     scale_x = scale_y = None
     if normalize:
         scale_x, *rest = rest
@@ -78,7 +80,7 @@ def _related(
     return Related(relation, Scales(scale_x, scale_y), positives, rest)
 
 
-def _relate(
+def _sort_by_label(
     x: Tensor,
     y: Tensor | None,
     labels: Tensor | None,
@@ -89,8 +91,8 @@ def _relate(
     level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
-    if scales == torch.float64:  # what compiled code writes scales in
-        kernels = cuda_kernels.relates(x, y)
+    if scales == torch.float64:  # compiled code writes scales in this dtype alone
+        kernels = cuda_kernels.sorts_labels(x, y)
         if kernels or extension.serves(x):
             result = _outputs(
                 x, y, labels, ref_labels, ignore_index, exclude_self, normalize, level, scales
@@ -112,7 +114,7 @@ def _outputs(
     level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
-    """Positions, of which `_related` names the rows, and valid_x; if there are labels of y, order_y
+    """Allocate positions, whose rows `_related` names, and valid_x; with labels of y, permutation_y
     and valid_y; then scales, then panels."""
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
@@ -120,7 +122,7 @@ def _outputs(
         result += [torch.empty_like(ref_labels), torch.empty_like(ref_labels, dtype=torch.bool)]
     if normalize:
         result += [z.new_empty(z.shape[0], dtype=scales) for z in (x, y) if z is not None]
-    if scales == torch.float64 and cuda_kernels.relates(x, y):
+    if scales == torch.float64 and cuda_kernels.sorts_labels(x, y):
         kernels = cuda_kernels.Kernels(
             cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level
         )
@@ -160,21 +162,24 @@ def _by_kernels(
     normalize: bool,
     level: str,
 ) -> None:
-    """One launch for x, one for y, which has an order of its own if it has labels."""
+    """Launch a kernel for x and one for y, which has its own permutation if it has labels."""
     relation, scales, positives, panels = _related(result, y, ref_labels, normalize)
     kernels = cuda_kernels.Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level)
     of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
-    packing.relate(
+    packing.sort_by_label(
         kernels, x, of_x, of_y, ignore_index, exclude_self, normalize,
-        [relation.order_x, relation.pos_begin, relation.pos_end, relation.self_index, positives],
+        [
+            relation.permutation_x, relation.pos_begin, relation.pos_end, relation.self_index,
+            positives,
+        ],
         relation.valid_x, scales.x, panels[:3],
     )  # fmt: skip
     if y is not None:
-        order_y = None if of_y is None else relation.order_y
+        permutation_y = None if of_y is None else relation.permutation_y
         valid_y = None if of_y is None else relation.valid_y
-        packing.relate(
+        packing.sort_by_label(
             kernels, y, of_y, None, ignore_index, exclude_self, normalize,
-            [order_y, None, None, None, None], valid_y, scales.y, panels[3:],
+            [permutation_y, None, None, None, None], valid_y, scales.y, panels[3:],
         )  # fmt: skip
 
 
@@ -189,25 +194,25 @@ def _by_torch(
     scales: torch.dtype,
 ) -> list[Tensor]:
     order = torch.arange(x.shape[0], device=x.device)
-    own = order if exclude_self else torch.full_like(order, -1)
+    self_index = order if exclude_self else torch.full_like(order, -1)
     others: list[Tensor] = []
     if labels is None:
         begin, end, valid_x = order, order + 1, torch.ones_like(order, dtype=torch.bool)
-        order_y, valid_y = order, valid_x
+        permutation_y, valid_y = order, valid_x
     else:
         key, valid_x = _key(labels, ignore_index)
         order = torch.argsort(key, stable=True)
         rows = columns = key[order]
-        order_y, valid_y = order, valid_x
+        permutation_y, valid_y = order, valid_x
         if ref_labels is not None:
             ref_key, valid_y = _key(ref_labels, ignore_index)
-            order_y = torch.argsort(ref_key, stable=True)
-            columns = ref_key[order_y]
-            others = [order_y, valid_y]
+            permutation_y = torch.argsort(ref_key, stable=True)
+            columns = ref_key[permutation_y]
+            others = [permutation_y, valid_y]
         begin = torch.searchsorted(columns, rows)
         end = torch.searchsorted(columns, rows, right=True)
-    positives = Relation(order, order_y, begin, end, own, valid_x, valid_y).positives()
-    result = [torch.stack([order, begin, end, own, positives]), valid_x, *others]
+    positives = Relation(order, permutation_y, begin, end, self_index, valid_x, valid_y).positives()
+    result = [torch.stack([order, begin, end, self_index, positives]), valid_x, *others]
     if normalize:
         result += [
             torch.where(valid, constant_inverse_norm(z), 0.0).to(scales)
@@ -218,7 +223,7 @@ def _by_torch(
 
 
 def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Sort keys that put ignore_index last, and who is kept.
+    """Return sort keys that put ignore_index last, and which rows are valid.
 
     Swapping two values is a bijection: keys are equal exactly if labels are, whatever their size.
     """
@@ -229,22 +234,20 @@ def _key(labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     return torch.where(ignored, _LAST, key), ~ignored
 
 
-library.impl("relate", refusing(_relate), "CompositeExplicitAutograd")
-torch.library.register_fake("pairops::relate", _outputs)
+library.impl("sort_by_label", refusing(_sort_by_label), "CompositeExplicitAutograd")
+torch.library.register_fake("pairops::sort_by_label", _outputs)
 
 
-def _relate_batches(
-    info: Any, dims: tuple[Any, ...], *inputs: Any
-) -> tuple[list[Tensor], list[Any]]:
-    """Under vmap. Embeddings alone change scales, so samples with the same labels stay related
-    alike: what is made of the relation may depend on its values."""
+def _sort_batches(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[list[Tensor], list[Any]]:
+    """Sort under vmap. Samples with the same labels keep one relation, since embeddings change
+    nothing but scales, and later code may depend on the values of the relation."""
     _, _, labels_dim, ref_labels_dim, *_ = dims
     _, _, _, ref_labels, *_ = inputs
     related = 2 if ref_labels is None else 4
     alike = labels_dim is None and (ref_labels is None or ref_labels_dim is None)
-    results, _ = by_sample(torch.ops.pairops.relate, info.batch_size, dims, inputs)
+    results, _ = by_sample(torch.ops.pairops.sort_by_label, info.batch_size, dims, inputs)
     shared = [z[0] if alike and k < related else z for k, z in enumerate(results)]
     return shared, [None if alike and k < related else 0 for k in range(len(shared))]
 
 
-torch.library.register_vmap("pairops::relate", _relate_batches)
+torch.library.register_vmap("pairops::sort_by_label", _sort_batches)

@@ -1,10 +1,8 @@
-"""Who is compared with whom: two sets of embeddings, their scales, and who is positive for whom.
+"""Pairs: two sets of embeddings, their scales, and who is a positive of whom.
 
 Rows and columns are sorted by label once. Then the positives of row i are the columns [begin_i,
-end_i), a mining mask is two integers per row, and most tiles of the matrix hold negatives only.
-Pairing by index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1. Further relations
-(multi-hot labels, label windows, explicit lists) would be fields of `Relation`, and constructors
-beside `Pairs.of` and `Pairs.paired`.
+end_i), a mask is two integers per row, and most tiles of the matrix hold negatives only. Pairing by
+index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,13 +16,13 @@ from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.plain_numbers import plain_int
 
-from .checks import check_embeddings, compares_units, named, one_key, own_of, whole_numbers
+from .checks import check_embeddings, compares_units, named, one_key, self_index_of, whole_numbers
 from .distances import Distance, Measure, Squares, centred
-from .indexing import arange, first_named, places
-from .intervals import relate
+from .indexing import arange, first_named, inverse_permutation
+from .intervals import sort_by_label
 from .relation import Cache, Relation, Scales
 from .shards import Shards
-from .similarity import inverse_norm, wide
+from .similarity import at_least_float32, inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -78,10 +76,10 @@ class Pairs:
     relation: Relation
     scales: Scales
     cache: Cache = field(default_factory=Cache)  # other embeddings need another one
-    complete: bool = False  # is it known, without looking, that no row is ignored?
-    measure: Measure | None = None  # how near two rows are; None: as near as they are similar
+    complete: bool = False  # True: no row is ignored, as is known without looking
+    measure: Measure | None = None  # the distance; None: a similarity
     copies_of: Tensor | None = None  # (N,) int64: the rows of other pairs that these are copies of
-    shards: Shards | None = None  # with `group`: x and y are this rank's rows, of those of all
+    shards: Shards | None = None  # with `group`: x and y are the rows of this rank alone
 
     @property
     def other(self) -> Tensor:
@@ -184,8 +182,8 @@ class Pairs:
         This serves a loss that calls `row_stats` many times: each call's 16-bit gradient would be
         rounded, and their sum once more.
         """
-        y = None if self.y is None else wide(self.y)
-        return replace(self, x=wide(self.x), y=y, cache=Cache(positives=self.cache.positives))
+        x, y = at_least_float32(self.x), None if self.y is None else at_least_float32(self.y)
+        return replace(self, x=x, y=y, cache=Cache(positives=self.cache.positives))
 
     def indices(self, axis: int = 0) -> Tensor:
         """Return which rows or columns these are among those of all ranks.
@@ -214,7 +212,7 @@ class Pairs:
         every: Tensor = self.shards.group.rows(values, self.shards.sizes[axis])
         return every
 
-    def with_own_scales(self) -> "Pairs":
+    def with_differentiable_scales(self) -> "Pairs":
         """Return the same pairs with scales that carry a gradient to x and y."""
         if self.scales.x is None:
             return self
@@ -286,7 +284,7 @@ class Pairs:
         x: Tensor,
         y: Tensor | None,
         keys: tuple[Tensor, Tensor | None],
-        own: Tensor | None,
+        self_index: Tensor | None,
         ignore_index: int | None,
         scaled: bool,
     ) -> "Pairs":
@@ -296,18 +294,19 @@ class Pairs:
             x: (N, D) the rows.
             y: (M, D) the columns. None: the same set.
             keys: (N,) and (M,) integers, or None for the same set: equal keys are positives.
-            own: (N,) int64, the row of y that a row is, or −1 for none. None: no row is in y.
+            self_index: (N,) int64, the row of y that a row is, or −1. None: no row is in y.
             ignore_index: a row with this key is left out. None: no row is left out.
             scaled: True compares unit vectors.
         """
-        known = relate(x, y, *keys, ignore_index, False, scaled)
+        known = sort_by_label(x, y, *keys, ignore_index, False, scaled)
         pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
-        if own is None or y is None or not y.shape[0]:
+        if self_index is None or y is None or not y.shape[0]:
             return pairs
-        relation, position = pairs.relation, places(pairs.relation.order_y)
-        own = torch.where(own < 0, -1, position[own.clamp(min=0)])[relation.order_x]
-        cache = Cache(pairs.cache.prepared)  # the embeddings are the same, the counts are not
-        return replace(pairs, relation=replace(relation, self_index=own), cache=cache)
+        relation, position = pairs.relation, inverse_permutation(pairs.relation.permutation_y)
+        self_index = torch.where(self_index < 0, -1, position[self_index.clamp(min=0)])
+        self_index = self_index[relation.permutation_x]
+        cache = Cache(pairs.cache.prepared)  # with the same embeddings, but other counts
+        return replace(pairs, relation=replace(relation, self_index=self_index), cache=cache)
 
     @staticmethod
     @collective()
@@ -355,7 +354,7 @@ def pairs_by_label(
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks."""
+    """Make `Pairs.of` for a loss that has checked x and agreed with the other ranks."""
     if exclude_self != "auto" and not isinstance(exclude_self, bool):
         raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
     if ignore_index is not None and type(ignore_index) is not int:
@@ -372,14 +371,14 @@ def pairs_by_label(
         for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
             if given is not None:
                 raise ValueError(f"{name} is given without ref_emb; it must come with one")
-        own, names = arange(x) if group is not None and exclude_self else None, None
+        self_index, names = arange(x) if group is not None and exclude_self else None, None
     else:
         check_embeddings("ref_emb", ref_emb, like=("x", x))
         if ref_labels is None:
             raise ValueError("ref_labels is None; it must be given with ref_emb")
         ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
         names = named(x, ref_emb, ids, ref_ids, exclude_self)
-        own = own_of(x, ref_emb, exclude_self) if names is None else None
+        self_index = self_index_of(x, ref_emb, exclude_self) if names is None else None
     if torch.uint64 in [z.dtype for z in as_given if z is not None]:
         theirs = None if as_given[1] is None else as_given[1].to(x.device)
         labels, ref_labels, ignore_index = one_key(as_given[0].to(x.device), theirs, ignore_index)
@@ -392,20 +391,21 @@ def pairs_by_label(
         x = centred("x", x, labels, ignore_index, unit)
         if ref_emb is not None:
             ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
-    elif distance in ("l2", "sqeuclidean") and not unit:  # s and the norms are two ways to x
-        x, ref_emb = wide(x), None if ref_emb is None else wide(ref_emb)
+    elif distance in ("l2", "sqeuclidean") and not unit:  # gradients come through s and norms
+        x, ref_emb = at_least_float32(x), None if ref_emb is None else at_least_float32(ref_emb)
     scaled = unit and distance != "snr"
     if group is not None:
-        told = {**_told(x, ref_emb, distance, unit), "ignore_index": str(ignore_index)}
-        shards = Shards.of(group, told, (labels, ref_labels), own, names, ignore_index)
-        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), None, ignore_index, scaled)
+        fingerprint = _fingerprint(x, ref_emb, distance, unit)
+        fingerprint["ignore_index"], keys = str(ignore_index), (labels, ref_labels)
+        shards = Shards.of(group, fingerprint, keys, self_index, names, ignore_index)
+        pairs = Pairs.between(x, ref_emb, keys, None, ignore_index, scaled)
         return replace(pairs, shards=shards)._measured(distance)
     if ref_emb is None:
-        known = relate(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
+        known = sort_by_label(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
         pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
     else:
-        own = own if names is None else first_named(*names)
-        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), own, ignore_index, scaled)
+        self_index = self_index if names is None else first_named(*names)
+        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), self_index, ignore_index, scaled)
     return pairs._measured(distance)
 
 
@@ -417,7 +417,7 @@ def pairs_by_index(
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """`Pairs.paired`, for a loss that has checked x and agreed with the other ranks."""
+    """Make `Pairs.paired` for a loss that has checked x and agreed with the other ranks."""
     check_embeddings("y", y, like=("x", x))
     if y.shape[0] < x.shape[0]:
         raise ValueError(
@@ -427,19 +427,19 @@ def pairs_by_index(
     if distance == "snr":
         x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
     elif distance in ("l2", "sqeuclidean") and not unit:
-        x, y = wide(x), wide(y)
-    # What is without a partner needs an order of its own, as labels give.
+        x, y = at_least_float32(x), at_least_float32(y)
+    # Columns without a partner need a permutation of their own, as labels give.
     apart = x.shape[0] != y.shape[0]
     of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
-    known = relate(x, y, of_x, of_y, None, False, unit and distance != "snr")
+    known = sort_by_label(x, y, of_x, of_y, None, False, unit and distance != "snr")
     pairs = Pairs(x, y, *known, complete=True)
     if group is not None:
-        shards = Shards.by_index(group, _told(x, y, distance, unit), x, y)
+        shards = Shards.by_index(group, _fingerprint(x, y, distance, unit), x, y)
         pairs = replace(pairs, shards=shards)
     return pairs._measured(distance)
 
 
-def _told(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
-    """What all ranks must have been given."""
+def _fingerprint(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
+    """Return a fingerprint of the arguments, which must be the same on all ranks."""
     sets = {name: kind_of(z) for name, z in (("x", x), ("the other set", y)) if z is not None}
     return {**sets, "distance": f"{distance}{' of unit vectors' * unit}"}

@@ -1,4 +1,4 @@
-"""Pairs whose rows lie on several ranks: what one of these has to know of all."""
+"""Shards: the rows of one rank among those of all, and counts over all ranks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,40 +21,45 @@ class Shards:
     group: Group
     sizes: tuple[tuple[int, ...], tuple[int, ...]]  # rows of x, and of y, that each rank holds
     keys: tuple[Tensor, Tensor]  # (N,) and (M,) int64: j is a positive of i if theirs are equal
-    own: Tensor  # (N,) int64: the column of all ranks that row i itself is, or −1
+    self_index: Tensor  # (N,) int64: the column of all ranks that row i itself is, or −1
     ignore_index: int | None  # a row or column with this key is left out
     positives: Tensor  # (N,) int64, on all ranks
     others: Tensor  # (N,) int64: how many columns of all ranks a row is compared with
-    paired: bool = False  # do all positives of a row or column lie on its own rank?
+    paired: bool = False  # True: all positives of a row or column lie on its own rank
 
     @staticmethod
     def of(
         group: Group,
-        told: Mapping[str, str],
+        fingerprint: Mapping[str, str],
         keys: tuple[Tensor, Tensor | None],
-        own: Tensor | None,
+        self_index: Tensor | None,
         names: tuple[Tensor, Tensor] | None,
         ignore_index: int | None,
     ) -> "Shards":
-        """told: what all ranks must have been given.  keys: the second is None for the same set.
-        own: (N,) the local column that a row is, or −1.  names: instead of that, ids of both.
+        """Agree with the other ranks, and count positives over all of them.
+
+        fingerprint: must be the same on all ranks.  keys: the second is None for the same set.
+        self_index: (N,) the local column that a row is, or −1.  names: instead of that, ids of
+        both sets.
         """
         mine, theirs = keys[0], keys[0] if keys[1] is None else keys[1]
-        rows, columns = group.agree(told, len(mine), len(theirs))
+        rows, columns = group.agree(fingerprint, len(mine), len(theirs))
         if names is not None:
-            own = first_named(names[0], group.rows(names[1], columns, met=True))
-        elif own is None:
-            own = torch.full_like(mine, -1)
+            self_index = first_named(names[0], group.rows(names[1], columns, synchronized=True))
+        elif self_index is None:
+            self_index = torch.full_like(mine, -1)
         else:
-            own = torch.where(own < 0, -1, own + sum(columns[: group.rank]))
-        every = group.rows(theirs, columns, met=names is None)
-        positives, others = _counts(mine, every, own, ignore_index)
-        return Shards(group, (rows, columns), (mine, theirs), own, ignore_index, positives, others)
+            self_index = torch.where(self_index < 0, -1, self_index + sum(columns[: group.rank]))
+        every = group.rows(theirs, columns, synchronized=names is None)
+        positives, others = _counts(mine, every, self_index, ignore_index)
+        return Shards(
+            group, (rows, columns), (mine, theirs), self_index, ignore_index, positives, others
+        )
 
     @staticmethod
-    def by_index(group: Group, told: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
-        """Row i of a rank's x has row i of its y as its one positive."""
-        rows, columns = group.agree(told, len(x), len(y))
+    def by_index(group: Group, fingerprint: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
+        """Pair row i of a rank's x with row i of its y, its one positive."""
+        rows, columns = group.agree(fingerprint, len(x), len(y))
         key = arange(x) + sum(rows[: group.rank])
         nobody = key.new_full((len(y) - len(x),), -1)
         others = torch.full_like(key, sum(columns))
@@ -64,62 +69,64 @@ class Shards:
         )  # fmt: skip
 
     def first(self, axis: int) -> int:
-        """The first row (axis 0) or column (1) of this rank among those of all."""
+        """Return the index of this rank's first row (axis 0) or column (1) among those of all."""
         return sum(self.sizes[axis][: self.group.rank])
 
     def of_rows(self, index: Tensor) -> "Shards":
-        """The same for copies of these local rows."""
+        """Return the shards of copies of these local rows."""
         (rows,) = self.group.agree({}, len(index))
         return replace(
             self,
             sizes=(rows, self.sizes[1]),
             keys=(self.keys[0][index], self.keys[1]),
-            own=self.own[index],
+            self_index=self.self_index[index],
             positives=self.positives[index],
             others=self.others[index],
         )
 
     def by_keys(self, keys: tuple[Tensor, Tensor]) -> "Shards":
-        """The same rows and columns by other keys, of which none is left out or itself."""
-        return replace(self, keys=keys, own=torch.full_like(self.own, -1), ignore_index=None)
+        """Return the same rows and columns with other keys; no pair is left out."""
+        return replace(
+            self, keys=keys, self_index=torch.full_like(self.self_index, -1), ignore_index=None
+        )
 
-    def listed(self) -> tuple[Tensor, Tensor]:
-        """(K,) every local row and positive of it, a column of all ranks, by row and then column.
+    def positive_pairs(self) -> tuple[Tensor, Tensor]:
+        """List (K,) local rows and their positives, columns of all ranks, by row and then column.
 
-        On a GPU K is waited for.
+        The host waits for K on a GPU.
         """
         columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
         first, last = _interval(self.keys[0], columns)
-        count = torch.where(_kept(self.keys[0], self.ignore_index), last - first, 0)
+        count = torch.where(_valid(self.keys[0], self.ignore_index), last - first, 0)
         row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         begin = first - (count.cumsum(0) - count)
         column = order[begin[row] + torch.arange(len(row), device=row.device)]
-        others = column != self.own[row]
+        others = column != self.self_index[row]
         return row[others], column[others]
 
 
 def _interval(key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of each key among sorted keys of columns."""
+    """Return begin and end of each key among sorted keys of columns."""
     return torch.searchsorted(columns, key), torch.searchsorted(columns, key, right=True)
 
 
-def _kept(key: Tensor, ignore_index: int | None) -> Tensor:
+def _valid(key: Tensor, ignore_index: int | None) -> Tensor:
     if ignore_index is None:
         return torch.ones_like(key, dtype=torch.bool)
     return key != ignore_index
 
 
 def _counts(
-    key: Tensor, columns: Tensor, own: Tensor, ignore_index: int | None
+    key: Tensor, columns: Tensor, self_index: Tensor, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """(N,) numbers of positives of each row among all columns, and of all that it is compared with;
-    0 for a row that is left out."""
+    """Count (N,) the positives of each row among all columns, and all columns that it is compared
+    with; 0 for a row that is left out."""
     if not len(columns):
-        return torch.zeros_like(own), torch.zeros_like(own)
+        return torch.zeros_like(self_index), torch.zeros_like(self_index)
     first, last = _interval(key, columns.sort().values)
-    of_own = columns[own.clamp(min=0)]
-    is_column = (own >= 0) & _kept(of_own, ignore_index)
-    is_positive = (is_column & (of_own == key)).long()
-    kept = _kept(key, ignore_index)
-    others = _kept(columns, ignore_index).sum() - is_column.long()
-    return (last - first - is_positive) * kept, others * kept
+    self_keys = columns[self_index.clamp(min=0)]
+    is_column = (self_index >= 0) & _valid(self_keys, ignore_index)
+    is_positive = (is_column & (self_keys == key)).long()
+    valid = _valid(key, ignore_index)
+    others = _valid(columns, ignore_index).sum() - is_column.long()
+    return (last - first - is_positive) * valid, others * valid

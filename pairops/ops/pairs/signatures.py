@@ -50,7 +50,7 @@ def publish(
 ) -> None:
     """Give `called` the signature of `function` with its shared keywords spelled out.
 
-    Its docstring is that of `function`, with the shared keywords after its own arguments.
+    Its docstring is that of `function`, with the shared keywords after its arguments.
 
     Args:
         called: a function that takes what `function` takes.
@@ -59,18 +59,18 @@ def publish(
         returns: the type of what `called` returns. None: that of `function`.
         common: bodies of sections by name, for a docstring that lacks them.
     """
-    own = inspect.signature(function)
+    signature = inspect.signature(function)
     group = _group(function)
     hints = {} if group is None else get_type_hints(group)
-    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     parameters += [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=shared[name].default, annotation=hint
         )
         for name, hint in hints.items()
     ]
-    result = own.return_annotation if returns is None else returns
-    whole = own.replace(parameters=parameters, return_annotation=result)
+    result = signature.return_annotation if returns is None else returns
+    whole = signature.replace(parameters=parameters, return_annotation=result)
     called.__signature__ = whole  # type: ignore[attr-defined]
     if function.__doc__ is not None:
         texts = {name: shared[name].text for name in hints}

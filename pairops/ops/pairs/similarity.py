@@ -1,4 +1,4 @@
-"""How two embeddings become a similarity: norms, scales, a product that autocast leaves alone."""
+"""Similarities of embeddings: norms, scales, and a product that autocast leaves alone."""
 
 import contextlib
 from typing import Any
@@ -11,27 +11,27 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
 
 
-def exactly(device: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which autocast changes nothing; where it is off already, at no cost."""
+def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context without autocast; it costs nothing where autocast is off already."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 
-# By dtype: up to where squares can be summed, and a power of two that brings larger numbers below.
+# By dtype: the bound below which squares can be summed, and the power of two that shrinks others.
 _SUMMED = {torch.float32: (2.0**50, 2.0**-76), torch.float64: (2.0**498, 2.0**-524)}
 
 
 def shrinking(rows: Tensor) -> Tensor:
-    """(N,) 1, but for a row whose squares may overflow a power of two that keeps them finite."""
+    """Return (N,) 1, or for a row whose squares may overflow a power of two that prevents it."""
     bound, power = _SUMMED[rows.dtype]
     huge = (rows.detach().abs() > bound).any(1)
     return torch.where(huge, rows.new_full((), power), 1.0)
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """(N,) 1/‖x_i‖ in the widest dtype; 0, with zero gradient, for a norm below 1e-12."""
-    # Differentiable any number of times, at 0 too, where derivatives of vector_norm are NaN.
+    """Return (N,) 1/‖x_i‖ in the widest dtype; 0, with zero gradient, for a norm below 1e-12."""
+    # Unlike vector_norm it has derivatives of any order at 0 too.
     rows, factor = _summable(x)
     square = (rows * rows).sum(1)
     vanishes = square < 1e-24
@@ -40,7 +40,7 @@ def inverse_norm(x: Tensor) -> Tensor:
 
 
 def constant_inverse_norm(x: Tensor) -> Tensor:
-    """The same without derivatives, a few rows at a time: vector_norm copies what it widens."""
+    """Return `inverse_norm` without derivatives, a few rows at a time: vector_norm copies rows."""
     pieces = []
     for some in x.split(1024):
         rows, factor = _summable(some)
@@ -51,7 +51,7 @@ def constant_inverse_norm(x: Tensor) -> Tensor:
 
 
 def _summable(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Rows in the widest dtype, times `shrinking`; and that, None where nothing can overflow."""
+    """Return rows in the widest dtype, times `shrinking`, and that factor, or None if it is 1."""
     rows = x.to(widest_float(x.device))
     if torch.finfo(x.dtype).max <= _SUMMED[rows.dtype][0]:
         return rows, None
@@ -59,13 +59,13 @@ def _summable(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return rows * factor.unsqueeze(1), factor
 
 
-def wide(x: Tensor) -> Tensor:
-    """x in the dtype of statistics: what reaches it on several ways is rounded as one gradient."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in the dtype of statistics, so that gradients are summed before one rounding."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(N, D) rows whose dot products are the similarities, in the dtype of statistics.
+def apply_scale(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return rows (N, D) whose dot products are the similarities, in the dtype of statistics.
 
     The scale counts in two parts: its rounding to float32 would be an error common to a whole row
     of similarities, and a loss multiplies it by its sharpness.
@@ -78,8 +78,8 @@ def scaled(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)
 
 
-def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
-    """dx = r (g − x̂ <x̂, g>) of the gradient g (N, D) by x̂ = r x; 0 for a row that is not kept.
+def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
+    """Return dx = r (g − x̂ <x̂, g>) from the gradient g (N, D) by x̂ = r x; 0 for an ignored row.
 
     A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are
     constant.
@@ -96,8 +96,8 @@ def through_scale(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> T
 
 
 class _Product(Node):
-    """x @ y.T in the precision of its operands, in every derivative too: a backward pass that is
-    run or traced under autocast would otherwise round."""
+    """x @ y.T in the precision of its operands, in every derivative too, also where a backward pass
+    is run or traced under autocast."""
 
     around_backward = staticmethod(refusing)
 
@@ -127,7 +127,7 @@ class _Product(Node):
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y.T, whatever autocast says."""
+    """Return x @ y.T, whatever autocast says."""
     # torch.compile refuses the same tensor twice among the inputs of a node.
     result: Tensor = _Product.of(x, y.view_as(y))
     return result

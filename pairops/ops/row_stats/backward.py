@@ -13,7 +13,7 @@ from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.distances import Squares
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import scaled, through_scale
+from pairops.ops.pairs.similarity import apply_scale, normalize_backward
 from pairops.ops.terms.arguments import Argument, Partner, Table
 from pairops.ops.terms.term import Term, Wanted
 
@@ -21,7 +21,7 @@ from pairops.ops.terms.term import Term, Wanted
 def wanted(
     terms: Sequence[Term], need_x: bool, need_y: bool, need_vectors: Sequence[bool]
 ) -> Wanted:
-    """What an engine is to return. need_vectors: one for each vector, as `pack` orders them."""
+    """Return the wanted gradients. need_vectors: one flag per vector, as `pack` orders them."""
     flags = iter(need_vectors)
     by_args, rounded = [], True
     for term in terms:
@@ -38,20 +38,20 @@ def of_terms(
     engine: str,
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     cotangents: Sequence[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """The gradients by x and y, None if not wanted, and by the tensors of each term that have one.
+    """Compute gradients by x and y, None if not wanted, and by each term's tensors with gradient.
 
-    In the dtype of statistics, or if `wanted.rounded` in any. arguments: of terms that keep one.
-    By x and y is also what leads through the squared norms of a distance.
+    They are in the dtype of statistics, or in any if `wanted.rounded`. arguments: of terms that
+    keep one. The gradients by x and y include those through the squared norms of a distance.
     """
     serving = ENGINES[engine]
     if torch.is_grad_enabled():
-        pairs = pairs.with_own_scales()
+        pairs = pairs.with_differentiable_scales()
         if serving is not blockwise_engine:
-            serving, bits = blockwise_engine, None
+            serving, tile_masks = blockwise_engine, None
     assert serving.backward is not None, "torch differentiates that engine's forward itself"
     terms = [(0, term) for term in rows] + [(1, term) for term in cols]
     swept = [k for k, (_, term) in enumerate(terms) if not term.extreme]
@@ -59,7 +59,7 @@ def of_terms(
     composed: list[int] = []  # the terms that are differentiated as functions of similarities
     if pairs.measure is not None:
         composed = extremes if serving.TAKES_DISTANCES else swept + extremes
-    own = {k: sum(z.has_grad for z in terms[k][1].operands()) for k in composed}
+    operand_counts = {k: sum(z.has_grad for z in terms[k][1].operands()) for k in composed}
     squares = pairs.squares() if composed else None
     if squares is not None:
         terms, wanted = _composed(squares, pairs, terms, composed, wanted)
@@ -72,7 +72,7 @@ def of_terms(
             [terms[k][1] for k in swept if terms[k][0] == 1],
             [statistics[k] for k in swept],
             [cotangents[k] for k in swept],
-            bits,
+            tile_masks,
             wanted.of(swept),
         )
         gradients.append((dx, dy))
@@ -81,24 +81,24 @@ def of_terms(
             by_term[k] = [next(remaining) for z in terms[k][1].operands() if z.has_grad]
     if extremes:
         rows_of = (
-            scaled(pairs.x, pairs.scales.x, pairs.dtype),
-            scaled(pairs.other, pairs.scales.y, pairs.dtype),
+            apply_scale(pairs.x, pairs.scales.x, pairs.dtype),
+            apply_scale(pairs.other, pairs.scales.y, pairs.dtype),
         )
     for k, argument in zip(extremes, arguments, strict=True):
         axis, term = terms[k]
-        by_owner, by_partner, by_term[k] = weigh_extreme(
+        by_owner, by_partner, by_term[k] = extreme_backward(
             term, rows_of[axis], rows_of[1 - axis], argument, cotangents[k]
         )
         dx, dy = (by_owner, by_partner) if axis == 0 else (by_partner, by_owner)
         if wanted.x:
             dx = dx + dy if pairs.y is None else dx
-            dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
+            dx = normalize_backward(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
         if wanted.y:
-            dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
+            dy = normalize_backward(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
         gradients.append((dx, dy))
     if squares is not None:
-        slopes = [by_term[k][own[k] :] for k in composed]
-        by_term |= {k: by_term[k][: own[k]] for k in composed}
+        slopes = [by_term[k][operand_counts[k] :] for k in composed]
+        by_term |= {k: by_term[k][: operand_counts[k]] for k in composed}
         if pairs.scales.x is None:
             axes, known = (0,) if pairs.y is not None else (0, 1), pairs.relation
             of_x, of_y = (pairs.x, known.valid_x), (pairs.other, known.valid_y)
@@ -115,16 +115,18 @@ def of_terms(
     return added(0) if wanted.x else None, added(1) if wanted.y else None, by_term
 
 
-_Terms = list[tuple[int, Term]]  # with the axis of their owners
+_Terms = list[tuple[int, Term]]  # each with the axis of its owners
 
 
 def _composed(
     squares: Squares, pairs: Pairs, terms: _Terms, composed: Sequence[int], wanted: Wanted
 ) -> tuple[_Terms, Wanted]:
-    """The terms, some of them composed with the distance, and what an engine is to return then: by
-    squared norms where a gradient leads through them, never by windows."""
+    """Compose some of the terms with the distance; return all terms and the gradients to ask for.
+
+    Gradients by squared norms are among these where a gradient leads through them, by windows
+    never."""
     made, args = list(terms), []
-    constant = pairs.scales.x is not None  # of unit vectors
+    constant = pairs.scales.x is not None  # squared norms of unit vectors
     need_y = wanted.x if pairs.y is None else wanted.y
     by_squares = squares.wanted(wanted.x and not constant, need_y and not constant)
     for k, (axis, term) in enumerate(terms):
@@ -132,7 +134,7 @@ def _composed(
         args.append([True] * count if wanted.args is None else [*wanted.args[k]])
         if k in composed:
             args[k] += by_squares + [False] * len(term.windows())
-            # The pair of an extreme was inside of its window, whatever rounding says now.
+            # The pair of an extreme was inside the window, even if rounding now puts it outside.
             alone = replace(term, above=None, below=None) if term.extreme else term
             made[k] = axis, squares.of_term(alone, axis)
     return made, wanted._replace(args=args, rounded=wanted.rounded and constant)
@@ -145,9 +147,9 @@ def by_vector(
     *,
     unknown: bool = False,
 ) -> list[Tensor]:
-    """Gradients as `pack` orders the vectors; with `unknown`, only their shapes.
+    """Return gradients in the order of `pack`'s vectors; with `unknown`, only their shapes.
 
-    needs: one for each vector; None: all that have a gradient.
+    needs: one flag per vector; None: all that have a gradient.
     """
     result: list[Tensor] = []
     for k, term in enumerate(terms):
@@ -164,15 +166,15 @@ def by_vector(
     return result
 
 
-def weigh_extreme(
+def extreme_backward(
     term: Term, owners: Tensor, partners: Tensor, argument: Tensor, cotangent: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of a lowest or highest by owners, by partners and by the term's tensor arguments.
+    """Compute an extreme's gradients by owners, by partners and by the term's tensor arguments.
 
-    They go to one pair per owner: O(N·D), and no sweep.
+    They go to one pair per owner: O(N·D), and no sweep. All of it is differentiable torch.
 
     owners, partners: scaled embeddings.  argument: (N,) the partner that attained the extreme, or
-    −1. Differentiable: plain torch throughout.
+    −1.
     """
     found = argument >= 0
     at = argument.clamp(min=0)
@@ -181,7 +183,7 @@ def weigh_extreme(
         return torch.zeros_like(owners), torch.zeros_like(partners), by_vector
 
     def select(values: Any) -> Tensor:
-        """0 where there is no pair, whatever stands there: 0·NaN would carry it on."""
+        """Replace values without a pair by 0, since 0·NaN would pass a NaN on."""
         return torch.where(found if values.dim() == 1 else found.unsqueeze(1), values, 0)
 
     owner, partner = select(owners), select(partners.index_select(0, at))
@@ -199,7 +201,7 @@ def weigh_extreme(
 
 
 def _of_pairs(argument: Argument, at: Tensor) -> Any:
-    """One value per owner, for the pair of each with the partner at `at`."""
+    """Return the argument of the pair of each owner with its partner `at`."""
     if isinstance(argument, Table):
         return argument.values[argument.owners, argument.partners[at]]
     return argument.values[at] if isinstance(argument, Partner) else argument

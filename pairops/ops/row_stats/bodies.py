@@ -1,4 +1,4 @@
-"""The ops `row_stats` and `row_stats_backward`: what they do, and what compilers are told."""
+"""Bodies of the ops `row_stats` and `row_stats_backward`, and their fakes for compilers."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.engines import ENGINES, bits_shape
+from pairops.ops.engines import ENGINES, tile_masks_shape
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.recipe import unpack
 
 from . import levels
@@ -35,7 +35,7 @@ def _forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
-    with torch.no_grad(), exactly(x.device.type):
+    with torch.no_grad(), no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         return levels.forward(ENGINES[engine], pairs, rows, cols)
 
@@ -55,28 +55,28 @@ def backward(
     traced: Tensor | None,
     statistics: list[Tensor],
     arguments: list[Tensor],
-    bits: Tensor,
+    tile_masks: Tensor,
     cotangents: list[Tensor],
     need_x: bool,
     need_y: bool,
     need_vectors: Sequence[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of Σ cotangent·statistic by x, by y and by every vector, empty if not needed.
+    """Compute gradients of Σ cotangent·statistic by x, y and every vector, empty if not needed.
 
     A vector without a gradient, a window's, gets an empty tensor too. In grad mode all of it is a
-    differentiable function of embeddings, vectors, statistics and cotangents; the sweep is then
-    blockwise's whatever the engine was, and its tile bits are of use only to itself.
+    differentiable function of embeddings, vectors, statistics and cotangents. Then `blockwise`
+    sweeps whatever the engine was, and visits all tiles: tile masks serve only their own engine.
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
-    with exactly(x.device.type):
+    with no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
         dx, dy, by_term = levels.backward(
-            engine, pairs, rows, cols, statistics, arguments, bits, [*cotangents],
+            engine, pairs, rows, cols, statistics, arguments, tile_masks, [*cotangents],
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
-        # Rounded once, when all is added up.
+        # Round once, when all is added up.
         dx = x.new_empty(0) if dx is None else dx.to(x.dtype)
         dy = x.new_empty(0) if dy is None else dy.to(x.dtype)
         return dx, dy, by_vector(terms, by_term, need_vectors)
@@ -105,8 +105,8 @@ def _forward_fake(
     arguments = [
         x.new_empty(length, dtype=torch.int64) for term, length in owners if term.keeps_argument
     ]
-    bits = bits_shape(ENGINES[engine], pairs, rows, cols)
-    return statistics, arguments, x.new_empty(bits, dtype=torch.uint8)
+    tile_masks = tile_masks_shape(ENGINES[engine], pairs, rows, cols)
+    return statistics, arguments, x.new_empty(tile_masks, dtype=torch.uint8)
 
 
 def _backward_fake(
@@ -124,7 +124,7 @@ def _backward_fake(
     traced: Tensor | None,
     _statistics: list[Tensor],
     _arguments: list[Tensor],
-    _bits: Tensor,
+    _tile_masks: Tensor,
     _cotangents: list[Tensor],
     need_x: bool,
     need_y: bool,
@@ -139,11 +139,11 @@ def _backward_fake(
 
 
 def _stand_ins(numbers: list[float], traced: Tensor | None) -> list[float]:
-    """Zeros for numbers that a graph computes: there are no values."""
+    """Return zeros for numbers that a graph computes, since there are no values."""
     return numbers if traced is None else [0.0] * traced.shape[0]
 
 
-# Compiled code knows no other place where a refused allocation could be told from other errors.
+# Only here can a refused allocation be distinguished from other errors in compiled code.
 library.impl("row_stats", refusing(_forward), "CompositeExplicitAutograd")
 library.impl("row_stats_backward", refusing(torch.no_grad()(backward)), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::row_stats", _forward_fake)

@@ -1,7 +1,7 @@
-"""The short way of an ordinary eager call: the engine itself, and one node of torch's graph.
+"""The short way of an ordinary eager call: the engine itself, in one node of torch's graph.
 
-Compilers, transforms and whoever differentiates a gradient take the long way, `nodes.py`: there a
-call is packed into the arguments of an op, and unpacked again.
+Compilers, transforms and derivatives of gradients take the long way, `nodes.py`: there a call is
+packed into the arguments of an op, and unpacked again.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from pairops.ops.engines.plan import Plan, plan_of
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import BY_SETS, Term
@@ -31,28 +31,28 @@ from .nodes import RowStatsCall, differentiable_gradient
 _Terms = tuple[Term, ...]
 
 
-class _Told(NamedTuple):
-    """A call without the tensors that are saved: they are freed with the graph."""
+class _SavedCall(NamedTuple):
+    """A call without its saved tensors, which are freed with the graph."""
 
     engine: Engine
-    plan: Plan | None  # where one pass back makes the whole gradient
+    plan: Plan | None  # None: one pass back does not make the whole gradient
     relation: Relation
     scales: Scales
     measure: Measure | None
-    kept: list[Any]  # the similarities and squared norms of a cache, until a pass has taken them
+    cached: list[Any]  # similarities and squared norms, until a pass takes them
     rows: _Terms
     cols: _Terms
     arguments: int
-    prepared: int  # tensors that the engine made of the embeddings; they are saved too
-    whole: bool  # has each earlier term that is an argument found a pair of every owner?
+    prepared: int  # the number of saved tensors that the engine prepared
+    whole: bool  # True: each earlier term that is an argument found a pair of every owner
 
     def pairs(self, x: Tensor, y: Tensor | None, cache: Cache) -> Pairs:
         return Pairs(x, y, self.relation, self.scales, cache, measure=self.measure)
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
-    """The statistics of terms that wait for one another in nothing but constants, by the CPU's
-    engine; None: take the long way."""
+    """Compute statistics by the CPU engine, if terms depend on each other as constants alone; None:
+    take the long way."""
     plan = plan_at_once(pairs, rows, cols, short=False)
     if plan is None:
         return None
@@ -62,7 +62,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-        plan = plan_of(rows, cols)  # numpy's numbers are numbers now, and windows tensors
+        plan = plan_of(rows, cols)  # now numpy's numbers are floats, and windows tensors
         if (
             plan is None
             or not cpu_engine.serves(plan)
@@ -81,7 +81,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
 
 
 def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
-    """Numbered terms `over` these pairs; ValueError if a tensor of them is on another device."""
+    """Number terms, `over` these pairs; ValueError if one of their tensors is on another device."""
     n, m = pairs.shape
     kind = pairs.dtype, pairs.x.device
     rows = tuple([term.over(n, m, *kind) for term in rows])
@@ -97,7 +97,7 @@ def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
 
 
 def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True) -> Plan | None:
-    """The plan of a call that the CPU's engine serves at once, or None. short: without tensors."""
+    """Return the plan of a call that the CPU engine serves at once, without tensors, or None."""
     if pairs.shards is not None or not pairs.x.is_cpu:
         return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
@@ -115,7 +115,7 @@ def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True
 def statistics(
     pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """The statistics of final terms, whose tensors these are, as `row_stats` returns them."""
+    """Compute statistics of final terms, with these tensors, as `row_stats` returns them."""
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
         pairs, rows, cols, engine, None, pairs.x, pairs.y, *tensors
     )
@@ -123,7 +123,7 @@ def statistics(
 
 
 class _Eager(torch.autograd.Function):
-    """Pairs, terms, who serves them and a plan; x, y and the tensors of the terms → statistics."""
+    """A node: pairs, terms, engine, plan, x, y and the tensors of the terms → statistics."""
 
     @staticmethod
     def forward(
@@ -138,14 +138,14 @@ class _Eager(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         values: Sequence[Tensor]
-        bits: Tensor | None
+        tile_masks: Tensor | None
         if plan is None:
-            values, arguments, bits = levels.forward(engine, pairs, rows, cols)
+            values, arguments, tile_masks = levels.forward(engine, pairs, rows, cols)
             prepared = engine.prepare(pairs)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
             whole = False
         else:
-            every, sizes, arguments, bits, whole = cpu_engine.planned_forward(
+            every, sizes, arguments, tile_masks, whole = cpu_engine.planned_forward(
                 pairs, rows, cols, plan
             )
             values = torch.split_with_sizes(every, sizes)
@@ -154,38 +154,46 @@ class _Eager(torch.autograd.Function):
         if constant:
             ctx.mark_non_differentiable(*[values[k] for k in constant])
         cache = [pairs.cache.similarities, pairs.cache.squares]
-        kept = pairs.relation, pairs.scales, pairs.measure, cache
+        cached = pairs.relation, pairs.scales, pairs.measure, cache
         counts = len(arguments), len(prepared)
-        ctx.told = _Told(engine, plan, *kept, rows, cols, *counts, whole)
-        ctx.save_for_backward(x, y, bits, *prepared, *values, *arguments, *tensors)
+        ctx.saved = _SavedCall(engine, plan, *cached, rows, cols, *counts, whole)
+        ctx.save_for_backward(x, y, tile_masks, *prepared, *values, *arguments, *tensors)
         return tuple(values)
 
     @staticmethod
     @refusing
     def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Any, ...]:
-        told: _Told = ctx.told
+        saved: _SavedCall = ctx.saved
         _, _, _, _, _, *needs = ctx.needs_input_grad
-        x, y, bits, *rest = ctx.saved_tensors
-        similarities, squares = told.kept
-        plan, cache = told.plan, Cache(similarities=similarities, squares=squares)
-        # Nobody can tell here whether the graph is freed: who goes back twice computes them again.
-        told.kept[:] = None, {}
-        if told.prepared:
-            cache.prepared = {told.engine.NAME: rest[: told.prepared]}
-            rest = rest[told.prepared :]
-        pairs = told.pairs(x, y, cache)
+        x, y, tile_masks, *rest = ctx.saved_tensors
+        similarities, squares = saved.cached
+        plan, cache = saved.plan, Cache(similarities=similarities, squares=squares)
+        # A second pass back computes them again: whether the graph is freed is unknown here.
+        saved.cached[:] = None, {}
+        if saved.prepared:
+            cache.prepared = {saved.engine.NAME: rest[: saved.prepared]}
+            rest = rest[saved.prepared :]
+        pairs = saved.pairs(x, y, cache)
         again = torch.is_grad_enabled() or transformed(by_outputs)
-        if plan is not None and told.whole and not again and (plan.few or not plan.extremes):
-            values, arguments = rest[: plan.count], rest[plan.count :][: told.arguments]
+        if plan is not None and saved.whole and not again and (plan.few or not plan.extremes):
+            values, arguments = rest[: plan.count], rest[plan.count :][: saved.arguments]
             cotangents = _cotangents(by_outputs, values, plan)
-            terms = told.rows + told.cols
+            terms = saved.rows + saved.cols
             needed = (
                 BY_SETS[needs[0], needs[1]]
                 if plan.short
                 else wanted(terms, needs[0], needs[1], needs[2:])
             )
             dx, dy, slopes = cpu_engine.planned_backward(
-                pairs, told.rows, told.cols, values, arguments, cotangents, bits, needed, plan
+                pairs,
+                saved.rows,
+                saved.cols,
+                values,
+                arguments,
+                cotangents,
+                tile_masks,
+                needed,
+                plan,
             )
             if values[0].dtype != x.dtype:
                 dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
@@ -195,7 +203,7 @@ class _Eager(torch.autograd.Function):
                 operands = [z for term in terms for z in term.operands()]
                 gradients = dx, dy, *[next(slope) if z.has_grad else None for z in operands]
         else:
-            gradients = _by_the_long_way(pairs, told, by_outputs, bits, rest, needs, again)
+            gradients = _by_the_long_way(pairs, saved, by_outputs, tile_masks, rest, needs, again)
         found = [g if need else None for g, need in zip(gradients, needs)]  # noqa: B905
         return (None, None, None, None, None, *found)
 
@@ -203,7 +211,7 @@ class _Eager(torch.autograd.Function):
 def _cotangents(
     given: Sequence[Tensor | None], values: Sequence[Tensor], plan: Plan
 ) -> list[Tensor]:
-    """Zeros for a statistic that nobody used; of one without gradient nobody reads what it has."""
+    """Return cotangents, zeros for an unused statistic; those of constants are never read."""
     found = [values[0] if g is None else g for g in given]
     for k, g in enumerate(given):
         if g is None and k not in plan.constant:
@@ -213,47 +221,49 @@ def _cotangents(
 
 def _by_the_long_way(
     pairs: Pairs,
-    told: _Told,
+    saved: _SavedCall,
     by_outputs: Sequence[Tensor | None],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     rest: list[Tensor],
     needs: Sequence[bool],
     again: bool,
 ) -> Sequence[Any]:
-    """Level by level; `again`: differentiably, or of several cotangents at once.
+    """Compute gradients level by level; `again`: differentiably, or for several cotangents.
 
     rest: statistics, arguments of extremes, tensors of the terms.
     """
-    rows = numbered(told.rows, told.cols, "rows")
-    cols = numbered(told.cols, told.rows, "cols")
+    rows = numbered(saved.rows, saved.cols, "rows")
+    cols = numbered(saved.cols, saved.rows, "cols")
     values, rest = rest[: len(rows + cols)], rest[len(rows + cols) :]
-    arguments, tensors = rest[: told.arguments], rest[told.arguments :]
-    if told.plan is not None and told.plan.short:  # its windows may be numbers
+    arguments, tensors = rest[: saved.arguments], rest[saved.arguments :]
+    if saved.plan is not None and saved.plan.short:  # whose windows may be numbers
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
         needs = [*needs, *[False] * len(tensors)]
     terms = rows + cols
-    if bits is None:
-        shape = engines.bits_shape(told.engine, pairs, rows, cols)
-        bits = values[0].new_empty(shape, dtype=torch.uint8)
-    # What has no gradient has a cotangent that nobody reads.
+    if tile_masks is None:
+        shape = engines.tile_masks_shape(saved.engine, pairs, rows, cols)
+        tile_masks = values[0].new_empty(shape, dtype=torch.uint8)
+    # The cotangent of a constant is never read.
     cotangents = [
         g if g is not None else torch.zeros_like(z) if term.grad else z
         for g, z, term in zip(by_outputs, values, terms, strict=True)
     ]
     if again:
         recipe, numbers, _ = pack(rows, cols)
-        prepared = told.engine.prepare(pairs)
+        prepared = saved.engine.prepare(pairs)
         call, given = RowStatsCall.of(
-            pairs, recipe, numbers, None, tensors, prepared, told.engine.NAME, terms
+            pairs, recipe, numbers, None, tensors, prepared, saved.engine.NAME, terms
         )
         flags = [*needs, *[False] * (len(given) - len(needs))]
-        return differentiable_gradient(call, flags, *given, *values, *arguments, bits, *cotangents)
-    with exactly(pairs.x.device.type):
+        return differentiable_gradient(
+            call, flags, *given, *values, *arguments, tile_masks, *cotangents
+        )
+    with no_autocast(pairs.x.device.type):
         dx, dy, by_term = levels.backward(
-            told.engine.NAME, pairs, rows, cols, values, arguments, bits, cotangents,
+            saved.engine.NAME, pairs, rows, cols, values, arguments, tile_masks, cotangents,
             wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip
-    # Rounded once, when all is added up.
+    # Round once, when all is added up.
     gradients = [g if g is None else g.to(pairs.x.dtype) for g in (dx, dy)]
     return [*gradients, *by_vector(terms, by_term, needs[2:])]

@@ -1,4 +1,4 @@
-"""Calls whose terms refer to earlier ones: a sweep for each level, and one pass back for all.
+"""Levels of terms that refer to earlier ones: a sweep for each, and one pass back for all.
 
 Constants and windows need no more than one pass, since no gradient leads through them. Where a term
 passes its gradient on, the earlier term is differentiated after it, when its cotangent is whole.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.engines import ENGINES, Engine, as_taken, bits_shape
+from pairops.ops.engines import ENGINES, Engine, terms_for_engine, tile_masks_shape
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
 from pairops.ops.terms.term import Term, Wanted
@@ -22,33 +22,33 @@ from .backward import of_terms
 def forward(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`engine.forward` of terms that may refer to earlier ones."""
+    """Compute `engine.forward` of terms that may refer to earlier ones."""
     if engine.TAKES_EARLIER and (engine.TAKES_DISTANCES or pairs.measure is None):
         return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
     if len(order) == 1:
-        return engine.forward(pairs, *as_taken(engine, pairs, rows, cols))
+        return engine.forward(pairs, *terms_for_engine(engine, pairs, rows, cols))
     terms = Levels(rows, cols)
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
-    planes: dict[int, Tensor] = {}
-    bits: Tensor | None = None
+    masks_by_term: dict[int, Tensor] = {}
+    tile_masks: Tensor | None = None
     for some in order:
         placed = [terms.resolved(k, statistics) for k in some]
         split = sum(k < len(rows) for k in some)
         now = [term for term, _ in placed]
-        taken = as_taken(engine, pairs, now[:split], now[split:])
-        values, found, bits = engine.forward(pairs, *taken)
+        given = terms_for_engine(engine, pairs, now[:split], now[split:])
+        values, found, tile_masks = engine.forward(pairs, *given)
         terms.take(some, placed, values, found, statistics, arguments)
         first = 0
         for k, term in zip(some, now, strict=True):
-            if term.keeps_bits:
-                size = terms.planes(engine, pairs, k)
-                planes[k] = bits[first : first + size]
+            if term.has_tile_mask:
+                size = terms.mask_length(engine, pairs, k)
+                masks_by_term[k] = tile_masks[first : first + size]
                 first += size
-    assert bits is not None, "there is a sweep"
-    kept = [planes[k] for k in sorted(planes)]
-    whole = bits if not kept else kept[0] if len(kept) == 1 else torch.cat(kept)
+    assert tile_masks is not None, "there is a sweep"
+    masks = [masks_by_term[k] for k in sorted(masks_by_term)]
+    whole = tile_masks if not masks else masks[0] if len(masks) == 1 else torch.cat(masks)
     return statistics, [arguments[k] for k in sorted(arguments)], whole
 
 
@@ -59,21 +59,22 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     arguments: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     cotangents: list[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """`of_terms` of terms that may refer to earlier ones.
+    """Compute `of_terms` of terms that may refer to earlier ones.
 
-    cotangents: what an earlier term gets from one that passes its gradient on is added there.
+    cotangents: gradients that later terms pass on to earlier ones are added to these.
     """
     terms = Levels(rows, cols)
     if not any(term.earlier() for term in terms.every):
-        given = statistics, arguments, bits, cotangents, wanted
+        given = statistics, arguments, tile_masks, cotangents, wanted
         return of_terms(pairs, rows, cols, engine, *given)
     index = iter(arguments)
     argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
-    planes = terms.split(ENGINES[engine], pairs, bits)
+    masks_by_term = terms.split(ENGINES[engine], pairs, tile_masks)
+    no_masks = tile_masks[:0] if masks_by_term and tile_masks is not None else tile_masks
     gradients: list[tuple[Tensor | None, Tensor | None]] = []
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
@@ -86,12 +87,12 @@ def backward(
             )
         split = sum(k < len(rows) for k in some)
         now = [term for term, _, _ in swept]
-        kept = [planes[k] for k in some if k in planes]
+        masks = [masks_by_term[k] for k in some if k in masks_by_term]
         dx, dy, slopes = of_terms(
             pairs, now[:split], now[split:], engine,
             [value for _, value, _ in swept],
             [argument[k] for k in some if k in argument],
-            torch.cat(kept) if kept else bits[:0] if planes and bits is not None else bits,
+            torch.cat(masks) if masks else no_masks,
             [cotangent for _, _, cotangent in swept],
             wanted._replace(args=flags),
         )  # fmt: skip
@@ -110,7 +111,7 @@ def _sum(gradients: Sequence[Tensor]) -> Tensor | None:
 
 
 class Levels:
-    """The terms of a call, rows and then columns, and what of them refers to what."""
+    """The terms of a call, rows and then columns, and their references to earlier ones."""
 
     def __init__(self, rows: Sequence[Term], cols: Sequence[Term]) -> None:
         self.rows, self.cols = rows, cols
@@ -118,7 +119,7 @@ class Levels:
         self._known: tuple[dict[Any, Tensor], dict[Any, Tensor]] = ({}, {})
 
     def first(self, k: int) -> int:
-        """The index of the first term of the owners of term k."""
+        """Return the index of the first term that has the owners of term k."""
         return 0 if k < len(self.rows) else len(self.rows)
 
     def resolved(self, k: int, statistics: Sequence[Tensor]) -> tuple[Term, Tensor | None]:
@@ -136,12 +137,11 @@ class Levels:
         statistics: list[Tensor],
         arguments: dict[int, Tensor],
     ) -> None:
-        """Put what was gathered of resolved terms where it belongs, an owner without pairs with
-        the identity."""
+        """Store the results of resolved terms; an owner without pairs gets the neutral value."""
         index = iter(found)
         for k, (term, missing), value in zip(some, placed, values, strict=True):
-            fill = term.monoid.fill
-            statistics[k] = value if missing is None else torch.where(missing, fill, value)
+            neutral = term.monoid.neutral
+            statistics[k] = value if missing is None else torch.where(missing, neutral, value)
             if term.keeps_argument:
                 at = next(index)
                 arguments[k] = at if missing is None else torch.where(missing, -1, at)
@@ -149,7 +149,7 @@ class Levels:
     def swept(
         self, k: int, statistics: Sequence[Tensor], cotangents: Any
     ) -> tuple[Term, Tensor, Tensor]:
-        """Term k as it is differentiated, its statistic and cotangent."""
+        """Return term k as it is differentiated, with its statistic and cotangent."""
         term, missing = self.resolved(k, statistics)
         value, cotangent = statistics[k], cotangents[k]
         if missing is not None:  # exp(f − value) is 0 there, whatever f is
@@ -158,8 +158,8 @@ class Levels:
         return term, value, cotangent
 
     def pass_on(self, k: int, slopes: Sequence[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
-        """Of the gradients by the tensors of term k as it was swept those by its own; what is by an
-        earlier term goes into its cotangent."""
+        """Return the gradients by the tensors of term k, and add those by earlier terms, which were
+        tensors in the sweep, to the cotangents of these."""
         mine = []
         for a, slope in zip(by_earlier(self.every[k]), slopes, strict=False):
             if a is None:
@@ -169,16 +169,16 @@ class Levels:
                 cotangents[at] = cotangents[at] + slope
         return mine
 
-    def planes(self, engine: Engine, pairs: Pairs, k: int) -> int:
-        """How much of the bits of a call is term k's, along their first axis."""
+    def mask_length(self, engine: Engine, pairs: Pairs, k: int) -> int:
+        """Return the length of term k's tile mask along the first axis."""
         term = (self.every[k],)
         alone = (term, ()) if k < len(self.rows) else ((), term)
-        return int(bits_shape(engine, pairs, *alone)[0])
+        return int(tile_masks_shape(engine, pairs, *alone)[0])
 
-    def split(self, engine: Engine, pairs: Pairs, bits: Tensor | None) -> dict[int, Tensor]:
-        """The bits of each term that keeps some."""
-        keeping = [k for k, term in enumerate(self.every) if term.keeps_bits]
-        if bits is None or not keeping:
+    def split(self, engine: Engine, pairs: Pairs, tile_masks: Tensor | None) -> dict[int, Tensor]:
+        """Split tile masks by the terms that have one."""
+        keeping = [k for k, term in enumerate(self.every) if term.has_tile_mask]
+        if tile_masks is None or not keeping:
             return {}
-        sizes = [self.planes(engine, pairs, k) for k in keeping]
-        return dict(zip(keeping, bits.split(sizes), strict=True))
+        sizes = [self.mask_length(engine, pairs, k) for k in keeping]
+        return dict(zip(keeping, tile_masks.split(sizes), strict=True))

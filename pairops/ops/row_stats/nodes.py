@@ -1,10 +1,10 @@
-"""The ops as nodes of torch's graph: statistics, their gradient, and the derivatives of both.
+"""Nodes of torch's graph around the ops: statistics, their gradient, and derivatives of both.
 
-`RowStats` runs the op `row_stats`, and its backward pass is `_Weigh`, which runs the op
-`row_stats_backward`: an engine's sweeps, whatever is to be differentiated later. Only where that
-comes to pass is the gradient recomputed as differentiable torch, a function of the embeddings and
-of the *statistics*, whose own derivatives lead through `RowStats` again: hence differentiable any
-number of times. (A `once_differentiable` backward would be silently wrong for gradient penalties.)
+`RowStats` runs the op `row_stats`, and its backward pass is `_RowStatsBackward`, which runs the op
+`row_stats_backward`, an engine's sweeps. Only if the gradient is itself differentiated is it
+recomputed as differentiable torch, a function of the embeddings and of the *statistics*, whose
+derivatives lead through `RowStats` again: hence differentiable any number of times.
+(A `once_differentiable` backward would be silently wrong for gradient penalties.)
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from . import bodies
 
 
 class RowStatsCall(NamedTuple):
-    """What a call says besides tensors, and how many tensors of each kind it has.
+    """A call without its tensors, and the number of tensors of each kind.
 
-    torch follows a tensor only as an argument of its own, so those of a call stand in one row: x,
-    y, vectors, scale_x, scale_y, traced, prepared, relation, which are `given`; then what the op
-    `row_stats` returned, statistics, arguments, bits; then cotangents. Nothing but this class knows
-    that order.
+    torch follows a tensor only as a separate argument, so all tensors of a call are in one row: x,
+    y, vectors, scale_x, scale_y, traced, prepared, relation, which are `given`; then the results of
+    the op `row_stats`, statistics, arguments, tile masks; then cotangents. Nothing but this class
+    knows that order.
     """
 
     measure: str  # the key of the distance of the pairs
@@ -53,7 +53,7 @@ class RowStatsCall(NamedTuple):
         engine: str,
         terms: Sequence[Term],
     ) -> tuple["RowStatsCall", tuple[Tensor | None, ...]]:
-        """The call, and the row of what is given."""
+        """Return the call, and the row of given tensors."""
         given = (
             pairs.x, pairs.y, *vectors, pairs.scales.x, pairs.scales.y, traced,
             *prepared, *pairs.relation.tensors(),
@@ -64,27 +64,27 @@ class RowStatsCall(NamedTuple):
         return RowStatsCall(measure, recipe, numbers, engine, constant, *counts), given
 
     def forward(self, row: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Run the op on a row of what is given; its results in a row."""
-        statistics, arguments, bits = torch.ops.pairops.row_stats(*self._inputs(row))
-        return (*statistics, *arguments, bits)
+        """Run the op on a row of given tensors; return its results in a row."""
+        statistics, arguments, tile_masks = torch.ops.pairops.row_stats(*self._inputs(row))
+        return (*statistics, *arguments, tile_masks)
 
     def backward(self, row: Sequence[Any], needs: Sequence[bool], run: Any) -> tuple[Tensor, ...]:
-        """The gradients by x, y and the vectors, empty where not needed, of a row of everything.
+        """Compute gradients by x, y and vectors, empty where not needed, from a row of everything.
 
-        needs: one for each tensor that is given.  run: the op, or the same as differentiable torch.
+        needs: one flag per given tensor.  run: the op, or the same as differentiable torch.
         """
         results = row[self.given :]
         statistics, cotangents = results[: self.terms], results[-self.terms :]
-        *arguments, bits = results[self.terms : -self.terms]
+        *arguments, tile_masks = results[self.terms : -self.terms]
         need_x, need_y, *rest = needs
         dx, dy, dvectors = run(
-            *self._inputs(row), statistics, arguments, bits, cotangents,
+            *self._inputs(row), statistics, arguments, tile_masks, cotangents,
             need_x, need_y, rest[: self.vectors],
         )  # fmt: skip
         return (dx, dy, *dvectors)
 
     def _inputs(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments that both ops share, as their schemas name them."""
+        """Return the arguments that both ops share, in the order of their schemas."""
         x, y, *rest = row[: self.given]
         vectors = rest[: self.vectors]
         scale_x, scale_y, traced, *rest = rest[self.vectors :]
@@ -95,17 +95,17 @@ class RowStatsCall(NamedTuple):
         )  # fmt: skip
 
     def statistics(self, row: Sequence[Any]) -> Sequence[Tensor]:
-        """Those in a row of what is given and returned."""
+        """Return the statistics in a row of given and returned tensors."""
         return row[self.given : self.given + self.terms]
 
     def by_given(self, gradients: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
-        """What `backward` returned for each tensor that is given, None where it is not needed."""
+        """Return the gradient by each given tensor, None where it is not needed."""
         every = [*gradients, *[None] * (self.given - len(gradients))]
         return [g if need else None for g, need in zip(every, needs, strict=True)]
 
 
 class RowStats(Node):
-    """A call and the tensors that are given → statistics, and what their gradient needs besides."""
+    """A node: a call and its given tensors → statistics, and the rest that a gradient needs."""
 
     @staticmethod
     def run(call: RowStatsCall, *given: Tensor | None) -> tuple[Tensor, ...]:
@@ -124,12 +124,12 @@ class RowStats(Node):
         call, saved = ctx.call, ctx.saved_tensors
         _, *needs = ctx.needs_input_grad
         of_statistics = zip(by_outputs[: call.terms], call.statistics(saved), strict=True)
-        # What has no gradient has a cotangent that nobody reads; zeros would be a launch.
+        # The cotangent of a constant is never read; zeros would be a launch.
         cotangents = [
             g if g is not None else z if k in call.constant else torch.zeros_like(z)
             for k, (g, z) in enumerate(of_statistics)
         ]
-        run = _Weigh.run if torch.compiler.is_compiling() else _Weigh.of
+        run = _RowStatsBackward.run if torch.compiler.is_compiling() else _RowStatsBackward.of
         gradients = call.by_given(run(call, needs, *saved, *cotangents), needs)
         return None, *gradients
 
@@ -149,9 +149,9 @@ class RowStats(Node):
         return (*constant, *[None] * others)
 
 
-class _Weigh(Node):
-    """A call, which gradients it needs, what was given and returned, the cotangents of statistics →
-    the gradients by x, by y and by every vector."""
+class _RowStatsBackward(Node):
+    """A node: a call, flags of needed gradients, given and returned tensors, cotangents → gradients
+    by x, by y and by every vector."""
 
     around_backward = staticmethod(refusing)
 
@@ -182,21 +182,22 @@ class _Weigh(Node):
 def differentiable_gradient(
     call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The gradients of a call, of what was given, returned and handed in as cotangents."""
-    found: tuple[Tensor, ...] = _Weigh.of(call, needs, *tensors)
+    """Compute the gradients of a call from given and returned tensors and cotangents."""
+    found: tuple[Tensor, ...] = _RowStatsBackward.of(call, needs, *tensors)
     return found
 
 
 def _gradient(
     call: RowStatsCall, needs: Sequence[bool], *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """`_Weigh.run` as differentiable torch."""
+    """Compute `_RowStatsBackward.run` as differentiable torch."""
     return call.backward(tensors, needs, bodies.backward)
 
 
 def _by_tangents(call: RowStatsCall, moved: tuple[bool, ...], *tensors: Tensor) -> list[Tensor]:
-    """The derivatives of the statistics along tangents of what is moved; tensors: what `RowStats`
-    got and returned, then the tangents.
+    """Compute derivatives of the statistics along tangents of the moved tensors.
+
+    tensors: those that `RowStats` got and returned, then the tangents.
 
     `_gradient` is linear in the cotangents, with these derivatives as its transpose.
     """

@@ -1,10 +1,10 @@
-"""`row_stats`, the one differentiable primitive: all a loss needs to know of N×M similarities.
+"""`row_stats`, the one differentiable primitive: statistics of N×M similarities.
 
-The path of a call: a loss states terms; an engine streams the tiles; back come the statistics. In
-the backward pass the engine turns their gradients into a weight per pair, and the weights into dX
-and dY. Saved in between: x, y, the intervals, one number per statistic and row, and one byte per
-tile. An eager call is one node of torch's graph, `eager.py`; a compiler sees ops, `nodes.py`,
-which are told the terms as a recipe.
+A loss states terms, an engine streams the tiles, and statistics come back. In the backward pass the
+engine turns their gradients into a weight per pair, and the weights into dX and dY. x, y, the
+intervals, one number per statistic and row, and one byte per tile are saved in between. An eager
+call is one node of torch's graph, `eager.py`; a compiler sees ops, `nodes.py`, which take terms as
+a recipe.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pairops.ops import engines
 from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.arguments import EarlierAt, Partner, Table
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
@@ -30,8 +30,8 @@ from . import eager, levels, sharded
 from .nodes import RowStats, RowStatsCall
 
 
-class Taken(NamedTuple):
-    """One call of `row_stats`."""
+class RecordedCall(NamedTuple):
+    """One call of `row_stats`, with its results."""
 
     pairs: Pairs
     rows: tuple[Term, ...]
@@ -40,19 +40,19 @@ class Taken(NamedTuple):
 
 
 class _Watching(threading.local):
-    """Who looks on at the calls of this thread."""
+    """The record of this thread's calls, if there is one."""
 
-    calls: list[Taken] | None = None
+    calls: list[RecordedCall] | None = None
 
 
 watching = _Watching()
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[Taken]]:
-    """Within this context, what this thread asks of `row_stats` and gets; for those who look on."""
+def watched() -> Iterator[list[RecordedCall]]:
+    """Record this thread's calls of `row_stats` within this context."""
     before = watching.calls
-    calls: list[Taken] = []
+    calls: list[RecordedCall] = []
     watching.calls = calls
     try:
         yield calls
@@ -87,10 +87,10 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         at_once = eager.at_once(pairs, rows, cols)
         if at_once is not None:
             return at_once if watching.calls is None else _noted(pairs, rows, cols, at_once)
-        with exactly(pairs.x.device.type):
+        with no_autocast(pairs.x.device.type):
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
             rows, cols = eager.final(pairs, rows, cols)
-            result = _taken(pairs, rows, cols)
+            result = _row_stats(pairs, rows, cols)
     except Exception as error:
         found = refused(error)
         if pairs.shards is not None:  # the other ranks wait for this one
@@ -104,14 +104,14 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
 def _noted(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """The result, told to who looks on, with terms whose windows are tensors."""
+    """Record the result, if calls are recorded, with terms whose windows are tensors; return it."""
     if watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-        watching.calls.append(Taken(pairs, *eager.final(pairs, rows, cols), result))
+        watching.calls.append(RecordedCall(pairs, *eager.final(pairs, rows, cols), result))
     return result
 
 
-def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
+def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
     compiling = torch.compiler.is_compiling()
     if compiling and not _reads_at_once(pairs.x.device):
         n, m = pairs.shape
@@ -119,7 +119,7 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
         cols = tuple([_of_tensors(term, m, pairs) for term in cols])
     engine = engines.choose(pairs, rows, cols)
     if pairs.shards is not None:
-        return tuple(sharded.taken(pairs, rows, cols, engine))
+        return tuple(sharded.row_stats(pairs, rows, cols, engine))
     serving = engines.ENGINES[engine]
     if serving.backward is None:
         return tuple(levels.forward(serving, pairs, rows, cols)[0])
@@ -139,24 +139,24 @@ def _taken(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tupl
     return tuple(RowStats.of(call, *given)[: call.terms])
 
 
-# For each value of a float among the arguments of an op, torch.compile would compile once more. So
-# under it numbers travel as tensors.
+# torch.compile would compile once more for each value of a float among the arguments of an op, so
+# numbers travel as tensors under it.
 
 
 def _reads_at_once(device: torch.device) -> bool:
-    """Does the value of a tensor cost no waiting there?"""
+    """Return whether a tensor's value can be read without waiting."""
     return device.type == "cpu"
 
 
 def _traced(numbers: list[float]) -> tuple[list[float], Tensor | None]:
-    """Numbers in one tensor, of which an op's body makes the same numbers again."""
+    """Put numbers in one tensor, which an op's body turns into the same numbers again."""
     if not numbers:
         return numbers, None
     return [], torch.stack([torch.full((), value, dtype=torch.float64) for value in numbers])
 
 
 def _of_tensors(term: Term, owners: int, pairs: Pairs) -> Term:
-    """The term with numbers that stay on the device: one value per owner, the same for all."""
+    """Turn numbers of the term into tensors on the device, one value for all owners."""
     args = [
         a
         if isinstance(a, (Tensor, Partner, Table, EarlierAt))

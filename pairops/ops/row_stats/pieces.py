@@ -1,4 +1,4 @@
-"""What a loss is besides its terms: a sum of small functions of an anchor's statistics."""
+"""Pieces: small functions of an anchor's statistics, which a loss is the sum of."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from pairops.ops.terms.term import Term
 
 
 class Piece(NamedTuple):
-    """Of an anchor weight · shape(plus, minus, offset), where both are statistics of it; per_pair
-    is of all anchors."""
+    """weight · shape(plus, minus, offset) of an anchor; plus and minus are its statistics. The
+    shape per_pair is of all anchors together."""
 
     shape: str
     plus: Term
@@ -28,27 +28,27 @@ def softplus_of(
     offset: float | Tensor = 0.0,
     weight: float | Tensor = 1.0,
 ) -> Piece:
-    """log(1 + e^u), u = plus − minus + offset; 0 where plus is −inf, a log-sum-exp of nothing."""
+    """The piece log(1 + e^u), u = plus − minus + offset; 0 where plus, a log-sum-exp, is −inf."""
     return Piece("log1p_exp", plus, minus, offset, weight)
 
 
 def hinge_of(plus: Term, minus: Term, *, offset: float | Tensor = 0.0) -> Piece:
-    """[plus − minus + offset]₊; 0 where plus is −inf."""
+    """The piece [plus − minus + offset]₊; 0 where plus is −inf."""
     return Piece("hinge", plus, minus, offset)
 
 
 def linear(plus: Term) -> Piece:
-    """The statistic itself."""
+    """The piece that is the statistic itself."""
     return Piece("linear", plus)
 
 
 def less_mean(plus: Term, sums: Term) -> Piece:
-    """plus − sums / number of positives, for an anchor with two or more; of fewer it is 0."""
+    """The piece plus − sums / number of positives; 0 for an anchor with fewer than two."""
     return Piece("less_mean", plus, sums)
 
 
 def per_pair(sums: Term, counts: Term) -> Piece:
-    """Of all anchors together Σ sums / Σ counts, 0 where nothing is counted: an average over pairs.
+    """The piece Σ sums / Σ counts over all anchors, an average over pairs; 0 if no pair counts.
 
     A loss has pieces of this kind alone, or none.
     """
@@ -56,7 +56,7 @@ def per_pair(sums: Term, counts: Term) -> Piece:
 
 
 def mean_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: Pairs) -> Tensor:
-    """The mean of the losses of all anchors, or what averages over pairs add up to."""
+    """Return the mean of the losses of all anchors, or the sum of averages over pairs."""
     if pieces[0].shape != "per_pair":
         return losses_of(pieces, statistics, pairs).mean()
     averages = []
@@ -68,7 +68,7 @@ def mean_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: P
 
 
 def losses_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: Pairs) -> Tensor:
-    """(N,) the sum of the pieces of every anchor; differentiable."""
+    """Return (N,) the sum of the pieces of every anchor; differentiable."""
     total = None
     for piece in pieces:
         one = _value(piece, statistics, pairs)
@@ -90,7 +90,7 @@ def _value(piece: Piece, statistics: Mapping[Term, Tensor], pairs: Pairs) -> Ten
         return torch.where(positives > 1, plus - mean, 0)
     u = plus
     if piece.minus is not None:
-        # Not −inf − (−inf), of an anchor without positives.
+        # An anchor without positives must not compute −inf − (−inf).
         u = torch.where(plus == -torch.inf, -torch.inf, plus - statistics[piece.minus])
     if isinstance(piece.offset, Tensor) or piece.offset:
         u = u + piece.offset
@@ -98,7 +98,7 @@ def _value(piece: Piece, statistics: Mapping[Term, Tensor], pairs: Pairs) -> Ten
 
 
 def log1p_exp(statistic: Tensor) -> Tensor:
-    """log(1 + exp R), the log of 1 + Σ exp of a log-sum-exp.
+    """Return log(1 + exp R), where R is a log-sum-exp.
 
     Not `softplus`, which is linear above 20 and so 2e-9 off; and 0 with all its derivatives at
     −inf.

@@ -1,8 +1,8 @@
-"""Positive pairs as rows: what a loss needs that compares each of them with the anchor's negatives.
+"""Positive pairs as rows, for losses that compare each pair with the anchor's negatives.
 
-Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and its
-own score t_ip is one number per row: an argument of a function, or a window. How many rows there
-are depends on the labels, which on a GPU are waited for; memory is O(K·D) for K pairs.
+Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and the
+score t_ip is one number per row: an argument of a function, or a window. The number of rows depends
+on the labels, so the host waits for it on a GPU; memory is O(K·D) for K pairs.
 """
 
 from dataclasses import dataclass, replace
@@ -30,26 +30,26 @@ class PositiveRows:
 
     @staticmethod
     def of(pairs: Pairs) -> "PositiveRows":
-        # Of a row's own pair alone the sum is the score, in the bits that the sweeps see.
+        # A sum over the pair alone is the score, with the same bits as in the sweeps.
         if pairs.shards is None:
-            row, place, own = _listed(pairs)
+            row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
-            anchor = relation.order_x.index_select(0, row)
-            partner = relation.order_y.index_select(0, place)
+            anchor = relation.permutation_x.index_select(0, row)
+            partner = relation.permutation_y.index_select(0, position)
             rows = _copies(pairs, anchor)
             of_rows = replace(
                 rows.relation,
-                order_x=torch.arange(len(row), device=row.device),
+                permutation_x=torch.arange(len(row), device=row.device),
                 pos_begin=relation.pos_begin.index_select(0, row),
                 pos_end=relation.pos_end.index_select(0, row),
-                self_index=own,
+                self_index=self_index,
             )
             rows = replace(rows, relation=of_rows)
-            nobody = torch.full_like(place, -1)
-            by_index = replace(of_rows, pos_begin=place, pos_end=place + 1, self_index=nobody)
+            nobody = torch.full_like(position, -1)
+            by_index = replace(of_rows, pos_begin=position, pos_end=position + 1, self_index=nobody)
             alone = replace(rows, relation=by_index)
         else:
-            anchor, partner = pairs.shards.listed()
+            anchor, partner = pairs.shards.positive_pairs()
             shards = pairs.shards.of_rows(anchor)
             rows = replace(_copies(pairs, anchor), shards=shards)
             by_keys = shards.by_keys((partner, pairs.indices(1)))
@@ -58,12 +58,12 @@ class PositiveRows:
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
     def per_anchor(self, values: Tensor) -> Tensor:
-        """(N,) values (K,) summed by anchor, in the caller's order."""
+        """Sum values (K,) by anchor; the result (N,) is in the caller's order."""
         return add_rows(self.blank, self.anchor, values)
 
 
 def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
-    """Copies of these rows (K,) against the other set; their relation is that of all rows still."""
+    """Copy these rows (K,), against the other set; the relation is still the one of all rows."""
     scale = pairs.scales.x
     return replace(
         pairs,
@@ -77,25 +77,25 @@ def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
     )
 
 
-def _listed(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """(K,) places of every anchor, of its positive and of its own row among the columns, by the
-    positive and then by the anchor.
+def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (K,) sorted positions of anchors and of their positives, and the anchors' self_index.
 
-    In this order both the intervals of a class and the single places of the pairs ascend.
+    They are ordered by the positive and then by the anchor: in this order both the intervals of a
+    class and the positions of single pairs ascend.
     """
     relation = pairs.relation
-    place = torch.arange(pairs.shape[1], device=pairs.x.device)
-    first = torch.searchsorted(relation.pos_end.contiguous(), place, right=True)
-    last = torch.searchsorted(relation.pos_begin.contiguous(), place, right=True)
+    position = torch.arange(pairs.shape[1], device=pairs.x.device)
+    first = torch.searchsorted(relation.pos_end.contiguous(), position, right=True)
+    last = torch.searchsorted(relation.pos_begin.contiguous(), position, right=True)
     count = last - first
     if not pairs.complete:
-        count = torch.where(relation.valid_y[relation.order_y], count, 0)
+        count = torch.where(relation.valid_y[relation.permutation_y], count, 0)
     column = torch.repeat_interleave(count)
     begin = first - (count.cumsum(0) - count)
-    row = begin.index_select(0, column) + torch.arange(len(column), device=place.device)
-    own = relation.self_index.index_select(0, row)
-    counts = own != column
+    row = begin.index_select(0, column) + torch.arange(len(column), device=position.device)
+    self_index = relation.self_index.index_select(0, row)
+    counts = self_index != column
     if not pairs.complete:
-        counts &= relation.valid_x[relation.order_x[row]]
+        counts &= relation.valid_x[relation.permutation_x[row]]
     at = counts.nonzero().squeeze(1)
-    return row.index_select(0, at), column.index_select(0, at), own.index_select(0, at)
+    return row.index_select(0, at), column.index_select(0, at), self_index.index_select(0, at)

@@ -1,10 +1,10 @@
 """Row statistics over the rows of all ranks: two rings of blocks, and one node of the graph.
 
-Rank r owns its rows. In the first ring the others' embeddings and keys come past, and the
-statistics of its own rows, which are monoids, are completed. In the second ring they come past once
-more, with the statistics of their rows and the gradients by these: what rank r's rows get as owners
-and as partners is then known here, and their gradient is final. No gradient travels. Two sets take
-a ring for each that has statistics, or a gradient.
+Rank r owns its rows. In the first ring the others' embeddings and keys come past, and complete the
+statistics of rank r's rows, which are monoids. In the second ring they come past once more, with
+the statistics of their rows and the gradients by these: the gradient by rank r's rows, as owners
+and as partners, is then final. No gradient travels. Two sets take a ring for each set that has
+statistics, or a gradient.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
-from pairops.ops.distributed.group import untraced
-from pairops.ops.engines import ENGINES, Engine, as_taken
+from pairops.ops.distributed.group import skip_compile
+from pairops.ops.engines import ENGINES, Engine, terms_for_engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
-from pairops.ops.pairs.similarity import exactly
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import after, sweeps
 from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import POS, Term
 
 from .backward import by_vector
 from .levels import Levels
-from .ring_blocks import GATHER, passing
+from .ring_blocks import FORWARD, blocks_of_ring
 from .sharded_backward import backward
 
 
-@untraced
-def taken(
+@skip_compile
+def row_stats(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
-    """The statistics of terms that are `over` these pairs, as `row_stats` returns them."""
+    """Compute statistics of terms `over` these pairs, as `row_stats` returns them."""
     if ENGINES[engine].backward is None:
         raise ValueError(
             f"engine {engine!r} cannot serve this call: it weighs no blocks, and a group needs that"
@@ -45,14 +45,14 @@ def taken(
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
     call = ShardedCall(pairs, recipe, numbers, engine, constant)
-    result: tuple[Tensor, ...] = _Taken.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, ...] = _ShardedRowStats.apply(  # type: ignore[no-untyped-call]
         call, pairs.x, pairs.y, *vectors
     )
     return result
 
 
 class ShardedCall(NamedTuple):
-    """A call, but for the tensors that have a gradient."""
+    """A call without the tensors that have a gradient."""
 
     pairs: Pairs
     recipe: str
@@ -61,8 +61,8 @@ class ShardedCall(NamedTuple):
     constant: list[int]  # the terms that have no gradient
 
 
-class _Taken(torch.autograd.Function):
-    """Both rings. Under create_graph the backward pass gathers all rows instead, differentiably."""
+class _ShardedRowStats(torch.autograd.Function):
+    """A node that runs both rings; under create_graph it gathers all rows in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, call: ShardedCall, *inputs: Any) -> tuple[Tensor, ...]:
@@ -78,10 +78,10 @@ class _Taken(torch.autograd.Function):
         ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
         ctx.gathered = {axis: len(every) for axis, every in pairs.cache.gathered.items()}
         ctx.mark_non_differentiable(*[statistics[k] for k in call.constant])
-        # What is saved is freed with the graph; what is kept here is not.
+        # Saved tensors are freed with the graph; attributes of ctx are not.
         empty = x.new_empty(0)
-        kept = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
-        ctx.call = call._replace(pairs=kept)
+        without_data = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
+        ctx.call = call._replace(pairs=without_data)
         return tuple(statistics)
 
     @staticmethod
@@ -97,7 +97,7 @@ class _Taken(torch.autograd.Function):
         rows, cols = unpack(call.recipe, call.numbers, vectors)
         _, *needs = ctx.needs_input_grad
         pairs = replace(call.pairs, x=x, y=y, cache=Cache(gathered=gathered))
-        with exactly(x.device.type):
+        with no_autocast(x.device.type):
             gradients, by_term = backward(
                 pairs, rows, cols, statistics, list(arguments), cotangents,
                 (call.engine, needs, ctx.piece),
@@ -110,7 +110,7 @@ class _Taken(torch.autograd.Function):
 def _forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of all terms: a ring for each axis and level of earlier terms."""
+    """Compute statistics and arguments by a ring for each axis and level of earlier terms."""
     terms = Levels(rows, cols)
     statistics: list[Any] = [None] * len(terms.every)
     arguments: dict[int, Tensor] = {}
@@ -119,18 +119,18 @@ def _forward(
             mine = [k for k in some if (k >= len(rows)) == (axis == 1)]
             placed = [terms.resolved(k, statistics) for k in mine]
             now = [term for term, _ in placed]
-            values, found = _gather(pairs, axis, now, engine, piece)
+            values, found = _ring_forward(pairs, axis, now, engine, piece)
             terms.take(mine, placed, values, found, statistics, arguments)
     return statistics, [arguments[k] for k in sorted(arguments)]
 
 
-def _gather(
+def _ring_forward(
     pairs: Pairs, axis: int, terms: Sequence[Term], engine: str, piece: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of terms whose owners are the local rows (axis 0) or columns (1)."""
+    """Compute statistics and arguments of terms of the local rows (axis 0) or columns (1)."""
     if not terms:
         return [], []
-    if pairs.y is None and axis == 1:  # a column is a row that others are anchors for
+    if pairs.y is None and axis == 1:  # a column is a row whose partners are the anchors
         assert pairs.measure is not None, "by a similarity there are terms of rows alone"
         pairs, axis = replace(pairs, measure=pairs.measure.turned()), 0
     assert pairs.shards is not None, "these pairs have a group"
@@ -139,14 +139,17 @@ def _gather(
         values, arguments = _forward_of(ENGINES[engine], alone, axis, terms)
         first = pairs.shards.first(1 - axis)
         return values, [torch.where(at < 0, -1, at + first) for at in arguments]
-    wide = widest_float(pairs.x.device)
-    blank = pairs.x.new_empty(pairs.shape[axis], dtype=wide)
-    states = [term.monoid.identity(blank) for term in terms]
+    widest = widest_float(pairs.x.device)
+    blank = pairs.x.new_empty(pairs.shape[axis], dtype=widest)
+    states = [term.monoid.init(blank) for term in terms]
     travelling = [z for term in terms for z in term.tensors("partner")]
-    with closing(passing(pairs, axis, travelling, GATHER, piece)) as blocks:
+    with closing(blocks_of_ring(pairs, axis, travelling, FORWARD, piece)) as blocks:
         for first, block, came in blocks:
-            met = iter(came)
-            placed = [term.between(iter(term.tensors("owner", "window")), met) for term in terms]
+            partner_tensors = iter(came)
+            placed = [
+                term.with_tensors(iter(term.tensors("owner", "window")), partner_tensors)
+                for term in terms
+            ]
             values, arguments = _forward_of(ENGINES[engine], block, axis, placed)
             found = iter(arguments)
             for k, (term, value) in enumerate(zip(terms, values, strict=True)):
@@ -154,19 +157,20 @@ def _gather(
                 if term.keeps_argument:
                     argument = next(found)
                     argument = torch.where(argument < 0, -1, argument + first)
-                state = term.monoid.again(value.to(wide), argument)
+                state = term.monoid.from_statistic(value.to(widest), argument)
                 states[k] = term.monoid.merge(states[k], state)
     merged = zip(terms, states, strict=True)
     arguments = [t.monoid.argument(state) for t, state in merged if t.keeps_argument]  # type: ignore[attr-defined]
     return [
-        term.monoid.result(state).to(pairs.dtype) for term, state in zip(terms, states, strict=True)
+        term.monoid.finalize(state).to(pairs.dtype)
+        for term, state in zip(terms, states, strict=True)
     ], arguments
 
 
 def _forward_of(
     engine: Engine, pairs: Pairs, axis: int, terms: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Statistics and arguments of terms of rows (axis 0) or columns (1)."""
+    """Run `forward` on terms of rows (axis 0) or columns (1)."""
     of_axis: tuple[Sequence[Term], Sequence[Term]] = (terms, ()) if axis == 0 else ((), terms)
-    values, arguments, _ = engine.forward(pairs, *as_taken(engine, pairs, *of_axis))
+    values, arguments, _ = engine.forward(pairs, *terms_for_engine(engine, pairs, *of_axis))
     return values, arguments

@@ -16,27 +16,27 @@ from pairops.ops.terms.term import Term, Wanted
 
 from .backward import of_terms
 from .levels import Levels
-from .ring_blocks import WEIGH, passing, within
+from .ring_blocks import BACKWARD, blocks_of_ring, within
 
 
 class Way(NamedTuple):
-    """Terms that one sweep of a block differentiates, by their indices, and by which distance."""
+    """Indices of the terms that one sweep of a block differentiates, and the distance."""
 
     mine: Sequence[int]  # terms that the local rows own
-    theirs: Sequence[int]  # those that the others own
+    theirs: Sequence[int]  # terms that the others own
     measure: Measure | None
 
 
-class Owned(NamedTuple):
-    """A term with what its owners know."""
+class SweptTerm(NamedTuple):
+    """A term with the statistic, cotangent and argument of each owner."""
 
     term: Term
     statistic: Tensor
     cotangent: Tensor
-    argument: Tensor | None  # who attained an extreme
+    argument: Tensor | None  # the partner that attained an extreme
 
     def tensors(self) -> list[Tensor]:
-        """One row for each owner; what travels with them, and is taken apart in this order."""
+        """Return the tensors that travel with the owners, one row for each, in this order."""
         known = [self.statistic, self.cotangent]
         return [
             *self.term.tensors("owner", "window"),
@@ -55,8 +55,8 @@ def backward(
     cotangents: list[Tensor],
     how: tuple[str, Sequence[bool], int],
 ) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
-    """Gradients by x and y, and by the tensors of each term. how: the engine, which gradients are
-    needed, the piece of the call."""
+    """Compute gradients by x and y, and by the tensors of each term. how: the engine, flags of
+    needed gradients, the piece of the call."""
     terms = Levels(rows, cols)
     index = iter(arguments)
     argument = {k: next(index) for k, term in enumerate(terms.every) if term.keeps_argument}
@@ -64,11 +64,12 @@ def backward(
     by_term: dict[int, list[Tensor]] = {}
     for some in passes(rows, cols):
         swept = [terms.swept(k, statistics, cotangents) for k in some]
-        owned = [
-            Owned(term, z, g, argument.get(k)) for k, (term, z, g) in zip(some, swept, strict=True)
+        swept_terms = [
+            SweptTerm(term, z, g, argument.get(k))
+            for k, (term, z, g) in zip(some, swept, strict=True)
         ]
         first_column = sum(k < len(rows) for k in some)
-        found, slopes = _weigh(pairs, owned, first_column, *how)
+        found, slopes = _ring_backward(pairs, swept_terms, first_column, *how)
         for axis, one in enumerate(found):
             before = gradients[axis]
             gradients[axis] = one if before is None or one is None else before + one
@@ -77,50 +78,51 @@ def backward(
     return gradients, by_term
 
 
-def _weigh(
+def _ring_backward(
     pairs: Pairs,
-    owned: Sequence[Owned],
+    swept_terms: Sequence[SweptTerm],
     rows: int,
     engine: str,
     needs: Sequence[bool],
     piece: int,
 ) -> tuple[list[Tensor | None], dict[int, list[Tensor]]]:
-    """Gradients by x and y, and by the vectors of each term. rows: how many terms are of rows."""
-    active = [k for k, known in enumerate(owned) if known.term.grad]
+    """Compute gradients by x, y and the vectors of each term. rows: the number of row terms."""
+    active = [k for k, known in enumerate(swept_terms) if known.term.grad]
     of_axis = [[k for k in active if k < rows], [k for k in active if k >= rows]]
     by_term = {
-        k: [torch.zeros_like(z) for _, z, has_grad in owned[k].term.operands() if has_grad]
+        k: [torch.zeros_like(z) for _, z, has_grad in swept_terms[k].term.operands() if has_grad]
         for k in active
     }
     gradients: list[Tensor | None] = [None, None]
-    any_vector = any(by_term.values())  # not who needs a gradient, on which ranks might differ
+    any_vector = any(by_term.values())  # needs_input_grad might differ between ranks
     for axis in (0, 1):
         if not (needs[axis] or any_vector) or (axis == 1 and pairs.y is None):
             continue
         measure, mine, theirs = pairs.measure, of_axis[axis], of_axis[1 - axis]
         ways = [Way(mine, theirs, measure)]
-        if pairs.y is None:  # a row meets the others as owner and as partner of the same terms
+        if pairs.y is None:  # a row is both owner and partner of the same terms
             ways = [Way(active, active, measure)]
             if measure is not None and measure.directed:
                 ways = [Way(mine, theirs, measure), Way(theirs, mine, measure.turned())]
-        gradients[axis] = _weigh_local(
-            pairs, axis, ways, owned, engine, needs[axis], by_term, piece
+        gradients[axis] = _axis_backward(
+            pairs, axis, ways, swept_terms, engine, needs[axis], by_term, piece
         )
     return gradients, by_term
 
 
-def _weigh_local(
+def _axis_backward(
     pairs: Pairs,
     axis: int,
     ways: Sequence[Way],
-    owned: Sequence[Owned],
+    swept_terms: Sequence[SweptTerm],
     engine: str,
     need: bool,
     by_term: dict[int, list[Tensor]],
     piece: int,
 ) -> Tensor | None:
-    """The gradient by the local rows (axis 0) or columns (1), in their dtype; into `by_term` that
-    of every vector which has one value for each of them.
+    """Compute the gradient by the local rows (axis 0) or columns (1), in their dtype.
+
+    Gradients by vectors with one value for each of them are added to `by_term`.
     """
     local = pairs.x if axis == 0 else pairs.other
     assert pairs.shards is not None, "these pairs have a group"
@@ -128,28 +130,28 @@ def _weigh_local(
     total: Tensor | None = None
     travelling: list[Tensor] = []
     for way in ways:
-        travelling += [z for k in way.mine for z in owned[k].term.tensors("partner")]
-        travelling += [z for k in way.theirs for z in owned[k].tensors()]
-    with closing(passing(pairs, axis, travelling, WEIGH, piece)) as blocks:
+        travelling += [z for k in way.mine for z in swept_terms[k].term.tensors("partner")]
+        travelling += [z for k in way.theirs for z in swept_terms[k].tensors()]
+    with closing(blocks_of_ring(pairs, axis, travelling, BACKWARD, piece)) as blocks:
         for first, block, came in blocks:
             rest, of_others = iter(came), [block.other if axis == 0 else block.x, *came]
             for way in ways:
                 here = [
-                    Owned(
-                        known.term.between(iter(known.term.tensors("owner", "window")), rest),
+                    SweptTerm(
+                        known.term.with_tensors(iter(known.term.tensors("owner", "window")), rest),
                         known.statistic,
                         known.cotangent,
                         within(known.argument, first, first + block.shape[1 - axis]),
                     )
-                    for known in (owned[k] for k in way.mine)
+                    for known in (swept_terms[k] for k in way.mine)
                 ]
                 there = []
-                for known in (owned[k] for k in way.theirs):
-                    term = known.term.between(rest, iter(known.term.tensors("partner")))
+                for known in (swept_terms[k] for k in way.theirs):
+                    term = known.term.with_tensors(rest, iter(known.term.tensors("partner")))
                     statistic, cotangent = next(rest), next(rest)
                     argument = next(rest) if known.argument is not None else None
                     argument = within(argument, last - len(local), last)
-                    there.append(Owned(term, statistic, cotangent, argument))
+                    there.append(SweptTerm(term, statistic, cotangent, argument))
                 both = (here, there) if axis == 0 else (there, here)
                 every = [*both[0], *both[1]]
                 *by_set, vectors = of_terms(
@@ -169,24 +171,26 @@ def _weigh_local(
                 of_mine, of_theirs = [(k, True) for k in way.mine], [(k, False) for k in way.theirs]
                 order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
                 for place, (k, is_mine) in enumerate(order):
-                    roles = [role for role, _, has_grad in owned[k].term.operands() if has_grad]
-                    for v, (gradient, role) in enumerate(zip(vectors[place], roles, strict=True)):
+                    held_by = [
+                        role for role, _, has_grad in swept_terms[k].term.operands() if has_grad
+                    ]
+                    for v, (gradient, role) in enumerate(zip(vectors[place], held_by, strict=True)):
                         if (role == "owner") == is_mine:
                             by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
-                del by_set, found  # or it would still be there when the next one is made
+                del by_set, found  # else both blocks' gradients would be in memory
     return None if total is None else total.to(local.dtype)
 
 
 def _added(total: Tensor, found: Tensor) -> Tensor:
-    """Their sum, in the place of the first where nobody differentiates it."""
+    """Return the sum; without grad mode it overwrites `total`."""
     return total + found if torch.is_grad_enabled() else total.add_(found)
 
 
 def _joined(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """`gradient`, in grad mode as a function of `others`, whatever it was made of.
+    """Return `gradient`, in grad mode as a function of `others` even if it is independent of them.
 
-    Without a pair nothing was made of what was gathered, and this rank would not come to the sum
-    over the ranks that its gradient is.
+    Without a pair the gradient depends on no gathered tensor, and this rank would miss the sum over
+    the ranks in the gathering's backward pass.
     """
     if not torch.is_grad_enabled():
         return gradient

@@ -1,8 +1,8 @@
 """The mean loss of a small batch on a CPU: statistics, mean and slopes in one node of the graph.
 
-There a step is mostly Python and nodes. What the engine kept of the forward pass, the similarities
-too, is of some 512 × 512 pairs at most: whoever wants more than one ordinary gradient of it has it
-computed again, by the way that large batches take.
+A small step is mostly Python and nodes. The tensors saved in the forward pass, similarities among
+them, are of at most 512 × 512 pairs. A gradient that is not the first ordinary one is computed by
+the way that large batches take.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from .pieces import Piece, mean_of
 _Terms = tuple[Term, ...]
 
 
-class _Told(NamedTuple):
+class _SavedMean(NamedTuple):
     plan: Plan
     relation: Relation
     scales: Scales
     measure: Measure | None
-    similarities: list[Any]  # as `eager` has them
+    similarities: list[Any]  # as in `eager`
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
@@ -44,9 +44,9 @@ class _Told(NamedTuple):
 
 
 def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]) -> Tensor | None:
-    """The mean over all anchors of the sum of pieces; None: take the long way."""
+    """Return the mean over all anchors of the sum of pieces; None: take the long way."""
     x, y, relation = pairs.x, pairs.y, pairs.relation
-    if watching.calls is not None:  # who looks on wants to see statistics
+    if watching.calls is not None:  # a record of calls needs statistics
         return None
     n = x.shape[0]
     m = n if y is None else y.shape[0]
@@ -55,23 +55,23 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
     place: dict[Term, int] = {}
     for k, term in enumerate(rows + cols):
         place[term] = k
-    told: list[Any] = []
+    encoded: list[Any] = []
     for shape, plus, minus, offset, weight in pieces:
         if type(offset) is not float or type(weight) is not float:
             return None
-        told += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
+        encoded += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
     plan = eager.plan_at_once(pairs, rows, cols)
     if plan is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, told, x, y)  # type: ignore[no-untyped-call]
+        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, encoded, x, y)  # type: ignore[no-untyped-call]
         return mean
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
-    return cpu_engine.mean(told, n, made.every, pairs.positives())[0]
+    return cpu_engine.mean(encoded, n, made.every, pairs.positives())[0]
 
 
 class _SmallMean(torch.autograd.Function):
-    """Pairs, terms, pieces and plans; x, y → the mean."""
+    """A node: pairs, terms, pieces, a plan, x, y → the mean."""
 
     @staticmethod
     def forward(
@@ -81,35 +81,35 @@ class _SmallMean(torch.autograd.Function):
         cols: _Terms,
         pieces: Sequence[Piece],
         plan: Plan,
-        told: list[Any],
+        encoded: list[Any],
         x: Tensor,
         y: Tensor | None,
     ) -> Tensor:
-        every, _, arguments, bits, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
-        mean, slopes = cpu_engine.mean(told, x.shape[0], every, pairs.positives())
-        kept = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
-        ctx.told = _Told(plan, *kept, rows, cols, pieces, whole)
-        ctx.save_for_backward(x, y, bits, every, slopes, *arguments)
+        every, _, arguments, tile_masks, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
+        mean, slopes = cpu_engine.mean(encoded, x.shape[0], every, pairs.positives())
+        shared = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
+        ctx.saved = _SavedMean(plan, *shared, rows, cols, pieces, whole)
+        ctx.save_for_backward(x, y, tile_masks, every, slopes, *arguments)
         return mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        told: _Told = ctx.told
+        saved: _SavedMean = ctx.saved
         _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
-        x, y, bits, every, slopes, *arguments = ctx.saved_tensors
-        plan, cache = told.plan, Cache(similarities=told.similarities[0])
-        told.similarities[0] = None
-        pairs = told.pairs(x, y, cache)
+        x, y, tile_masks, every, slopes, *arguments = ctx.saved_tensors
+        plan, cache = saved.plan, Cache(similarities=saved.similarities[0])
+        saved.similarities[0] = None
+        pairs = saved.pairs(x, y, cache)
         try:
             again = torch.is_grad_enabled() or transformed((gradient,))
-            if again or not told.whole or (plan.extremes and not plan.few):
-                dx, dy = _once_more(told, pairs, gradient, need_x, need_y)
+            if again or not saved.whole or (plan.extremes and not plan.few):
+                dx, dy = _once_more(saved, pairs, gradient, need_x, need_y)
             else:
-                # What was saved may have been packed, and come back with any stride.
+                # A saved tensor may have been packed, and come back with any stride.
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
                 dx, dy, _ = cpu_engine.planned_backward(
-                    pairs, told.rows, told.cols, (every,), arguments, cotangents, bits,
+                    pairs, saved.rows, saved.cols, (every,), arguments, cotangents, tile_masks,
                     BY_SETS[need_x, need_y], plan,
                 )  # fmt: skip
                 if every.dtype != x.dtype:
@@ -121,18 +121,18 @@ class _SmallMean(torch.autograd.Function):
 
 
 def _once_more(
-    told: _Told, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
+    saved: _SavedMean, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
 ) -> list[Tensor | None]:
-    """The gradients as large batches have them, whatever follows this pass."""
+    """Compute gradients the way of large batches, for any further derivative."""
 
-    # A graph that is made here would hold what this function holds until it ends.
+    # A graph made here would hold the similarities as long as it lives.
     similarities = None if torch.is_grad_enabled() else pairs.cache.similarities
 
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
-        again = told.pairs(x, y, Cache(similarities=similarities))
+        again = saved.pairs(x, y, Cache(similarities=similarities))
         with use(cpu_engine.NAME):
-            values = row_stats(again, *told.rows, cols=told.cols)
-        by_term = dict(zip(told.rows + told.cols, values, strict=True))
-        return (mean_of(told.pieces, by_term, again),)
+            values = row_stats(again, *saved.rows, cols=saved.cols)
+        by_term = dict(zip(saved.rows + saved.cols, values, strict=True))
+        return (mean_of(saved.pieces, by_term, again),)
 
     return by_inputs(mean, (need_x, need_y), (pairs.x, pairs.y), (gradient,))

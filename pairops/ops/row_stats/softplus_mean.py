@@ -1,7 +1,7 @@
 """The mean of losses that are sums of log(1 + exp R).
 
-Where the CUDA engine made the statistics it is one kernel, and one for the gradient: at some
-hundred rows a step costs what its launches cost, and in torch these are a dozen each way.
+It is one kernel, and one for the gradient, where the CUDA engine made the statistics: at some
+hundred rows a step costs as much as its launches, and torch makes a dozen each way.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ from pairops.ops.pairs.pairs import Pairs
 
 
 def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Tensor]]) -> bool:
-    """Did the CUDA engine make these statistics, and are they few and float32? parts: each with its
-    divisor, which must be a number."""
+    """Return whether the CUDA engine made these statistics, and they are few and float32.
+
+    parts: each statistic with its divisor, which must be a number."""
     return (
         cuda_engine.NAME in pairs.cache.prepared
         and len(parts) <= cuda_kernels.installed().module.MOST_STATISTICS
@@ -31,20 +32,20 @@ def softplus_mean_serves(pairs: Pairs, parts: Sequence[tuple[Tensor, float | Ten
 
 
 def softplus_mean(pairs: Pairs, statistics: Sequence[Tensor], divisors: Sequence[float]) -> Tensor:
-    """The mean over anchors that are not ignored of Σ_k log(1 + exp R_k) / d_k."""
-    keep = None if pairs.complete else pairs.relation.valid_x
-    mean: Tensor = _SoftMean.of(divisors, keep, *statistics)[0]
+    """Return the mean of Σ_k log(1 + exp R_k) / d_k over the anchors that are not ignored."""
+    valid = None if pairs.complete else pairs.relation.valid_x
+    mean: Tensor = _SoftMean.of(divisors, valid, *statistics)[0]
     return mean
 
 
 class _SoftMean(Node):
-    """The first op: the mean, and how many rows count."""
+    """A node of the first op: the mean, and the number of rows that count."""
 
     @staticmethod
     def run(
-        divisors: Sequence[float], keep: Tensor | None, *statistics: Tensor
+        divisors: Sequence[float], valid: Tensor | None, *statistics: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss, count = torch.ops.pairops.soft_mean(statistics, divisors, keep)
+        loss, count = torch.ops.pairops.soft_mean(statistics, divisors, valid)
         return loss, count
 
     @staticmethod
@@ -63,19 +64,19 @@ class _SoftMean(Node):
     def tangent(
         ctx: Any, saved: list[Any], _divisors: None, _keep: None, *tangents: Tensor | None
     ) -> tuple[Tensor, None]:
-        count, keep, *statistics = saved
-        by_each = _slopes(ctx.divisors, torch.ones_like(count), count, keep, *statistics)
+        count, valid, *statistics = saved
+        by_each = _slopes(ctx.divisors, torch.ones_like(count), count, valid, *statistics)
         moved = zip(by_each, tangents, strict=True)
         return torch.stack([(g * t).sum() for g, t in moved if t is not None]).sum(), None
 
 
 class _Slopes(Node):
-    """The second one: the gradient by each statistic."""
+    """A node of the second op: the gradient by each statistic."""
 
     @staticmethod
     def run(divisors: Sequence[float], *tensors: Any) -> tuple[Tensor, ...]:
-        gradient, count, keep, *statistics = tensors
-        given = gradient, count, statistics, divisors, keep
+        gradient, count, valid, *statistics = tensors
+        given = gradient, count, statistics, divisors, valid
         return tuple(torch.ops.pairops.soft_mean_slopes(*given))
 
     @staticmethod
@@ -99,42 +100,42 @@ def _slopes(
     divisors: Sequence[float],
     gradient: Tensor,
     count: Tensor,
-    keep: Tensor | None,
+    valid: Tensor | None,
     *statistics: Tensor,
 ) -> list[Tensor]:
-    """`_Slopes.run` as differentiable torch."""
+    """Compute `_Slopes.run` as differentiable torch."""
     share = gradient / count
     result = []
     for statistic, divisor in zip(statistics, divisors, strict=True):
-        if keep is None:
+        if valid is None:
             result.append(share / divisor * torch.sigmoid(statistic))
-        else:  # of a row that is not kept no derivative is NaN, whatever it holds
-            slope = torch.sigmoid(torch.where(keep, statistic, -torch.inf))
-            result.append(torch.where(keep, share / divisor * slope, 0))
+        else:  # an ignored row may hold anything, but no derivative of it is NaN
+            slope = torch.sigmoid(torch.where(valid, statistic, -torch.inf))
+            result.append(torch.where(valid, share / divisor * slope, 0))
     return result
 
 
-def _told(
-    statistics: Sequence[Tensor], divisors: Sequence[float], keep: Tensor | None
+def _addresses(
+    statistics: Sequence[Tensor], divisors: Sequence[float], valid: Tensor | None
 ) -> tuple[list[tuple[int, float]], int | None, list[Tensor]]:
-    """Addresses, and what must live as long."""
-    alive = [statistic.contiguous() for statistic in statistics]
-    given = [(z.data_ptr(), divisor) for z, divisor in zip(alive, divisors, strict=True)]
-    if keep is None:
-        return given, None, alive
-    alive.append(keep.contiguous())
-    return given, alive[-1].data_ptr(), alive
+    """Return addresses, and the tensors that must live as long."""
+    tensors = [statistic.contiguous() for statistic in statistics]
+    given = [(z.data_ptr(), divisor) for z, divisor in zip(tensors, divisors, strict=True)]
+    if valid is None:
+        return given, None, tensors
+    tensors.append(valid.contiguous())
+    return given, tensors[-1].data_ptr(), tensors
 
 
 def _soft_mean_op(
-    statistics: Sequence[Tensor], divisors: Sequence[float], keep: Tensor | None
+    statistics: Sequence[Tensor], divisors: Sequence[float], valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     first = statistics[0]
     loss, count = _soft_mean_fake(statistics)
-    given, kept, _alive = _told(statistics, divisors, keep)
+    given, valid_address, _tensors = _addresses(statistics, divisors, valid)
     with on_device(first):
         cuda_kernels.installed().module.soft_mean(
-            given, kept, first.shape[0],
+            given, valid_address, first.shape[0],
             loss.data_ptr(), count.data_ptr(), cuda_kernels.stream_of(first),
         )  # fmt: skip
     return loss, count
@@ -145,15 +146,15 @@ def _soft_mean_slopes_op(
     count: Tensor,
     statistics: Sequence[Tensor],
     divisors: Sequence[float],
-    keep: Tensor | None,
+    valid: Tensor | None,
 ) -> list[Tensor]:
     first = statistics[0]
     cotangents = _like(statistics)
-    given, kept, _alive = _told(statistics, divisors, keep)
+    given, valid_address, _tensors = _addresses(statistics, divisors, valid)
     with on_device(first):
         cuda_kernels.installed().module.soft_mean_slopes(
             gradient.data_ptr(), count.data_ptr(), given,
-            kept, first.shape[0],
+            valid_address, first.shape[0],
             [z.data_ptr() for z in cotangents], cuda_kernels.stream_of(first),
         )  # fmt: skip
     return cotangents

@@ -1,1 +1,1 @@
-"""Terms: what one statistic gathers over the pairs of a row, and the recipe that names it."""
+"""Terms: statistics over the pairs of a row, and the recipes that name them."""

@@ -31,13 +31,15 @@ class Table:
 class Operand(NamedTuple):
     """A tensor of a term."""
 
-    role: Literal["owner", "partner", "table", "window"]  # owner, partner: one value for each
+    role: Literal[
+        "owner", "partner", "table", "window"
+    ]  # owner or partner: one value for each of them
     tensor: Tensor
     has_grad: bool
 
 
 class EarlierAt(NamedTuple):
-    """An earlier term by its place among those of the same owners, rows or `cols`.
+    """An earlier term by its index among those of the same owners, rows or `cols`.
 
     window: it is a threshold, which may be infinite.
     """
@@ -81,7 +83,7 @@ def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
 def checked(
     name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
 ) -> Argument:
-    """The argument in `dtype`, with one value per owner or partner."""
+    """Check the argument; return it in `dtype`, with one value per owner or partner."""
     if isinstance(argument, Partner):
         return Partner(vector(name, argument.values, partners, dtype, grad))
     if isinstance(argument, Table):

@@ -1,7 +1,7 @@
-"""What one pair contributes: each function as a value and its slopes, one scalar at a time.
+"""Functions of one pair: each as a value and its slopes, written for one scalar.
 
-A built-in function is written in a few words of torch and in arithmetic, so that one source serves
-every engine written in Python: torch traces it, and a kernel language binds each word to its own.
+A built-in function consists of arithmetic and a few functions of torch, so that one source serves
+every engine written in Python: torch traces it, and a kernel language replaces each function.
 `csrc/math/functions.h` holds the twins for C++ and CUDA; a test holds the two together.
 """
 
@@ -97,7 +97,7 @@ class Function:
                     )
         object.__setattr__(self, "arity", len(parameters) - 1)
         stem = self.name or getattr(self.value, "__name__", type(self.value).__name__)
-        # Engines write sources of it, in which Python would read "ﬁ" as "fi".
+        # Engines write the name into sources, where Python would read "ﬁ" as "fi".
         stem = re.sub(r"^(?=\d)|[^a-zA-Z0-9_]", "_", stem)
         name, copies = stem, 1
         while name in FUNCTIONS:
@@ -110,7 +110,7 @@ class Function:
         FUNCTIONS[name] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Its name may be another function's where this is read.
+        # Another function may have this name in the process that reads the pickle.
         origin = next((key for key, known in _ORIGINS.items() if known is self), None)
         if origin is None:
             origin = uuid.uuid4().hex
@@ -119,7 +119,7 @@ class Function:
         return _from_pickle, (origin, self.value, self._given, *rest)
 
 
-_ORIGINS: dict[str, Function] = {}  # by what pickles call them, of this process or another
+_ORIGINS: dict[str, Function] = {}  # by their names in pickles, of this process or another
 
 
 def _from_pickle(
@@ -141,15 +141,15 @@ def _from_pickle(
 
 @functools.cache
 def source_of(function: Function) -> str:
-    """What tells it from other functions in every process that runs the same program."""
+    """Return a text that identifies the function in every process that runs the same program."""
     value = function.value
     digest = hashlib.sha256(_content(value, ()).encode()).hexdigest()
     return f"{getattr(value, '__qualname__', type(value).__qualname__)}#{digest[:8]}"
 
 
 def _content(held: Any, within: tuple[Any, ...]) -> str:
-    """Code and what it holds, without what differs between processes: addresses, paths, names of
-    modules. within: the functions that it is part of."""
+    """Return code and its constants without all that differs between processes: addresses, paths,
+    names of modules. within: the functions that contain it."""
     if any(held is outer for outer in within):
         return "itself"
     within = (*within, held)
@@ -173,7 +173,7 @@ def _content(held: Any, within: tuple[Any, ...]) -> str:
 
 
 def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:
-    """Slopes of `value` as a graph of plain operations.
+    """Derive slopes of `value` as a graph of plain operations.
 
     A graph, not a call into autograd: an op's body runs below autograd under `torch.compile`.
     """

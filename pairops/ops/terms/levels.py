@@ -1,4 +1,4 @@
-"""Earlier terms: in which sweeps a call can be made, and terms with earlier statistics in them."""
+"""Earlier terms: the sweeps that a call takes, and terms with earlier statistics in them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ from .term import POS, Earlier, Term
 
 
 def numbered(terms: Sequence[Term], others: Sequence[Term], name: str) -> tuple[Term, ...]:
-    """The terms, each earlier one that they refer to named by its place; ValueError if it is none.
+    """Number the earlier terms that terms refer to; ValueError if one is not earlier.
 
-    others: the terms of the other owners.  name: of the argument that `terms` are.
+    others: the terms of the other owners.  name: of the argument that holds `terms`.
     """
     return tuple([_numbered(k, term, terms, others, name) for k, term in enumerate(terms)])
 
@@ -35,7 +35,7 @@ def _numbered(k: int, term: Term, terms: Sequence[Term], others: Sequence[Term],
         for j, one in enumerate(terms[:k]):
             if one is earlier:
                 return EarlierAt(j, grad, window)
-        what = f"term {k} of {name} ({term.gather} of {term.function.name}) refers to"
+        what = f"term {k} of {name} ({term.statistic} of {term.function.name}) refers to"
         if earlier is term:
             raise ValueError(f"{what} itself; it must refer to an earlier term of the call")
         if any(one is earlier for one in terms):
@@ -52,7 +52,7 @@ def _numbered(k: int, term: Term, terms: Sequence[Term], others: Sequence[Term],
 
 
 def after(terms: Sequence[Term], count: int) -> tuple[Term, ...]:
-    """The terms as they stand behind `count` others of the same owners."""
+    """Renumber the terms for a call where `count` others of the same owners precede them."""
 
     def place(a: Any) -> Any:
         return a._replace(place=a.place + count) if type(a) is EarlierAt else a
@@ -71,10 +71,10 @@ def after(terms: Sequence[Term], count: int) -> tuple[Term, ...]:
 
 
 def sweeps(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
-    """The indices among (*rows, *cols) of the terms that one sweep after the other gathers.
+    """Return the indices among (*rows, *cols) of the terms of each sweep, in order.
 
-    A sweep of positives is short, and one of anything else goes through all pairs. So positives
-    that others wait for come first, and the rest along with a sweep that is needed anyway.
+    A sweep of positives is short, and any other goes through all pairs. So positives that others
+    wait for come first, and the rest in a sweep that is needed anyway.
     """
     terms = [(0, term) for term in rows] + [(len(rows), term) for term in cols]
     needs = [{first + a.place for a in term.earlier()} for first, term in terms]
@@ -90,7 +90,7 @@ def sweeps(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
 
 
 def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -> set[int]:
-    """The short ones that a long one waits for which waits for short ones alone."""
+    """Return the short terms that a long one waits for which waits for short ones alone."""
     result: set[int] = set()
     for k, is_short in enumerate(short):
         found: set[int] = set()  # not set[int](), which torch.compile cannot trace
@@ -104,9 +104,9 @@ def _awaited(needs: Sequence[set[int]], short: Sequence[bool], done: set[int]) -
 
 
 def passes(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
-    """The indices of the terms that one pass after the other differentiates.
+    """Return the indices of the terms that each pass differentiates, in order.
 
-    A term that passes its gradient on stands in a pass before the one that gets it; one without a
+    A term that passes its gradient on is in a pass before the term that gets it; a term without
     gradient is in none.
     """
     terms = [(0, term) for term in rows] + [(len(rows), term) for term in cols]
@@ -126,21 +126,20 @@ def passes(rows: Sequence[Term], cols: Sequence[Term]) -> list[list[int]]:
 def resolved(
     term: Term, terms: Sequence[Term], statistics: Sequence[Tensor], known: dict[Any, Tensor]
 ) -> tuple[Term, Tensor | None]:
-    """The term with statistics in place of earlier terms, and which of its owners have no pairs.
+    """Replace earlier terms by their statistics; return the term, and its owners without pairs.
 
-    terms: those of the same owners, with their statistics.  An owner for which an earlier term that
-    is an argument found no pair has none; 1 stands in the place of such an argument, since
-    functions may divide by it.  known: what other terms were resolved to, of the same statistics:
-    on a GPU each of these is a launch.
+    terms: of the same owners, with their statistics.  An owner for which an earlier term that is an
+    argument found no pair has none; its argument becomes 1, since functions may divide by it.
+    known: tensors made for other terms from the same statistics, each a launch on a GPU.
     """
     if not term.earlier():
         return term, None
-    places = [a.place for a in term.args if type(a) is EarlierAt]
-    missing = known.get(tuple(places))
+    earlier_positions = [a.place for a in term.args if type(a) is EarlierAt]
+    missing = known.get(tuple(earlier_positions))
     if missing is None:
         missing = without_pairs(term, terms, statistics)
         if missing is not None:
-            known[tuple(places)] = missing
+            known[tuple(earlier_positions)] = missing
 
     def value(a: Any) -> Any:
         if not isinstance(a, EarlierAt):
@@ -149,28 +148,28 @@ def resolved(
         statistic = statistics[a.place] if has_grad else statistics[a.place].detach()
         if missing is None or a.window:
             return statistic
-        which = (*places, a, has_grad)
-        if which not in known:
-            known[which] = torch.where(missing, 1.0, statistic)
-        return known[which]
+        key = (*earlier_positions, a, has_grad)
+        if key not in known:
+            known[key] = torch.where(missing, 1.0, statistic)
+        return known[key]
 
     args = tuple([value(a) for a in term.args])
     return replace(term, args=args, above=value(term.above), below=value(term.below)), missing
 
 
 def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor]) -> Tensor | None:
-    """(N,) the owners for which an earlier term that is an argument found no pair; None: no such
-    term is an argument."""
+    """Return (N,) True for owners for which an earlier term that is an argument found no pair; None
+    if no such term is an argument."""
     missing = None
     for a in term.args:
-        if type(a) is EarlierAt and terms[a.place].gather != "sum":
-            found = statistics[a.place] == terms[a.place].monoid.fill
+        if type(a) is EarlierAt and terms[a.place].statistic != "sum":
+            found = statistics[a.place] == terms[a.place].monoid.neutral
             missing = found if missing is None else missing | found
     return missing
 
 
 def by_earlier(term: Term) -> list[EarlierAt | None]:
-    """Of each of the vectors of the term once it is `resolved`: which earlier statistic it is."""
+    """Return the earlier term, or None, that each vector of the `resolved` term comes from."""
     return [
         a if isinstance(a, EarlierAt) else None
         for a in term.args

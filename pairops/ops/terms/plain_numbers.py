@@ -1,4 +1,4 @@
-"""Numbers among arguments as Python's own, numpy's too; numpy itself is not needed for that."""
+"""Conversion of numbers, numpy's too, to Python's; numpy itself is not needed."""
 
 import numbers
 import operator
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def plain_float(value: object) -> float | None:
-    """A real number, or an array that holds one; None for a bool, a tensor, and what is none."""
+    """Return a real number, or the one in an array; None for a bool, a tensor, or anything else."""
     if not isinstance(value, (int, float)) and not isinstance(value, Tensor):
         array: Any = value
         if getattr(array, "size", None) == 1 and hasattr(array, "item"):
@@ -19,7 +19,7 @@ def plain_float(value: object) -> float | None:
 
 
 def plain_int(value: object) -> int | None:
-    """A whole number; None for a bool, a tensor, and what is none."""
+    """Return a whole number; None for a bool, a tensor, or anything else."""
     if isinstance(value, (bool, Tensor)):
         return None
     if isinstance(value, int):

@@ -1,10 +1,10 @@
-"""Terms as ops take them: a recipe that names them, with their numbers and vectors beside it.
+"""Recipes: terms as ops take them, as a string with numbers and vectors beside it.
 
 A `Term` holds tensors and a callable; an op takes neither. So terms travel as a recipe, such as
 `"lowest:pos:identity lse:neg:affine>"`. It is op argument, lookup key, test id and benchmark row:
 
     recipe = row terms separated by spaces [ " | " column terms ]
-    term   = gather ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
+    term   = statistic ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
     kinds  = one letter per argument, left out if all are f:
              f a number, o one value per owner, p one value per partner, t a table,
              e0 the first of the row terms (or column terms), g0 with its gradient
@@ -25,7 +25,7 @@ from .term import Term
 
 
 def key(term: Term) -> str:
-    """The term as it stands in a recipe."""
+    """Return the text of the term in a recipe."""
     kinds = "".join([_letter(a) for a in term.args])
     windows = [w if isinstance(w, EarlierAt) else None for w in (term.above, term.below)]
     return _key(term, kinds if kinds.strip("f") else "", *[w and str(w.place) for w in windows])
@@ -38,15 +38,15 @@ def _letter(argument: Argument) -> str:
 
 
 def cpu_key(term: Term) -> str:
-    """The same, where a number is as good as one value per owner: what is compiled for CPUs."""
+    """Return the name of the compiled term on a CPU, where a number is a value per owner."""
     return _key(term, _by_partner(term))
 
 
 def cuda_key(term: Term) -> str:
-    """What is left of that on GPUs, where side and windows are arguments of a kernel."""
-    gather = term.gather + ("@" if term.keeps_argument else "")
+    """Return the same for a GPU, where side and windows are arguments of a kernel."""
+    statistic = term.statistic + ("@" if term.keeps_argument else "")
     kinds = _by_partner(term)
-    return f"{gather}:{term.function.name}" + (f"({kinds})" if kinds else "")
+    return f"{statistic}:{term.function.name}" + (f"({kinds})" if kinds else "")
 
 
 def _by_partner(term: Term) -> str:
@@ -56,7 +56,7 @@ def _by_partner(term: Term) -> str:
 
 
 def _key(term: Term, kinds: str, above: str | None = None, below: str | None = None) -> str:
-    result = f"{term.gather}:{term.side}:{term.function.name}"
+    result = f"{term.statistic}:{term.side}:{term.function.name}"
     result += f"({kinds})" if kinds else ""
     result += "" if term.above is None else f">{above or ''}"
     result += "" if term.below is None else f"<{below or ''}"
@@ -64,7 +64,7 @@ def _key(term: Term, kinds: str, above: str | None = None, below: str | None = N
 
 
 def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], list[Tensor]]:
-    """Terms, all of them `over` their pairs, as (recipe, numbers, vectors)."""
+    """Pack terms, all `over` their pairs, as (recipe, numbers, vectors)."""
     terms = (*rows, *cols)
     recipe = " ".join([key(term) for term in rows])
     if cols:
@@ -76,11 +76,11 @@ def pack(rows: Sequence[Term], cols: Sequence[Term]) -> tuple[str, list[float], 
 
 @functools.cache
 def _template(word: str) -> Term:
-    """The term with numbers and tensors that mean nothing."""
+    """Return the term with arbitrary numbers and tensors."""
     parts = re.fullmatch(r"(\w+):(\w+):(\w+)(?:\((\w+)\))?(>\d*)?(<\d*)?(@?)", word)
     if parts is None or parts[3] not in FUNCTIONS:
         raise ValueError(f"recipe term {word!r} is not understood, or names no registered function")
-    gather, side, name, kinds, *windows, keeps = parts.groups()
+    statistic, side, name, kinds, *windows, keeps = parts.groups()
     function = FUNCTIONS[name]
     holder = torch.empty(0)
     of_kind: dict[str, Argument] = {
@@ -96,13 +96,13 @@ def _template(word: str) -> Term:
         w and (EarlierAt(int(w[1:]), window=True) if w[1:] else holder) for w in windows
     ]
     return Term(
-        gather,
+        statistic,
         side,
         function,
         tuple([argument(kind) for kind in re.findall(r"[a-z]\d*", kinds or "f" * function.arity)]),
         above,
         below,
-        grad=bool(keeps) or gather not in ("lowest", "highest"),
+        grad=bool(keeps) or statistic not in ("lowest", "highest"),
     )
 
 
@@ -110,7 +110,7 @@ _Terms = tuple[tuple[Term, ...], tuple[Term, ...]]
 
 
 def unpack(recipe: str, numbers: Sequence[float], vectors: Sequence[Tensor]) -> _Terms:
-    """The inverse of `pack`: row terms and column terms."""
+    """Return the row terms and column terms that `pack` has packed."""
     # Terms of numbers alone are read once; numbers under torch.compile may be symbols.
     if not vectors and all(type(number) is float for number in numbers):
         return _of_numbers(recipe, tuple(numbers))

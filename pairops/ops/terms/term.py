@@ -1,4 +1,4 @@
-"""Terms: what a loss asks of each row or column, a gathered pair function and its arguments."""
+"""Terms: one statistic for each row or column, of a pair function and its arguments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .accumulators import GATHERS, Gather
+from .accumulators import ACCUMULATORS, Accumulator
 from .arguments import (
     Argument,
     EarlierAt,
@@ -24,7 +24,7 @@ from .plain_numbers import plain_float
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
 
 
-# Not frozen: that would cost a call for each field, and a small step is mostly calls.
+# A frozen dataclass would cost a call for each field, and a small step is mostly calls.
 @dataclass(eq=False)
 class Term:
     """One statistic per owner, a row or in `cols=` a column: gathered `function(s, *args)`.
@@ -33,7 +33,7 @@ class Term:
     owner, so that its statistic is infinite, a term that refers to it has none there either.
 
     Args:
-        gather: "sum", "lse", "lowest" or "highest".
+        statistic: "sum", "lse", "lowest" or "highest".
         side: POS, NEG or ALL, the partners that count; a row's own column is on none of them.
         function: the pair function.
         args: its arguments besides s. Each is a number; a tensor (N,) with one value per owner, or
@@ -47,7 +47,7 @@ class Term:
         grad: False for an extreme that only serves as a threshold; no argument is kept for it.
     """
 
-    gather: str
+    statistic: str
     side: str
     function: Function
     args: tuple[Any, ...] = ()
@@ -56,14 +56,16 @@ class Term:
     grad: bool = True
 
     def __post_init__(self) -> None:
-        if (self.gather, False) not in GATHERS:
-            names = ", ".join(sorted({name for name, _ in GATHERS}))
-            raise ValueError(f"gather is {self.gather!r}; it must be one of {names}")
+        if (self.statistic, False) not in ACCUMULATORS:
+            names = ", ".join(sorted({name for name, _ in ACCUMULATORS}))
+            raise ValueError(f"statistic is {self.statistic!r}; it must be one of {names}")
         if type(self.function) is not Function and not isinstance(self.function, Function):
             kind = type(self.function).__name__
             raise TypeError(f"function is {kind}; it must be a pairops.Function")
-        if not self.grad and self.gather not in ("lowest", "highest"):
-            raise ValueError(f"grad is False for a {self.gather}; it must be True but for extremes")
+        if not self.grad and self.statistic not in ("lowest", "highest"):
+            raise ValueError(
+                f"grad is False for a {self.statistic}; it must be True but for extremes"
+            )
         for name, bound in (("above", self.above), ("below", self.below)):
             known = bound is None or type(bound) is float
             if known or isinstance(bound, (Tensor, Term, EarlierAt)):
@@ -91,7 +93,7 @@ class Term:
         dtype: torch.dtype,
         device: torch.device | None = None,
     ) -> "Term":
-        """This term with every tensor checked, in `dtype`, one value per owner or partner.
+        """Check every tensor; return the term in `dtype`, with one value per owner or partner.
 
         device: where windows are that are given as numbers; None: on the CPU.
         """
@@ -114,19 +116,19 @@ class Term:
         return replace(self, args=tuple(args), above=above, below=below)
 
     def value(self, s: Tensor, *args: Any) -> Tensor:
-        """The function's values, as many as there are in s also if it does not depend on s."""
+        """Return the function's values, in the shape of s even if it does not depend on s."""
         value = self.function.value(s, *args)
         return torch.as_tensor(value, dtype=s.dtype, device=s.device).expand_as(s)
 
     def slopes(self, s: Tensor, *args: Any) -> tuple[Any, ...]:
-        """The function's slopes; one that is declared not to be the derivative is held constant."""
+        """Return the slopes; one declared not to be the derivative is held constant."""
         slope, *slopes = self.function.slopes(s, *args)  # type: ignore[misc]
         if not self.function.is_derivative and isinstance(slope, Tensor):
             slope = slope.detach()
         return slope, *slopes
 
     def operands(self) -> list[Operand]:
-        """Its tensors, in the order in which they are packed and get their gradients."""
+        """Return its tensors, in the order in which they are packed and get gradients."""
         found = []
         for a in self.args:
             if type(a) is float:
@@ -144,7 +146,7 @@ class Term:
         return found
 
     def filled(self, numbers: Iterator[float], tensors: Iterator[Tensor]) -> "Term":
-        """The same term of other numbers, and of other tensors in the order of `operands`."""
+        """Return the term with other numbers, and other tensors in the order of `operands`."""
         args: list[Argument] = []
         for a in self.args:
             if type(a) is float:
@@ -161,27 +163,27 @@ class Term:
         ]
         return replace(self, args=tuple(args), above=above, below=below)
 
-    def between(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
-        """The same term of other owners and partners: of each its operands, windows with owners."""
+    def with_tensors(self, of_owners: Iterator[Tensor], of_partners: Iterator[Tensor]) -> "Term":
+        """Return the term with the operands of other owners, windows among them, and partners."""
         tensors = [
             z if role == "table" else next(of_partners if role == "partner" else of_owners)
             for role, z, _ in self.operands()
         ]
         return self.filled(iter([a for a in self.args if type(a) is float]), iter(tensors))
 
-    def tensors(self, *roles: str) -> list[Tensor]:
-        return [z for role, z, _ in self.operands() if role in roles]
+    def tensors(self, *chosen: str) -> list[Tensor]:
+        return [z for role, z, _ in self.operands() if role in chosen]
 
     def windows(self) -> list[Tensor]:
         return [bound for bound in (self.above, self.below) if isinstance(bound, Tensor)]
 
     def earlier(self) -> list[EarlierAt]:
-        """The earlier terms that it refers to."""
+        """Return the earlier terms that it refers to."""
         return [a for a in (*self.args, self.above, self.below) if isinstance(a, EarlierAt)]
 
     def describe(self, of_tensor: Callable[[Tensor], str]) -> str:
-        """What ranks compare of a term: its numbers, and of each tensor what `of_tensor` says."""
-        name = f"{self.gather}:{self.side}:{source_of(self.function)}"
+        """Return a description for ranks to compare: numbers, and `of_tensor` of each tensor."""
+        name = f"{self.statistic}:{self.side}:{source_of(self.function)}"
         marks = ">" * (self.above is not None) + "<" * (self.below is not None)
         marks += "@" * self.keeps_argument
         numbers = [plain_float(a) for a in self.args if isinstance(a, float)]
@@ -190,21 +192,21 @@ class Term:
 
     @property
     def extreme(self) -> bool:
-        return self.gather in ("lowest", "highest")
+        return self.statistic in ("lowest", "highest")
 
     @property
     def keeps_argument(self) -> bool:
-        """Does `forward` also return which partner attained the extreme?"""
+        """Whether `forward` also returns the partner that attained the extreme."""
         return self.extreme and self.grad
 
     @property
-    def keeps_bits(self) -> bool:
-        """May `forward` note for `backward`, tile by tile, whether the window kept a pair?"""
+    def has_tile_mask(self) -> bool:
+        """Whether `forward` may note, tile by tile, whether a pair is inside the window."""
         return not (self.above is None and self.below is None) and not self.extreme
 
     @property
-    def monoid(self) -> Gather:
-        return GATHERS[self.gather, self.keeps_argument]
+    def monoid(self) -> Accumulator:
+        return ACCUMULATORS[self.statistic, self.keeps_argument]
 
 
 @dataclass(eq=False)
@@ -227,11 +229,13 @@ class Wanted(NamedTuple):
 
     x: bool
     y: bool
-    rounded: bool = False  # may they come in the dtype of the embeddings? Nothing is added to them
+    rounded: bool = (
+        False  # True: they may be in the dtype of the embeddings, since nothing is added
+    )
     args: Sequence[Sequence[bool]] | None = None  # by each operand with a gradient; None: all
 
     def of(self, terms: Sequence[int]) -> "Wanted":
-        """The same of some of the terms."""
+        """Return the same for some of the terms."""
         return self if self.args is None else self._replace(args=[self.args[k] for k in terms])
 
 

@@ -69,13 +69,13 @@ def only(found: list[list[Any]], kind: str) -> str:
         (
             [SUPCON, "slope(v[0], x)"],
             [SUPCON, "back(v[0])"],
-            ("all rows, differentiably", "ring 2 (weigh)"),
+            ("all rows, differentiably", "ring 2 (backward)"),
         ),
         # Of the losses of every row, of sums, of averages over pairs.
         (
             [MS[:-1] + ", reduction='none')", SUPCON, "back(v[0])"],
             [MS[:-1] + ", reduction='none')", SUPCON, "back(v[1])"],
-            ("ring 2 (weigh)", "a sum of"),
+            ("ring 2 (backward)", "a sum of"),
         ),
         (
             [SUPCON[:-1] + ", reduction='sum')", SUPCON, "back(v[0])"],

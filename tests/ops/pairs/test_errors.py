@@ -303,10 +303,10 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"argument 0 of affine is float; it must be a real tensor",
     ),
-    "an unknown gather": (
+    "an unknown statistic": (
         lambda: pairops.Term("mean", POS, functions.identity),
         ValueError,
-        r"gather is 'mean'; it must be one of highest, lowest, lse, sum",
+        r"statistic is 'mean'; it must be one of highest, lowest, lse, sum",
     ),
     "a sum without gradient": (
         lambda: pairops.Term("sum", POS, functions.identity, grad=False),

@@ -11,7 +11,7 @@ from torch import Tensor
 from pairops import Pairs
 from pairops.ops.bindings import extension
 from pairops.ops.pairs import intervals
-from pairops.ops.pairs.similarity import constant_inverse_norm, inverse_norm, scaled
+from pairops.ops.pairs.similarity import apply_scale, constant_inverse_norm, inverse_norm
 from support.on_cpu import device as device
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
@@ -31,16 +31,16 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def check(pairs: Pairs, x: list[int], y: list[int], ignored: int | None) -> None:
     known = pairs.relation
-    sides = (x, known.order_x, known.valid_x), (y, known.order_y, known.valid_y)
+    sides = (x, known.permutation_x, known.valid_x), (y, known.permutation_y, known.valid_y)
     for values, order, keep in sides:
         assert sorted(order.tolist()) == list(range(len(values)))
         assert keep.tolist() == [value != ignored for value in values]
         assert keep[order].tolist() == sorted(keep.tolist(), reverse=True), "ignored rows come last"
-    order_y = pairs.relation.order_y.tolist()
+    permutation_y = pairs.relation.permutation_y.tolist()
     counts = [0 if value == ignored else y.count(value) - (pairs.y is None) for value in x]
     assert pairs.positives().tolist() == counts, "a row is no positive of itself"
-    for place, row in enumerate(pairs.relation.order_x.tolist()):
-        found = order_y[pairs.relation.pos_begin[place] : pairs.relation.pos_end[place]]
+    for place, row in enumerate(pairs.relation.permutation_x.tolist()):
+        found = permutation_y[pairs.relation.pos_begin[place] : pairs.relation.pos_end[place]]
         assert found == [j for j, value in enumerate(y) if value == x[row]], "stable, and complete"
 
 
@@ -73,7 +73,11 @@ def test_counts_are_those_of_the_pairs(both: list[tuple[int, int]], more: list[i
 @pytest.mark.parametrize("n", [0, 1, 300])
 def test_pairs_by_index(n: int) -> None:
     pairs, places = Pairs.paired(torch.randn(n, 3), torch.randn(n, 3)), list(range(n))
-    for found in (pairs.relation.order_x, pairs.relation.order_y, pairs.relation.pos_begin):
+    for found in (
+        pairs.relation.permutation_x,
+        pairs.relation.permutation_y,
+        pairs.relation.pos_begin,
+    ):
         assert found.tolist() == places
     assert pairs.relation.pos_end.tolist() == [i + 1 for i in places]
     assert pairs.relation.self_index.tolist() == [-1] * n
@@ -106,5 +110,5 @@ def test_a_scale_is_the_same_with_a_gradient() -> None:
 def test_a_scale_counts_beyond_its_rounding() -> None:
     """Roundings of elements average out; that of a scale, of 1/64 up to 2⁻²⁴, its row shares."""
     x = torch.randn(500, 4096)
-    rows = scaled(x, inverse_norm(x), torch.float32)
+    rows = apply_scale(x, inverse_norm(x), torch.float32)
     assert float((rows.double().norm(dim=1) - 1).abs().max()) < 0.75 * 2**-24

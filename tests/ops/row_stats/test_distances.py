@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pairops
 from pairops import ALL, NEG, POS, Earlier, Pairs, highest, lowest, lse, row_stats, total
-from pairops.ops.engines import ENGINES, as_taken, dense
+from pairops.ops.engines import ENGINES, dense, terms_for_engine
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.pairs.distances import Measure, Squares
 from pairops.ops.row_stats.backward import of_terms
@@ -128,8 +128,14 @@ class Whole:
         self, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         self.told += [*rows, *cols]
-        values, arguments, _ = dense.forward(pairs, *as_taken(ENGINES["dense"], pairs, rows, cols))
-        return values, arguments, torch.ones(self.bits_shape(pairs, rows, cols), dtype=torch.uint8)
+        values, arguments, _ = dense.forward(
+            pairs, *terms_for_engine(ENGINES["dense"], pairs, rows, cols)
+        )
+        return (
+            values,
+            arguments,
+            torch.ones(self.tile_masks_shape(pairs, rows, cols), dtype=torch.uint8),
+        )
 
     def backward(
         self,
@@ -144,7 +150,7 @@ class Whole:
         terms = (*rows, *cols)
         self.weighed += terms
         assert bits is not None
-        assert len(bits) == sum(term.keeps_bits for term in terms)
+        assert len(bits) == sum(term.has_tile_mask for term in terms)
         assert needs.args is not None
         of_term = [sum(z.has_grad for z in term.operands()) for term in terms]
         assert [len(flags) for flags in needs.args] == of_term
@@ -155,10 +161,10 @@ class Whole:
         flat = [slope for k in range(len(terms)) for slope in by_term[k]]
         return none if dx is None else dx, none if dy is None else dy, flat
 
-    def bits_shape(
+    def tile_masks_shape(
         self, _pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
     ) -> tuple[int | torch.SymInt, ...]:
-        return (sum(term.keeps_bits for term in (*rows, *cols)), 1)
+        return (sum(term.has_tile_mask for term in (*rows, *cols)), 1)
 
 
 @pytest.fixture
@@ -216,7 +222,7 @@ def test_an_engine_that_takes_distances_is_told_plain_terms_and_believed(
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
     names = {"identity", "affine", "softplus"}
     assert {term.function.name for term in whole.told} == names
-    assert any(term.keeps_bits for term in whole.told)
+    assert any(term.has_tile_mask for term in whole.told)
     # The gradients of extremes go to one pair per owner, in torch, whatever the engine.
     assert whole.weighed
     assert not any(term.extreme for term in whole.weighed)

@@ -39,7 +39,7 @@ def test_as_on_a_device_nothing_is_read_back(m: int, monkeypatch: pytest.MonkeyP
         truth = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
     monkeypatch.setattr(grid, "readable", lambda _: False)
     # A batch without positives is looked for on a CPU at once, and on a GPU without waiting.
-    monkeypatch.setattr(lone_batches._watch, "told", True)
+    monkeypatch.setattr(lone_batches._watch, "warned", True)
     with pairops.use("blockwise"):
         pairs = Pairs.of(x, labels, **other)
         ours = results(lambda: all_statistics(pairs), [x])

@@ -46,7 +46,7 @@ LOSSES: dict[str, Loss] = {
     "siglip_loss": lambda x, _, t: pairops.siglip_loss(x, x.roll(1, 1), scale=t, bias=-t),
 }
 AS_OPS = ["ms_loss", "ms_loss, two sets", "info_nce_loss", "siglip_loss"]
-# Of these the compiler sees, in the dense engine, every gather, function, window and kind of pairs.
+# With these the compiler sees every statistic, function, window and kind of pairs in `dense`.
 TRACED_WHOLE = ["contrastive_loss", "triplet_loss", "siglip_loss"]
 SOME = ["ms_loss", "info_nce_loss"]
 # Every engine has some, and some engines have every one.
@@ -86,7 +86,7 @@ def test_opcheck(name: str, engine_name: str) -> None:
         if name == "supcon_loss":
             pairs = Pairs.of(x, labels, distance="dot")
             row_stats(pairs, lse(ALL, t, partner(x[:, 0])))[0].sum().backward()
-    ops = ("relate", "row_stats", "row_stats_backward")
+    ops = ("sort_by_label", "row_stats", "row_stats_backward")
     assert {op.__name__ for op, _ in calls} == {f"{name}.default" for name in ops}
     for op, args in calls:
         checks = torch.library.opcheck(op, args)

@@ -13,7 +13,7 @@ from pairops.ops.engines import cpu_addresses
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.engines.blockwise import grid
 from pairops.ops.terms import functions
-from pairops.ops.terms.accumulators import GATHERS
+from pairops.ops.terms.accumulators import ACCUMULATORS
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.term import Term, Wanted
 from support.engine_names import HERE
@@ -29,7 +29,7 @@ def none_kept_too(
 ) -> Iterator[None]:
     """Every engine, and the compiled one as it is where pairs are many."""
     if request.param == NONE_KEPT:
-        monkeypatch.setattr(cpu_addresses, "KEPT", 0)
+        monkeypatch.setattr(cpu_addresses, "MOST_BYTES", 0)
     with pairops.use("native" if request.param == NONE_KEPT else request.param):
         yield
 
@@ -94,33 +94,33 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
         assert name != "native" or torch.equal(two, one)
 
 
-@pytest.mark.parametrize(("gather", "argument"), GATHERS)
+@pytest.mark.parametrize(("statistic", "argument"), ACCUMULATORS)
 @pytest.mark.parametrize("dim", [0, 1])
-def test_splitting_and_merging_changes_nothing(gather: str, argument: bool, dim: int) -> None:
-    """A gather is a monoid: any split of what is gathered, merged in any grouping, is the whole."""
-    monoid = GATHERS[gather, argument]
+def test_splitting_and_merging_changes_nothing(statistic: str, argument: bool, dim: int) -> None:
+    """An accumulator is a monoid: parts of any split, merged in any grouping, are the whole."""
+    monoid = ACCUMULATORS[statistic, argument]
     f = torch.randn(6, 40, dtype=DOUBLE).round(decimals=1)  # with ties
-    f[0] = monoid.fill
-    f[1, 20:] = monoid.fill
+    f[0] = monoid.neutral
+    f[1, 20:] = monoid.neutral
     f[2, 11] = torch.nan
     where = torch.randperm(40)
     f = f if dim == 1 else f.T.contiguous()
-    whole = monoid.of(f, dim, where)
-    blank = monoid.identity(torch.empty(6, dtype=DOUBLE))
+    whole = monoid.from_tile(f, dim, where)
+    blank = monoid.init(torch.empty(6, dtype=DOUBLE))
     for first, second in itertools.combinations((0, 1, 13, 20, 39, 40), 2):
         parts = [
-            monoid.of(f.narrow(dim, a, b - a), dim, where[a:b]) if b > a else blank
+            monoid.from_tile(f.narrow(dim, a, b - a), dim, where[a:b]) if b > a else blank
             for a, b in ((0, first), (first, second), (second, 40))
         ]
         left = monoid.merge(monoid.merge(parts[0], parts[1]), parts[2])
         right = monoid.merge(parts[0], monoid.merge(parts[1], monoid.merge(parts[2], blank)))
         for merged in (left, right):
             torch.testing.assert_close(
-                monoid.result(merged), monoid.result(whole), equal_nan=True, rtol=1e-12, atol=0
+                monoid.finalize(merged), monoid.finalize(whole), equal_nan=True, rtol=1e-12, atol=0
             )
             if argument:
                 assert torch.equal(monoid.argument(merged), monoid.argument(whole))  # type: ignore[attr-defined]
-    assert bool((monoid.result(blank) == monoid.fill).all())
+    assert bool((monoid.finalize(blank) == monoid.neutral).all())
 
 
 @pytest.mark.usefixtures("small_tiles", "wide_engine")
@@ -155,7 +155,7 @@ def test_the_same_set_equals_itself_as_another_set(wide_engine: str) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_tile_bits_change_no_result_by_one_bit() -> None:
-    """`weigh` with the bits, and with bits that say all tiles are alive."""
+    """`backward` with the tile masks, and with masks in which all tiles are 1."""
     labels = torch.arange(300) // 5
     x = torch.randn(60, 16)[labels] + 0.3 * torch.randn(300, 16)
     pairs = Pairs.of(x, labels)
@@ -179,10 +179,10 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
 
 
 @pytest.mark.usefixtures("none_kept_too")
-@pytest.mark.parametrize(("gather", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
+@pytest.mark.parametrize(("statistic", "side"), [("lse", POS), ("lse", NEG), ("sum", NEG)])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_window_may_keep_a_tile_in_one_direction_alone(
-    gather: str, side: str, first: bool
+    statistic: str, side: str, first: bool
 ) -> None:
     """Its rows are then partners, and get a gradient as such, where they own no pair."""
     n = 300
@@ -195,7 +195,7 @@ def test_a_window_may_keep_a_tile_in_one_direction_alone(
         labels = labels.sort().values
         above = torch.where(keeps, -torch.inf, torch.inf)
         term = lse(NEG, 2.0, 0.5, above=above)
-        if gather == "sum":
+        if statistic == "sum":
             below = torch.full((n,), torch.inf)
             term = total(NEG, 2.0, -2.0, function=hinge, above=above, below=below)
 

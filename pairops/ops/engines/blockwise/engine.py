@@ -2,17 +2,17 @@
 
 Both passes walk the matrix in tiles of sorted rows and columns:
 
-                 places in order_y →
-               ┌──────┬──────┬──────┐    A tile the positive intervals do not touch holds negatives
-    places in  │ band │      │      │    only: nothing is masked there, and POS terms skip it.
-    order_x    ├──────┼──────┼──────┤    A tile in which a window kept no pair has its bit clear:
-       ↓       │ band │ band │      │    that term's backward skips it. Tiles that no term
-               ├──────┼──────┼──────┤    visits are not even multiplied.
+                 positions in y →
+               ┌──────┬──────┬──────┐    A tile outside of the band is full: it holds negatives
+    positions  │ band │      │      │    only, nothing is masked there, and POS terms skip it.
+    in x       ├──────┼──────┼──────┤    A tile without a pair inside a term's window is 0 in
+       ↓       │ band │ band │      │    its tile mask: that term's backward skips it. Tiles that
+               ├──────┼──────┼──────┤    no term visits are not even multiplied.
                │      │      │ band │
                └──────┴──────┴──────┘    merge order: columns left to right, rows top to bottom
 
-On CUDA the intervals and bits are not read back, since that would synchronise: every tile is
-masked. `forward` and `backward` cut the same tiles, so a pair that was mined has its weight;
+On CUDA intervals and tile masks are not read back, since that would synchronise: every tile is
+partial. `forward` and `backward` cut the same tiles, so a pair that was mined has its weight;
 another engine's `forward` may differ from ours in the last bit of s, and a pair that close to its
 threshold may flip.
 """
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from pairops.ops.autograd.recompute import recomputed
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import product, through_scale
+from pairops.ops.pairs.similarity import normalize_backward, product
 from pairops.ops.terms.accumulators import Extreme, finite
 from pairops.ops.terms.term import Term, Wanted
 
 from . import grid as tiles
-from .grid import Grid, Placed, Tile, counts
+from .grid import Grid, Tile, TiledTerm, counts
 
 NAME = "blockwise"
 TAKES_EARLIER = False
@@ -54,12 +54,14 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are (terms that keep bits, row tiles, column tiles)."""
+    """Compute statistics; tile masks are (terms that have one, row tiles, column tiles)."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
-    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
-    bit = dict(zip([t for t in terms if t.term.keeps_bits], bits, strict=True))
-    states = {t: [t.term.monoid.identity(blank) for blank in grid.blank[t.axis]] for t in terms}
+    tile_masks = torch.zeros(
+        tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device
+    )
+    bit = dict(zip([t for t in terms if t.term.has_tile_mask], tile_masks, strict=True))
+    states = {t: [t.term.monoid.init(blank) for blank in grid.blank[t.axis]] for t in terms}
 
     for tile in grid.tiles():
         visiting = [t for t in terms if t.visits(tile)]
@@ -73,20 +75,20 @@ def forward(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _kept(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.fill)
-            own, other = tile[t.axis], tile[1 - t.axis]
-            seen = t.term.monoid.of(f, 1 - t.axis, grid.caller[1 - t.axis][other])
-            states[t][own] = t.term.monoid.merge(states[t][own], seen)
+            f = _selected(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.neutral)
+            owner, partner = tile[t.axis], tile[1 - t.axis]
+            seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.caller[1 - t.axis][partner])
+            states[t][owner] = t.term.monoid.merge(states[t][owner], seen)
 
     statistics, arguments = [], []
     for t in terms:
         monoid = t.term.monoid
-        results = [monoid.result(state) for state in states[t]]
-        statistics.append(grid.unsort(results, t.axis, monoid.fill))
+        results = [monoid.finalize(state) for state in states[t]]
+        statistics.append(grid.unsort(results, t.axis, monoid.neutral))
         if isinstance(monoid, Extreme) and monoid.with_argument:
-            places = [monoid.argument(state) for state in states[t]]
-            arguments.append(grid.unsort(places, t.axis, -1))
-    return statistics, arguments, bits
+            positions = [monoid.argument(state) for state in states[t]]
+            arguments.append(grid.unsort(positions, t.axis, -1))
+    return statistics, arguments, tile_masks
 
 
 def backward(
@@ -95,24 +97,26 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """In grad mode all of it is differentiable: tiles are recomputed, not stored."""
+    """Compute gradients; in grad mode all of it is differentiable, and tiles are recomputed."""
     grid = Grid(pairs)
     terms = grid.place(rows, cols)
     for t, statistic, cotangent in zip(terms, statistics, cotangents, strict=True):
         t.given = grid.cut(cotangent, t.axis), grid.cut(finite(statistic), t.axis)
-    if bits is not None and grid.host:
-        for t, kept in zip([t for t in terms if t.term.keeps_bits], bits.tolist(), strict=True):
-            t.bits = kept
+    if tile_masks is not None and grid.host:
+        for t, mask in zip(
+            [t for t in terms if t.term.has_tile_mask], tile_masks.tolist(), strict=True
+        ):
+            t.tile_mask = mask
     if needs.args is not None:
         for t, flags in zip(terms, needs.args, strict=True):
             t.wanted = flags
     same = pairs.y is None
     embeddings = needs[0], needs[0] if same else needs[1]
 
-    # Everything that gets a gradient, as the axis it varies along: x, y, every tensor argument.
+    # The axis of everything that gets a gradient: x, y, every tensor argument.
     axes, vectors = [0, 1], {}
     for t in terms:
         vectors[t] = range(len(axes), len(axes) + len(t.slope_axes()))
@@ -126,8 +130,8 @@ def backward(
         operands = [v for t in visiting for v in t.operands(tile)]
         x, y = grid.embeddings[0][tile[0]], grid.embeddings[1][tile[1]]
         parts = run(partial(_tile_backward, visiting, embeddings, tile), x, y, *operands)
-        places = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
-        for k, part in zip(places, parts, strict=True):
+        slots = [k for k in (0, 1) if embeddings[k]] + [k for t in visiting for k in vectors[t]]
+        for k, part in zip(slots, parts, strict=True):
             mine, here = sums[k], tile[axes[k]]
             mine[here] = mine[here] + part if here in mine else part
 
@@ -139,9 +143,9 @@ def backward(
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
     dx = dx + dy if same else dx
     if needs[0]:
-        dx = through_scale(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
+        dx = normalize_backward(dx, pairs.x, pairs.scales.x, pairs.relation.valid_x)
     if needs[1] and not same:
-        dy = through_scale(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
+        dy = normalize_backward(dy, pairs.other, pairs.scales.y, pairs.relation.valid_y)
     by_vector: list[Tensor] = []
     for t in terms:
         found = iter(vectors[t])
@@ -154,23 +158,23 @@ def _call(function: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor
     return function(*inputs)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    """Where bits could not be read back none are kept: the last two extents are 0."""
-    keeping = sum(term.keeps_bits for term in (*rows, *cols))
+    """Return the shape; its last two extents are 0 where masks could not be read back."""
+    keeping = sum(term.has_tile_mask for term in (*rows, *cols))
     return (keeping, *counts(pairs)) if tiles.readable(pairs.x) else (keeping, 0, 0)
 
 
 def _tile_backward(
-    terms: Sequence[Placed],
+    terms: Sequence[TiledTerm],
     needs: tuple[bool, bool],
     tile: Tile,
     x: Tensor,
     y: Tensor,
     *given: Tensor,
 ) -> list[Tensor]:
-    """What one tile adds to the gradients: by x and by y if needed, by every tensor argument.
+    """Return what one tile adds to the gradients: by x and y if needed, by every tensor argument.
 
     given: the operands of the terms, one term after the other.
     """
@@ -186,15 +190,15 @@ def _tile_backward(
         seen = s
         if torch.is_grad_enabled():
             seen, args = _of_pairs(t, s, args, drop, tile)
-        if t.term.gather == "lse":
+        if t.term.statistic == "lse":
             f = t.term.value(seen, *args) - t.spread(statistic)
-            share = share * torch.exp(_kept(t, f, drop, tile, -torch.inf))
+            share = share * torch.exp(_selected(t, f, drop, tile, -torch.inf))
         slope, *slopes = t.term.slopes(seen, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
-        unused = drop if t.term.gather == "sum" or not t.term.function.finite else None
-        weights = weights + _kept(t, share * slope, unused, tile, 0.0)
+        unused = drop if t.term.statistic == "sum" or not t.term.function.finite else None
+        weights = weights + _selected(t, share * slope, unused, tile, 0.0)
         by_vector += [
-            _kept(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
+            _selected(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
             for k, axis in t.slope_axes()
         ]
     by_embeddings = [product(weights, y.T)] if needs[0] else []
@@ -204,24 +208,24 @@ def _tile_backward(
 
 
 def _of_pairs(
-    t: Placed, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
+    t: TiledTerm, s: Tensor, args: list[Any], drop: Tensor | None, tile: Tile
 ) -> tuple[Tensor, list[Any]]:
-    """Similarities and arguments of the pairs that count; 0 and 1 in place of the others.
+    """Replace similarities and arguments of pairs that do not count by 0 and 1.
 
-    There a slope's own slope may be infinite, and 0·inf is NaN: no gradient may lead there.
+    A slope's own slope may be infinite there, and 0·inf is NaN: no gradient may lead there.
     """
-    kept = t.side(tile)
+    selected = t.side(tile)
     if drop is not None:
         inside = ~(drop < 0)
-        kept = inside if kept is None else kept & inside
-    if kept is None:
+        selected = inside if selected is None else selected & inside
+    if selected is None:
         return s, args
-    chosen = [torch.where(kept, a, 1) if isinstance(a, Tensor) else a for a in args]
-    return torch.where(kept, s, 0), chosen
+    chosen = [torch.where(selected, a, 1) if isinstance(a, Tensor) else a for a in args]
+    return torch.where(selected, s, 0), chosen
 
 
-def _kept(t: Placed, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
-    """`f` with `fill` wherever a pair is outside the window or not on the side."""
+def _selected(t: TiledTerm, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
+    """Replace `f` by `fill` wherever a pair is outside the window or not on the side."""
     if drop is not None and fill != 0 and t.term.function.finite:
         f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select
     elif drop is not None:

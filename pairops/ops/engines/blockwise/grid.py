@@ -1,4 +1,4 @@
-"""How `blockwise` cuts the matrix: sorted, scaled embeddings, and what is known of each tile."""
+"""Grid of `blockwise`: sorted, scaled embeddings cut into tiles, and the terms of each tile."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import product, scaled
+from pairops.ops.pairs.similarity import apply_scale, product
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
-# Of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of positives is
-# narrow; of the sizes from 64 to 1,024 the fastest at N = 1,024 to 4,096 on a CPU with 1 MiB of L2.
+# The extents of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of
+# positives is narrow. They are the fastest from 64 to 1,024 at N = 1,024 to 4,096 with 1 MiB of L2.
 ROWS, COLS = 256, 512
 
 Tile = tuple[int, int]  # which row tile, which column tile
 
 
 def readable(x: Tensor) -> bool:
-    """May values be read back? Elsewhere than on the CPU that would synchronise."""
+    """Return whether values may be read back: not on a GPU, where that would synchronise."""
     return x.device.type == "cpu"
 
 
 def extents(pairs: Pairs) -> tuple[int, int]:
-    """Rows and columns of a tile: even pieces, in multiples of 16.
+    """Return the rows and columns of a tile: even pieces, in multiples of 16.
 
     A sliver at the end would be multiplied by another kernel, and equal columns would then differ
     in the last bit.
@@ -42,7 +42,7 @@ def extents(pairs: Pairs) -> tuple[int, int]:
 
 
 def counts(pairs: Pairs) -> tuple[int, int]:
-    """Row tiles and column tiles."""
+    """Return the numbers of row tiles and of column tiles."""
     (n, m), (rows, cols) = pairs.shape, extents(pairs)
     return (n + rows - 1) // rows, (m + cols - 1) // cols
 
@@ -55,42 +55,48 @@ class Grid:
         self.host = readable(pairs.x)
         self.length = pairs.shape
         self.extent = rows, cols = extents(pairs)
-        self.order = relation.order_x, relation.order_y
-        keep = relation.valid_x, relation.valid_y
-        # Ignored rows come last in order: on the CPU they are cut off, elsewhere masked.
-        self.kept = [int(k.sum()) if self.host else len(k) for k in keep]
-        self.present = [k.index_select(0, o) for k, o in zip(keep, self.order, strict=True)]
+        self.order = relation.permutation_x, relation.permutation_y
+        valid = relation.valid_x, relation.valid_y
+        # Ignored rows come last: they are cut off on the CPU, and masked elsewhere.
+        self.valid_count = [int(k.sum()) if self.host else len(k) for k in valid]
+        self.present = [k.index_select(0, o) for k, o in zip(valid, self.order, strict=True)]
         x = self._scaled(0, pairs.x, pairs.scales.x, pairs.dtype)
         y = x if pairs.y is None else self._scaled(1, pairs.y, pairs.scales.y, pairs.dtype)
         self.embeddings = x.split(rows), y.split(cols)
-        self.blank = [x.new_empty(k).split(e) for k, e in zip(self.kept, self.extent, strict=True)]
-        self.caller = [
-            self.order[axis][: self.kept[axis]].split(self.extent[axis]) for axis in (0, 1)
+        self.blank = [
+            x.new_empty(k).split(e) for k, e in zip(self.valid_count, self.extent, strict=True)
         ]
-        self.place_y = torch.arange(self.kept[1], device=x.device).split(cols)
-        self.lo, self.hi, self.own = (
-            v[: self.kept[0]].unsqueeze(1).split(rows)
+        self.caller = [
+            self.order[axis][: self.valid_count[axis]].split(self.extent[axis]) for axis in (0, 1)
+        ]
+        self.position_y = torch.arange(self.valid_count[1], device=x.device).split(cols)
+        self.pos_begin, self.pos_end, self.self_index = (
+            v[: self.valid_count[0]].unsqueeze(1).split(rows)
             for v in (relation.pos_begin, relation.pos_end, relation.self_index)
         )
         self._bounds = [
-            (int(lo.min()), int(hi.max()), int(own.min()), int(own.max()))
-            for lo, hi, own in zip(self.lo, self.hi, self.own, strict=True)
-            if self.host and len(lo)
+            (int(pos_begin.min()), int(pos_end.max()), int(self_index.min()), int(self_index.max()))
+            for pos_begin, pos_end, self_index in zip(
+                self.pos_begin, self.pos_end, self.self_index, strict=True
+            )
+            if self.host and len(pos_begin)
         ]
         self._masks: tuple[Tile, dict[str, Tensor]] = (-1, -1), {}
 
     def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        order = self.order[axis][: self.kept[axis]]
+        order = self.order[axis][: self.valid_count[axis]]
         rows = z.index_select(0, order)
         if not self.host:
             rows = torch.where(self.present[axis].unsqueeze(1), rows, 0)
-        return scaled(rows, None if scale is None else scale.index_select(0, order), dtype)
+        return apply_scale(rows, None if scale is None else scale.index_select(0, order), dtype)
 
-    def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[Placed]":
-        return [Placed(self, term, 0) for term in rows] + [Placed(self, term, 1) for term in cols]
+    def place(self, rows: Sequence[Term], cols: Sequence[Term]) -> "list[TiledTerm]":
+        return [TiledTerm(self, term, 0) for term in rows] + [
+            TiledTerm(self, term, 1) for term in cols
+        ]
 
     def tiles(self) -> Iterator[Tile]:
-        if all(self.kept):
+        if all(self.valid_count):
             for a in range(len(self.embeddings[0])):
                 for b in range(len(self.embeddings[1])):
                     yield a, b
@@ -99,30 +105,30 @@ class Grid:
         return product(self.embeddings[0][tile[0]], self.embeddings[1][tile[1]])
 
     def cut(self, values: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """Values in the caller's order as one piece per tile."""
-        order = self.order[axis][: self.kept[axis]]
+        """Sort values from the caller's order, and cut them into one piece per tile."""
+        order = self.order[axis][: self.valid_count[axis]]
         pieces: tuple[Tensor, ...] = values.index_select(0, order).split(self.extent[axis])
         return pieces
 
     def unsort(self, pieces: Sequence[Tensor], axis: int, absent: float) -> Tensor:
-        """The inverse of `cut`, with `absent` for ignored rows."""
+        """Join the pieces in the caller's order, with `absent` for ignored rows."""
         joined = torch.cat(list(pieces))
         if not self.host:
             present = self.present[axis].view(-1, *[1] * (joined.dim() - 1))
             joined = torch.where(present, joined, absent)
         whole = joined.new_full((self.length[axis], *joined.shape[1:]), absent)
-        return whole.index_copy(0, self.order[axis][: self.kept[axis]], joined)
+        return whole.index_copy(0, self.order[axis][: self.valid_count[axis]], joined)
 
     def band(self, tile: Tile) -> bool:
-        """May the tile hold a positive pair?"""
+        """Return whether the tile may hold a positive pair."""
         if not self.host:
             return True
-        lo, hi, _, _ = self._bounds[tile[0]]
+        pos_begin, pos_end, _, _ = self._bounds[tile[0]]
         width = self.extent[1]
-        return max(lo, tile[1] * width) < min(hi, (tile[1] + 1) * width)
+        return max(pos_begin, tile[1] * width) < min(pos_end, (tile[1] + 1) * width)
 
     def side(self, side: str, tile: Tile) -> Tensor | None:
-        """Who is on the side, or None if everybody is."""
+        """Return which pairs are on the side, or None if all are."""
         if self.host and (side == ALL or not self.band(tile)):
             _, _, first, last = self._bounds[tile[0]]
             if last < tile[1] * self.extent[1] or first >= (tile[1] + 1) * self.extent[1]:
@@ -135,22 +141,22 @@ class Grid:
         return masks[side]
 
     def _mask(self, side: str, a: int, b: int) -> Tensor:
-        place = self.place_y[b]
-        mask: Tensor = place != self.own[a]
+        position = self.position_y[b]
+        mask: Tensor = position != self.self_index[a]
         if not self.host:
             rows, cols = (p.split(e) for p, e in zip(self.present, self.extent, strict=True))
             mask = mask & rows[a].unsqueeze(1) & cols[b]
         if side == ALL:
             return mask
-        positive: Tensor = (place >= self.lo[a]) & (place < self.hi[a])
+        positive: Tensor = (position >= self.pos_begin[a]) & (position < self.pos_end[a])
         return mask & positive if side == POS else mask & ~positive
 
 
-class Placed:
+class TiledTerm:
     """A term whose owners are the rows (axis 0) or the columns (axis 1) of a grid."""
 
     given: tuple[tuple[Tensor, ...], ...] = ()  # cotangents and statistics, for `backward`
-    bits: list[list[int]] | None = None
+    tile_mask: list[list[int]] | None = None
     wanted: Sequence[bool] | None = None  # gradients by its tensor arguments; None: by all
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
@@ -169,23 +175,23 @@ class Placed:
         self._below = None if term.below is None else grid.cut(term.below, axis)
 
     def vector_axes(self) -> list[tuple[int, int]]:
-        """(position among the arguments, axis it varies along) of every tensor argument."""
+        """Return (position among the arguments, axis) of every tensor argument."""
         return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
 
     def slope_axes(self) -> list[tuple[int, int]]:
-        """Those by which a gradient is wanted."""
+        """Return those `vector_axes` by which a gradient is wanted."""
         every = self.vector_axes()
         return every if self.wanted is None else list(itertools.compress(every, self.wanted))
 
     def operands(self, tile: Tile) -> list[Tensor]:
-        """What a tile's backward takes: cotangents, statistics, tensor arguments."""
+        """Return what a tile's backward takes: cotangents, statistics, tensor arguments."""
         return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
 
     def _vectors(self, tile: Tile) -> list[Tensor]:
         return [arg[1][tile[arg[0]]] for arg in self._args if isinstance(arg, tuple)]
 
     def args(self, tile: Tile, vectors: Sequence[Tensor] | None = None) -> list[Any]:
-        """The arguments, shaped to be combined with a tile of similarities."""
+        """Return the arguments, shaped to be combined with a tile of similarities."""
         pieces = iter(self._vectors(tile) if vectors is None else vectors)
         return [
             next(pieces).unsqueeze(1 - arg[0])
@@ -197,21 +203,21 @@ class Placed:
         ]
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value per owner, shaped likewise."""
+        """Return one value per owner, shaped likewise."""
         return values.unsqueeze(1 - self.axis)
 
     def visits(self, tile: Tile) -> bool:
         return self.term.side != POS or self.grid.band(tile)
 
     def active(self, tile: Tile) -> bool:
-        """Did the window keep a pair, as far as the bits tell?"""
-        return self.bits is None or bool(self.bits[tile[0]][tile[1]])
+        """Return whether the window may have a pair inside, by the tile mask."""
+        return self.tile_mask is None or bool(self.tile_mask[tile[0]][tile[1]])
 
     def side(self, tile: Tile) -> Tensor | None:
         return self.grid.side(self.term.side, tile)
 
     def dropped(self, s: Tensor, tile: Tile) -> Tensor | None:
-        """0 for a pair inside the window, −inf outside, NaN for a NaN; None without a window.
+        """Return 0 for a pair inside the window, −inf outside, NaN for NaN; None: no window.
 
         threshold() and clamp() rather than a mask: boolean selection is 20 times slower on CPUs.
         """

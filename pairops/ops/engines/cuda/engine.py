@@ -1,6 +1,6 @@
-"""The sweeps of `csrc/cuda/`, compiled ahead of time: no compiler runs before the first call.
+"""The CUDA engine: the sweeps of `csrc/cuda/`, compiled ahead of time.
 
-Tensors are checked here, and allocated; addresses, sizes and the current stream are handed on.
+It checks tensors and allocates results; addresses, sizes and the current stream are handed on.
 Nothing waits for the GPU, so a CUDA graph may capture it. A set that is compared with another is
 swept twice, once as rows and once as columns, so that every sum has one owner and one order.
 """
@@ -18,14 +18,14 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .launch import Call
+from .launch import CudaCall
 
 NAME = "cuda"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
 DEVICE: str | None = "cuda"
 
-_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_ROWS = 2**31 - 2**16  # positions are counted in 32 bits
 _MOST_DIMENSIONS = 2**16
 
 
@@ -61,8 +61,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 
 
 def prefers_chunks(pairs: Pairs) -> bool:
-    """Is `chunked` expected to be faster? Derived, **not measured yet**: where the gradient is
-    sliced s is multiplied once per slice."""
+    """Return whether `chunked` is expected to be faster, as where a sliced gradient multiplies s
+    once per slice. Derived, **not measured yet**."""
     return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
 
 
@@ -74,13 +74,13 @@ _is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prepare(pairs: Pairs) -> list[Tensor]:
-    """Both sets as they are multiplied: sorted, float16, in panels."""
+    """Pack both sets as they are multiplied: sorted, float16, in panels."""
     made = pairs.cache.prepared
     if NAME not in made:
         known, scales = pairs.relation, pairs.scales
-        made[NAME] = made.get("relation") or packing.arrange_both(
-            (pairs.x, scales.x, known.order_x, known.valid_x),
-            None if pairs.y is None else (pairs.y, scales.y, known.order_y, known.valid_y),
+        made[NAME] = made.get("relation") or packing.pack_both(
+            (pairs.x, scales.x, known.permutation_x, known.valid_x),
+            None if pairs.y is None else (pairs.y, scales.y, known.permutation_y, known.valid_y),
         )
     return made[NAME]
 
@@ -91,17 +91,17 @@ def _kernels(pairs: Pairs) -> Kernels:
     return Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), hopper, width)
 
 
-def _call(pairs: Pairs) -> Call:
-    return Call(pairs, _kernels(pairs), prepare(pairs))
+def _call(pairs: Pairs) -> CudaCall:
+    return CudaCall(pairs, _kernels(pairs), prepare(pairs))
 
 
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
-    after the other."""
-    bits = pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8)
-    return *_call(pairs).forward(rows, cols, bits), bits
+    """Compute statistics; each term that has a tile mask adds its (blocks of owners, tiles of
+    partners) to it, one after the other."""
+    tile_masks = pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8)
+    return *_call(pairs).forward(rows, cols, tile_masks), tile_masks
 
 
 def backward(
@@ -110,13 +110,13 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return _call(pairs).backward(rows, cols, statistics, cotangents, bits, needs)
+    return _call(pairs).backward(rows, cols, statistics, cotangents, tile_masks, needs)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     kernels = _kernels(pairs)
@@ -124,5 +124,5 @@ def bits_shape(
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
         blocks, tiles = kernels.grid(owners, partners)
-        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+        total += sum(term.has_tile_mask for term in terms) * blocks * tiles
     return (total,)

@@ -1,9 +1,9 @@
-"""The Triton engine's path for large D and for two sets: s in chunks of rows, from `torch.mm`.
+"""The chunked Triton engine, for large D and two sets: s in chunks of rows, from `torch.mm`.
 
-One fused kernel does what is elementwise, with the terms of `engine.py` and on the same sorted
-copies; the products of weights and embeddings are `torch.mm` again. At large D a gradient no
-longer fits in registers, and two sets are swept twice there: here s is multiplied once a pass.
-Memory is a chunk, whatever N. No tile is skipped.
+One fused kernel does the elementwise part, with the terms and sorted copies of `engine.py`; the
+products of weights and embeddings are `torch.mm` again. In `engine.py` a gradient of large D does
+not fit in registers, and two sets are swept twice; here s is multiplied once a pass. Memory is a
+chunk, whatever N. No tile is skipped.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def missing() -> str | None:
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x = pairs.x
     if x.dtype == torch.float32 and float32_level() != "highest":
-        # torch.mm would multiply in TensorFloat-32, whose 11 bits are not what "high" promises.
+        # torch.mm would multiply in TensorFloat-32, whose 11 bits are fewer than "high" promises.
         return 'float32 below the precision "highest" is for the triton engine\'s own products'
     if x.is_cuda and x.dtype != torch.float32 and not _FLOAT32_OUT:
         return "this torch.mm cannot give float32 products of 16-bit numbers; torch 2.8 can"
@@ -55,7 +55,7 @@ def forward(
     return (
         statistics,
         arguments,
-        pairs.x.new_empty(bits_shape(pairs, rows, cols), dtype=torch.uint8),
+        pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8),
     )
 
 
@@ -65,7 +65,7 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,  # noqa: ARG001
+    tile_masks: Tensor | None,  # noqa: ARG001
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     from .chunked_launch import Chunked
@@ -76,7 +76,7 @@ def backward(
     return *gradients, call.in_order(placed, found)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs,  # noqa: ARG001
     rows: Sequence[Term],  # noqa: ARG001
     cols: Sequence[Term],  # noqa: ARG001

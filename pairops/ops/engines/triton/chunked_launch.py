@@ -1,4 +1,4 @@
-"""The chunked path's launches: chunk by chunk a product, a kernel, and the products of weights."""
+"""Launches of the chunked path: a product, a kernel, and products of weights for each chunk."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,16 +14,16 @@ from .codegen import Sweep
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Call, Found, options, static
-from .operands import Placed, Side
+from .launch import Found, TritonCall, options, static
+from .operands import Side, TritonTermView
 
-_ROOM = 48 << 20  # bytes of s and of weights that are alive at a time
+_ROOM = 48 << 20  # bytes of s and of weights at a time
 _TILE = (64, 64) if INTERPRETED else (16, 128)
 _PEAK = 15  # the largest weight of a chunk is brought below 2^_PEAK; float16 ends at 2^16
 
 
 class Chunk(NamedTuple):
-    """As `kernels/chunk.py` sees it, along its rows or, roles changed, along its columns."""
+    """A chunk as `kernels/chunk.py` sees it, along its rows or, transposed, along its columns."""
 
     s: Tensor
     first_i: int
@@ -42,15 +42,15 @@ class Chunk(NamedTuple):
         )  # fmt: skip
 
 
-class Chunked(Call):
+class Chunked(TritonCall):
     """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
 
-    def forward(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
-        """Statistics and arguments of all terms."""
-        owned = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
+    def forward(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
+        """Compute statistics and arguments of all terms."""
+        terms_by_axis = [[p for p in placed if p.owners == axis] for axis in (0, 1)]
         sweeps_of = [
             codegen.forward(terms, **self._facts(axis)) if terms else None
-            for axis, terms in enumerate(owned)
+            for axis, terms in enumerate(terms_by_axis)
         ]
         results = self.blank(placed)
         n, m = self.pairs.shape
@@ -58,35 +58,36 @@ class Chunked(Call):
             return results.of(placed)
         # A row is whole in its chunk; a column's state goes on from chunk to chunk.
         states = [
-            self._identity(terms, axis) if terms else None for axis, terms in enumerate(owned)
+            self._init_states(terms, axis) if terms else None
+            for axis, terms in enumerate(terms_by_axis)
         ]
         with on_device(self.pairs.x):
             for chunk in self._chunks():
                 for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                     if sweep is None:
                         continue
-                    start, visit, merge, _ = sweep.functions
-                    functions = {"START": start, "VISIT": visit, "MERGE": merge}
+                    init, visit, merge, _ = sweep.functions
+                    functions = {"INIT": init, "VISIT": visit, "MERGE": merge}
                     self._run(chunk_kernels.forward, axis, chunk, sweep, state, **functions)
             for axis, (sweep, state) in enumerate(zip(sweeps_of, states, strict=True)):
                 if sweep is not None and state is not None:
-                    self.conclude(axis, owned[axis], sweep, state, results)
+                    self.finalize_states(axis, terms_by_axis[axis], sweep, state, results)
         return results.of(placed)
 
     def backward(
-        self, placed: Sequence[Placed], needs: Wanted
+        self, placed: Sequence[TritonTermView], needs: Wanted
     ) -> tuple[tuple[Tensor, Tensor], Found]:
-        """Gradients by both sets, empty where they are not wanted, and by every vector."""
+        """Compute gradients by both sets, empty where they are not wanted, and by every vector."""
         wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
         n, m = self.pairs.shape
         device = self.pairs.x.device
-        along = []  # for each set: the sweep of what its rows are owed, and where its vectors are
+        along = []  # for each set: the sweep of its rows' gradients, and its vectors
         for axis in (0,) if self.same else (0, 1):
-            roles = self._roles(axis, placed)
+            views = self._views(axis, placed)
             weights = axis == 0 and any(wanted)
-            sweep = codegen.backward(roles, embeddings=weights, **self._facts(axis))
-            along.append((sweep, self.where(roles, len(placed))))
+            sweep = codegen.backward(views, embeddings=weights, **self._facts(axis))
+            along.append((sweep, self.where(views, len(placed))))
         totals = [
             torch.zeros((length, self.config.padded), device=device) if want else nothing
             for want, length in zip(wanted, (n, m), strict=True)
@@ -113,12 +114,12 @@ class Chunked(Call):
         }
         return (gradients[0], gradients[1]), found
 
-    def _identity(self, placed: Sequence[Placed], axis: int) -> Tensor:
-        """(1, numbers per row, rows) states of no pairs."""
+    def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
+        """Return states without pairs (1, numbers per row, rows)."""
         slots: list[Tensor] = []
         n = self.pairs.shape[axis]
         for p in placed:
-            slots.append(torch.full((n,), p.term.monoid.fill, device=self.pairs.x.device))
+            slots.append(torch.full((n,), p.term.monoid.neutral, device=self.pairs.x.device))
             if p.term.keeps_argument:
                 nowhere = torch.full_like(slots[-1], accumulators.NOWHERE.value, dtype=torch.int32)
                 slots.append(nowhere.view(torch.float32))
@@ -145,9 +146,9 @@ class Chunked(Call):
         self, kernel: Any, axis: int, chunk: Chunk, sweep: Sweep, *more: Any, **meta: Any
     ) -> None:
         rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
-        across = chunk.along(axis)
-        kernel[(across.many_i + _TILE[0] - 1) // _TILE[0],](
-            rows, cols, self.operands.relation, across, self.operands.numbers(), *more,
+        transposed = chunk.along(axis)
+        kernel[(transposed.many_i + _TILE[0] - 1) // _TILE[0],](
+            rows, cols, self.operands.relation, transposed, self.operands.numbers(), *more,
             F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **options(),
         )  # fmt: skip
 
@@ -167,9 +168,9 @@ class Chunked(Call):
         )  # fmt: skip
 
     def _multiply(self, chunk: Chunk, sweep: Sweep, sums: Tensor, totals: Sequence[Tensor]) -> None:
-        """Adds a chunk's weights times embeddings to the gradients (in sorted order)."""
+        """Add a chunk's weights times embeddings to the gradients, in sorted order."""
         x, y = (side.embeddings for side in self.operands.sides)
-        own = slice(chunk.first_i, chunk.first_i + chunk.many_i)
+        chunk_rows = slice(chunk.first_i, chunk.first_i + chunk.many_i)
         precision = self.config.precision
         pieces = [chunk.s]
         times = None
@@ -186,12 +187,12 @@ class Chunked(Call):
         self._weights(0, chunk, sweep, times, pieces, sums)
         for piece in reversed(pieces):  # the smaller part first
             if totals[0].dim() == 2:
-                totals[0][own] += _in_units(product(piece, y), times)
+                totals[0][chunk_rows] += _in_units(product(piece, y), times)
             if totals[1].dim() == 2:
-                totals[1].add_(_in_units(product(piece.T, x[own]), times))
+                totals[1].add_(_in_units(product(piece.T, x[chunk_rows]), times))
 
     def _finished(self, axis: int, total: Tensor) -> Tensor:
-        """The gradient by a set, in the caller's order and through its scale."""
+        """Return the gradient by a set, in the caller's order and through its scale."""
         side: Side = self.operands.sides[axis]
         if self.operands.scaled:
             r = side.vectors[0]
@@ -199,11 +200,11 @@ class Chunked(Call):
         gradient = torch.empty_like(total).index_copy(0, side.order, total)
         d = self.pairs.x.shape[1]
         with on_device(self.pairs.x):
-            return self._through_scale(axis, gradient[:, :d].contiguous().unsqueeze(0))
+            return self._normalize_backward(axis, gradient[:, :d].contiguous().unsqueeze(0))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32, whatever their dtype."""
+    """Return a b in float32, whatever their dtype."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda:
@@ -212,10 +213,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit(largest: Tensor) -> Tensor:
-    """The power of two that brings `largest` to where float16 has most room above and below."""
+    """Return the power of two that brings `largest` into the middle of float16's range."""
     return torch.exp2((_PEAK - torch.frexp(largest).exponent).clamp(-126, 126).float())
 
 
 def _in_units(value: Tensor, times: Tensor | None) -> Tensor:
-    """value, which is nobody else's, in units of 1 / times."""
+    """Return `value`, which may be overwritten, in units of 1 / times."""
     return value if times is None else value.div_(times)

@@ -1,6 +1,6 @@
-"""Any loss, any translatable function, on any GPU that Triton knows: two kernels, O(N·D) memory.
+"""The Triton engine: any translatable function on any GPU that Triton knows, O(N·D) memory.
 
-The kernels are `kernels/sweep.py`; here they are launched. A set that is compared with
+Its two kernels are in `kernels/sweep.py`. A set that is compared with
 another is swept twice, once as rows and once as columns, so that every sum has one owner and one
 order. Under TRITON_INTERPRET=1 the same kernels run on the CPU, number by number: for tests.
 """
@@ -26,12 +26,13 @@ from pairops.ops.terms.term import Term, Wanted
 from . import tile_configs
 from .tile_configs import Configuration
 
-_OLDEST = 3, 6  # that takes tuples of functions and tensors as arguments of a kernel
-_NAMES = "triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows"  # it is installed as
+_OLDEST = 3, 6  # Triton whose kernels take tuples of functions and tensors
+# The packages of Triton.
+_NAMES = "triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows"
 
 
 def _without() -> str | None:
-    """Why there is no Triton that the kernels can be compiled with. Nothing of it is imported."""
+    """Return why no Triton can compile the kernels, or None, without importing it."""
     if not importlib.util.find_spec("triton"):
         return "triton is not installed"
     for name in _NAMES:
@@ -51,7 +52,7 @@ DEVICE: str | None = "cuda"
 MISSING = _without()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-_MOST_ROWS = 2**31 - 2**16  # places are counted in 32 bits
+_MOST_ROWS = 2**31 - 2**16  # positions are counted in 32 bits
 _MOST_DIMENSIONS = 4096
 
 
@@ -89,26 +90,26 @@ def _reason_against(name: str) -> str | None:
     return translate.reason_against(name)
 
 
-# As `devices.capability` is marked.
+# Marked like `devices.capability`.
 _reason_against._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def configuration(pairs: Pairs) -> Configuration:
-    """The tiles of a call. s has the same bits in `forward` and in `backward`, whose weights alone
-    may have more parts: see `backward_configuration`."""
+    """Return the tiles of a call. s has the same bits in `forward` and `backward`; only weights may
+    have more parts in the latter, see `backward_configuration`."""
     known = None if INTERPRETED else capability(pairs.x.device)
     level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
     return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
 
 
 def backward_configuration(pairs: Pairs) -> Configuration:
-    """What `backward` is compiled with."""
+    """Return the configuration that `backward` is compiled with."""
     config = configuration(pairs)
     return config.with_fine_weights if two_parts(pairs) else config
 
 
 def prefers_chunks(pairs: Pairs) -> bool:
-    """Is `chunked` expected to be faster? See `configurations.chunks_pay`."""
+    """Return whether `chunked` is expected to be faster, see `tile_configs.chunks_pay`."""
     return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.y is None)
 
 
@@ -119,22 +120,24 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The bits are for each term that keeps some its (blocks of owners, tiles of partners), one
-    after the other."""
+    """Compute statistics; each term that has a tile mask adds its (blocks of owners, tiles of
+    partners) to it, one after the other."""
     from . import launch
 
     call = launch.Swept(pairs, configuration(pairs))
     placed = call.place(rows, cols)
-    bits = torch.zeros(bits_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device)
+    tile_masks = torch.zeros(
+        tile_masks_shape(pairs, rows, cols), dtype=torch.uint8, device=pairs.x.device
+    )
     results = call.blank(placed)
-    plane = 0
+    first_cell = 0
     for axis in (0, 1):
-        owned = [p for p in placed if p.owners == axis]
-        if owned:
-            cells = sum(p.term.keeps_bits for p in owned) * call.cells(axis)
-            call.forward(axis, owned, bits[plane : plane + cells], results)
-            plane += cells
-    return *results.of(placed), bits
+        of_axis = [p for p in placed if p.owners == axis]
+        if of_axis:
+            cells = sum(p.term.has_tile_mask for p in of_axis) * call.cells(axis)
+            call.forward(axis, of_axis, tile_masks[first_cell : first_cell + cells], results)
+            first_cell += cells
+    return *results.of(placed), tile_masks
 
 
 def backward(
@@ -143,23 +146,25 @@ def backward(
     cols: Sequence[Term],
     statistics: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    bits: Tensor | None,
+    tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     from . import launch
 
     call = launch.Swept(pairs, backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    planes = call.planes(placed, bits)
+    masks_by_term = call.masks_by_term(placed, tile_masks)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
     for axis in (0,) if call.same else (0, 1):
-        gradients[axis], by_vector = call.backward(axis, placed, planes, (needs.x, needs.y)[axis])
+        gradients[axis], by_vector = call.backward(
+            axis, placed, masks_by_term, (needs.x, needs.y)[axis]
+        )
         found |= by_vector
     return gradients[0], gradients[1], call.in_order(placed, found)
 
 
-def bits_shape(
+def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
     config = configuration(pairs)
@@ -167,5 +172,5 @@ def bits_shape(
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
         blocks, tiles = config.tiles(owners, partners)
-        total += sum(term.keeps_bits for term in terms) * blocks * tiles
+        total += sum(term.has_tile_mask for term in terms) * blocks * tiles
     return (total,)

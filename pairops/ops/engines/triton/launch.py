@@ -1,4 +1,4 @@
-"""One call's sweeps: which terms, over the rows of which set, into which tensors."""
+"""Launches of Triton sweeps: the terms of each, its rows, and the tensors of its results."""
 
 import functools
 import itertools
@@ -19,27 +19,35 @@ from .codegen import Sweep
 from .kernels import finalize
 from .kernels import sweep as sweep_kernels
 from .kernels.accumulators import INTERPRETED
-from .operands import Listed, Operands, Placed, along_rows, any_of, changed_roles, listed
+from .operands import (
+    Operands,
+    TileList,
+    TritonTermView,
+    along_rows,
+    any_of,
+    list_tiles,
+    transposed_mask,
+)
 from .tile_configs import Configuration
 
-CONCLUDED = 128  # rows of a program that concludes
-SCALED = 64 if INTERPRETED else 8  # of one that takes gradients through the scale
+FINALIZE_ROWS = 128  # rows of a program of `finalize_states`
+SCALED = 64 if INTERPRETED else 8  # rows of a program of `normalize_backward`
 
-Found = dict[tuple[int, int], Tensor]  # gradients by which term, by which argument of it
-Planes = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
+Found = dict[tuple[int, int], Tensor]  # gradients by (term id, argument)
+MasksByTerm = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
 
 
 class Results(NamedTuple):
-    values: dict[Placed, Tensor]
-    arguments: dict[Placed, Tensor]
+    values: dict[TritonTermView, Tensor]
+    arguments: dict[TritonTermView, Tensor]
 
-    def of(self, placed: Sequence[Placed]) -> tuple[list[Tensor], list[Tensor]]:
+    def of(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
         return list(self.values.values()), [
             self.arguments[p] for p in placed if p in self.arguments
         ]
 
 
-class Call:
+class TritonCall:
     """The pairs of a call, sorted for sweeps, and its terms."""
 
     def __init__(self, pairs: Pairs, config: Configuration) -> None:
@@ -49,8 +57,8 @@ class Call:
 
     def place(
         self, rows: Sequence[Term], cols: Sequence[Term], *given: Sequence[Tensor]
-    ) -> list[Placed]:
-        """given: statistics and cotangents of all terms, for `backward`."""
+    ) -> list[TritonTermView]:
+        """Place all terms. given: their statistics and cotangents, for `backward`."""
         terms = [(0, term) for term in rows] + [(1, term) for term in cols]
         beside = list(zip(*given, strict=True)) if given else [()] * len(terms)
         return [
@@ -58,45 +66,50 @@ class Call:
             for (axis, term), more in zip(terms, beside, strict=True)
         ]
 
-    def blank(self, placed: Sequence[Placed]) -> "Results":
-        """Statistics and arguments as they are where there is no pair."""
+    def blank(self, placed: Sequence[TritonTermView]) -> "Results":
+        """Allocate statistics and arguments with the values of owners without pairs."""
         device = self.pairs.x.device
         values, arguments = {}, {}
         for p in placed:
             n = self.pairs.shape[p.owners]
-            values[p] = torch.full((n,), p.term.monoid.fill, device=device)
+            values[p] = torch.full((n,), p.term.monoid.neutral, device=device)
             if p.term.keeps_argument:
                 arguments[p] = torch.full((n,), -1, dtype=torch.int64, device=device)
         return Results(values, arguments)
 
-    def conclude(
-        self, axis: int, placed: Sequence[Placed], sweep: Sweep, states: Tensor, results: "Results"
+    def finalize_states(
+        self,
+        axis: int,
+        placed: Sequence[TritonTermView],
+        sweep: Sweep,
+        states: Tensor,
+        results: "Results",
     ) -> None:
-        start, _, merge, result = sweep.functions
+        init, _, merge, finalize_state = sweep.functions
         n = self.pairs.shape[axis]
         values = tuple([results.values[p] for p in placed])
         arguments = tuple([results.arguments[p] for p in placed if p in results.arguments])
-        finalize.conclude[(n + CONCLUDED - 1) // CONCLUDED,](
+        finalize.finalize_states[(n + FINALIZE_ROWS - 1) // FINALIZE_ROWS,](
             states, self.operands.sides[axis], values, arguments or (states,), len(states),
-            START=start, MERGE=merge, RESULT=result, F=static(sweep.facts), R=CONCLUDED,
+            INIT=init, MERGE=merge, FINALIZE=finalize_state, F=static(sweep.facts), R=FINALIZE_ROWS,
             **options(),
         )  # fmt: skip
 
-    def _roles(self, axis: int, placed: Sequence[Placed]) -> list[Placed]:
-        """The terms as a row of this set meets them: as owner, as partner, in one set as both."""
+    def _views(self, axis: int, placed: Sequence[TritonTermView]) -> list[TritonTermView]:
+        """Return the owner or partner views of terms in a sweep of `axis`; in one set both."""
         if self.same:
-            return [*placed, *[p.changed(across=True) for p in placed]]
-        return [p.changed(across=p.owners != axis) for p in placed]
+            return [*placed, *[p.changed(transposed=True) for p in placed]]
+        return [p.changed(transposed=p.owners != axis) for p in placed]
 
-    def where(self, roles: Sequence[Placed], terms: int) -> list[tuple[int, int]]:
-        """Of each gradient by a vector along the rows: which term, and which argument of it."""
-        return [(which % terms, k) for which, k in along_rows(roles)]
+    def where(self, views: Sequence[TritonTermView], terms: int) -> list[tuple[int, int]]:
+        """Return (term id, argument) of each gradient by a vector along the rows."""
+        return [(term_id % terms, k) for term_id, k in along_rows(views)]
 
-    def in_order(self, placed: Sequence[Placed], found: Found) -> list[Tensor]:
-        """The same gradients as `pack` orders the vectors."""
+    def in_order(self, placed: Sequence[TritonTermView], found: Found) -> list[Tensor]:
+        """Return the gradients in the order in which `pack` has the vectors."""
         return [
-            found[which, k]
-            for which, p in enumerate(placed)
+            found[term_id, k]
+            for term_id, p in enumerate(placed)
             for k, a in enumerate(p.term.args)
             if not isinstance(a, float)
         ]
@@ -108,35 +121,36 @@ class Call:
             "col_vectors": vectors.counts(1 - axis),
             "scaled": self.operands.scaled,
             "normalized": self.pairs.scales.x is not None,
-            "transposed": axis == 1,
+            "rows_are_y": axis == 1,
         }
 
-    def _through_scale(self, axis: int, gradient: Tensor) -> Tensor:
-        x, scale, _, keep = self.operands.sets[axis]
+    def _normalize_backward(self, axis: int, gradient: Tensor) -> Tensor:
+        x, scale, _, valid = self.operands.sets[axis]
         parts, n, d = gradient.shape
         out = gradient[0] if parts == 1 else gradient.new_empty((n, d))
         depth = min(64, max(16, 1 << (d - 1).bit_length()))
         given = x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x
-        finalize.through_scale[(n + SCALED - 1) // SCALED,](
-            gradient, given.contiguous(), keep if scale is None else scale, keep, out, parts, n, d,
+        finalize.normalize_backward[(n + SCALED - 1) // SCALED,](
+            gradient, given.contiguous(), valid if scale is None else scale, valid, out, parts,
+            n, d,
             SCALED=scale is not None, R=SCALED, DEPTH=depth, **options(),
         )  # fmt: skip
         return out
 
 
-class Swept(Call):
+class Swept(TritonCall):
     """A call whose similarities are multiplied tile by tile."""
 
     def grid(self, axis: int) -> tuple[int, int]:
-        """Blocks of rows and tiles of columns, if the rows are those of `axis`."""
+        """Return the numbers of blocks of rows and of tiles of columns, for the rows of `axis`."""
         return self.config.tiles(self.pairs.shape[axis], self.pairs.shape[1 - axis])
 
     def forward(
-        self, axis: int, placed: Sequence[Placed], bits: Tensor, results: "Results"
+        self, axis: int, placed: Sequence[TritonTermView], tile_masks: Tensor, results: "Results"
     ) -> None:
-        """Statistics of the terms that the rows of `axis` own; bits is filled, term after term."""
+        """Compute statistics of terms of the rows of `axis`; fill tile_masks, term after term."""
         sweep = codegen.forward(placed, **self._facts(axis))
-        start, visit, _, _ = sweep.functions
+        init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
             return
@@ -146,23 +160,27 @@ class Swept(Call):
         with on_device(self.pairs.x):
             sweep_kernels.forward[blocks, parts](
                 self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
-                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), bits, states,
-                self.config.padded,
-                START=start, VISIT=visit, F=static(sweep.facts), C=static(self.config),
+                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), tile_masks,
+                states, self.config.padded,
+                INIT=init, VISIT=visit, F=static(sweep.facts), C=static(self.config),
                 **self._options(),
             )  # fmt: skip
-            self.conclude(axis, placed, sweep, states, results)
+            self.finalize_states(axis, placed, sweep, states, results)
 
     def backward(
-        self, axis: int, placed: Sequence[Placed], planes: Planes, embeddings: bool
+        self,
+        axis: int,
+        placed: Sequence[TritonTermView],
+        masks_by_term: MasksByTerm,
+        embeddings: bool,
     ) -> tuple[Tensor, Found]:
-        """The gradient by the set `axis` (empty if it is not wanted), and by every vector along it:
-        by which term and which argument of it."""
-        roles = self._roles(axis, placed)
+        """Compute the gradient by the set `axis` (empty if it is not wanted), and by every vector
+        along it, by (term id, argument)."""
+        views = self._views(axis, placed)
         facts, (visit,) = codegen.backward(
-            roles, embeddings=embeddings, listed=bool(planes), **self._facts(axis)
+            views, embeddings=embeddings, tile_list=bool(masks_by_term), **self._facts(axis)
         )
-        where = self.where(roles, len(placed))
+        where = self.where(views, len(placed))
         n, d = self.pairs.shape[axis], self.pairs.x.shape[1]
         blocks, tiles = self.grid(axis)
         device = self.pairs.x.device
@@ -179,11 +197,11 @@ class Swept(Call):
         sums = torch.zeros((parts, facts.gradients, n), device=device)
         band = bands(self.pairs, axis, self.config.rows)
         rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
-        visited = Listed(band, band, band)
-        if planes:
-            seen = zip(roles, itertools.cycle(planes))
-            alive = any_of([self._seen(p, plane, blocks, tiles) for p, plane in seen])
-            visited = listed(alive, band, cols.kept, config.cols, parts, facts.band_only)
+        visited = TileList(band, band, band)
+        if masks_by_term:
+            seen = zip(views, itertools.cycle(masks_by_term))
+            mask = any_of([self._seen(p, tile_mask, blocks, tiles) for p, tile_mask in seen])
+            visited = list_tiles(mask, band, cols.valid_count, config.cols, parts, facts.band_only)
         with on_device(self.pairs.x):
             sweep_kernels.backward[blocks, parts, shares](
                 rows, cols, self.operands.relation, band, self.operands.numbers(), visited,
@@ -191,24 +209,26 @@ class Swept(Call):
                 VISIT=visit, F=static(facts), C=static(config), **self._options(),
             )  # fmt: skip
             if embeddings:
-                gradient = self._through_scale(axis, gradient)
+                gradient = self._normalize_backward(axis, gradient)
         by_vector = {at: sums[:, k].sum(0) for k, at in enumerate(where)}
         return gradient, by_vector
 
-    def planes(self, placed: Sequence[Placed], bits: Tensor | None) -> Planes:
-        """bits by term, if every term keeps some; else tiles are visited whatever they say."""
-        if bits is None or not all(p.term.keeps_bits for p in placed):
+    def masks_by_term(
+        self, placed: Sequence[TritonTermView], tile_masks: Tensor | None
+    ) -> MasksByTerm:
+        """Split tile masks by term; none, so that all tiles are visited, if a term has no mask."""
+        if tile_masks is None or not all(p.term.has_tile_mask for p in placed):
             return []
-        planes = bits.split([self.cells(p.owners) for p in placed])
-        return [z.view(self.grid(p.owners)) for p, z in zip(placed, planes, strict=True)]
+        masks_by_term = tile_masks.split([self.cells(p.owners) for p in placed])
+        return [z.view(self.grid(p.owners)) for p, z in zip(placed, masks_by_term, strict=True)]
 
     def cells(self, axis: int) -> int:
         blocks, tiles = self.grid(axis)
         return blocks * tiles
 
-    def _seen(self, p: Placed, plane: Tensor, blocks: int, tiles: int) -> Tensor:
+    def _seen(self, p: TritonTermView, tile_mask: Tensor, blocks: int, tiles: int) -> Tensor:
         times = self.config.rows // self.config.cols
-        return changed_roles(plane, blocks, tiles, times) if p.across else plane
+        return transposed_mask(tile_mask, blocks, tiles, times) if p.transposed else tile_mask
 
     def _splits(self, programs: int, tiles: int, each: int) -> int:
         return splits(programs, tiles, processors(self.pairs.x.device), each)
@@ -218,7 +238,7 @@ class Swept(Call):
 
 
 class _Static:
-    """A compile-time record; Triton takes a field for a constant only if it says that it is one."""
+    """A compile-time record whose fields are marked as constants for Triton."""
 
     def __init__(self, record: Any) -> None:
         self._record = record

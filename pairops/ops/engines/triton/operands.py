@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import scaled
+from pairops.ops.pairs.similarity import apply_scale
 from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.term import Term
 
@@ -17,28 +17,28 @@ from .tile_configs import Configuration
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
-    """A term and where its owners are: along the rows of a sweep, or across, along its columns."""
+class TritonTermView:
+    """A term whose owners are along the rows of a sweep or, transposed, along its columns."""
 
     term: Term
-    owners: int  # the set that its owners are of: 0, x, or 1, y
-    across: bool
-    numbers: tuple[int, ...]  # places of its numbers among all numbers
-    vectors: tuple[int, ...]  # places of its vectors, windows after arguments, along their axes
-    given: tuple[int, ...] = ()  # places of its statistic and its cotangent, for `backward`
+    owners: int  # the set of its owners: 0, x, or 1, y
+    transposed: bool
+    numbers: tuple[int, ...]  # indices of its numbers among all numbers
+    vectors: tuple[int, ...]  # indices of its vectors, windows after arguments, by axis
+    given: tuple[int, ...] = ()  # indices of its statistic and cotangent, for `backward`
 
-    def changed(self, across: bool) -> "Placed":
-        return replace(self, across=across)
+    def changed(self, transposed: bool) -> "TritonTermView":
+        return replace(self, transposed=transposed)
 
 
-def along_rows(placed: Sequence[Placed]) -> list[tuple[int, int]]:
-    """The vectors that get their gradient from a sweep, those along its rows: of which term, and
-    which argument of it."""
+def along_rows(placed: Sequence[TritonTermView]) -> list[tuple[int, int]]:
+    """Return (term id, argument) of the vectors along the rows of a sweep, which computes their
+    gradients."""
     return [
-        (which, k)
-        for which, p in enumerate(placed)
+        (term_id, k)
+        for term_id, p in enumerate(placed)
         for k, a in enumerate(p.term.args)
-        if not isinstance(a, float) and isinstance(a, Partner) == p.across
+        if not isinstance(a, float) and isinstance(a, Partner) == p.transposed
     ]
 
 
@@ -52,7 +52,7 @@ class Vectors:
         self._counts = [held, held]
         self.along: tuple[list[Tensor], list[Tensor]] = ([], [])
 
-    def place(self, term: Term, axis: int, given: Sequence[Tensor] = ()) -> Placed:
+    def place(self, term: Term, axis: int, given: Sequence[Tensor] = ()) -> TritonTermView:
         axis = 0 if self.same else axis
         partners = 0 if self.same else 1 - axis
         numbers, vectors = [], []
@@ -65,8 +65,8 @@ class Vectors:
             elif isinstance(a, Tensor):
                 vectors.append(self._add(axis, a))
         vectors += [self._add(axis, bound) for bound in term.windows()]
-        places = tuple([self._add(axis, v) for v in given])
-        return Placed(term, axis, False, tuple(numbers), tuple(vectors), places)
+        slots = tuple([self._add(axis, v) for v in given])
+        return TritonTermView(term, axis, False, tuple(numbers), tuple(vectors), slots)
 
     def _add(self, axis: int, values: Tensor) -> int:
         self.along[axis].append(values)
@@ -78,29 +78,29 @@ class Vectors:
 
 
 class Side(NamedTuple):
-    """One set, in sorted order, as a sweep sees it."""
+    """One set in sorted order."""
 
     embeddings: Tensor  # (n, padded)
     vectors: Tensor  # (count, n) float32
     order: Tensor  # (n,) int64: the caller's index
-    kept: Tensor  # () int64: how many rows are not ignored; those come first
+    valid_count: Tensor  # () int64: the number of valid rows; they come first
     n: int
 
 
 class Intervals(NamedTuple):
-    lo: Tensor  # `pos_begin` of `pairs.Relation`
-    hi: Tensor  # `pos_end`
-    own: Tensor  # `self_index`
+    pos_begin: Tensor  # `pos_begin` of `pairs.Relation`
+    pos_end: Tensor  # `pos_end`
+    self_index: Tensor  # `self_index`
 
 
-class Listed(NamedTuple):
-    tiles: Tensor  # (blocks, tiles) int32: free ones first, then masked ones
-    starts: Tensor  # (blocks, parts + 1) int64: where in its list each part begins
-    free: Tensor  # (blocks,) int64: how many are free
+class TileList(NamedTuple):
+    tiles: Tensor  # (blocks, tiles) int32: full ones first, then partial ones
+    starts: Tensor  # (blocks, parts + 1) int64: the begin of each part in its list
+    full: Tensor  # (blocks,) int64: the number of full ones
 
 
 class Operands:
-    """One call's sets."""
+    """The sets of one call."""
 
     def __init__(self, pairs: Pairs, config: Configuration) -> None:
         self.pairs = pairs
@@ -112,19 +112,19 @@ class Operands:
         known = pairs.relation
         self.relation = Intervals(known.pos_begin, known.pos_end, known.self_index)
         self.sets = (
-            (pairs.x, pairs.scales.x, known.order_x, known.valid_x),
-            (pairs.other, pairs.scales.y, known.order_y, known.valid_y),
+            (pairs.x, pairs.scales.x, known.permutation_x, known.valid_x),
+            (pairs.other, pairs.scales.y, known.permutation_y, known.valid_y),
         )
         self.vectors = Vectors(self.same, self.scaled)
 
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:
-        """Both sets; to be asked for when all terms are placed."""
+        """Both sets, with the vectors of all terms: read after all terms are placed."""
         first = self._side(0)
         return first, first if self.same else self._side(1)
 
     def _side(self, axis: int) -> Side:
-        z, scale, order, keep = self.sets[axis]
+        z, scale, order, valid = self.sets[axis]
         rows = z.index_select(0, order)
         if self._precision.unit:
             power = _power_above(z)
@@ -132,10 +132,10 @@ class Operands:
             scale = torch.exp2(power) if scale is None else scale * torch.exp2(power)
         elif not self.scaled:
             of_row = None if scale is None else scale.index_select(0, order)
-            rows = scaled(rows, of_row, torch.float32)
+            rows = apply_scale(rows, of_row, torch.float32)
         rows = rows.to(self._precision.stored)
         # An ignored row may hold anything, and 0·NaN is NaN.
-        rows = rows.masked_fill_(~keep.index_select(0, order).unsqueeze(1), 0.0)
+        rows = rows.masked_fill_(~valid.index_select(0, order).unsqueeze(1), 0.0)
         if self._padded > z.shape[1]:
             rows = torch.nn.functional.pad(rows, (0, self._padded - z.shape[1]))
         vectors = list(self.vectors.along[axis])
@@ -145,58 +145,58 @@ class Operands:
             stacked = torch.stack([v.float() for v in vectors]).index_select(1, order)
         else:
             stacked = z.new_empty((0, z.shape[0]), dtype=torch.float32)
-        return Side(rows.contiguous(), stacked, order, keep.sum(), z.shape[0])
+        return Side(rows.contiguous(), stacked, order, valid.sum(), z.shape[0])
 
     def numbers(self) -> tuple[float, ...]:
         return tuple(self.vectors.numbers) or (0.0,)
 
 
 def _power_above(z: Tensor) -> Tensor:
-    """(n,) float64: the power of two that no number of a row reaches; 0 for what is not finite."""
+    """Return (n,) float64: the exponent of the power of two above all numbers of a row, or 0."""
     largest = torch.linalg.vector_norm(z, torch.inf, 1, dtype=torch.float32)
     exponent = torch.frexp(largest).exponent.clamp(-126, 126)
     return torch.where(largest.isfinite(), exponent, 0).double()
 
 
 def _in_two_parts(scale: Any) -> list[Tensor]:
-    """r as high (1 + e): the parts of r_i r_j are then the same as those of r_j r_i."""
+    """Split r into high (1 + e), so that r_i r_j and r_j r_i have the same parts."""
     high = scale.float()
     rest = scale - high.double()
     return [high, torch.where(high == 0, 0.0, rest / torch.where(high == 0, 1.0, high)).float()]
 
 
-def listed(
-    alive: Tensor, band: Tensor, kept: Tensor, cols: int, parts: int, band_only: bool
-) -> Listed:
-    """alive (blocks, tiles): which tiles to visit, as lists, in the order of `tiles.itinerary`.
+def list_tiles(
+    mask: Tensor, band: Tensor, valid_count: Tensor, cols: int, parts: int, band_only: bool
+) -> TileList:
+    """List the tiles to visit, those in mask (blocks, tiles), in the order of `tile.itinerary`.
 
-    Each of the `parts` begins and ends at the tiles where it would without a list, so that nothing
-    but zeros is left out of its sums.
+    Each of the `parts` begins and ends at the same tiles as without a list, so that nothing but
+    zeros is left out of its sums.
     """
-    tile = torch.arange(alive.shape[1], device=alive.device)
-    tiles = (kept + cols - 1) // cols
+    tile = torch.arange(mask.shape[1], device=mask.device)
+    tiles = (valid_count + cols - 1) // cols
     in_band = (tile >= band[:, :1] // cols) & (tile < (band[:, 1:] + cols - 1) // cols)
     exists = tile < tiles
-    masked = (in_band | ((tile == tiles - 1) & (kept % cols != 0))) & exists
-    free = ~masked & exists
+    partial = (in_band | ((tile == tiles - 1) & (valid_count % cols != 0))) & exists
+    full = ~partial & exists
     if band_only:
-        masked, free = in_band & exists, torch.zeros_like(free)
-    rank = free.to(torch.uint8).mul_(2).add_(masked).mul_(alive != 0)
-    # Some rows at a time: an argsort takes an order of magnitude more than it sorts.
+        partial, full = in_band & exists, torch.zeros_like(full)
+    rank = full.to(torch.uint8).mul_(2).add_(partial).mul_(mask != 0)
+    # Sort some rows at a time: an argsort takes ten times the memory of its input.
     pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
     order = torch.cat([_by_rank(piece) for piece in pieces])
     counted = torch.stack([(rank == 2).sum(1), (rank != 0).sum(1)], 1)
-    if parts == 1:  # most often, and where tiles are many: no table of tiles by parts
+    if parts == 1:  # the usual case, also of many tiles: no table of tiles by parts
         starts = torch.nn.functional.pad(counted[:, 1:], (1, 0))
     else:
         place = torch.where(
-            free, free.cumsum(1) - 1, free.sum(1, keepdim=True) + masked.cumsum(1) - 1
+            full, full.cumsum(1) - 1, full.sum(1, keepdim=True) + partial.cumsum(1) - 1
         )
-        visits = (free | masked).sum(1, keepdim=True)
-        bounds = visits * torch.arange(parts + 1, device=alive.device) // parts
+        visits = (full | partial).sum(1, keepdim=True)
+        bounds = visits * torch.arange(parts + 1, device=mask.device) // parts
         before = place.unsqueeze(2) < bounds.unsqueeze(1)
         starts = (before & (rank != 0).unsqueeze(2)).sum(1)
-    return Listed(order, starts, counted[:, 0].contiguous())
+    return TileList(order, starts, counted[:, 0].contiguous())
 
 
 _SORTED = 1 << 20  # tiles
@@ -206,15 +206,14 @@ def _by_rank(rank: Tensor) -> Tensor:
     return torch.argsort(rank, dim=1, descending=True, stable=True).to(torch.int32)
 
 
-def changed_roles(bits: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
-    """bits (blocks of owners, tiles of partners) as (`blocks` of partners, `tiles` of owners).
-
-    A block is `times` tiles.
+def transposed_mask(mask: Tensor, blocks: int, tiles: int, times: int) -> Tensor:
+    """Transpose a tile mask of (blocks of owners, tiles of partners) into one of (`blocks` of
+    partners, `tiles` of owners). A block is `times` tiles.
     """
-    padding = blocks * times - bits.shape[1]
-    coarse = torch.nn.functional.pad(bits, (0, padding)).view(bits.shape[0], blocks, times).amax(2)
+    padding = blocks * times - mask.shape[1]
+    coarse = torch.nn.functional.pad(mask, (0, padding)).view(mask.shape[0], blocks, times).amax(2)
     return coarse.T.repeat_interleave(times, dim=1)[:, :tiles]
 
 
-def any_of(planes: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(torch.maximum, planes)
+def any_of(masks: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.maximum, masks)

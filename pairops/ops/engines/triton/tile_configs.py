@@ -1,9 +1,9 @@
 """Tile shapes of the Triton sweeps: a table by architecture, dtype and D, read and never searched.
 
-Where the numbers come from: **not measured on a GPU yet.** Each row is the largest tile whose
+The numbers are **not measured on a GPU yet.** Each row is the largest tile whose
 `backward` of every loss compiles, ahead of time by Triton 3.7.1, without a spill and within the
 shared memory of its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to
-it). `python -m bench gpu` times the neighbours of each row; what it finds belongs here, with its
+it). `python -m bench gpu` times the neighbours of each row; its findings belong here, with
 date and GPU.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """What embeddings and weights are multiplied as; sums are float32 throughout.
+    """Number formats in which embeddings and weights are multiplied; sums are float32.
 
     There is no bfloat16: brought to [−1, 1) by a power of two per row, a bfloat16 is a float16 (but
     for what is below 2^−24 of its row), which the same instructions multiply at the same speed; and
@@ -24,15 +24,15 @@ class Precision:
     for bfloat16 as well: see `weight_parts`.
     """
 
-    stored: torch.dtype  # of sorted copies
-    unit: bool  # are their rows brought to [−1, 1)?
-    fit: bool  # are weights float16, in units of a power of two per row?
-    fine: bool = False  # as two float16 each?
-    split: bool = False  # are embeddings, too, multiplied as two float16 each?
+    stored: torch.dtype  # dtype of sorted copies
+    unit: bool  # their rows are brought to [−1, 1)
+    fit: bool  # weights are float16, in units of a power of two per row
+    fine: bool = False  # they are two float16 each
+    split: bool = False  # embeddings, too, are multiplied as two float16 each
 
 
 def precision(dtype: torch.dtype, level: str) -> Precision:
-    """For embeddings of this dtype; of float32, at this level of
+    """Return the precision for a dtype; for float32 at this level of
     `torch.get_float32_matmul_precision()`."""
     if dtype == torch.bfloat16:
         return Precision(torch.float16, unit=True, fit=True)
@@ -47,14 +47,14 @@ def precision(dtype: torch.dtype, level: str) -> Precision:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the sweeps are compiled with; a compile-time argument of theirs."""
+    """Tile shape and precision of a sweep, a compile-time argument."""
 
     rows: int  # of a tile; a multiple of cols
     cols: int
     depth: int  # dimensions multiplied at a time
     blocks: int  # of `depth` dimensions; embeddings are padded with zeros to fill them
     accumulators: int  # blocks of the gradient that one program sums
-    resident: bool  # do all blocks of a tile's embeddings stay where they were loaded?
+    resident: bool  # all blocks of a tile's embeddings stay in registers
     warps: int
     stages: int
     precision: "Precision"
@@ -77,7 +77,7 @@ class Configuration:
 
     @property
     def parts(self) -> int:
-        """Programs that share the gradient of a block of rows."""
+        """The number of programs that share the gradient of a block of rows."""
         return self.blocks // self.accumulators
 
     @property
@@ -85,7 +85,7 @@ class Configuration:
         return self.blocks * self.depth
 
     def tiles(self, rows: int, cols: int) -> tuple[int, int]:
-        """Blocks of `rows` rows, and tiles that `cols` columns are cut into."""
+        """Return the number of blocks of `rows` rows, and of tiles of `cols` columns."""
         return (rows + self.rows - 1) // self.rows, (cols + self.cols - 1) // self.cols
 
 
@@ -103,7 +103,7 @@ class Row:
     stages: int
 
 
-# By architecture (80: also what is newer and not named) and bytes of an embedding's number.
+# By architecture (80: also newer ones that are not named) and bytes of an embedding's number.
 TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
     (80, 2): (
         Row(64, 128, 64, 64, 1, True, 8, 2),
@@ -139,8 +139,8 @@ _INTERPRETED_RESIDENT = 128
 def choose(
     capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str
 ) -> Configuration:
-    """For a device of this compute capability (None: the interpreter), embeddings (N, d) of this
-    dtype and this level of `torch.get_float32_matmul_precision()`."""
+    """Return the configuration for a compute capability (None: the interpreter), embeddings (N, d)
+    of this dtype and this level of `torch.get_float32_matmul_precision()`."""
     exact = precision(dtype, level)
     row = INTERPRETED if capability is None else _row(capability, exact.stored, d)
     depth = min(row.depth, max(16, 1 << (d - 1).bit_length()))
@@ -162,11 +162,12 @@ def _row(capability: tuple[int, int], dtype: torch.dtype, d: int) -> Row:
 
 
 def chunks_pay(config: Configuration, d: int, same: bool) -> bool:
-    """Is s better multiplied by `torch.mm` in chunks? Derived, **not measured yet**, from products
-    counted (sweeps of two sets take 6, of which 4 multiply s again; chunks take 4), sweeps at 0.6
-    and `torch.mm` at 0.9 of the tensor cores' rate, and 18 bytes of memory traffic a pair: equal at
-    D of about 300. Sliced gradients multiply s once per slice. Triton multiplies float32 on the
-    plain cores at less than half of cuBLAS's rate.
+    """Return whether `torch.mm` should multiply s in chunks. Derived, **not measured yet**.
+
+    Sweeps of two sets take 6 products, 4 of them s again; chunks take 4. With sweeps at 0.6 and
+    `torch.mm` at 0.9 of the tensor cores' rate, and 18 bytes of memory traffic a pair, both take
+    equal time at D of about 300. Sliced gradients multiply s once per slice. Triton multiplies
+    float32 on the plain cores at less than half of cuBLAS's rate.
     """
     if not (config.fit or d < 32):
         return True

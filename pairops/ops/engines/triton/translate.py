@@ -1,7 +1,7 @@
-"""A pair function as Triton source: torch traces it, every operation becomes a line.
+"""Translation of a pair function into Triton source: torch traces it, an operation is a line.
 
-Slopes that were derived are traced like any others, so they are exact. What has no translation is
-named in the error; such a function still runs on `blockwise` and `dense`.
+Derived slopes are traced like any others, so they are exact. The error names an operation without
+translation; such a function still runs on `blockwise` and `dense`.
 """
 
 import functools
@@ -17,41 +17,45 @@ from pairops.ops.terms.functions import FUNCTIONS
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 _LOGIC = {"logical_and": "&", "bitwise_and": "&", "logical_or": "|", "bitwise_or": "|"}
-# `words.` are ours, `tl.` are Triton's.
+# `math.` is kernels/math.py, `tl.` is Triton's.
 _CALLS = {
     **{name: f"tl.{name}" for name in ("abs", "exp", "exp2", "sqrt", "rsqrt", "sin", "cos", "erf")},
-    **{name: f"words.{name}" for name in ("log", "log1p", "expm1", "tanh", "sigmoid", "relu")},
-    **{name: f"words.{name}" for name in ("sign", "maximum", "minimum")},
+    **{name: f"math.{name}" for name in ("log", "log1p", "expm1", "tanh", "sigmoid", "relu")},
+    **{name: f"math.{name}" for name in ("sign", "maximum", "minimum")},
     "where": "tl.where",
 }
 _SAME = ("alias", "clone", "detach", "expand", "lift_fresh_copy", "_to_copy", "copy")
-_FILLED = {"full": 1, "full_like": 1, "scalar_tensor": 0}  # which argument is the number
+_FILLED = {
+    "full": 1,
+    "full_like": 1,
+    "scalar_tensor": 0,
+}  # the index of the argument that is the number
 _CONSTANT = {"zeros_like": "0.0", "ones_like": "1.0", "zeros": "0.0", "ones": "1.0"}
-# What mutations leave behind: memory that is filled before it is read.
+# Left by mutations: memory that is filled before it is read.
 _CONSTANT |= dict.fromkeys(("empty", "empty_like", "empty_permuted", "empty_strided"), "0.0")
 _LITERAL = {*_FILLED, *_CONSTANT}
 
 
 class Untranslatable(ValueError):
-    """Says which operation of which function has no translation."""
+    """Raised for an operation of a function that has no translation."""
 
 
 @functools.cache
 def reason_against(name: str) -> str | None:
-    """Why the function of this name cannot run in Triton, or None."""
+    """Return why the function of this name cannot run in Triton, or None."""
     try:
         source(name)
     except Untranslatable as error:
         return str(error)
-    except Exception as error:  # whatever a trace may hold that was not thought of
+    except Exception as error:  # a trace may fail in ways unknown here
         return f"the function {name} has no Triton translation: {error!r}"
     return None
 
 
 @functools.cache
 def source(name: str) -> str:
-    """Two functions of (s, a0, a1, …): `{name}_value`, as many as s has, and `{name}_slopes`, a
-    tuple."""
+    """Return the source of two functions of (s, a0, a1, …): `{name}_value`, in the shape of s, and
+    `{name}_slopes`, a tuple."""
     function = FUNCTIONS[name]
     parameters = ", ".join(["s", *[f"a{k}" for k in range(function.arity)]])
     text = []
@@ -74,7 +78,7 @@ def literal(number: float) -> str:
 
 
 def _lines(what: str, call: Any, arity: int) -> tuple[list[str], list[str], bool]:
-    """Statements, the expressions of what is returned, and whether the first varies with s."""
+    """Return statements, expressions of the results, and whether the first varies with s."""
     graph = _trace(what, call, arity)
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
@@ -112,7 +116,7 @@ def _trace(what: str, call: Any, arity: int) -> fx.Graph:
     samples = [torch.rand(3, 5) for _ in range(arity + 1)]
     try:
         traced = make_fx(
-            # Without mutations a node is what it was when it was made.
+            # Without mutations a node keeps its value.
             torch.func.functionalize(_as_plain(call), remove="mutations"),
             tracing_mode="symbolic",
             decomposition_table=dict(core_aten_decompositions().items()),
@@ -133,7 +137,7 @@ def _as_plain(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_shape(node: fx.Node) -> bool:
-    """Does the node speak of extents only?"""
+    """Return whether the node is about extents only."""
     return not isinstance(node.meta.get("val"), Tensor)
 
 
@@ -152,7 +156,7 @@ def _expression(what: str, node: fx.Node, said: Callable[[Any], str]) -> str:
     name, args = _name(node), node.args
 
     def number(value: Any) -> str:
-        """A truth value counts as 0 or 1 where it is reckoned with."""
+        """Write a value as a number: a truth value as 0 or 1."""
         return f"{said(value)}.to(tl.float32)" if _is_bool(value) else said(value)
 
     if name in _INFIX and not (set(node.kwargs) - {"alpha"}) and not _is_bool(node):
@@ -178,8 +182,8 @@ def _expression(what: str, node: fx.Node, said: Callable[[Any], str]) -> str:
         unsaid = (None, None) if name == "clamp" else (-1.0, 1.0)
         bounds = [*args[1:], *unsaid[len(args) - 1 :]]
         result = number(args[0])
-        for word, bound in zip(("words.maximum", "words.minimum"), bounds, strict=True):
-            result = result if bound is None else f"{word}({result}, {number(bound)})"
+        for clamp, bound in zip(("math.maximum", "math.minimum"), bounds, strict=True):
+            result = result if bound is None else f"{clamp}({result}, {number(bound)})"
         return result
     if name in _FILLED and not _is_bool(node):
         return said(args[_FILLED[name]])
@@ -203,9 +207,9 @@ def _power(base: str, exponent: float) -> str:
     if exponent == 0:
         return "1.0"
     if half not in (0, 0.5) or (half and whole > 8):  # NaN for a negative base, as in torch
-        return f"tl.exp({exponent} * words.log({base}))"
+        return f"tl.exp({exponent} * math.log({base}))"
     if whole > 8:
-        size = f"tl.exp({exponent} * words.log(tl.abs({base})))"
-        return f"words.sign({base}) * {size}" if whole % 2 else size
+        size = f"tl.exp({exponent} * math.log(tl.abs({base})))"
+        return f"math.sign({base}) * {size}" if whole % 2 else size
     product = " * ".join([base] * int(whole) + ([f"tl.sqrt({base})"] if half else []))
     return product if exponent > 0 else f"1.0 / ({product})"

@@ -112,7 +112,7 @@ def test_every_served_term_equals_dense(how: str, n: int, m: int) -> None:
 @pytest.fixture
 def none_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No similarities, as where pairs are many: terms over positives are swept along a band."""
-    monkeypatch.setattr(cpu_addresses, "KEPT", 0)
+    monkeypatch.setattr(cpu_addresses, "MOST_BYTES", 0)
 
 
 @pytest.mark.usefixtures("none_kept")
@@ -145,7 +145,7 @@ def test_one_exponential_for_both_roles_equals_dense(
     """Log-sum-exps of the same numbers by row and by column: tiles of narrow and of wide range in
     turns, tiles without a pair of a side, rows whose window drops all that is high, a NaN."""
     pairs, leaves = related(how, 300, 290, 9, classes)
-    orders = [pairs().relation.order_x, pairs().relation.order_y]
+    orders = [pairs().relation.permutation_x, pairs().relation.permutation_y]
     with torch.no_grad():
         for z, order in zip(leaves, orders, strict=False):
             near = order[: 2 * TILE]
@@ -360,8 +360,8 @@ def test_tile_bits_change_no_bit(m: int) -> None:
     statistics, _, bits = cpu_engine.forward(pairs, terms, [])
     # Sorted by label; nobody but twins is nearly as near as the bound.
     (i, a), (j, b) = (
-        (pairs.relation.order_x, labels),
-        (pairs.relation.order_y, labels if y is None else ref_labels),
+        (pairs.relation.permutation_x, labels),
+        (pairs.relation.permutation_y, labels if y is None else ref_labels),
     )
     s = torch.nn.functional.normalize(x)[i] @ torch.nn.functional.normalize(pairs.other)[j].T
     alive = ((s > bound) & (a[i][:, None] != b[j])).view(n // 96, 96, m // 96, 96).any(3).any(1)

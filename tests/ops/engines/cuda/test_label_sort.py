@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.bindings.cuda import Arranged, Kernels
+from pairops.ops.bindings.cuda import Kernels, Packed
 from pairops.ops.bindings.extension import DTYPES
 from pairops.ops.pairs import intervals
 from support.engine_names import DEVICE
@@ -34,35 +34,35 @@ def by_kernel(
     exclude_self: bool,
     normalize: bool,
     related: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None, Arranged]:
+) -> tuple[Tensor, Tensor, Tensor | None, Packed]:
     """places, keep, scale and the arrangement of one set; unrelated: of one compared with."""
     n, d = z.shape
     kernels = Kernels(cuda_kernels.installed(), z.dtype, d, level="highest")
-    arranged = kernels.room(z)
-    places = torch.full((5, n), -9)
-    keep = torch.zeros(n, dtype=torch.bool)
+    packed = kernels.room(z)
+    positions = torch.full((5, n), -9)
+    valid = torch.zeros(n, dtype=torch.bool)
     scale = torch.full((n,), -9.0, dtype=torch.float64) if normalize else None
-    wanted = [places[k].data_ptr() if related or k == 0 else None for k in range(5)]
-    high, rest = arranged.scales
-    written = tuple([t.data_ptr() for t in (arranged.rows, high, rest, arranged.kept)])
+    wanted = [positions[k].data_ptr() if related or k == 0 else None for k in range(5)]
+    high, rest = packed.scales
+    written = tuple([t.data_ptr() for t in (packed.rows, high, rest, packed.valid_count)])
     kernels.module.sort_by_label(
         z.data_ptr(), DTYPES[z.dtype], n, d, address(labels), address(others),
         0 if others is None else others.shape[0], ignored, exclude_self, normalize, tuple(wanted),
-        keep.data_ptr(), address(scale), kernels.panels, kernels.parts, written,
+        valid.data_ptr(), address(scale), kernels.panels, kernels.parts, written,
         cuda_kernels.stream_of(z),
     )  # fmt: skip
-    return places, keep, scale, arranged
+    return positions, valid, scale, packed
 
 
 def as_bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16 if tensor.dtype == torch.float16 else torch.int32)
 
 
-def check_arranged(found: Arranged, z: Tensor, scale: Any, order: Tensor, keep: Tensor) -> None:
-    expected = torch.ops.pairops.arrange(z, scale, order, keep, "highest")
+def check_packed(found: Packed, z: Tensor, scale: Any, order: Tensor, valid: Tensor) -> None:
+    expected = torch.ops.pairops.pack(z, scale, order, valid, "highest")
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         assert torch.equal(as_bits(ours), as_bits(theirs)), "bit for bit, with the padding"
-    assert found.kept.item() == expected[2].item() == keep.sum()
+    assert found.valid_count.item() == expected[2].item() == valid.sum()
 
 
 def check_scale(found: Tensor | None, expected: Tensor) -> None:
@@ -75,22 +75,22 @@ def check(
 ) -> None:
     ignored, exclude_self, normalize = rest
     expected = intervals._by_torch(x, y, labels, others, *rest, torch.float64)
-    places, keep, scale, arranged = by_kernel(x, labels, others, *rest)
-    assert torch.equal(places, expected[0])
-    assert torch.equal(keep, expected[1])
-    check_arranged(arranged, x, scale, places[0], keep)
+    positions, valid, scale, packed = by_kernel(x, labels, others, *rest)
+    assert torch.equal(positions, expected[0])
+    assert torch.equal(valid, expected[1])
+    check_packed(packed, x, scale, positions[0], valid)
     if normalize:
         check_scale(scale, expected[-1 if y is None else -2])
     if y is None:
         return
-    places, keep, scale, arranged = by_kernel(
+    positions, valid, scale, packed = by_kernel(
         y, others, None, ignored, exclude_self, normalize, related=False
     )
     if others is not None:
-        assert torch.equal(places[0], expected[2])
-        assert torch.equal(keep, expected[3])
-    assert bool((places[1:] == -9).all()), "nothing else was asked for"
-    check_arranged(arranged, y, scale, places[0], keep)
+        assert torch.equal(positions[0], expected[2])
+        assert torch.equal(valid, expected[3])
+    assert bool((positions[1:] == -9).all()), "nothing else was asked for"
+    check_packed(packed, y, scale, positions[0], valid)
     if normalize:
         check_scale(scale, expected[-1])
 
@@ -147,13 +147,13 @@ def test_rows_of_all_sizes(dtype: torch.dtype, d: int) -> None:
 
 def test_only_the_relation() -> None:
     x, labels = torch.randn(5, 3), torch.tensor([2, 1, 2, 0, 1])
-    places = torch.empty(5, 5, dtype=torch.int64)
+    positions = torch.empty(5, 5, dtype=torch.int64)
     cuda_kernels.installed().module.sort_by_label(
         x.data_ptr(), "float32", 5, 3, labels.data_ptr(), None, 0, None, True, False,
-        tuple([row.data_ptr() for row in places]), None, None, 0, 1, None,
+        tuple([row.data_ptr() for row in positions]), None, None, 0, 1, None,
         cuda_kernels.stream_of(x),
     )  # fmt: skip
     assert torch.equal(
-        places,
+        positions,
         intervals._by_torch(x, None, labels, None, None, True, False, torch.float64)[0],
     )

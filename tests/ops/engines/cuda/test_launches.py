@@ -43,7 +43,7 @@ def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU of 132 processors. Allocations inside the ops are of empty memory."""
     change_backend(monkeypatch, related="cpu")
     monkeypatch.setattr(devices, "processors", lambda _: 132)
-    monkeypatch.setattr(lone_batches._watch, "told", True)  # on a CPU it would look at once
+    monkeypatch.setattr(lone_batches._watch, "warned", True)  # on a CPU it would look at once
     x = torch.randn(n, 16).bfloat16().requires_grad_()
     labels = torch.arange(n) // 4
     with pairops.use("cuda"):

@@ -1,6 +1,6 @@
 """Accumulators of a row of a tile: the Triton twins of `terms/accumulators.py`.
 
-Each monoid has `start`, the identity; `of`, the state of one tile f (R, C); `merge`; and `result`.
+Each monoid has `init`; `from_tile`, the state of one tile f (R, C); `merge`; and `finalize`.
 `at` (1, C) names the columns by their caller's index. A state is a tuple of (R,) tensors.
 """
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-NOWHERE = tl.constexpr(2**31 - 1)  # the argument of an extreme over no pairs, before `result`
+NOWHERE = tl.constexpr(2**31 - 1)  # the argument of an extreme over no pairs, before `argument`
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def _smaller(a, b):
 
 
 if INTERPRETED:
-    # A reduction by a function of one's own runs number by number there.
+    # A reduction by a function written here runs number by number in the interpreter.
 
     @triton.jit
     def row_max(f):
@@ -37,7 +37,7 @@ else:
 
     @triton.jit
     def row_max(f):
-        """The largest of every row; NaN if there is one."""
+        """Return the largest of every row; NaN if there is one."""
         return tl.reduce(f, 1, _larger)
 
     @triton.jit
@@ -46,19 +46,19 @@ else:
 
 
 @triton.jit
-def sum_start(R: tl.constexpr):
+def sum_init(R: tl.constexpr):
     return tl.zeros((R,), tl.float32), tl.zeros((R,), tl.float32)
 
 
 @triton.jit
-def sum_of(f, at):
+def sum_from_tile(f, at):
     total = tl.sum(f, 1)
     return total, tl.zeros_like(total)
 
 
 @triton.jit
 def sum_merge(a, lost_a, b, lost_b):
-    """Σ f and what its rounding lost: thousands of tiles follow one another."""
+    """Add Σ f and its rounding errors, since thousands of tiles follow one another."""
     total = a + b
     part = total - a
     lost = (a - (total - part)) + (b - part)
@@ -66,23 +66,23 @@ def sum_merge(a, lost_a, b, lost_b):
 
 
 @triton.jit
-def sum_result(total, lost):
+def sum_finalize(total, lost):
     return total + lost
 
 
 @triton.jit
 def _shift(top):
-    """What to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
+    """Return the number to subtract before exp; 0 for ±inf, since inf − inf is NaN."""
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
 
 
 @triton.jit
-def lse_start(R: tl.constexpr):
+def lse_init(R: tl.constexpr):
     return tl.full((R,), float("-inf"), tl.float32), tl.zeros((R,), tl.float32)
 
 
 @triton.jit
-def lse_of(f, at):
+def lse_from_tile(f, at):
     top = row_max(f)
     return top, tl.sum(tl.exp(f - _shift(top)[:, None]), 1)
 
@@ -95,17 +95,17 @@ def lse_merge(top_a, a, top_b, b):
 
 
 @triton.jit
-def lse_result(top, total):
+def lse_finalize(top, total):
     return top + tl.log(total)
 
 
 @triton.jit
-def lowest_start(R: tl.constexpr):
+def lowest_init(R: tl.constexpr):
     return (tl.full((R,), float("inf"), tl.float32),)
 
 
 @triton.jit
-def lowest_of(f, at):
+def lowest_from_tile(f, at):
     return (row_min(f),)
 
 
@@ -115,17 +115,17 @@ def lowest_merge(a, b):
 
 
 @triton.jit
-def lowest_result(value):
+def lowest_finalize(value):
     return value
 
 
 @triton.jit
-def highest_start(R: tl.constexpr):
+def highest_init(R: tl.constexpr):
     return (tl.full((R,), float("-inf"), tl.float32),)
 
 
 @triton.jit
-def highest_of(f, at):
+def highest_from_tile(f, at):
     return (row_max(f),)
 
 
@@ -135,23 +135,23 @@ def highest_merge(a, b):
 
 
 @triton.jit
-def highest_result(value):
+def highest_finalize(value):
     return value
 
 
 @triton.jit
 def _attained(f, extreme, at):
-    """Where f is the extreme, at; of a NaN extreme, where f is NaN."""
+    """Return `at` where f is the extreme; for a NaN extreme, where f is NaN."""
     return tl.where((f == extreme) | (f != f), at, NOWHERE)
 
 
 @triton.jit
-def lowest_at_start(R: tl.constexpr):
+def lowest_at_init(R: tl.constexpr):
     return tl.full((R,), float("inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
 
 
 @triton.jit
-def lowest_at_of(f, at):
+def lowest_at_from_tile(f, at):
     value = row_min(f)
     return value, tl.min(_attained(f, value[:, None], at), 1)
 
@@ -163,12 +163,12 @@ def lowest_at_merge(a, at_a, b, at_b):
 
 
 @triton.jit
-def highest_at_start(R: tl.constexpr):
+def highest_at_init(R: tl.constexpr):
     return tl.full((R,), float("-inf"), tl.float32), tl.full((R,), NOWHERE, tl.int32)
 
 
 @triton.jit
-def highest_at_of(f, at):
+def highest_at_from_tile(f, at):
     value = row_max(f)
     return value, tl.min(_attained(f, value[:, None], at), 1)
 
@@ -181,5 +181,5 @@ def highest_at_merge(a, at_a, b, at_b):
 
 @triton.jit
 def argument(value, at, FILL: tl.constexpr):
-    """The caller's index, −1 where no pair counted."""
+    """Return the caller's index, −1 where no pair counted."""
     return tl.where((value == FILL) | (at == NOWHERE), -1, at)

@@ -1,9 +1,9 @@
-"""The elementwise part of the chunked path: s is in memory, a chunk of rows of it.
+"""Kernels of the chunked path, elementwise over a chunk of rows of s in memory.
 
-What a tile adds is asked of the same VISIT as in `sweep.py`; here every tile is masked.
+VISIT is that of `sweep.py`; every tile is partial here.
 
-rows, cols: `Side`s. chunk: where s is, which row and column of the sorted sets it begins with, how
-many it has, and its strides, so that the same kernels also go along its columns.
+rows, cols: `Side`s. chunk: the address of s, its first row and column in the sorted sets, their
+numbers, and its strides, so that the same kernels also go along its columns.
 """
 
 import triton
@@ -15,7 +15,7 @@ from .tile import masks, scale, vectors
 @triton.jit
 def _tile(cols, relation, chunk, tile, i, live_i, row, limit,
           F: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """s of a tile, what is known of its columns, who is positive and who is a pair at all."""
+    """Load s of a tile and its columns' vectors; return also positives, and pairs at all."""
     j = chunk.first_j + tile * C + tl.arange(0, C)
     live_j = j < limit
     col = vectors(cols, j, live_j, F.col_vectors)
@@ -30,25 +30,25 @@ def _tile(cols, relation, chunk, tile, i, live_i, row, limit,
 
 @triton.jit
 def _extent(rows, cols, chunk, R: tl.constexpr):
-    """The rows of this program, which of them count, and where the columns end."""
+    """Return the rows of this program, which of them count, and the end of the columns."""
     i = chunk.first_i + tl.program_id(0) * R + tl.arange(0, R)
-    last_i = tl.minimum(tl.load(rows.kept).to(tl.int32), chunk.first_i + chunk.many_i)
-    last_j = tl.minimum(tl.load(cols.kept).to(tl.int32), chunk.first_j + chunk.many_j)
+    last_i = tl.minimum(tl.load(rows.valid_count).to(tl.int32), chunk.first_i + chunk.many_i)
+    last_j = tl.minimum(tl.load(cols.valid_count).to(tl.int32), chunk.first_j + chunk.many_j)
     return i, i < last_i, last_j
 
 
 @triton.jit
 def forward(rows, cols, relation, chunk, numbers, states,
-           START: tl.constexpr, VISIT: tl.constexpr, MERGE: tl.constexpr, F: tl.constexpr,
+           INIT: tl.constexpr, VISIT: tl.constexpr, MERGE: tl.constexpr, F: tl.constexpr,
            R: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """states (1, F.states, N): what is known of each row, and after this chunk."""
+    """Update the states (1, F.states, N) of all rows by this chunk."""
     i, live_i, limit = _extent(rows, cols, chunk, R)
     row = vectors(rows, i, live_i, F.row_vectors)
     known = ()
     for k in tl.static_range(F.states):
         plane = tl.full((), k, tl.int64) * rows.n
         known = known + (tl.load(states + plane + i, mask=live_i, other=0.0),)
-    state = MERGE(START(R), known)
+    state = MERGE(INIT(R), known)
     for tile in range(0, tl.cdiv(tl.maximum(limit - chunk.first_j, 0), C)):
         s, col, positive, present, _, j, live_j = _tile(
             cols, relation, chunk, tile, i, live_i, row, limit, F, C
@@ -68,7 +68,7 @@ def forward(rows, cols, relation, chunk, numbers, states,
 def largest_weight(rows, cols, relation, chunk, numbers, largest,
                    VISIT: tl.constexpr, F: tl.constexpr, R: tl.constexpr,
                    C: tl.constexpr):  # fmt: skip
-    """largest (programs,): the largest |weight| among the rows of each program."""
+    """Store the largest |weight| among the rows of each program in `largest` (programs,)."""
     i, live_i, limit = _extent(rows, cols, chunk, R)
     row = vectors(rows, i, live_i, F.row_vectors)
     slopes = ()
@@ -91,8 +91,9 @@ def largest_weight(rows, cols, relation, chunk, numbers, largest,
 def backward(rows, cols, relation, chunk, numbers, unit, high, low, by_vector,
           VISIT: tl.constexpr, F: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
           C: tl.constexpr):  # fmt: skip
-    """high (+ low): r_i w_ij r_j in units of 1 / unit, where s was (a float32 `high` may be s
-    itself). by_vector (F.gradients, N), in the caller's order, is added to."""
+    """Write high (+ low) = r_i w_ij r_j in units of 1 / unit; a float32 `high` may be s itself.
+
+    by_vector (F.gradients, N), in the caller's order, is added to."""
     i, live_i, limit = _extent(rows, cols, chunk, R)
     row = vectors(rows, i, live_i, F.row_vectors)
     order = tl.load(rows.order + i, mask=live_i, other=0)

@@ -1,24 +1,24 @@
-"""After a sweep: states of all splits become statistics, sums of all splits become gradients."""
+"""Kernels after a sweep: states of splits become statistics, sums of splits become gradients."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def conclude(states, rows, values, arguments, splits,
-             START: tl.constexpr, MERGE: tl.constexpr, RESULT: tl.constexpr, F: tl.constexpr,
+def finalize_states(states, rows, values, arguments, splits,
+             INIT: tl.constexpr, MERGE: tl.constexpr, FINALIZE: tl.constexpr, F: tl.constexpr,
              R: tl.constexpr):  # fmt: skip
-    """States of all splits, merged in order, as statistics in the caller's order."""
+    """Merge the states of all splits in order, into statistics in the caller's order."""
     i = tl.program_id(0) * R + tl.arange(0, R)
-    live = i < tl.load(rows.kept).to(tl.int32)
-    state = START(R)
+    live = i < tl.load(rows.valid_count).to(tl.int32)
+    state = INIT(R)
     for split in range(splits):
         other = ()
         for k in tl.static_range(F.states):
             plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
             other = other + (tl.load(states + plane + i, mask=live, other=0.0),)
         state = MERGE(state, other)
-    found = RESULT(state)
+    found = FINALIZE(state)
     at = tl.load(rows.order + i, mask=live, other=0)
     for k in tl.static_range(F.terms):
         tl.store(values[k] + at, found[k], mask=live)
@@ -27,24 +27,24 @@ def conclude(states, rows, values, arguments, splits,
 
 
 @triton.jit
-def through_scale(gradient, x, scale, keep, out, splits, n, width,
-                  SCALED: tl.constexpr, R: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """`similarity.through_scale` of the sum of all splits, in order; out may be the first of them.
+def normalize_backward(gradient, x, scale, valid, out, splits, n, width,
+                       SCALED: tl.constexpr, R: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Take the sum of all splits, in order, through the scale; out may be the first of them.
 
     gradient (splits, n, width), x and out (n, width) in the caller's order.
     """
     i = tl.program_id(0) * R + tl.arange(0, R)
     live = i < n
-    kept = live & (tl.load(keep + i, mask=live, other=0) != 0)
+    is_valid = live & (tl.load(valid + i, mask=live, other=0) != 0)
     start = (tl.full((), 0, tl.int64) + i)[:, None] * width
     r = tl.zeros((R,), tl.float32)
     along = tl.zeros((R,), tl.float32)
     if SCALED:
-        r = tl.load(scale + i, mask=kept, other=0.0).to(tl.float32)
+        r = tl.load(scale + i, mask=is_valid, other=0.0).to(tl.float32)
     for second in tl.static_range(1 - SCALED, 2):
         for begin in range(0, width, DEPTH):
             dimension = begin + tl.arange(0, DEPTH)[None, :]
-            here = kept[:, None] & (dimension < width)
+            here = is_valid[:, None] & (dimension < width)
             unit = tl.load(x + start + dimension, mask=here, other=0.0).to(tl.float32)
             g = tl.load(gradient + start + dimension, mask=here, other=0.0)
             for split in range(1, splits):

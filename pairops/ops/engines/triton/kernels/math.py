@@ -1,4 +1,4 @@
-"""Scalar functions that Triton lacks, or rounds too much where a loss spends its life: near 0."""
+"""Scalar functions that Triton lacks, or rounds too much near 0, where a loss needs them."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def _log1p_series(x):
-    """log(1 + x) for −1/2 ≤ x ≤ 1, as 2 artanh(x / (2 + x)): nothing cancels."""
+    """Return log(1 + x) for −1/2 ≤ x ≤ 1, as 2 artanh(x / (2 + x)): nothing cancels."""
     z = x / (2.0 + x)
     square = z * z
     tail = 1 / 17
@@ -47,7 +47,7 @@ def sigmoid(x):
 
 @triton.jit
 def relu(x):
-    """NaN stays."""
+    """Return max(x, 0); a NaN stays."""
     return tl.where(x <= 0, 0.0, x)
 
 
@@ -58,7 +58,7 @@ def sign(x):
 
 @triton.jit
 def maximum(a, b):
-    """A NaN of either shows; one of the two may be a number."""
+    """Return the maximum, NaN if either is; one of the two may be a number."""
     return tl.where(a >= b, a, tl.where(b > a, b, a + b))
 
 

@@ -1,17 +1,17 @@
-"""The two sweeps: programs own a block of rows, stream blocks of columns past it, ask the recipe.
+"""The two sweeps: a program owns a block of rows, and streams blocks of columns past it.
 
-                places of the other set →
-              ┌──────┬──────┬──────┬──┐   A program's tiles come in two kinds. Free ones hold
-    a program │ mask │ free │ free │ m│   negatives only: no label is read, nothing is compared.
-              └──────┴──────┴──────┴──┘   Masked ones are those that its intervals touch, and a
-                                          ragged last one. Free tiles go first, left to right.
+                positions in the other set →
+              ┌──────┬──────┬──────┬──┐   A program's tiles come in two kinds. Full ones hold
+    a program │ part │ full │ full │ p│   negatives only: no label is read, nothing is compared.
+              └──────┴──────┴──────┴──┘   Partial ones are those of the band, and a ragged last
+                                          one. Full tiles go first, left to right.
 
-Rows and columns are either set: for the columns' sake the sweep runs once more with the roles
-changed. What a tile adds is asked of VISIT, which `codegen.py` writes for every recipe: for
-ms_loss see tests/ops/engines/triton/generated_ms_loss.txt. Sums are taken in an order that only
-shapes decide, and no two programs add to one number.
+Rows and columns are either set: terms of columns take a second sweep with the sets exchanged. VISIT
+computes what a tile adds; `codegen.py` writes it for every recipe, for ms_loss see
+tests/ops/engines/triton/generated_ms_loss.txt. Only shapes decide the order of sums, and no two
+programs add to one number.
 
-Arguments are as in `tile.py`; band: (blocks, 2) the places that a block's intervals touch.
+Arguments are as in `tile.py`; band: (blocks, 2) as `engines/bands.py` returns it.
 """
 
 import triton
@@ -20,80 +20,80 @@ import triton.language as tl
 from .tile import (
     block_of,
     blocks_of,
-    free_tile,
+    full_tile,
     halves,
     itinerary,
-    masked_tile,
     masks,
+    partial_tile,
     similarities,
     vectors,
 )
 
 
 @triton.jit
-def _tile(rows, cols, relation, block, tile, i, live_i, x, row, kept, depth,
-          F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """What is known of a tile's columns, its s, and if it is masked who is positive and present."""
+def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth,
+          F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
+    """Compute s of a tile, load its columns' vectors, and mask it if it is partial."""
     j = tile * C.cols + tl.arange(0, C.cols)
-    live_j = j < kept
+    live_j = j < valid_count
     scales = vectors(cols, j, live_j, 2 if F.scaled else 0)
-    y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, MASKED)
+    y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, PARTIAL)
     s = similarities(
         rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, scales,
-        depth, F, C, MASKED,
+        depth, F, C, PARTIAL,
     )  # fmt: skip
-    # Loaded before the products they would be held in registers throughout.
+    # Loaded after the products: before, they would be held in registers throughout.
     col = vectors(cols, j, live_j, F.col_vectors)
     positive, present = live_i, live_i
-    if MASKED:
+    if PARTIAL:
         positive, present = masks(relation, i, j, live_i, live_j, F)
     return j, live_j, col, y, s, positive, present
 
 
 @triton.jit
-def _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x, row, state, kept,
-                 depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
-                 MASKED: tl.constexpr):  # fmt: skip
+def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x, row, state,
+                 valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+                 PARTIAL: tl.constexpr):  # fmt: skip
     j, live_j, col, _, s, positive, present = _tile(
-        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+        rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth, F, C, PARTIAL
     )
     at = live_j
     if F.arguments:
         at = tl.load(cols.order + j, mask=live_j, other=0).to(tl.int32)[None, :]
-    found = VISIT(s, row, col, numbers, positive, present, at, state, MASKED)
+    found = VISIT(s, row, col, numbers, positive, present, at, state, PARTIAL)
     new = ()
     for k in tl.static_range(F.states):
         new = new + (found[k],)
-    for k in tl.static_range(F.bits):
+    for k in tl.static_range(F.tile_masks):
         plane = (tl.full((), k, tl.int64) * tl.num_programs(0) + block) * tl.cdiv(cols.n, C.cols)
-        here = bits + plane + tile + tl.arange(0, 1)
+        here = tile_masks + plane + tile + tl.arange(0, 1)
         tl.store(here, found[F.states + k].to(tl.uint8))
     return new
 
 
 @triton.jit
-def forward(rows, cols, relation, band, numbers, bits, states, depth,
-           START: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """states (splits, F.states, N): what one split of the columns knows of each sorted row."""
+def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
+           INIT: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Write states (splits, F.states, N), of one split of the columns for each sorted row."""
     block, split = tl.program_id(0), tl.program_id(1)
     i = block * C.rows + tl.arange(0, C.rows)
-    live_i = i < tl.load(rows.kept).to(tl.int32)
-    kept = tl.load(cols.kept).to(tl.int32)
+    live_i = i < tl.load(rows.valid_count).to(tl.int32)
+    valid_count = tl.load(cols.valid_count).to(tl.int32)
     row = vectors(rows, i, live_i, F.row_vectors)
     x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
-    first, width, begin, free, end, tiles = itinerary(
-        band, block, split, tl.num_programs(1), kept, F, C
+    first, width, begin, full, end, tiles = itinerary(
+        band, block, split, tl.num_programs(1), valid_count, F, C
     )
-    state = START(C.rows)
+    state = INIT(C.rows)
     if not F.band_only:
-        for visit in range(begin, tl.minimum(end, free)):
-            tile = free_tile(visit, first, width)
-            state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
-                                 row, state, kept, depth, VISIT, F, C, False)  # fmt: skip
-    for visit in range(tl.maximum(begin, free), end):
-        tile = masked_tile(visit - free, first, width, tiles)
-        state = _forward_tile(rows, cols, relation, numbers, bits, block, tile, i, live_i, x,
-                             row, state, kept, depth, VISIT, F, C, True)  # fmt: skip
+        for visit in range(begin, tl.minimum(end, full)):
+            tile = full_tile(visit, first, width)
+            state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i,
+                                 x, row, state, valid_count, depth, VISIT, F, C, False)  # fmt: skip
+    for visit in range(tl.maximum(begin, full), end):
+        tile = partial_tile(visit - full, first, width, tiles)
+        state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x,
+                             row, state, valid_count, depth, VISIT, F, C, True)  # fmt: skip
     for k in tl.static_range(F.states):
         plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
         tl.store(states + plane + i, state[k].to(tl.float32, bitcast=True), mask=live_i)
@@ -101,9 +101,9 @@ def forward(rows, cols, relation, band, numbers, bits, states, depth,
 
 @triton.jit
 def _fit(weights, sums, exponent, C: tl.constexpr):
-    """Weights in units of a power of two per row that brings the largest so far to [1, 2).
+    """Scale weights by a power of two per row that brings the largest so far to [1, 2).
 
-    float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with it.
+    float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with them.
     """
     largest = tl.max(tl.abs(weights), 1)
     here = (largest.to(tl.int32, bitcast=True) >> 23) & 255
@@ -118,7 +118,7 @@ def _fit(weights, sums, exponent, C: tl.constexpr):
 
 @triton.jit
 def _add_rows(total, weights, y, C: tl.constexpr):
-    """total + weights · y, the smallest parts first."""
+    """Return total + weights · y, the smallest parts first."""
     if C.fit:
         high, low = halves(weights)
         if C.split:
@@ -137,12 +137,12 @@ def _add_rows(total, weights, y, C: tl.constexpr):
 
 @triton.jit
 def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
-                exponent, kept, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
-                MASKED: tl.constexpr):  # fmt: skip
+                exponent, valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+                PARTIAL: tl.constexpr):  # fmt: skip
     _, live_j, col, y, s, positive, present = _tile(
-        rows, cols, relation, block, tile, i, live_i, x, row, kept, depth, F, C, MASKED
+        rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth, F, C, PARTIAL
     )
-    found = VISIT(s, row, col, numbers, positive, present, by_vector, MASKED)
+    found = VISIT(s, row, col, numbers, positive, present, by_vector, PARTIAL)
     slopes = ()
     for k in tl.static_range(F.gradients):
         slopes = slopes + (found[1 + k],)
@@ -158,33 +158,35 @@ def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row
                 part = y[k]
             else:
                 at = tl.program_id(2) * C.accumulators + k
-                part = block_of(cols, tile * C.cols, live_j, at, depth, C.cols, C, MASKED)
+                part = block_of(cols, tile * C.cols, live_j, at, depth, C.cols, C, PARTIAL)
             new = new + (_add_rows(sums[k], weights, part, C),)
         sums = new
     return sums, slopes, exponent
 
 
 @triton.jit
-def backward(rows, cols, relation, band, numbers, listed, gradient, by_vector, depth, width,
+def backward(rows, cols, relation, band, numbers, tile_list, gradient, by_vector, depth, width,
           VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors (splits,
-    F.gradients, N), both in the caller's order. listed: for each block the tiles in which a window
-    kept a pair, free ones first, where in it each split begins, and how many are free."""
+    """Write Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors
+    (splits, F.gradients, N), both in the caller's order.
+
+    tile_list: the tiles of each block with a pair inside a window, full ones first; the begin of
+    each split in it; and the number of full ones."""
     block, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = block * C.rows + tl.arange(0, C.rows)
-    live_i = i < tl.load(rows.kept).to(tl.int32)
-    kept = tl.load(cols.kept).to(tl.int32)
+    live_i = i < tl.load(rows.valid_count).to(tl.int32)
+    valid_count = tl.load(cols.valid_count).to(tl.int32)
     row = vectors(rows, i, live_i, F.row_vectors)
     x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
-    first, band_width, begin, free, end, tiles = itinerary(
-        band, block, split, tl.num_programs(1), kept, F, C
+    first, band_width, begin, full, end, tiles = itinerary(
+        band, block, split, tl.num_programs(1), valid_count, F, C
     )
-    if F.listed:
-        free = tl.load(listed.free + block).to(tl.int32)
-        start = listed.starts + block * (tl.num_programs(1) + 1) + split
+    if F.tile_list:
+        full = tl.load(tile_list.full + block).to(tl.int32)
+        start = tile_list.starts + block * (tl.num_programs(1) + 1) + split
         begin = tl.load(start).to(tl.int32)
         end = tl.load(start + 1).to(tl.int32)
-    list_start = listed.tiles + tl.full((), block, tl.int64) * tl.cdiv(cols.n, C.cols)
+    list_start = tile_list.tiles + tl.full((), block, tl.int64) * tl.cdiv(cols.n, C.cols)
     sums, slopes = (), ()
     if F.embeddings:
         for k in tl.static_range(C.accumulators):
@@ -193,23 +195,23 @@ def backward(rows, cols, relation, band, numbers, listed, gradient, by_vector, d
         slopes = slopes + (tl.zeros((C.rows,), tl.float32),)
     exponent = tl.full((C.rows,), 1, tl.int32)
     if not F.band_only:
-        for visit in range(begin, tl.minimum(end, free)):
-            if F.listed:
+        for visit in range(begin, tl.minimum(end, full)):
+            if F.tile_list:
                 tile = tl.load(list_start + visit).to(tl.int32)
             else:
-                tile = free_tile(visit, first, band_width)
+                tile = full_tile(visit, first, band_width)
             sums, slopes, exponent = _backward_tile(
                 rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
-                exponent, kept, depth, VISIT, F, C, False,
+                exponent, valid_count, depth, VISIT, F, C, False,
             )  # fmt: skip
-    for visit in range(tl.maximum(begin, free), end):
-        if F.listed:
+    for visit in range(tl.maximum(begin, full), end):
+        if F.tile_list:
             tile = tl.load(list_start + visit).to(tl.int32)
         else:
-            tile = masked_tile(visit - free, first, band_width, tiles)
+            tile = partial_tile(visit - full, first, band_width, tiles)
         sums, slopes, exponent = _backward_tile(
             rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
-            exponent, kept, depth, VISIT, F, C, True,
+            exponent, valid_count, depth, VISIT, F, C, True,
         )  # fmt: skip
     at = tl.load(rows.order + i, mask=live_i, other=0)
     if F.embeddings:

@@ -1,7 +1,7 @@
 """One tile on a GPU: its embeddings, its similarities, who is positive, and which tiles there are.
 
-rows, cols: `Side`s. relation: lo, hi, own of the rows of x, wherever these stand. `F`, the facts of
-a recipe, and `C`, a configuration, are compile-time records.
+rows, cols: `Side`s. relation: `Intervals` of the rows of x, also where these are the columns. `F`,
+the facts of a recipe, and `C`, a configuration, are compile-time records.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def vectors(side, at, live, COUNT: tl.constexpr):
-    """What the recipe knows of these rows: COUNT vectors."""
+    """Load the COUNT vectors of these rows."""
     found = ()
     for k in tl.static_range(COUNT):
         start = side.vectors + tl.full((), k, tl.int64) * side.n
@@ -19,37 +19,37 @@ def vectors(side, at, live, COUNT: tl.constexpr):
 
 
 @triton.jit
-def block_of(side, begin, live, k, depth, R: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
-    """(R, C.depth) of the embeddings: rows from `begin`, the k-th block of dimensions."""
+def block_of(side, begin, live, k, depth, R: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):
+    """Load (R, C.depth) of the embeddings: rows from `begin`, the k-th block of dimensions."""
     row = tl.arange(0, R)[:, None]
     dimension = k * C.depth + tl.arange(0, C.depth)[None, :]
     start = side.embeddings + tl.full((), begin, tl.int64) * depth
-    if MASKED:
+    if PARTIAL:
         return tl.load(start + row * depth + dimension, mask=live[:, None], other=0.0)
     else:
         return tl.load(start + row * depth + dimension)
 
 
 @triton.jit
-def blocks_of(side, begin, live, depth, R: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):
-    """All blocks of dimensions, if they are few enough to stay."""
+def blocks_of(side, begin, live, depth, R: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):
+    """Load all blocks of dimensions, if they are few enough to stay in registers."""
     found = ()
     if C.resident:
         for k in tl.static_range(C.blocks):
-            found = found + (block_of(side, begin, live, k, depth, R, C, MASKED),)
+            found = found + (block_of(side, begin, live, k, depth, R, C, PARTIAL),)
     return found
 
 
 @triton.jit
 def halves(a):
-    """A float32 below 65504 as the sum of two float16: 22 bits of it."""
+    """Split a float32 below 65504 into the sum of two float16, which hold 22 bits."""
     high = a.to(tl.float16)
     return high, (a - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _add_product(sums, a, b, C: tl.constexpr):
-    """sums + a bᵀ; three sums of which two change places with a and b, or one."""
+    """Return sums + a bᵀ: one sum, or three, two of which swap if a and b do."""
     if C.split:
         a_high, a_low = halves(a)
         b_high, b_low = halves(b)
@@ -63,20 +63,20 @@ def _add_product(sums, a, b, C: tl.constexpr):
 
 @triton.jit
 def scale(s, row, col, F: tl.constexpr):
-    """r_i r_j s, with the same bits as r_j r_i s."""
+    """Return r_i r_j s, with the same bits as r_j r_i s."""
     if F.normalized:
-        # r is (1 + e) times its first part: its rounding would be an error common to a whole row.
+        # r is (1 + e) times its first part; without e a whole row would have a common error.
         s = s * (row[0][:, None] * col[0][None, :])
         return tl.fma(s, row[1][:, None] + col[1][None, :], s)
     else:
-        # Powers of two, of which the product may overflow; an infinite s stays one.
+        # The product of powers of two may overflow; an infinite s stays infinite.
         return s * row[0][:, None] * col[0][None, :]
 
 
 @triton.jit
 def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, depth,
-                  F: tl.constexpr, C: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """s of a tile: the same bits whichever set is called rows, in `forward` and in `backward`."""
+                  F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
+    """Compute s of a tile, with the same bits if the sets are exchanged, and in both passes."""
     zeros = tl.zeros((C.rows, C.cols), tl.float32)
     if C.split:
         sums = (zeros, zeros, zeros)
@@ -88,7 +88,7 @@ def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, d
     else:
         for k in range(C.blocks):
             a = block_of(rows, begin_i, live_i, k, depth, C.rows, C, True)
-            b = block_of(cols, begin_j, live_j, k, depth, C.cols, C, MASKED)
+            b = block_of(cols, begin_j, live_j, k, depth, C.cols, C, PARTIAL)
             sums = _add_product(sums, a, b, C)
     if C.split:
         s = sums[0] + (sums[1] + sums[2])
@@ -101,46 +101,47 @@ def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, d
 
 @triton.jit
 def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
-    """(R, C) who is positive for whom, and who is a pair at all."""
-    if F.transposed:
-        lo = tl.load(relation.lo + j, mask=live_j, other=0).to(tl.int32)[None, :]
-        hi = tl.load(relation.hi + j, mask=live_j, other=0).to(tl.int32)[None, :]
-        own = tl.load(relation.own + j, mask=live_j, other=-1).to(tl.int32)[None, :]
-        place = i[:, None]
+    """Return (R, C) whether a pair is positive, and whether it is a pair at all."""
+    if F.rows_are_y:
+        pos_begin = tl.load(relation.pos_begin + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        pos_end = tl.load(relation.pos_end + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        self_index = tl.load(relation.self_index + j, mask=live_j, other=-1).to(tl.int32)[None, :]
+        position = i[:, None]
     else:
-        lo = tl.load(relation.lo + i, mask=live_i, other=0).to(tl.int32)[:, None]
-        hi = tl.load(relation.hi + i, mask=live_i, other=0).to(tl.int32)[:, None]
-        own = tl.load(relation.own + i, mask=live_i, other=-1).to(tl.int32)[:, None]
-        place = j[None, :]
-    present = live_j[None, :] & (place != own)
-    return present & (place >= lo) & (place < hi), present
+        pos_begin = tl.load(relation.pos_begin + i, mask=live_i, other=0).to(tl.int32)[:, None]
+        pos_end = tl.load(relation.pos_end + i, mask=live_i, other=0).to(tl.int32)[:, None]
+        self_index = tl.load(relation.self_index + i, mask=live_i, other=-1).to(tl.int32)[:, None]
+        position = j[None, :]
+    present = live_j[None, :] & (position != self_index)
+    return present & (position >= pos_begin) & (position < pos_end), present
 
 
 @triton.jit
-def itinerary(band, block, split, splits, kept, F: tl.constexpr, C: tl.constexpr):
-    """first, width of the band in tiles; then the visits begin … free … end: free tiles, masked."""
-    tiles = tl.cdiv(kept, C.cols)
+def itinerary(band, block, split, splits, valid_count, F: tl.constexpr, C: tl.constexpr):
+    """Return first tile and width of the band, then visits: full tiles from `begin` to `full`, and
+    partial ones to `end`; and the number of tiles."""
+    tiles = tl.cdiv(valid_count, C.cols)
     first = tl.minimum(tl.load(band + 2 * block) // C.cols, tiles).to(tl.int32)
     last = tl.minimum(tl.cdiv(tl.load(band + 2 * block + 1), C.cols), tiles).to(tl.int32)
     width = tl.maximum(last - first, 0)
     if F.band_only:
-        free = width * 0
+        full = width * 0
         visits = width
     else:
-        ragged = ((kept % C.cols != 0) & ((width == 0) | (last < tiles))).to(tl.int32)
+        ragged = ((valid_count % C.cols != 0) & ((width == 0) | (last < tiles))).to(tl.int32)
         visits = tiles
-        free = tiles - width - ragged
+        full = tiles - width - ragged
     begin = (visits.to(tl.int64) * split // splits).to(tl.int32)
     end = (visits.to(tl.int64) * (split + 1) // splits).to(tl.int32)
-    return first, width, begin, free, end, tiles
+    return first, width, begin, full, end, tiles
 
 
 @triton.jit
-def free_tile(visit, first, width):
+def full_tile(visit, first, width):
     return tl.where(visit < first, visit, visit + width)
 
 
 @triton.jit
-def masked_tile(visit, first, width, tiles):
-    """Of the band, and after it the ragged last tile."""
+def partial_tile(visit, first, width, tiles):
+    """Return the tile of a visit: those of the band, then the ragged last one."""
     return tl.where(visit < width, first + visit, tiles - 1)

@@ -108,7 +108,7 @@ def test_the_same_bits_whether_kept_or_not(
         found, kept = asked(order, *given)
         alone, _ = asked(order, *given, apart=True)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu_addresses, "KEPT", 0)
+            patch.setattr(cpu_addresses, "MOST_BYTES", 0)
             again, none = asked(order, *given)
         assert (kept, none) == (True, False), dtype
         for terms, mine, by_itself, other in zip(ORDERS[order], found, alone, again, strict=True):
@@ -128,9 +128,9 @@ def test_losses_have_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -
     for n in (33, 200, 500):
         x, labels, _ = batch(n, 0, torch.float32)
         seen = []
-        for most in (cpu_addresses.KEPT, 0):
+        for most in (cpu_addresses.MOST_BYTES, 0):
             with monkeypatch.context() as patch:
-                patch.setattr(cpu_addresses, "KEPT", most)
+                patch.setattr(cpu_addresses, "MOST_BYTES", most)
                 value = getattr(pairops, name)(x, labels, distance="cosine")
                 seen.append([value.detach(), *torch.autograd.grad(value, x)])
         assert_bits(*seen)

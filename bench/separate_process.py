@@ -13,7 +13,7 @@ from typing import Any
 from bench.contestants import reason
 
 
-def in_own_process(module: str, *arguments: str, **environment: str) -> Any:
+def in_separate_process(module: str, *arguments: str, **environment: str) -> Any:
     """What `answer` says in a fresh process; RuntimeError with its reason if it cannot finish."""
     answer = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -34,7 +34,7 @@ def in_own_process(module: str, *arguments: str, **environment: str) -> Any:
 
 
 def answer(work: Callable[[], object]) -> None:
-    """The other end of `in_own_process`."""
+    """The other end of `in_separate_process`."""
     try:
         print(json.dumps(work()))
     except Exception as error:

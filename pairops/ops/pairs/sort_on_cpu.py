@@ -8,7 +8,7 @@ from pairops.ops.bindings import extension
 from .relation import Cache, Relation, Scales
 
 
-def relate_at_once(
+def sort_on_cpu(
     x: Tensor,
     y: Tensor | None,
     labels: Tensor | None,
@@ -17,23 +17,23 @@ def relate_at_once(
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """As `relate`; the addresses that the engine will ask for are known here."""
+    """Sort as `sort_by_label` does, and note the addresses that the engine will ask for."""
     n, long = x.shape[0], torch.int64
     positions = torch.empty((5, n), dtype=long, device="cpu")
     valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
     order, valid = positions.data_ptr(), valid_x.data_ptr()
-    alive: tuple[Tensor, ...] = (positions, valid_x)
+    tensors: tuple[Tensor, ...] = (positions, valid_x)
     outputs, of_y = [order, valid], (order, valid)
-    order_x, begin, end, own, positives = positions.unbind()
-    order_y = order_x
+    permutation_x, begin, end, self_index, positives = positions.unbind()
+    permutation_y = permutation_x
     given: list[int | None] = [None, None]
     if labels is not None:
         given[0] = labels.data_ptr()
     if ref_labels is not None:
-        order_y = torch.empty_like(ref_labels)
+        permutation_y = torch.empty_like(ref_labels)
         valid_y = torch.empty_like(ref_labels, dtype=torch.bool)
-        alive += (order_y, valid_y)
-        of_y = order_y.data_ptr(), valid_y.data_ptr()
+        tensors += (permutation_y, valid_y)
+        of_y = permutation_y.data_ptr(), valid_y.data_ptr()
         outputs += of_y
         given[1] = ref_labels.data_ptr()
     x = x.contiguous()
@@ -56,11 +56,21 @@ def relate_at_once(
     complete, all_positive = extension.native.sort_by_label(
         extension.isa(), sets, given, ignore_index, exclude_self, outputs, torch.get_num_threads()
     )
-    # Of the columns of another set it is known where they are paired one by one.
+    # Columns of another set are known to have positives only where they are paired one by one.
     all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))
-    relation = Relation(order_x, order_y, begin, end, own, valid_x, valid_y, complete, all_positive)
+    relation = Relation(
+        permutation_x,
+        permutation_y,
+        begin,
+        end,
+        self_index,
+        valid_x,
+        valid_y,
+        complete,
+        all_positive,
+    )
     row = 8 * n  # bytes
     intervals = order + row, order + 2 * row, order + 3 * row
-    relation.addresses = alive, intervals, (order, valid), of_y
+    relation.addresses = tensors, intervals, (order, valid), of_y
     scales = Scales(scale_x, scale_y, ((scale_x, scale_y), at_x, at_y))
     return relation, scales, Cache(positives=positives, sets=(of_x, other, (x, y)))
