@@ -48,7 +48,7 @@ class Contestant:
 
 def on_engine(engine: str, loss: str) -> Loss:
     def call(*args: Tensor, **learned: Tensor) -> Tensor:
-        with pairops.use(engine):
+        with pairops.engine(engine):
             return function(loss)(*args, **learned)
 
     return call

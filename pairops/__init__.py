@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 from . import losses as losses
 from . import nn as nn
 from . import retrieval as retrieval
+from .inspection.explain import explain as explain
 from .inspection.memory_estimate import estimate_memory as estimate_memory
 from .inspection.mining import mine as mine
 from .inspection.pair_weights import pair_weights as pair_weights
 from .losses import *  # noqa: F403
 from .losses.custom import pair_loss as pair_loss
 from .losses.objective.objective import Aux as Aux
-from .ops.engines import use as use
+from .ops.engines import engine as engine
+from .ops.engines import set_engine as set_engine
 from .ops.pairs.pairs import Pairs as Pairs
 from .ops.row_stats.op import row_stats as row_stats
+from .ops.terms import functions as functions
 from .ops.terms.arguments import partner as partner
 from .ops.terms.arguments import table as table
 from .ops.terms.functions import Function as Function
@@ -48,7 +51,10 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "Pairs",
         "Term",
         "cached_step",
+        "engine",
         "estimate_memory",
+        "explain",
+        "functions",
         "highest",
         "lowest",
         "lse",
@@ -57,7 +63,7 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "pair_weights",
         "partner",
         "row_stats",
+        "set_engine",
         "table",
         "total",
-        "use",
     ]

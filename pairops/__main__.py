@@ -118,7 +118,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
             found = value.detach(), torch.autograd.grad(value, mine)[0]
             return tuple([z.double().cpu() for z in found])
 
-        with engines.use("dense"):
+        with engines.engine("dense"):
             truth = run(torch.float64)
             moves = [step * z.double() for z in directions for step in (-_MOVED, _MOVED)]
             beside = [run(torch.float64, moved=moved) for moved in moves]
@@ -128,7 +128,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         ]
         for engine in device_of:
             try:
-                with engines.use(engine):
+                with engines.engine(engine):
                     found = run(torch.float32, device_of[engine])
             except ValueError as error:
                 reason = str(error).partition("cannot serve this call: ")[2]

@@ -87,13 +87,13 @@ def small_triton_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=HERE)
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    with pairops.use(request.param):
+    with pairops.engine(request.param):
         yield request.param
 
 
 @pytest.fixture(params=WIDE)
 def wide_engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    with pairops.use(request.param):
+    with pairops.engine(request.param):
         yield request.param
 
 
@@ -102,8 +102,8 @@ def gpu_engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[name for name in WIDE if name != "native"])
+@pytest.fixture(params=[name for name in WIDE if name != "cpu"])
 def open_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of these, those that serve any term: what is compiled ahead knows no user's function."""
-    with pairops.use(request.param):
+    with pairops.engine(request.param):
         yield request.param

@@ -33,7 +33,7 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     if engines.triton_engine.MISSING is None:
         expected |= dict.fromkeys(TRITON, "x is on cpu; Triton here is for CUDA devices")
     assert found["engines"] == expected
-    assert found["a tensor on this device takes"]["cpu"] == "native"
+    assert found["a tensor on this device takes"]["cpu"] == "cpu"
     assert set(found["self-test"]) == set(engines.ENGINES)
 
 

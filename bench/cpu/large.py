@@ -31,7 +31,7 @@ from bench.stamp import stamp
 
 
 def once(given: Problem) -> dict[str, float]:
-    loss = on_engine("native", given.setting.loss)
+    loss = on_engine("cpu", given.setting.loss)
     start = perf_counter()
     value = loss(given.x, given.other, **given.learned)
     between = perf_counter()

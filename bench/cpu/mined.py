@@ -64,7 +64,7 @@ def steps_of(x: Tensor, labels: Tensor) -> tuple[dict[str, Step], float]:
         return cpu_engine.backward(pairs, [mined], [], [statistic], [cotangent], bits, needs)[0]
 
     leaf = x.clone().requires_grad_()
-    with pairops.use("native"):
+    with pairops.engine("cpu"):
         value = pairops.ms_loss(leaf, labels)
 
     def backward() -> Tensor:

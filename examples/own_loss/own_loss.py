@@ -41,7 +41,7 @@ def main():
     labels = torch.arange(512, device=device) // 4
     for name in ENGINES:
         try:
-            with pairops.use(name):
+            with pairops.engine(name):
                 ours = squared_contrastive(x, labels)
         except ValueError as error:
             print(f"{name:<10} {error}")

@@ -16,7 +16,7 @@ Its own losses are these:
 - BatchAllTripletLoss and BatchSemiHardTripletLoss: that of BatchHardTripletLoss with `mining="all"`
   or "semihard", and `reduction="mean_pairs"`.
 
-`group=True` is gather_across_devices=True; as there, it changes nothing where no process group is
+`group="auto"` is gather_across_devices=True; as there, it changes nothing where no process group is
 initialised.
 
 Unlike there: an anchor that has no positive is worth 0, where BatchHard counts it as if its
@@ -111,7 +111,7 @@ class _OfColumns(LossModule):
 
     def _here(self) -> Given:
         alone = not (distributed.is_available() and distributed.is_initialized())
-        return None if self.group is True and alone else self.group
+        return None if self.group == "auto" and alone else self.group
 
     def _averaged(self, gradient: Tensor) -> Tensor:
         """That of a parameter of the loss: the trainer lets DDP average those of `model` alone."""

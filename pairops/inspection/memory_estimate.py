@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pairops import losses
-from pairops.ops.engines import ENGINES, use
+from pairops.ops import engines
+from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.checks import FLOATS
 from pairops.ops.terms.plain_numbers import plain_int
 
@@ -26,8 +27,8 @@ class Memory:
     """Bytes on one rank; `str` of it is a line to be read.
 
     Args:
-        N: rows of x.
-        M: rows of the other set. None: as N.
+        n: rows of x.
+        m: rows of the other set. None: as n.
         D: dimensions.
         dtype: the dtype of the embeddings.
         inputs: embeddings, labels, and what else the loss is given.
@@ -36,27 +37,28 @@ class Memory:
         dense: likewise, by whole matrices under autograd.
     """
 
-    N: int
-    M: int | None
-    D: int
+    n: int
+    m: int | None
+    d: int
     dtype: torch.dtype
     inputs: int  # embeddings, labels, and what else the loss is given
     pairops: int  # at the peak of forward and backward, besides; gradients are a part of it
     dense: int  # likewise, by whole matrices under autograd
 
     def __str__(self) -> str:
-        columns = self.N if self.M is None else self.M
+        columns = self.n if self.m is None else self.m
         dtype = str(self.dtype).removeprefix("torch.")
         return (
-            f"{self.N:,} × {columns:,}, D = {self.D:,}, {dtype}: "
+            f"{self.n:,} × {columns:,}, D = {self.d:,}, {dtype}: "
             f"pairops {_readable(self.pairops)}, dense torch {_readable(self.dense)}"
         )
 
 
 def estimate_memory(
-    N: int,
-    M: int | None,
-    D: int,
+    n: int,
+    d: int,
+    m: int | None = None,
+    *,
     dtype: torch.dtype = torch.float32,
     loss: str | Callable[..., Any] = "ms_loss",
     engine: str = "auto",
@@ -70,7 +72,7 @@ def estimate_memory(
     Nothing is computed: the loss runs on tensors without memory, and those alive at a time are
     added up. What an engine allocates within a call is a formula; see `pairops.ops.engines.memory`.
 
-    Peaks of 8 MiB and more, measured on a CPU, were 0.92 to 1.05 of the estimate with `native`, on
+    Peaks of 8 MiB and more, measured on a CPU, were 0.92 to 1.05 of the estimate with `cpu`, on
     one rank and on several, 1.01 to 1.2 with `blockwise`, 0.99 to 1.01 with `dense`. For `cuda`,
     `triton` and `chunked` the estimate is derived, **not measured yet**, and not checked whether
     they serve the loss. No row is taken to be ignored: `n_pair_loss`, which ignores most, takes
@@ -81,16 +83,16 @@ def estimate_memory(
     embeddings of all, and gradients by these.
 
     Args:
-        N: rows of x.
-        M: rows of the other set, be it y, references or proxies, which get a gradient too; of
-            `multi_positive_loss` the number of positives, M / N for each row. None: x is compared
-            with itself, or y has N rows.
-        D: dimensions of the embeddings.
+        n: rows of x.
+        d: dimensions of the embeddings.
+        m: rows of the other set, be it y, references or proxies, which get a gradient too; of
+            `multi_positive_loss` the number of positives, m / n for each row. None: x is compared
+            with itself, or y has n rows.
         dtype: the dtype of the embeddings.
         loss: a name in `pairops.losses`, a function that is called as these are, such as a
             `functools.partial` with options, or a Module without proxies.
-        engine: as in `pairops.use`; "auto" is that of the GPU if torch sees one, else of the CPU.
-        world_size: ranks among which N and M, but not proxies, are shared evenly.
+        engine: as in `pairops.engine`; "auto" is that of the GPU if torch sees one, else of the CPU.
+        world_size: ranks among which n and m, but not proxies, are shared evenly.
 
     Returns:
         The `Memory` of one rank.
@@ -101,23 +103,22 @@ def estimate_memory(
             mining="semihard" or "all" and `lifted_structure_loss` with form="original" make a row
             of every positive pair, O(K·D) for K of them.
     """
-    _check("N", N, 0)
-    _check("M", 0 if M is None else M, 0)
-    _check("D", D, 1)
+    _check("n", n, 0)
+    _check("d", d, 1)
+    _check("m", 0 if m is None else m, 0)
     _check("world_size", world_size, 1)
     if dtype not in FLOATS:
         raise ValueError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
     function = _function(loss)
-    step = partial(_followed, function, D, dtype)
-    _, dense = step(N, M, "dense", 1)
-    n, m = -(-N // world_size), M
+    step = partial(_followed, function, d, dtype)
+    _, dense = step(n, m, "dense", 1)
+    rows, others = -(-n // world_size), m
     if world_size > 1:
-        rows = N if M is None else M
-        dense = -(-dense // world_size) + 2 * rows * D * dtype.itemsize
-        if M is not None and "proxies" not in _parameters(function):
-            m = -(-M * n // max(N, 1))
-    inputs, peak = step(n, m, engine, world_size)
-    return Memory(N, M, D, dtype, inputs, dense if engine == "dense" else peak, dense)
+        dense = -(-dense // world_size) + 2 * (n if m is None else m) * d * dtype.itemsize
+        if m is not None and "proxies" not in _parameters(function):
+            others = -(-m * rows // max(n, 1))
+    inputs, peak = step(rows, others, engine, world_size)
+    return Memory(n, m, d, dtype, inputs, dense if engine == "dense" else peak, dense)
 
 
 def _check(name: str, value: object, least: int) -> None:
@@ -188,7 +189,7 @@ def _followed(
         leaves = [z for z in tensors if z.requires_grad]
         trace = TensorTrace(tensors, engine if served != engine else None, ranks)
         try:
-            with use(served), trace:
+            with engines.engine(served), trace:
                 value = function(given.pop("x"), **given)
                 value = value[0] if isinstance(value, tuple) else value
                 trace.adds_in_place = True
@@ -237,15 +238,15 @@ def _given(
         )
     if "proxies" in wanted:
         if m is None:
-            raise ValueError("M is None; of a loss with proxies it must be how many there are")
+            raise ValueError("m is None; of a loss with proxies it must be how many there are")
         if "proxy_labels" in parameters:  # without them the values of labels are read
             wanted.append("proxy_labels")
     elif "positives" in wanted:
         if second % max(n, 1):
-            raise ValueError(f"M is {second} and N is {n}; M must be a multiple of N")
+            raise ValueError(f"m is {second} and n is {n}; m must be a multiple of n")
     elif m is not None and not {"y", "anchor"} & set(wanted):
         if "ref_emb" not in parameters:
-            raise ValueError(f"M is {m}; of a loss without a second set it must be None")
+            raise ValueError(f"m is {m}; of a loss without a second set it must be None")
         wanted += ["ref_emb", "ref_labels"]
     return {name: known[name]() for name in wanted}
 

@@ -226,7 +226,7 @@ def test_kernel_times_what_the_loss_calls(loss, monkeypatch):
 
     for name in ("planned_forward", "planned_backward"):
         monkeypatch.setattr(cpu_engine, name, spy(name))
-    contestants()["native"].step(problem(Setting(loss, 50, d=8)))()
+    contestants()["cpu"].step(problem(Setting(loss, 50, d=8)))()
     theirs, calls = calls, []
     sweeps = Sweeps(pairs_of(loss, 50, 8), terms(loss))
     assert [name for name, _ in calls] == ["planned_forward"]

@@ -113,7 +113,7 @@ def test_no_engine_meets_an_objection(loss):
     given = problem(Setting(loss, 64, d=16))
     exact = truth(given)
     for key in ENGINES:
-        if key == "native" and not cpu_engine.SERVED:
+        if key == "cpu" and not cpu_engine.SERVED:
             continue
         assert exact.objection(contestants()[key].step(given), "float32")[1] is None, key
 
@@ -248,7 +248,7 @@ def test_yardsticks_are_what_they_say(monkeypatch):
     assert set(found) == ({HOT, PEAK} if cpu_engine.SERVED else {HOT})
     # The probe multiplies float32.
     assert set(yardsticks(Setting("ms", 64, dtype="float64"))) == {HOT}
-    monkeypatch.setattr(extension, "native", None)
+    monkeypatch.setattr(extension, "cpu", None)
     assert set(yardsticks(Setting("ms", 64))) == {HOT}
 
 

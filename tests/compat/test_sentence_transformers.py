@@ -65,7 +65,7 @@ def step(_group: Any, given: tuple[Any, ...]) -> list[Tensor]:
     if torch.distributed.is_initialized():
         model = DistributedDataParallel(model)
     number = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
-    loss = kind(model, function, **{learned: number}, group=True, mini_batch_size=size)
+    loss = kind(model, function, **{learned: number}, group="auto", mini_batch_size=size)
     value = loss(features, *labels)
     value.backward()
     return [value.detach(), *(p.grad for p in loss.parameters() if p.grad is not None)]

@@ -179,7 +179,7 @@ def _check(compared: Compared, engines: Sequence[str], weight: Tensor) -> None:
     truth = run(torch.float64)
     for engine in engines:
         try:
-            with pairops.use(engine):
+            with pairops.engine(engine):
                 found = values_and_gradients(compared.ours, tensors, weight)
         except ValueError as error:
             if "cannot serve this call" in str(error):
@@ -248,7 +248,7 @@ def exactly(compared: Compared, engine: str, *, twice: bool = False) -> None:
 
     To eight digits of the largest entry, where the formula is as well conditioned as that.
     """
-    with pairops.use(engine):
+    with pairops.engine(engine):
         try:
             unless_refused(lambda: compared.ours(*compared.tensors))
         except Skipped as reason:

@@ -110,7 +110,7 @@ def by_hand(
     if engine in ("dense", "blockwise"):
         x = x.double()
     leaf = x.clone().requires_grad_()
-    with pairops.use(engine):
+    with pairops.engine(engine):
         (found,) = pairops.row_stats(pairops.Pairs.of(leaf, labels), term)
     # The gradient of what is no infinity.
     slope = _slope(found, leaf)
@@ -153,7 +153,7 @@ def value_of(function: Any, engine: str) -> float:
     """A number of it that another process finds again."""
     x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(8, 3).sin()
     args = [0.7 + k for k in range(function.arity)]
-    with pairops.use(engine):
+    with pairops.engine(engine):
         pairs = pairops.Pairs.of(x, torch.arange(8) // 2)
         (found,) = pairops.row_stats(pairs, pairops.total("neg", *args, function=function))
         return float(found.sum())

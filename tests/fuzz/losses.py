@@ -12,7 +12,7 @@ IMPORTS = [
     "from fuzz.formulas import against_proxies, exactly, labelled, two_sets, within_rule",
     "from support.named_cases import embeddings",
 ]
-PLAIN = ["native", "blockwise", "dense"]
+PLAIN = ["cpu", "blockwise", "dense"]
 GPUS = ["cuda", "triton", "chunked"]
 DISTANCES: list[dict[str, Any]] = [
     {"distance": "cosine"},

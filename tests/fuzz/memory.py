@@ -30,7 +30,7 @@ def size():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
 
 
-with pairops.use(engine):
+with pairops.engine(engine):
     before = step(x[:60], few)
     for extra in extras:
         resource.setrlimit(resource.RLIMIT_AS, (size() + (extra << 20), -1))

@@ -44,7 +44,7 @@ def draw(random: Random) -> list[str]:
         k, differ = random.randrange(size), True
         loss = random.choice(["ms", "supcon"])
         wrong = (
-            f"under(pairops.use('dense'), {loss}, x, labels, group=group)"
+            f"under(pairops.engine('dense'), {loss}, x, labels, group=group)"
             if way == "engine"
             else "ms(x, labels[:2], group=group)"
         )

@@ -92,7 +92,7 @@ def alike(what: str, ours: Tensor, other: Tensor) -> None:
 def _loss(name: str, params: dict[str, Any], engine: str, labels: Tensor, **further: Any) -> Any:
     def run(x: Tensor, y: Tensor | None = None) -> Tensor:
         given = {**params, **further} if y is None else {**params, **further, "ref_emb": y}
-        with pairops.use(engine):
+        with pairops.engine(engine):
             value: Tensor = getattr(pairops, name)(x, labels, reduction="none", **given)
         return value
 

@@ -15,7 +15,7 @@ from fuzz.neighbours import confirmed
 from support.sharp_softmax import OURS, N, plain
 
 IMPORTS = ["from fuzz.softmaxes import as_cross_entropy, several_positives"]
-ENGINES = ["native", "blockwise", "dense"]
+ENGINES = ["cpu", "blockwise", "dense"]
 
 
 def draw(random: Random) -> list[str]:
@@ -118,7 +118,7 @@ def _measured(run: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor
 def _check(
     ours: Callable[..., Tensor], by_hand: Callable[..., Tensor], tensors: list[Tensor], engine: str
 ) -> None:
-    with pairops.use(engine):
+    with pairops.engine(engine):
         mine = _measured(ours, tensors)
     truth = _measured(by_hand, [z.double() for z in tensors])
     if float(truth[0]) < 1e-13:

@@ -78,7 +78,7 @@ def differentiated(name: str, params: dict[str, Any], x: Tensor, way: str, engin
 
     along = torch.randn_like(x)
     batch = torch.stack([x, x + 0.3 * along])
-    with pairops.use(engine):
+    with pairops.engine(engine):
         unless_refused(lambda: loss(x))
         first = _gradient(loss, x)
         ours, expected = {
@@ -135,7 +135,7 @@ def without_float64(name: str, params: dict[str, Any], x: Tensor, engine: str) -
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     unless_refused(lambda: call_with(name, x, params))
-    with pairops.use(engine):
+    with pairops.engine(engine):
         elsewhere = both()
         with WithoutFloat64():
             here = both()

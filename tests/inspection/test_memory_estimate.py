@@ -23,7 +23,7 @@ from pairops.ops.terms.term import POS, lse
 from support.exhaustive import exhaustive
 
 SETTINGS = {  # by engine, and by how much the measurement may differ
-    ("native", 0.15): [
+    ("cpu", 0.15): [
         Setting("ms", 8192, d=256),
         Setting("ms", 8192, d=256, dtype="bfloat16"),
         Setting("supcon", 8192, d=256),
@@ -37,7 +37,7 @@ SETTINGS = {  # by engine, and by how much the measurement may differ
 MEASURED = [
     pytest.param(
         engine, setting, within, id=f"{engine}-{setting.loss}-{setting.dtype}",
-        marks=() if (engine, setting.loss) == ("native", "ms") else exhaustive,
+        marks=() if (engine, setting.loss) == ("cpu", "ms") else exhaustive,
     )
     for (engine, within), settings in SETTINGS.items()
     for setting in settings
@@ -81,13 +81,15 @@ def test_what_is_estimated_is_what_is_measured(
     engine: str, setting: Setting, within: float, peaks: dict[tuple[str, Setting], float]
 ) -> None:
     dtype = getattr(torch, setting.dtype)
-    taken = estimate_memory(setting.n, None, setting.d, dtype, f"{setting.loss}_loss", engine)
+    taken = estimate_memory(
+        setting.n, setting.d, dtype=dtype, loss=f"{setting.loss}_loss", engine=engine
+    )
     assert peaks[engine, setting] == pytest.approx(taken.pairops / MIB, rel=within)
 
 
-def of(loss: Any, n: int = 4096, engine: str = "native", **more: Any) -> Memory:
+def of(loss: Any, n: int = 4096, engine: str = "cpu", **more: Any) -> Memory:
     m = n if loss in ("proxy_anchor_loss", "proxy_nca_loss") else None
-    return estimate_memory(n, m, 32, loss=loss, engine=engine, **more)
+    return estimate_memory(n, 32, m, loss=loss, engine=engine, **more)
 
 
 @pytest.mark.parametrize("loss", losses.__all__)
@@ -104,7 +106,9 @@ def test_every_loss_has_an_estimate_that_grows_with_n_alone(loss: str) -> None:
 def test_engines_of_gpus_are_estimated_without_one(engine: str, dtype: torch.dtype) -> None:
     size = 65_536 * 256
     for m, gradients in ((None, 1), (65_536, 2)):
-        taken = estimate_memory(65_536, m, 256, dtype, "supcon_loss", engine).pairops
+        taken = estimate_memory(
+            65_536, 256, m, dtype=dtype, loss="supcon_loss", engine=engine
+        ).pairops
         # A gradient in float32 and a copy of each set, at least; not much more than some of these.
         assert gradients * size * 4 < taken < gradients * size * 4 * 8
 
@@ -114,8 +118,8 @@ def test_inputs_are_those_of_a_call() -> None:
     assert of("ms_loss", 1000).inputs == 4 * rows + 8 * 1000
     assert of("info_nce_loss", 1000).inputs == 2 * 4 * rows
     assert of("siglip_loss", 1000).inputs == 2 * 4 * rows
-    assert estimate_memory(1000, 500, 32, loss="ms_loss").inputs == 6 * rows + 8 * 1500
-    assert estimate_memory(1000, 3000, 32, loss="multi_positive_loss").inputs == 16 * rows
+    assert estimate_memory(1000, 32, 500, loss="ms_loss").inputs == 6 * rows + 8 * 1500
+    assert estimate_memory(1000, 32, 3000, loss="multi_positive_loss").inputs == 16 * rows
 
 
 def test_dense_is_itself() -> None:
@@ -164,7 +168,7 @@ def test_native_keeps_squared_norms_and_tiles_for_either_anchor() -> None:
     similarity, squared, snr = (
         of_rows(measure=measure) for measure in (None, Measure("sqeuclidean"), Measure("snr"))
     )
-    native = WORKING["native"]
+    native = WORKING["cpu"]
     assert native.forward(squared) - native.forward(similarity) == 4 * n
     assert native.backward(squared) - native.backward(similarity) == 3 * 4 * n
     tile = 4 * 96**2 * torch.get_num_threads()
@@ -186,7 +190,7 @@ def test_what_goes_on_around_it_is_no_matter() -> None:
     expected = of("ms_loss")
     with torch.inference_mode():
         assert of("ms_loss") == expected
-    with torch.no_grad(), pairops.use("blockwise"), torch.autocast("cpu"):
+    with torch.no_grad(), pairops.engine("blockwise"), torch.autocast("cpu"):
         assert of("ms_loss") == expected
         assert not torch.is_grad_enabled()
 
@@ -202,7 +206,7 @@ def test_what_goes_on_around_it_is_no_matter() -> None:
 )
 def test_what_depends_on_labels_is_said_to(loss: Any) -> None:
     with pytest.raises(ValueError, match="depends on the labels"):
-        estimate_memory(64, None, 8, loss=loss)
+        estimate_memory(64, 8, loss=loss)
 
 
 def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
@@ -212,10 +216,10 @@ def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"N": 1.5}, TypeError, "N is float; it must be an int"),
-        ({"N": -1}, ValueError, "N is -1; it must be at least 0"),
-        ({"M": True}, TypeError, "M is bool; it must be an int"),
-        ({"D": 0}, ValueError, "D is 0; it must be at least 1"),
+        ({"n": 1.5}, TypeError, "n is float; it must be an int"),
+        ({"n": -1}, ValueError, "n is -1; it must be at least 0"),
+        ({"m": True}, TypeError, "m is bool; it must be an int"),
+        ({"d": 0}, ValueError, "d is 0; it must be at least 1"),
         ({"world_size": 0}, ValueError, "world_size is 0; it must be at least 1"),
         ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; it must be one of torch.float16"),
         ({"loss": "ms"}, ValueError, "loss is 'ms'; it must be a function or one of"),
@@ -225,19 +229,19 @@ def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
             TypeError,
             r"loss requires \(x, labels, graph\); it must",
         ),
-        ({"engine": "metal"}, ValueError, "engine is 'metal'; it must be one of auto, native"),
-        ({"loss": "proxy_nca_loss"}, ValueError, "M is None; of a loss with proxies it must be"),
-        ({"loss": "n_pair_loss", "M": 7}, ValueError, "M is 7; of a loss without a second set it"),
+        ({"engine": "metal"}, ValueError, "engine is 'metal'; it must be one of auto, cpu"),
+        ({"loss": "proxy_nca_loss"}, ValueError, "m is None; of a loss with proxies it must be"),
+        ({"loss": "n_pair_loss", "m": 7}, ValueError, "m is 7; of a loss without a second set it"),
         (
-            {"loss": "multi_positive_loss", "M": 9},
+            {"loss": "multi_positive_loss", "m": 9},
             ValueError,
-            "M is 9 and N is 8; M must be a multiple of N",
+            "m is 9 and n is 8; m must be a multiple of n",
         ),
-        ({"loss": "tal_loss", "M": 9}, ValueError, "y has 9 rows; it must have 8"),
+        ({"loss": "tal_loss", "m": 9}, ValueError, "y has 9 rows; it must have 8"),
     ],
 )
 def test_bad_arguments_are_named(
     arguments: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        estimate_memory(**{"N": 8, "M": None, "D": 4, **arguments})
+        estimate_memory(**{"n": 8, "d": 4, **arguments})

@@ -75,7 +75,7 @@ def test_compiled_in_one_graph(name: str) -> None:
 def test_differentiated_twice(name: str, params: dict[str, Any], engine: str) -> None:
     """The gradient by autograd of the gradient is that of finite differences."""
     x = smooth(7, 4, torch.float64).requires_grad_()
-    with pairops.use(engine):
+    with pairops.engine(engine):
 
         def gradient(x: Tensor) -> Tensor:
             value = call(name, x, **params)
@@ -142,7 +142,7 @@ def test_weights_held_constant_are_constant_to_second_derivatives_alone(
         z[0], labels, *z[1:]
     )):  # fmt: skip
         leaves = [z.clone().requires_grad_() for z in values]
-        with pairops.use(engine):
+        with pairops.engine(engine):
             first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
             square = sum((g * g).sum() for g in first)
             second = torch.autograd.grad(square, leaves, allow_unused=True, materialize_grads=True)

@@ -151,7 +151,7 @@ def test_positive_pairs_as_rows_on_engines_in_torch(engine: str) -> None:
     def eager(x: Tensor) -> Any:
         return loss("triplet_loss", {"mining": "semihard", "distance": "l2"}, x)
 
-    with pairops.use(engine):
+    with pairops.engine(engine):
         agree(torch.compile(eager, fullgraph=True, dynamic=True, backend="eager"), eager, (24, 15))
 
 
@@ -200,7 +200,7 @@ def anneal(name: str, engine: str) -> None:
     counter = CompileCounter()
     compiled = torch.compile(ANNEALED[name], fullgraph=True, backend=counter)
     labels = torch.arange(24) % 5
-    with pairops.use(engine):
+    with pairops.engine(engine):
         for step in range(4):
             t = 0.3 - 0.06 * step
             agree(

@@ -99,7 +99,7 @@ def test_a_slope_by_a_number_is_no_less_exact_under_a_window(distance: str, engi
     x, labels = smooth(20, 9, torch.float64), torch.arange(20) // 4
     given: dict[str, Any] = {"distance": distance, "alpha": 3.1, "beta": 1.7}
     base = [torch.tensor(0.4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    with pairops.use(engine):
+    with pairops.engine(engine):
         ours = pairops.ms_loss(x, labels, base=base[0], **given, reduction="sum")
     truth = oracle.ms_loss(x, labels, base=base[1], **given).sum()
     found, expected = torch.autograd.grad(ours, base[0]), torch.autograd.grad(truth, base[1])

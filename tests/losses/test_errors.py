@@ -190,6 +190,6 @@ def test_a_table_needs_classes_of_both() -> None:
         with pytest.raises(ValueError, match=error):
             pairops.row_stats(pairs, pairops.total(pairops.ALL, bad, function=weird))
     good = pairops.table(TABLE, CLASSES, CLASSES)
-    for engine in ("native", "cuda", "triton", "chunked"):
-        with pairops.use(engine), pytest.raises(ValueError, match="cannot serve this call"):
+    for engine in ("cpu", "cuda", "triton", "chunked"):
+        with pairops.engine(engine), pytest.raises(ValueError, match="cannot serve this call"):
             pairops.row_stats(pairs, pairops.total(pairops.ALL, good, function=weird))

@@ -34,7 +34,7 @@ def test_first_and_second_derivatives_are_finite_and_those_of_dense(
         other = {"ref_emb": leaves[1], "ref_labels": torch.tensor(theirs)}
     found = []
     for engine in ("dense", "blockwise"):
-        with pairops.use(engine):
+        with pairops.engine(engine):
             loss = getattr(pairops, name)(leaves[0], torch.tensor(mine), **other, **params)
         first = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         length = torch.stack([(z * z).sum() for z in first]).sum()

@@ -37,7 +37,7 @@ def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     """All, for three losses; for the rest the engines in torch, and once the compiled one."""
     if name in THOROUGH and is_first(name, params):
         return HERE
-    return [e for e in WIDE if e != "native" or case in ("", "square")]
+    return [e for e in WIDE if e != "cpu" or case in ("", "square")]
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -66,7 +66,7 @@ def test_of_another_engine(name: str, back: int, distance: str) -> None:
         back = 0
     counts = {}
     with (
-        pairops.use("blockwise"),
+        pairops.engine("blockwise"),
         mock.patch.multiple(
             blockwise_engine,
             forward=mock.Mock(wraps=blockwise_engine.forward),

@@ -148,7 +148,7 @@ def test_a_bad_row_shows(name: str, engine: str, distance: str, bad: float) -> N
     x = smooth(60, 9)
     x[0, 4] = bad
     x.requires_grad_()
-    with pairops.use(engine):
+    with pairops.engine(engine):
         value = call(name, x, distance=distance)
         (gradient,) = torch.autograd.grad(value, x)
     assert not torch.isfinite(value)
@@ -165,7 +165,7 @@ def test_what_an_ignored_row_holds_does_not_matter(name: str, engine: str) -> No
         mine = x.clone()
         mine[[3, 44]] = filler
         mine.requires_grad_()
-        with pairops.use(engine):
+        with pairops.engine(engine):
             value = getattr(pairops, name)(mine, labels)
             (gradient,) = torch.autograd.grad(value, mine)
         assert bool((gradient[[3, 44]] == 0).all())
@@ -186,7 +186,7 @@ WITHOUT_NEGATIVES = WITHOUT_POSITIVES | {"supcon_loss"}
 def test_whole_batches_without_a_side(name: str, engine: str) -> None:
     """What a batch without positives, or negatives, is worth; and it stays differentiable."""
     x = smooth(12, 9).requires_grad_()
-    with pairops.use(engine):
+    with pairops.engine(engine):
         no_positives = getattr(pairops, name)(x, torch.arange(12))
         no_negatives = getattr(pairops, name)(x, torch.zeros(12, dtype=torch.int64))
         assert (no_positives > 0) == (name in WITHOUT_POSITIVES)

@@ -31,22 +31,22 @@ def check(name: str, x: Tensor, y: Tensor, temperature: float, distance: str) ->
         assert float((mine - right).abs().max()) <= allowed, ("value", "gradient")[k]
 
 
-@pytest.mark.parametrize("engine", ["native", "blockwise", "dense"])
+@pytest.mark.parametrize("engine", ["cpu", "blockwise", "dense"])
 @pytest.mark.parametrize("name", OURS)
 def test_small_losses(name: str, engine: str) -> None:
-    with pairops.use(engine):
+    with pairops.engine(engine):
         for noise in NOISE.values():
             x, y = views(noise)
             for temperature in TEMPERATURES:
                 check(name, x, y, temperature, "cosine")
 
 
-@pytest.mark.parametrize("engine", ["native", "blockwise", "dense"])
+@pytest.mark.parametrize("engine", ["cpu", "blockwise", "dense"])
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("common", COMMON)
 def test_a_common_part_of_similarities(name: str, engine: str, common: int) -> None:
     """All numbers are whole and exact in float32, so that only the loss itself can round."""
     x, y = torch.randint(0, 3, (N, 6)).float(), -torch.randint(0, 3, (N, 6)).float()
     x, y = (torch.cat([z, torch.full((N, 1), common**0.5)], 1) for z in (x, y))
-    with pairops.use(engine):
+    with pairops.engine(engine):
         check(name, x, y, 1.0, "dot")

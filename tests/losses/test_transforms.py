@@ -82,7 +82,7 @@ def test_torch_func(case: tuple[str, dict[str, Any]], engine: str) -> None:
     x, along = smooth(6, 2, torch.float64), smooth(6, 2, torch.float64).roll(1, 0)
     batch = torch.stack([x, x + 0.3 * along])
     vectorized = torch.autograd.functional.hessian
-    with pairops.use(engine):
+    with pairops.engine(engine):
         loss = loss_of(*case)
         value, first, twice = loss(x), gradient(loss, x), second(loss, x)
         losses = torch.stack([loss(z) for z in batch])

@@ -67,7 +67,7 @@ def test_what_differentiates_a_scale_or_lists_rows(engine: str) -> None:
         return [twice, weights, *mined, found.mrr, found.map_at_r, *precisions]
 
     elsewhere = every()
-    with pairops.use(engine), WithoutFloat64():
+    with pairops.engine(engine), WithoutFloat64():
         here = every()
     for a, b in zip(here, elsewhere, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, check_dtype=False)

@@ -114,7 +114,7 @@ def test_every_allocation(name: str, engine: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(lone_batches._watch, "warned", True)
     x, labels = batch()
     call = {**LOSSES, **LOOKS}[name]
-    with pairops.use(engine):
+    with pairops.engine(engine):
         assert refusals(lambda: call(x, labels)) >= 10
 
 
@@ -127,24 +127,24 @@ class Passing(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("engine", ["native", "blockwise"])
+@pytest.mark.parametrize("engine", ["cpu", "blockwise"])
 @pytest.mark.parametrize("name", ["ms_loss", "info_nce_loss", "all triplets"])
 def test_every_allocation_of_a_gradient(name: str, engine: str) -> None:
     x, labels = batch()
-    with pairops.use(engine), Passing():
+    with pairops.engine(engine), Passing():
         value = LOSSES[name](x, labels)
         backward = lambda: torch.autograd.grad(value, x, retain_graph=True)  # noqa: E731
         assert refusals(backward, inside=True, step=1) >= 2
 
 
-@pytest.mark.parametrize("engine", ["native", "blockwise"])
+@pytest.mark.parametrize("engine", ["cpu", "blockwise"])
 @pytest.mark.parametrize("name", ["ms_loss", "info_nce_loss", "row_stats"])
 def test_every_allocation_of_an_eager_gradient(name: str, engine: str) -> None:
     """Of one node: what torch allocates between nodes is torch's."""
-    if engine != "native" and name != "row_stats":
+    if engine != "cpu" and name != "row_stats":
         pytest.skip("its mean is made of several nodes")
     x, labels = batch()
-    with pairops.use(engine):
+    with pairops.engine(engine):
         value = LOSSES[name](x, labels)
         value = value[0] if isinstance(value, tuple) else value
         ones = torch.ones_like(value)
@@ -163,7 +163,7 @@ def test_in_compiled_code(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_room(*_: Any) -> Any:
         raise RuntimeError(SAID)
 
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         compiled(x).backward()
         monkeypatch.setattr(blockwise_engine, what, without_room)
         with pytest.raises(MemoryError, match="3145728 bytes"):
@@ -203,9 +203,9 @@ def size():
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmSize")]
     return int(line.split()[1]) * 1024
 
-for engine in ("native", "blockwise"):
+for engine in ("cpu", "blockwise"):
     for name, call in calls.items():
-        with pairops.use(engine):
+        with pairops.engine(engine):
             call(torch.randn(60, 8).requires_grad_(), torch.arange(60) // 2)
             for room in (0, 4) if name == "step" else (0,):
                 mine = x.clone().requires_grad_()

@@ -24,7 +24,7 @@ TIES = ["pessimistic", "optimistic"]
 
 @pytest.fixture(params=[name for name in HERE if name != "cuda"])  # it does not count
 def counting_engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    with pairops.use(request.param):
+    with pairops.engine(request.param):
         yield
 
 

@@ -151,7 +151,7 @@ def at_once(pairs: Pairs, name: str, cols: bool = False) -> tuple[Tensor, ...]:
 def need(engine: str, name: str, distance: str = "cosine") -> None:
     """Skip what the engine does not serve."""
     terms = numbered(terms_of(name), (), "rows")
-    if engine == "native":
+    if engine == "cpu":
         served = cpu_engine.SERVED.issuperset(map(cpu_key, terms))
     elif engine == "cuda":
         served = distance in ("cosine", "dot") and set(cuda_kernels.installed().kinds).issuperset(
@@ -197,7 +197,7 @@ def found_by(
         )
         return statistics
 
-    with pairops.use(engine):
+    with pairops.engine(engine):
         return results(found, leaves)
 
 

@@ -26,7 +26,7 @@ def assert_as_dense(
 
     def of(engine: str, double: bool = False) -> list[Tensor]:
         mine = [(z.double() if double else z.clone()).requires_grad_() for z in stored]
-        with pairops.use(engine):
+        with pairops.engine(engine):
             return [z.detach() for z in results(lambda: run(*mine), mine)]
 
     def finite(found: list[Tensor]) -> list[Tensor]:

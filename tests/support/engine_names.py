@@ -9,5 +9,5 @@ DEVICE = os.environ.get("PAIROPS_TEST_DEVICE", "cpu")
 
 TRITON = ["triton", "chunked"]
 NARROW = ["cuda", *TRITON]  # those that sum in float32
-HERE = [name for name in ENGINES if DEVICE == "cpu" or name != "native"]
+HERE = [name for name in ENGINES if DEVICE == "cpu" or name != "cpu"]
 WIDE = [name for name in HERE if name not in NARROW]  # those that serve float64

@@ -41,7 +41,7 @@ def check(
     for engine in engines:
         if wide == torch.float64 and engine not in WIDE:
             continue
-        with pairops.use(engine):
+        with pairops.engine(engine):
             try:
                 found = run(ours, stored)
             except ValueError as error:

@@ -96,7 +96,7 @@ def errors(problem: Problem) -> dict[str, float]:
     """The largest error of a gradient's entry, of the largest entry of the truth."""
     truth = gradients_of_oracle(problem, torch.float64)
     found = {"dense torch": gradients_of_oracle(problem, torch.float32)}
-    with pairops.use("triton"):
+    with pairops.engine("triton"):
         if len(problem.tensors[0]) <= weight_parts.FEW:
             found["two parts"] = gradients(problem)
         with in_one_part():

@@ -21,7 +21,7 @@ def _set(given: dict[str, Any]) -> Iterator[None]:
     """gathered: the bytes below which all rows are gathered at once, 0 unless told.  engine."""
     with (
         mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given.get("gathered", 0)),
-        pairops.use(given.get("engine", "auto")),
+        pairops.engine(given.get("engine", "auto")),
     ):
         yield
 

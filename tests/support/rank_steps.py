@@ -30,7 +30,7 @@ def take(group: Any, given: dict[str, Any]) -> list[Any]:
     }  # fmt: skip
     with (
         mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given.get("gathered", 0)),
-        pairops.use("blockwise"),
+        pairops.engine("blockwise"),
     ):
         for k, step in enumerate(given["steps"]):
             try:

@@ -99,7 +99,7 @@ def of_gpus(terms: Iterable[Term]) -> list[Term]:
 def terms_for(engine: str, n: int, m: int) -> list[Term]:
     """Terms of every kind that the engine serves."""
     u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)
-    if engine != "native":
+    if engine != "cpu":
         return every_kind_of_term(u, v)
     return served_terms(u, v, torch.tensor(1.3, dtype=DOUBLE))
 

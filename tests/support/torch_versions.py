@@ -87,7 +87,7 @@ def hold(name: str, n: int, run: Run = lambda loss: loss) -> None:
 
 def on(*engines: str, losses: Iterable[str] = LOSSES) -> str:
     for engine in engines:
-        with pairops.use(engine):
+        with pairops.engine(engine):
             for name in losses:
                 hold(name, 24)
     return "right"
@@ -99,7 +99,7 @@ def eager() -> str:
 
 def compiled_engine() -> str:
     assert extension.native is not None, extension.MISSING
-    return on("native", losses=SIMILAR)
+    return on("cpu", losses=SIMILAR)
 
 
 def compiled_graph(sizes: list[int], dynamic: bool) -> str:
@@ -178,7 +178,7 @@ def triton() -> str:
     x, _, labels = problem(24)
     for engine in ("triton", "chunked"):
         said = ""
-        with pairops.use(engine):
+        with pairops.engine(engine):
             try:
                 pairops.ms_loss(x, labels)
             except ValueError as error:
@@ -190,7 +190,7 @@ def triton() -> str:
 
 CHECKS: dict[str, Callable[[], str]] = {
     "dense, blockwise": eager,
-    "native": compiled_engine,
+    "cpu": compiled_engine,
     "`torch.compile`": lambda: compiled_graph([24], dynamic=False),
     "any size": lambda: compiled_graph([24, 31, 40], dynamic=True),
     "`torch.func`": transforms,

@@ -101,7 +101,7 @@ if __name__ == "__main__":
         kernels.clear()
         # The rows of a step as few and as many: weights in two parts, and in as many as they have.
         for weight_parts.FEW in (1024, 0):
-            with pairops.use("triton"):
+            with pairops.engine("triton"):
                 step(loss, getattr(torch, dtype), int(d))
         for kernel in kernels.values():
             print(json.dumps({"job": job, **kernel}), flush=True)

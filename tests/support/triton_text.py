@@ -32,7 +32,7 @@ kernels in kernels/sweep.py and kernels/finalize.py. Renewed by
 def generated() -> str:
     """The text of one step: pair functions, then each sweep's functions in the order of sweeps."""
     x = torch.eye(6, 3, device=DEVICE, requires_grad=True)
-    with mock.patch.object(codegen, "_SWEEPS", {}), pairops.use("triton"):
+    with mock.patch.object(codegen, "_SWEEPS", {}), pairops.engine("triton"):
         pairops.ms_loss(x, torch.arange(6, device=DEVICE) // 2).backward()
         sweeps = list(codegen._SWEEPS.items())
     found = [_HEAD, "# ---- pair functions", *_pair_functions([sweep for _, sweep in sweeps])]

@@ -51,13 +51,16 @@ class Group:
         """Return the group; None for no group, or a group of one rank, where all rows are local."""
         if given is None or isinstance(given, Group):
             return given
-        if not dist.is_available() or not dist.is_initialized():
+        here = dist.is_available() and dist.is_initialized()
+        if isinstance(given, str) and given == "auto":
+            if not here:
+                return None
+            given = dist.group.WORLD
+        if not here:
             raise ValueError(
                 f"group is {given!r}, but torch.distributed is not initialised; it must be None, "
                 "or torch.distributed.init_process_group must be called first"
             )
-        if given is True:
-            given = dist.group.WORLD
         if given is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 f"group does not contain rank {dist.get_rank()}; it must be a group of which this "
@@ -65,7 +68,7 @@ class Group:
             )
         if not isinstance(given, dist.ProcessGroup):
             raise TypeError(
-                f"group is {type(given).__name__}; it must be None, True or a "
+                f'group is {type(given).__name__}; it must be None, "auto" or a '
                 "torch.distributed.ProcessGroup"
             )
         group = Group(given, fingerprint or {})

@@ -1,6 +1,6 @@
 """Engines: their registry, and the choice of one for each call.
 
-To add an engine, write a module with the names of `engine.Engine` and name it in ENGINES, in order
+To add an engine, write a module with the names of `protocol.Engine` and name it in ENGINES, in order
 of preference; `_preferred` knows the exceptions.
 """
 
@@ -17,11 +17,19 @@ from . import cpu as cpu_engine
 from . import dense
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
-from .engine import Engine, reason_against, terms_for_engine, tile_masks_shape
+from .protocol import Engine, reason_against, terms_for_engine, tile_masks_shape
 from .triton import chunked
 from .triton import engine as triton_engine
 
-__all__ = ["ENGINES", "Engine", "choose", "terms_for_engine", "tile_masks_shape", "use"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "choose",
+    "engine",
+    "set_engine",
+    "terms_for_engine",
+    "tile_masks_shape",
+]
 
 # In order of preference, where `_preferred` does not say otherwise.
 _ENGINES: list[Engine] = [
@@ -57,38 +65,63 @@ def _known(name: str, source: str) -> str:
 
 
 @contextlib.contextmanager
-def use(engine: str) -> Iterator[None]:
+def engine(name: str) -> Iterator[None]:
     """Let calls of this thread take the named engine within a `with` block.
 
-    Outside of it PAIROPS_ENGINE decides, read once at import; without it, "auto". A backward pass
-    takes the engine of its forward pass.
+    A backward pass takes the engine of its forward pass.
 
     Args:
-        engine: the name of an engine, or "auto", which chooses again.
+        name: the name of an engine, or "auto", which chooses again.
 
     Raises:
         ValueError: there is no engine of this name.
     """
     before = getattr(_ambient, "engine", None)
-    _ambient.engine = _known(engine, "engine")
+    _ambient.engine = _known(name, "name")
     try:
         yield
     finally:
         _ambient.engine = before
 
 
+def set_engine(name: str) -> None:
+    """Let calls of this process take the named engine, where no `with pairops.engine(...)` does.
+
+    The environment variable PAIROPS_ENGINE, which is read once at import, does the same.
+
+    Args:
+        name: the name of an engine, or "auto", the default.
+
+    Raises:
+        ValueError: there is no engine of this name.
+    """
+    global _default
+    _default = _known(name, "name")
+
+
 def choose(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str:
     """Return the name of the engine that serves this call; ValueError if the named one cannot."""
+    *_, (name, reason) = asked_in_turn(pairs, rows, cols)
+    if reason is not None:
+        raise ValueError(f"engine {name!r} cannot serve this call: {reason}")
+    return name
+
+
+def asked_in_turn(
+    pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> list[tuple[str, str | None]]:
+    """List the engines that are asked to serve a call, each with why it declines, or None.
+
+    The last one serves it, unless it is named by the caller and declines.
+    """
     named = _known(asked_for(), "PAIROPS_ENGINE")
-    if named != "auto":
-        reason = reason_against(ENGINES[named], pairs, rows, cols)
-        if reason is not None:
-            raise ValueError(f"engine {named!r} cannot serve this call: {reason}")
-        return named
-    for name in _preferred(pairs):
-        if reason_against(ENGINES[name], pairs, rows, cols) is None:
-            return name
-    raise AssertionError("dense serves every call")
+    asked: list[tuple[str, str | None]] = []
+    for name in _preferred(pairs) if named == "auto" else [named]:
+        reason = reason_against(ENGINES[name], pairs, rows, cols)
+        asked.append((name, reason))
+        if reason is None:
+            break
+    return asked
 
 
 def _preferred(pairs: Pairs) -> list[str]:

@@ -24,7 +24,7 @@ from .plan import Plan, plan_of
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
-NAME = "native"
+NAME = "cpu"
 TAKES_EARLIER = True
 TAKES_DISTANCES = True
 DEVICE: str | None = "cpu"

@@ -16,7 +16,7 @@ from pairops.ops.pairs.similarity import apply_scale, inverse_norm, product, shr
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
-from .engine import Backward
+from .protocol import Backward
 
 NAME = "dense"
 TAKES_EARLIER = False

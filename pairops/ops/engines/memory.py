@@ -1,6 +1,6 @@
 """Memory, in bytes, that an engine holds while it serves one call of `forward` or `backward`.
 
-Each formula counts its engine's code. Those of `native` and `blockwise` are checked against
+Each formula counts its engine's code. Those of `cpu` and `blockwise` are checked against
 measurement; those of `cuda`, `triton` and `chunked` are derived, **not measured yet**. Results
 of ops are not in them, but for the gradients of `backward`.
 """
@@ -278,7 +278,7 @@ class Working(NamedTuple):
 
 
 WORKING = {
-    "native": Working(_native_forward, _native_backward, takes_extremes=_native_takes_extremes),
+    "cpu": Working(_native_forward, _native_backward, takes_extremes=_native_takes_extremes),
     "blockwise": Working(_blockwise_forward, _blockwise_backward),
     "cuda": Working(
         lambda call: _states(call, _cuda_shape(call)),

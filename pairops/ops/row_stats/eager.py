@@ -14,8 +14,8 @@ from pairops.ops import engines
 from pairops.ops.autograd.node import followed_by_autograd_alone, transformed
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
-from pairops.ops.engines.engine import Engine
 from pairops.ops.engines.plan import Plan, plan_of
+from pairops.ops.engines.protocol import Engine
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales

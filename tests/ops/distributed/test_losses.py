@@ -58,7 +58,7 @@ def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
         return
 
     def by_dense(problem: Problem) -> list[Tensor]:
-        with pairops.use("dense"):
+        with pairops.engine("dense"):
             return list(problem.one().values())
 
     truth, dense = by_dense(problem.widened()), Dense(lambda: by_dense(problem))
@@ -69,7 +69,7 @@ def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
             assert_within_rule(f"{size} ranks: {at}", ours[at], dense.result(k), exact)
 
 
-@pytest.mark.parametrize("engine", [name for name in WIDE if name not in ("native", "dense")])
+@pytest.mark.parametrize("engine", [name for name in WIDE if name not in ("cpu", "dense")])
 @pytest.mark.parametrize("name", THOROUGH)
 def test_on_other_engines(ranks: Ranks, name: str, engine: str) -> None:
     problem = Problem(name, parameters(name)[0])

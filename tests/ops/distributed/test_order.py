@@ -116,13 +116,13 @@ def test_ranks_at_different_places_hear_who_is_where(
     [
         (MS, "seen(ms, x, labels, group=group)", "grad mode: rank 0 has True; rank 1 has False"),
         (
-            "under(pairops.use('dense'), ms, x, labels, group=group)",
+            "under(pairops.engine('dense'), ms, x, labels, group=group)",
             MS,
             "engine: rank 0 has dense; rank 1 has blockwise",
         ),
         (
             MS,
-            "under(pairops.use('auto'), ms, x, labels, group=group)",
+            "under(pairops.engine('auto'), ms, x, labels, group=group)",
             "engine: rank 0 has blockwise; rank 1 has auto",
         ),
         (
@@ -132,7 +132,7 @@ def test_ranks_at_different_places_hear_who_is_where(
         ),
         (
             BY_HAND.format(0.0),
-            "under(pairops.use('dense'), pairops.Pairs.of, x, labels, group=group)",
+            "under(pairops.engine('dense'), pairops.Pairs.of, x, labels, group=group)",
             "engine: rank 0 has blockwise; rank 1 has dense",
         ),
         (

@@ -23,7 +23,7 @@ from support.term_problems import any_problem, every_kind_of_term, of_gpus, resu
 ENGINES = [name for name in HERE if name != "dense"]
 # The cases that differ in what a sweep is told; the others differ in numbers.
 UNLIKE = ("ragged", "one_row", "no_rows", "no_references", "named_by_ids", "ignored_rows")
-OPEN = [name for name in ENGINES if name not in ("native", "cuda")]  # they take any function
+OPEN = [name for name in ENGINES if name not in ("cpu", "cuda")]  # they take any function
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _small(small_tiles: None, small_triton_tiles: None) -> None:
 
 def terms_of(engine: str, u: Tensor, v: Tensor, t: Tensor, turn: int = 0) -> list[Term]:
     """Every term that is compiled for the engine; of one that takes any, one of each kind."""
-    if engine == "native":
+    if engine == "cpu":
         return served_terms(u, v, t, turn=turn)
     if engine == "cuda":
         return of_gpus(served_terms(u, v, t, turn=turn))
@@ -149,7 +149,7 @@ def test_the_functions_of_every_loss(engine: str, case: str) -> None:
     exhaustive_but(
         [
             (engine, distance)
-            for engine in [*OPEN, "native"]
+            for engine in [*OPEN, "cpu"]
             for distance in ("l2", "sqeuclidean", "snr")
             if engine != "triton" or distance == "l2"  # "chunked" has the same text of them
         ],
@@ -171,18 +171,18 @@ def test_distances_under_every_kind_of_term(engine: str, distance: str) -> None:
     ],
 )
 def test_compiled_distances(case: str, distance: str) -> None:
-    compare("native", case_of(case, "native"), distance=distance, normalize=True)
+    compare("cpu", case_of(case, "cpu"), distance=distance, normalize=True)
 
 
 @pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
 @pytest.mark.parametrize("case", UNLIKE)
 def test_compiled_distances_of_rows_as_they_are(case: str, distance: str) -> None:
     """Of lengths about 1, so that no exponential is below the least normal number."""
-    found = case_of(case, "native")
+    found = case_of(case, "cpu")
     near: dict[str, Any] = {"x": found.x / 6}
     if "ref_emb" in found.keywords:
         near["keywords"] = {**found.keywords, "ref_emb": found.keywords["ref_emb"] / 6}
-    compare("native", replace(found, **near), distance=distance, normalize=False)
+    compare("cpu", replace(found, **near), distance=distance, normalize=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -214,7 +214,7 @@ def test_anything_equals_dense(
             terms = terms_of(engine, u, v, t), terms_of(engine, v, u, t, turn=1)  # noqa: B023
             return row_stats(Pairs.of(x, labels, **given), *terms[0], cols=terms[1])  # noqa: B023
 
-        with pairops.use(which):
+        with pairops.engine(which):
             found.append(results(run, mine))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(b.double(), a.double(), rtol=bound, atol=bound)

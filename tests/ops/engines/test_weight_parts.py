@@ -30,7 +30,7 @@ def check(problem: Problem, engine: str) -> None:
     """The gradients, by the error rule."""
     truth = gradients_of_oracle(problem, torch.float64)
     dense = Dense(lambda: gradients_of_oracle(problem, torch.float32))
-    with pairops.use(engine):
+    with pairops.engine(engine):
         found = gradients(problem)
     for k, (ours, right) in enumerate(zip(found, truth, strict=True)):
         assert_within_rule(f"{engine}: {('dx', 'dy')[k]}", ours, dense.result(k), right)

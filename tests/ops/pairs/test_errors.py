@@ -263,7 +263,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"scale",
     ),
     "an unknown engine": (
-        lambda: pairops.use("fast").__enter__(),
+        lambda: pairops.engine("fast").__enter__(),
         ValueError,
         r"engine is 'fast'; it must be one of auto, native, cuda, triton, chunked, blockwise, ",
     ),
@@ -372,7 +372,7 @@ def test_a_named_engine_that_cannot_serve_gives_its_reason(monkeypatch: pytest.M
     truth = pairops.ms_loss(X, LABELS)  # "auto" moves on
     assert torch.isfinite(truth)
     with (
-        pairops.use("picky"),
+        pairops.engine("picky"),
         pytest.raises(ValueError, match="engine 'picky' cannot serve this call: it has a headache"),
     ):
         pairops.ms_loss(X, LABELS)

@@ -81,7 +81,7 @@ def test_squares_are_made_once_for_both_passes(distance: Any) -> None:
     for again in (False, True):
         with (
             mock.patch.object(Squares, "of", side_effect=Squares.of) as made,
-            pairops.use("blockwise"),
+            pairops.engine("blockwise"),
         ):
             value = pairops.ms_loss(x, labels, distance=distance, normalize=False, base=1.0)
             assert made.call_count == 1
@@ -212,7 +212,7 @@ def test_an_engine_that_takes_distances_is_told_plain_terms_and_believed(
             rows, cols = every_way(leaves[1], leaves[2], 1.0)
             return row_stats(pairs, *rows, cols=cols)
 
-        with pairops.use(engine):
+        with pairops.engine(engine):
             if as_op:
                 with Recorder():
                     found.append(results(run, leaves))
@@ -237,7 +237,7 @@ def test_nothing_is_added_to_what_such_an_engine_returns(
     monkeypatch.setattr(whole, "backward", backward)
     x, labels, _ = problem(12)
     x.requires_grad_()
-    with pairops.use("whole"):
+    with pairops.engine("whole"):
         pairs = Pairs.of(x, labels, distance="l2", normalize=False)
         row_stats(pairs, lse(NEG, 1.0, 0.0))[0].sum().backward()
     assert x.grad is not None
@@ -268,7 +268,7 @@ def test_only_the_gradients_by_squares_that_are_wanted_are_asked_for() -> None:
             x.clone().requires_grad_("x" in sets), labels, ref_emb=y,
             ref_labels=other["ref_labels"], distance=distance, normalize=normalize,
         )  # fmt: skip
-        with mock.patch.object(blockwise_engine, "backward", watch), pairops.use("blockwise"):
+        with mock.patch.object(blockwise_engine, "backward", watch), pairops.engine("blockwise"):
             row_stats(pairs, total(ALL, 1.0, 0.0, above=bound))[0].sum().backward()
         assert asked.pop() == [expected]
     assert not asked
@@ -363,7 +363,7 @@ def test_gradients_are_those_of_differences(
         if found:
             values = by_hand(mine, labels, others, **how)
         else:
-            with pairops.use(engine):
+            with pairops.engine(engine):
                 both = row_stats(Pairs.of(mine, labels, **others, **how), *TERMS)
             values = torch.stack(both).sum(0)
         value = (values * torch.linspace(1, 2, len(x), dtype=values.dtype)).sum()
@@ -406,7 +406,7 @@ def test_gradgradcheck_under_windows(distance: Any, m: int, engine: str) -> None
         found = row_stats(pairs, *rows, cols=[lse(ALL, 0.4, 0.0), highest(NEG)])
         return tuple([torch.where(z.isinf(), 0, z) for z in found])
 
-    with pairops.use(engine):
+    with pairops.engine(engine):
         assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
         assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
@@ -421,7 +421,7 @@ def test_a_turned_distance_has_the_columns_for_anchors(engine: str) -> None:
     assert there.measure is not None
     turned = replace(there, measure=there.measure.turned())
     back = Pairs.of(y, ref_labels, ref_emb=x, ref_labels=labels, distance="snr")
-    with pairops.use(engine):
+    with pairops.engine(engine):
         ours = results(lambda: row_stats(turned, cols=terms), [x, y])
         truth = results(lambda: row_stats(back, *terms), [x, y])
         other_way = row_stats(there, cols=terms)
@@ -439,7 +439,7 @@ def test_statistics_whose_contributions_lie_far_apart(distance: Any) -> None:
         y, pairing = x.roll(1, 0).float() * 1.5, {"ref_labels": labels, "distance": distance}
         pairs = Pairs.of(x.float(), labels, ref_emb=y, exclude_self=False, **pairing)
         terms = [lse(side, 200.0, 0.0) for side in (POS, NEG)]
-        with pairops.use(engine):
+        with pairops.engine(engine):
             found.append(row_stats(pairs, *terms, cols=terms))
     for ours, truth in zip(*found, strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-3)

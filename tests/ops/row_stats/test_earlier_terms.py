@@ -94,7 +94,7 @@ def test_second_derivatives_are_those_of_the_calls_one_after_the_other(
     found = []
     for run, engine in ((at_once, wide_engine), (in_turn, "dense")):
         leaf = x.clone().requires_grad_()
-        with pairops.use(engine):
+        with pairops.engine(engine):
             statistics = run(Pairs.of(leaf, labels), name)
             live = [torch.where(r.isinf(), 0, r) for r in statistics if r.requires_grad]
             value = sum((r * torch.linspace(-1, 2, len(r), dtype=r.dtype)).sum() for r in live)

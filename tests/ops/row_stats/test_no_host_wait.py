@@ -35,12 +35,12 @@ def test_as_on_a_device_nothing_is_read_back(m: int, monkeypatch: pytest.MonkeyP
     x.requires_grad_()
     if m:
         other["ref_labels"][7] = -100
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         truth = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
     monkeypatch.setattr(grid, "readable", lambda _: False)
     # A batch without positives is looked for on a CPU at once, and on a GPU without waiting.
     monkeypatch.setattr(lone_batches._watch, "warned", True)
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         pairs = Pairs.of(x, labels, **other)
         ours = results(lambda: all_statistics(pairs), [x])
         with Readings() as readings:

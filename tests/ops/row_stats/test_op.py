@@ -52,7 +52,7 @@ SOME = ["ms_loss", "info_nce_loss"]
 # Every engine has some, and some engines have every one.
 ON_ENGINES = exhaustive_but(
     itertools.product(LOSSES, HERE),
-    lambda name, engine: name in SOME or engine in ("native", "blockwise"),
+    lambda name, engine: name in SOME or engine in ("cpu", "blockwise"),
 )
 
 
@@ -66,7 +66,7 @@ def inputs(n: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
 @pytest.mark.parametrize(
     ("name", "engine_name"),
     [
-        *((name, "native") for name in LOSSES),
+        *((name, "cpu") for name in LOSSES),
         ("ms_loss", "blockwise"),
         ("supcon_loss", "blockwise"),
     ],
@@ -81,7 +81,7 @@ def test_opcheck(name: str, engine_name: str) -> None:
             return op(*args, **(kwargs or {}))
 
     x, labels, t = inputs(40)
-    with pairops.use(engine_name), Recorder():
+    with pairops.engine(engine_name), Recorder():
         LOSSES[name](x, labels, t).backward()
         if name == "supcon_loss":
             pairs = Pairs.of(x, labels, distance="dot")
@@ -108,7 +108,7 @@ def test_opcheck(name: str, engine_name: str) -> None:
 def test_compile_in_one_graph_for_any_size(name: str, engine_name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
-    with pairops.use(engine_name):
+    with pairops.engine(engine_name):
         for n in (24, 40, 1) if name in SOME and engine_name == "auto" else (24, 40):
             x, labels, t = inputs(n)
             eager, ours = LOSSES[name](x, labels, t), compiled(x, labels, t)
@@ -161,12 +161,12 @@ def test_a_compiled_call_follows_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
             ENGINES[name], "forward", lambda *call: (seen.append(name), forward(*call))[1]
         )
 
-    for name in ("native", "blockwise"):
+    for name in ("cpu", "blockwise"):
         watch(name, ENGINES[name].forward)
-    expected = {"blockwise": ["blockwise"], "dense": [], "native": ["native"], "auto": ["native"]}
-    for engine in ("blockwise", "dense", "blockwise", "auto", "native", "dense", "auto"):
+    expected = {"blockwise": ["blockwise"], "dense": [], "cpu": ["cpu"], "auto": ["cpu"]}
+    for engine in ("blockwise", "dense", "blockwise", "auto", "cpu", "dense", "auto"):
         seen.clear()
-        with pairops.use(engine):
+        with pairops.engine(engine):
             compiled(x, labels)
         assert seen == expected[engine], engine
 
@@ -195,7 +195,7 @@ def test_autocast_around_backward_changes_nothing(engine_name: str, compiled: bo
     """Compiled, an engine is an op, or it is "dense"."""
     torch._dynamo.reset()
     x, labels, t = inputs(40)
-    with pairops.use(engine_name):
+    with pairops.engine(engine_name):
         loss = LOSSES["supcon_loss"]
         plain = torch.autograd.grad(loss(x, labels, t), x, create_graph=True)[0]
         twice = torch.autograd.grad((plain**2).sum(), x)[0]
@@ -231,7 +231,7 @@ def test_a_gradient_penalty_through_a_network(name: str) -> None:
     x, labels, t = inputs(40, torch.float64)
     found = []
     for engine in ("dense", "blockwise"):
-        with pairops.use(engine):
+        with pairops.engine(engine):
             value = LOSSES[name](torch.tanh(x @ weight), labels, t)
             (gradient,) = torch.autograd.grad(value, x, create_graph=True)
             assert gradient.requires_grad
@@ -245,7 +245,7 @@ def test_third_derivatives() -> None:
     x, labels, t = inputs(12, torch.float64)
     found = []
     for engine in ("dense", "blockwise"):
-        with pairops.use(engine):
+        with pairops.engine(engine):
             g = LOSSES["supcon_loss"](x, labels, t)
             for _ in range(2):
                 (g,) = torch.autograd.grad((g**2).sum(), x, create_graph=True)
@@ -262,7 +262,7 @@ def test_backward_twice_and_on_another_thread() -> None:
     results: list[Tensor] = []
 
     def work() -> None:
-        with pairops.use("auto"):
+        with pairops.engine("auto"):
             results.append(torch.autograd.grad(value, x)[0])
 
     thread = threading.Thread(target=work)
@@ -322,7 +322,7 @@ def test_a_graph_that_is_freed_lets_go_of_what_was_prepared(
     monkeypatch.setattr(engine, "prepare", prepare)
     monkeypatch.setattr(engine, "backward", weigh)
     x, labels, _ = inputs()
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         value = pairops.ms_loss(x, labels)
     value.backward(retain_graph=True)
     assert len(made) == 1
@@ -371,12 +371,12 @@ def test_a_cotangent_whose_sign_is_yet_to_be_turned() -> None:
 
 def test_the_engine_is_a_thread_s_own() -> None:
     seen = []
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         thread = threading.Thread(target=lambda: seen.append(engines.choose(
             Pairs.of(torch.randn(3, 2), torch.arange(3)), [], [])))  # fmt: skip
         thread.start()
         thread.join()
-    assert seen == ["native"]
+    assert seen == ["cpu"]
 
 
 @pytest.mark.usefixtures("engine")

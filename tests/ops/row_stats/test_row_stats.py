@@ -23,14 +23,14 @@ HELD = ("circle_pull", "circle_push", "attended")  # a gradient takes their weig
 NONE_KEPT = "native, which keeps no similarities"
 
 
-@pytest.fixture(params=[*HERE, *[NONE_KEPT for name in HERE if name == "native"]])
+@pytest.fixture(params=[*HERE, *[NONE_KEPT for name in HERE if name == "cpu"]])
 def none_kept_too(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Every engine, and the compiled one as it is where pairs are many."""
     if request.param == NONE_KEPT:
         monkeypatch.setattr(cpu_addresses, "MOST_BYTES", 0)
-    with pairops.use("native" if request.param == NONE_KEPT else request.param):
+    with pairops.engine("cpu" if request.param == NONE_KEPT else request.param):
         yield
 
 
@@ -42,11 +42,11 @@ def test_tile_size_changes_nothing(
     x, labels, other = problem(m=m)
     labels[[5, 20]] = -100
     x.requires_grad_()
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         truth = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
     monkeypatch.setattr(grid, "ROWS", extents[0])
     monkeypatch.setattr(grid, "COLS", extents[1])
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         cut = results(lambda: all_statistics(Pairs.of(x, labels, **other)), [x])
     for ours, theirs in zip(cut, truth, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
@@ -72,7 +72,7 @@ def test_row_order_changes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("name", ["native", "blockwise"])
+@pytest.mark.parametrize("name", ["cpu", "blockwise"])
 def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(name: str) -> None:
     """The native engine's bits do not depend on the number of threads either."""
     x, labels, _ = problem(n=300, d=33)
@@ -82,7 +82,7 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
     try:
         for threads in (1, 2, 2, 1):
             torch.set_num_threads(threads)
-            with pairops.use(name):
+            with pairops.engine(name):
                 value = pairops.ms_loss(x, labels) + pairops.triplet_loss(x, labels)
             runs.append([value.detach(), *torch.autograd.grad(value, x)])
     finally:
@@ -91,7 +91,7 @@ def test_reproducible_bit_by_bit_and_up_to_rounding_at_other_numbers_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
     for two, one in zip(runs[1], runs[0], strict=True):
         torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
-        assert name != "native" or torch.equal(two, one)
+        assert name != "cpu" or torch.equal(two, one)
 
 
 @pytest.mark.parametrize(("statistic", "argument"), ACCUMULATORS)
@@ -160,7 +160,7 @@ def test_tile_bits_change_no_result_by_one_bit() -> None:
     x = torch.randn(60, 16)[labels] + 0.3 * torch.randn(300, 16)
     pairs = Pairs.of(x, labels)
     far = lowest(POS, grad=False)
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         bound = row_stats(pairs, far)[0] - 0.05
     terms = [lse(NEG, 50.0, 0.5, above=bound).over(300, 300, torch.float32)]
     statistics, _, bits = blockwise_engine.forward(pairs, terms, [])
@@ -205,7 +205,7 @@ def test_a_window_may_keep_a_tile_in_one_direction_alone(
         return torch.autograd.grad(statistic[keeps].sum(), leaf)[0]
 
     ours = gradient()
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         theirs = gradient()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
     assert bool((ours[~keeps] != 0).any(1).all())
@@ -224,7 +224,7 @@ def test_a_class_may_begin_at_the_end_of_a_tile_and_end_at_the_beginning_of_one(
         return results(lambda: row_stats(Pairs.of(x, labels), *terms), [x])
 
     ours = found()
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         theirs = found()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -294,7 +294,7 @@ def test_each_statistic_of_a_call_has_a_gradient_of_its_own(terms: list[Term]) -
         return [torch.autograd.grad(z, x, retain_graph=True)[0] for z in (*sums, every)]
 
     ours = gradients()
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         theirs = gradients()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
@@ -312,7 +312,7 @@ def test_gradcheck_and_gradgradcheck_of_every_kind_of_term(m: int, wide_engine: 
 
     def run(x: Tensor, y: Tensor, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
         pairs = Pairs.of(x, labels, **({**other, "ref_emb": y} if other else {}))
-        if wide_engine == "native":
+        if wide_engine == "cpu":
             rows = served_terms(u, v, t, above=bound, below=bound + 0.5)
             rows = [term for term in rows if term.grad and term.function.name not in HELD]
             cols = [lse(ALL, v, partner(u)), lowest(POS)]

@@ -281,7 +281,7 @@ def test_a_backward_pass_goes_the_way_of_its_forward_pass(
     x, other = batch(name, kind=kind)
     mine = leaves(x, other)
     truth = torch.autograd.grad(loss_of(name, x, other), mine, create_graph=create)
-    for around in (pairops.use("dense"), Looking()):
+    for around in (pairops.engine("dense"), Looking()):
         value = loss_of(name, x, other)
         with around:
             found = torch.autograd.grad(value, mine, create_graph=create)
@@ -328,7 +328,7 @@ def test_what_goes_another_way(taken: mock.Mock, way: str) -> None:
     x, labels = batch("ms")
     ELSEWHERE[way](x, labels)
     for name in ("dense", "blockwise"):
-        with pairops.use(name):
+        with pairops.engine(name):
             pairops.ms_loss(x, labels)
     assert not taken.called
     pairops.ms_loss(x, labels)

@@ -145,10 +145,10 @@ def test_a_loss_takes_the_kernels(compiled: bool) -> None:
     loss = pairops.ms_loss
     if compiled:
         loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         ours = loss(x, labels)
         (by_ours,) = torch.autograd.grad(ours, x)
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         truth = pairops.ms_loss(x.double(), labels)
         (by_truth,) = torch.autograd.grad(truth, x)
     torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=0)
@@ -166,7 +166,7 @@ def test_it_is_the_engine_that_chooses() -> None:
     x, labels = embeddings()
     for engine in ("cuda", "blockwise"):
         names.clear()
-        with pairops.use(engine), Recorder():
+        with pairops.engine(engine), Recorder():
             pairops.ms_loss(x, labels).backward()
         assert names.count("soft_mean.default") == (engine == "cuda")
         assert names.count("soft_mean_slopes.default") == (engine == "cuda")
@@ -181,8 +181,8 @@ def test_what_the_kernels_do_not_serve_is_torch() -> None:
         {"reduction": "none"},
     ]
     for case in cases:
-        with pairops.use("cuda"):
+        with pairops.engine("cuda"):
             ours = pairops.ms_loss(x, labels, **case)
-        with pairops.use("dense"):
+        with pairops.engine("dense"):
             truth = pairops.ms_loss(x.double(), labels, **case)
         torch.testing.assert_close(ours.double(), truth.double(), rtol=1e-5, atol=1e-6)

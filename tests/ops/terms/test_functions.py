@@ -22,7 +22,7 @@ from support.term_problems import DOUBLE, every_kind_of_term, problem, results
 @pytest.fixture(params=[name for name in HERE if name != "cuda"])
 def engine_that_counts(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of these, those that serve functions of which csrc/recipes.h says that they are the CPU's."""
-    with pairops.use(request.param):
+    with pairops.engine(request.param):
         yield request.param
 
 
@@ -69,7 +69,7 @@ def test_user_functions_with_and_without_slopes() -> None:
     leaves = [x.requires_grad_(), u.requires_grad_()]
     found = []
     for engine, f in (("dense", derived), ("blockwise", derived), ("blockwise", given_slopes)):
-        with pairops.use(engine):
+        with pairops.engine(engine):
             run = results(
                 lambda f=f: row_stats(Pairs.of(x, labels), lse(NEG, u, partner(u), function=f)),  # type: ignore[misc]
                 leaves,
@@ -219,7 +219,7 @@ def test_slopes_where_there_is_no_pair_do_not_matter() -> None:
     for term in (total, lse, lowest, highest):
         found = []
         for engine in ("dense", "blockwise"):
-            with pairops.use(engine):
+            with pairops.engine(engine):
                 (r,) = row_stats(Pairs.of(x, labels), term(NEG, function=log, above=zero))
                 r = torch.where(r.isinf(), 0, r)
                 (g,) = torch.autograd.grad(r.sum(), x, create_graph=True)
@@ -231,7 +231,7 @@ def test_slopes_where_there_is_no_pair_do_not_matter() -> None:
         lambda s: s.abs().sqrt(), lambda s: (s.sign() / (2 * s.abs().sqrt()),), name="root"
     )
     alone = torch.cat([torch.tensor([99]), labels[1:]])
-    with pairops.use("blockwise"):
+    with pairops.engine("blockwise"):
         (r,) = row_stats(Pairs.of(x, alone), lowest(POS, function=root))
         (gradient,) = torch.autograd.grad(torch.where(r.isinf(), 0, r).sum(), x)
     assert bool(torch.isfinite(gradient).all())
@@ -267,7 +267,7 @@ def test_a_declared_slope_is_constant_in_second_derivatives_too() -> None:
     x.requires_grad_()
     found = []
     for engine in ("dense", "blockwise"):
-        with pairops.use(engine):
+        with pairops.engine(engine):
             (r,) = row_stats(Pairs.of(x, labels), total(NEG, function=held))
             (g,) = torch.autograd.grad(r.sum(), x, create_graph=True)
             found.append(torch.autograd.grad((g**2).sum(), x)[0])
@@ -336,9 +336,9 @@ def test_any_name_will_do(name: str, engine: str) -> None:
     assert function.name.isascii()
     assert function.name.isidentifier()
     x, labels = torch.randn(8, 4), torch.arange(8) // 2
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         (truth,) = row_stats(Pairs.of(x, labels), total(NEG, function=function))
-    with pairops.use(engine):
+    with pairops.engine(engine):
         (found,) = row_stats(Pairs.of(x, labels), total(NEG, function=function))
     torch.testing.assert_close(found, truth)
 

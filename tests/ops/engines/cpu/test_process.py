@@ -26,7 +26,7 @@ torch.set_num_threads(2)
 torch.manual_seed(0)
 
 def loss_and_gradient(n=700):
-    with pairops.use("native"):
+    with pairops.engine("cpu"):
         x = torch.randn(n, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
         value = pairops.ms_loss(x, torch.arange(n) // 4)
         return value.detach(), torch.autograd.grad(value, x)[0]
@@ -50,13 +50,13 @@ def test_a_term_without_a_recipe_is_declined_by_name() -> None:
     pairs = Pairs.of(torch.randn(60, 7), torch.arange(60) // 3)
     terms = [total(POS, partner(torch.ones(60)), 0.1)]
     with (
-        pairops.use("native"),
+        pairops.engine("cpu"),
         pytest.raises(ValueError, match=r"recipes.h has the term sum:pos:affine\(po\)$"),
     ):
         row_stats(pairs, *terms)
-    with pairops.use("auto"):
+    with pairops.engine("auto"):
         assert engines.choose(pairs, terms, []) == "blockwise"
-        assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "native"
+        assert engines.choose(pairs, [total(POS, 0.1, 0.1)], []) == "cpu"
 
 
 def test_a_plan_that_another_thread_makes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ loss_and_gradient(4096)
 pages = int(open("/proc/self/statm").read().split()[0])
 before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, before[1]))
-with pairops.use("native"), torch.no_grad():
+with pairops.engine("cpu"), torch.no_grad():
     try:
         pairops.supcon_loss(x, labels, distance="dot")  # torch's norms need memory too
     except MemoryError as error:
@@ -119,7 +119,7 @@ assert equal(first, loss_and_gradient())
 """)
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
-    assert words[:4] == ["the", "native", "engine", "needs"]
+    assert words[:4] == ["the", "cpu", "engine", "needs"]
     assert words[5] == "bytes"
     assert int(words[4]) > 2**20
 
@@ -130,7 +130,7 @@ def test_an_interrupt_arrives_and_leaves_nothing_behind() -> None:
 # A shell's background job ignores the signal, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 x, labels = torch.rand(131072, 256), torch.arange(131072) // 4
-with pairops.use("native"), torch.no_grad():
+with pairops.engine("cpu"), torch.no_grad():
     try:
         print("begins", flush=True)
         pairops.supcon_loss(x, labels)
@@ -219,7 +219,7 @@ def test_other_python_threads_run_meanwhile(backward: bool) -> None:
         return run
 
     def work() -> None:
-        with pairops.use("native"):
+        with pairops.engine("cpu"):
             value = pairops.ms_loss(x, labels, epsilon=None)  # one call of each
         if backward:
             value.backward()

@@ -28,7 +28,7 @@ isas = pytest.mark.parametrize("isa", ISAS)
 
 @contextlib.contextmanager
 def using(isa: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, pairops.use("native"):
+    with pytest.MonkeyPatch.context() as patch, pairops.engine("cpu"):
         patch.setattr(extension, "isa", lambda: isa)
         yield
 
@@ -59,7 +59,7 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
     alone = [([term], []) for term in rows] + [([], [term]) for term in cols]
     two = [(list(pair), []) for pair in itertools.combinations(rows, 2)]
     for call in {"one": [(rows, cols)], "alone": alone, "in pairs": two}[calls]:
-        with pairops.use("dense"):
+        with pairops.engine("dense"):
             truth = found(pairs, *call, leaves + own)
         for isa in ISAS:
             with using(isa):
@@ -161,7 +161,7 @@ def test_one_exponential_for_both_roles_equals_dense(
         return [*sides, *windows]
 
     rows, cols = call(pairs().shape[0]), call(pairs().shape[1])
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         truth = found(pairs, rows, cols, leaves)
     for isa in ISAS:
         with using(isa):
@@ -172,7 +172,7 @@ def test_one_exponential_for_both_roles_equals_dense(
 
 def test_nothing_of_no_dimensions() -> None:
     x = torch.empty(0, 0, requires_grad=True)
-    with pairops.use("native"):
+    with pairops.engine("cpu"):
         loss = pairops.supcon_loss(x, torch.zeros(0, dtype=torch.int64))
     loss.backward()
     assert loss.item() == 0
@@ -206,7 +206,7 @@ def test_states_far_below_the_maximum_of_a_tile() -> None:
         sets(high, torch.arange(3 * t) % 2),
     ):
         rows = [lse(POS, 1.0, 0.0), lse(ALL, 1.0, 0.0)]
-        with pairops.use("dense"):
+        with pairops.engine("dense"):
             truth = row_stats(pairs(), *rows, cols=rows)
         for isa in ISAS:
             with using(isa):
@@ -232,7 +232,7 @@ def test_a_maximum_that_a_window_drops_costs_no_digits(two_sets: bool) -> None:
         term = lse(POS, 1.0, 4.5, below=kept)  # near 0, where a result has most digits
         return row_stats(pairs, term, cols=[term] if two_sets else [])
 
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         truth = results(torch.float64)
     for isa in ISAS:
         with using(isa):
@@ -269,7 +269,7 @@ def test_every_dtype_and_depth(d: int, dtype: torch.dtype) -> None:
         return [torch.where(r.isinf(), 0, r).detach() for r in results]
 
     def by_dense(like: torch.dtype) -> list[Tensor]:
-        with pairops.use("dense"):
+        with pairops.engine("dense"):
             return run(like)
 
     truth, dense = by_dense(torch.float64), Dense(lambda: by_dense(dtype))
@@ -396,8 +396,8 @@ def test_a_tile_without_weights_has_slopes(m: int) -> None:
     scale = torch.where(labels < 10, torch.rand(250, dtype=DOUBLE), 0).requires_grad_()
     leaves = [x, scale, *([other["ref_emb"]] if m else [])]
     seen = []
-    for engine in ("native", "dense"):
-        with pairops.use(engine):
+    for engine in ("cpu", "dense"):
+        with pairops.engine(engine):
             pairs = Pairs.of(x, labels, **other)
             terms = [total(POS, 2.0, 0.1), total(NEG, scale, 0.1)]
             seen.append(found(lambda: pairs, terms, [], leaves))  # noqa: B023

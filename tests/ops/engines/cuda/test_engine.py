@@ -58,7 +58,7 @@ def test_every_term_with_gradients_by_every_argument(
         return statistics(x, labels, {**other, **({"ref_emb": y[0]} if y else {})}, u, v, t)
 
     first = assert_as_dense("cuda", run, *leaves)
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         mine = [z.float().requires_grad_() for z in leaves]
         again = results(lambda: run(*mine), mine)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -128,7 +128,7 @@ def test_embeddings_of_very_different_sizes(level: str) -> None:
         labels = torch.arange(80) // 4
         for dtype in (torch.bfloat16, torch.float32) if level != "medium" else (torch.bfloat16,):
             x = (smooth(80, 40) * sizes).to(dtype)
-            with pairops.use("cuda"):
+            with pairops.engine("cuda"):
                 plain = pairops.ms_loss((x / sizes).to(dtype), labels, reduction="none")
                 assert torch.equal(pairops.ms_loss(x, labels, reduction="none"), plain)
     finally:
@@ -167,7 +167,7 @@ def declined(monkeypatch: pytest.MonkeyPatch) -> Sequence[tuple[str, Any]]:
 
 
 def test_who_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         for reason, call in declined(monkeypatch):
             with pytest.raises(ValueError, match=f"engine 'cuda' cannot serve this call: {reason}"):
                 call()
@@ -182,7 +182,7 @@ def test_memory_that_cannot_be_had_is_torch_s_error_and_the_next_call_works(
     def none_left(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         expected = pairops.ms_loss(x, labels)
         monkeypatch.setattr(cuda_kernels.Kernels, "room", none_left)
         with pytest.raises(torch.OutOfMemoryError):
@@ -202,13 +202,13 @@ def test_a_level_that_changes_after_compilation(
     change_backend(monkeypatch, related=related)
     x, labels = smooth(50, 20), torch.arange(50) // 5
     exact = x.double().requires_grad_()  # of which the level says nothing
-    with pairops.use("dense"):
+    with pairops.engine("dense"):
         (truth,) = torch.autograd.grad(pairops.supcon_loss(exact, labels), exact)
     before = torch.get_float32_matmul_precision()
     torch._dynamo.reset()
     compiled = torch.compile(pairops.supcon_loss, backend="aot_eager", fullgraph=True)
     try:
-        with pairops.use("cuda"):
+        with pairops.engine("cuda"):
             for level in (first, then):
                 torch.set_float32_matmul_precision(level)
                 mine = x.clone().requires_grad_()

@@ -106,7 +106,7 @@ def test_schedules_change_no_bit(d: int, m: int) -> None:
         leaves = [z.clone().requires_grad_() for z in sets]
         given = {**other, "ref_emb": leaves[1]} if m else {}
         terms = of_gpus(served_terms(u, v, torch.tensor(1.3)))
-        with pairops.use("cuda"):
+        with pairops.engine("cuda"):
             return results(lambda: row_stats(Pairs.of(leaves[0], labels, **given), *terms), leaves)
 
     kernels = cuda_kernels.installed().module

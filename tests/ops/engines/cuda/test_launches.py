@@ -46,7 +46,7 @@ def test_launches_of_a_step(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lone_batches._watch, "warned", True)  # on a CPU it would look at once
     x = torch.randn(n, 16).bfloat16().requires_grad_()
     labels = torch.arange(n) // 4
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         pairops.ms_loss(x, labels).backward()
         cuda_kernels.installed().module.forget_launches()
         with Ops() as ops:
@@ -65,7 +65,7 @@ def test_no_op_of_a_step_calls_torch_s_kernels(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.Tensor, "to", _refused_if_it_copies(torch.Tensor.to))
     monkeypatch.setattr(torch.Tensor, "contiguous", _refused_if_it_copies(torch.Tensor.contiguous))
     x = torch.randn(200, 16).bfloat16().requires_grad_()
-    with pairops.use("cuda"):
+    with pairops.engine("cuda"):
         pairops.ms_loss(x, torch.arange(200) // 4).backward()
     assert x.grad is not None
 

@@ -29,7 +29,7 @@ import torch, pairops
 from pairops.ops.bindings import devices
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert devices.float32_level() == "high", devices.float32_level()
-with pairops.use("triton"):
+with pairops.engine("triton"):
     pairops.supcon_loss(torch.randn(6, 3), torch.arange(6) // 2)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -76,7 +76,7 @@ def test_a_triton_older_than_the_kernels_need_declines(
     assert reason == (f"triton is {version}; the kernels need 3.6 or newer" if old else None)
     monkeypatch.setattr(engine, "MISSING", reason)
     for asked in TRITON if old else []:
-        with pairops.use(asked), pytest.raises(ValueError, match=rf"triton is {version[:3]}"):
+        with pairops.engine(asked), pytest.raises(ValueError, match=rf"triton is {version[:3]}"):
             pairops.supcon_loss(smooth(6, 3), torch.arange(6) // 2)
 
 
@@ -109,10 +109,10 @@ def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(engine, "prefers_chunks", lambda _: chunks)
     on_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
     first = ["chunked", "triton"] if chunks else ["triton", "chunked"]
-    expected = ["native", "cuda", *first, "blockwise", "dense"]
+    expected = ["cpu", "cuda", *first, "blockwise", "dense"]
     assert engines._preferred(on_gpu) == expected  # type: ignore[arg-type]
     pairs = Pairs.of(smooth(6, 3), torch.arange(6))
-    assert engines._preferred(pairs) == ["native", "blockwise", "dense"]
+    assert engines._preferred(pairs) == ["cpu", "blockwise", "dense"]
 
 
 @pytest.mark.parametrize("name", TRITON)
@@ -132,7 +132,7 @@ def test_who_is_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             lambda: row_stats(Pairs.of(x, labels), total(NEG, function=UNKNOWN)),
         ),
     ]
-    with pairops.use(name):
+    with pairops.engine(name):
         for reason, call in cases:
             with pytest.raises(
                 ValueError, match=f"engine '{name}' cannot serve this call: {reason}"

@@ -131,7 +131,7 @@ def test_shapes_and_splits_change_nothing(
         return statistics(x, labels, {**other, "ref_emb": y})
 
     first = assert_as_dense("triton", run, x, y)
-    with pairops.use("triton"):
+    with pairops.engine("triton"):
         mine = [z.float().requires_grad_() for z in (x, y)]
         again = results(lambda: run(*mine), mine)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

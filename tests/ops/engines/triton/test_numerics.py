@@ -33,10 +33,10 @@ def test_levels_of_precision(level: str, loss: str) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(level)
     try:
-        with pairops.use("triton"):
+        with pairops.engine("triton"):
             z = x.clone().requires_grad_()
             ours = torch.autograd.grad(getattr(pairops, loss)(z, labels, **params), z)[0]
-        with pairops.use("chunked"), pytest.raises(ValueError, match="below the precision"):
+        with pairops.engine("chunked"), pytest.raises(ValueError, match="below the precision"):
             getattr(pairops, loss)(z, labels, **params)
     finally:
         torch.set_float32_matmul_precision(before)
@@ -68,7 +68,7 @@ def test_weights_beyond_the_range_of_float16(
 def test_an_infinite_cotangent_shows(gpu_engine: str) -> None:
     """A gradient scaler that has scaled too far must see it."""
     x, labels = smooth(50, 20).requires_grad_(), torch.randint(0, 6, (50,))
-    with pairops.use(gpu_engine):
+    with pairops.engine(gpu_engine):
         (r,) = row_stats(Pairs.of(x, labels), lse(NEG, 9.0, 0.5))
         (gradient,) = torch.autograd.grad(r, x, torch.full((50,), -torch.inf))
     assert not bool(torch.isfinite(gradient).any())
@@ -83,7 +83,7 @@ def test_one_short_row_costs_the_others_nothing(gpu_engine: str, dtype: torch.dt
 
 def test_infinite_dot_products_are_infinite(gpu_engine: str) -> None:
     x = torch.tensor([[1e30], [1e30], [1.0]], dtype=torch.bfloat16)
-    with pairops.use(gpu_engine):
+    with pairops.engine(gpu_engine):
         pairs = Pairs.of(x, torch.arange(3), distance="dot")
         low, high = row_stats(pairs, lowest(NEG), highest(NEG))
     assert bool((high[:2] == torch.inf).all())
@@ -91,7 +91,7 @@ def test_infinite_dot_products_are_infinite(gpu_engine: str) -> None:
 
 
 def test_no_dimensions(gpu_engine: str) -> None:
-    with pairops.use(gpu_engine):
+    with pairops.engine(gpu_engine):
         assert pairops.supcon_loss(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)) == 0
 
 

@@ -71,7 +71,7 @@ def test_values_and_derived_slopes(name: str, engine: str) -> None:
 
     def run(which: str, dtype: torch.dtype) -> list[Tensor]:
         mine, found = x.float().to(dtype).requires_grad_(), []
-        with pairops.use(which):
+        with pairops.engine(which):
             terms = [t(NEG, function=PAIR_FUNCTIONS[name]) for t in (total, lse, highest)]
             for r in row_stats(Pairs.of(mine, labels), *terms):
                 gradient = torch.autograd.grad(
@@ -99,7 +99,7 @@ def test_given_slopes_and_arguments(engine: str) -> None:
     found = []
     for which, dtype in ((engine, torch.float32), ("dense", torch.float64)):
         mine, a = x.to(dtype).requires_grad_(), torch.tensor(1.5, dtype=dtype, requires_grad=True)
-        with pairops.use(which):
+        with pairops.engine(which):
             (r,) = row_stats(Pairs.of(mine, labels), lse(NEG, a, function=held))
             found.append((r, *torch.autograd.grad(r.sum(), (mine, a))))
     for ours, truth in zip(*found, strict=True):
@@ -149,7 +149,7 @@ def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str
     begin = example.index("pull = Function")
     assert example[begin : example.index("\n\n\ndef naive")] in document
     x, labels = torch.randn(90, 17, requires_grad=True), torch.arange(90) // 4
-    with pairops.use(engine):
+    with pairops.engine(engine):
         ours = own_loss.squared_contrastive(x, labels)
         (gradient,) = torch.autograd.grad(ours, x, create_graph=True)
         (second,) = torch.autograd.grad((gradient**2).sum(), x)
@@ -166,7 +166,7 @@ def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str
 def test_the_example_says_who_serves(own_loss: Any, capsys: pytest.CaptureFixture[str]) -> None:
     own_loss.main()
     printed = capsys.readouterr().out
-    assert "native     engine 'native' cannot serve this call" in printed
+    assert "native     engine 'cpu' cannot serve this call" in printed
     assert "gradients differ by" in printed
 
 
@@ -175,7 +175,7 @@ def test_a_function_of_one_s_own_compiles_in_one_graph(own_loss: Any, engine: st
     torch._dynamo.reset()
     compiled = torch.compile(own_loss.squared_contrastive, fullgraph=True, backend="aot_eager")
     x, labels = torch.randn(30, 7, requires_grad=True), torch.arange(30) // 4
-    with pairops.use(engine):
+    with pairops.engine(engine):
         eager, ours = own_loss.squared_contrastive(x, labels), compiled(x, labels)
         gradients = [torch.autograd.grad(value, x)[0] for value in (eager, ours)]
     torch.testing.assert_close(ours, eager)

@@ -36,7 +36,7 @@ class Backward(Protocol):
 class Engine(Protocol):
     """A module with these names; `ENGINES` lists them."""
 
-    NAME: str  # as `pairops.use` takes it
+    NAME: str  # as `pairops.engine` takes it
     TAKES_EARLIER: bool  # may terms of `forward` refer to earlier ones of the call?
     # May pairs have a measure? Terms and windows are then of closeness, and gradients by x and y
     # are whole. An engine that says False gets terms of similarities, see `terms_for_engine`.
