@@ -91,7 +91,8 @@ def estimate_memory(
         dtype: the dtype of the embeddings.
         loss: a name in `pairops.losses`, a function that is called as these are, such as a
             `functools.partial` with options, or a Module without proxies.
-        engine: as in `pairops.engine`; "auto" is that of the GPU if torch sees one, else of the CPU.
+        engine: as in `pairops.engine`; "auto" is that of the GPU if torch sees one, else the
+            CPU's.
         world_size: ranks among which n and m, but not proxies, are shared evenly.
 
     Returns:

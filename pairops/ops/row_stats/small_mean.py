@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pairops.ops import engines
 from pairops.ops.autograd.node import transformed
 from pairops.ops.autograd.recompute import by_inputs
 from pairops.ops.distributed.allocation import if_refused
-from pairops.ops.engines import cpu_engine, use
+from pairops.ops.engines import cpu_engine
 from pairops.ops.engines.plan import Plan
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
@@ -130,7 +131,7 @@ def _once_more(
 
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
         again = saved.pairs(x, y, Cache(similarities=similarities))
-        with use(cpu_engine.NAME):
+        with engines.engine(cpu_engine.NAME):
             values = row_stats(again, *saved.rows, cols=saved.cols)
         by_term = dict(zip(saved.rows + saved.cols, values, strict=True))
         return (mean_of(saved.pieces, by_term, again),)
