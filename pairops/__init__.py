@@ -1,5 +1,6 @@
 """pairops: pair-based losses that never hold the matrix of pairs."""
 
+import difflib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from .inspection.pair_weights import pair_weights as pair_weights
 from .losses import *  # noqa: F403
 from .losses.custom import pair_loss as pair_loss
 from .losses.objective.objective import Aux as Aux
+from .nn.classes import ELSEWHERE as _ELSEWHERE
 from .ops.engines import engine as engine
 from .ops.engines import set_engine as set_engine
 from .ops.pairs.pairs import Pairs as Pairs
@@ -67,3 +69,50 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "table",
         "total",
     ]
+
+# Losses of pytorch-metric-learning that are not here under any name.
+_NOT_SERVED = (
+    "AngularLoss", "ArcFaceLoss", "CentroidTripletLoss", "CosFaceLoss", "DynamicSoftMarginLoss",
+    "FastAPLoss", "HistogramLoss", "InstanceLoss", "IntraPairVarianceLoss",
+    "LargeMarginSoftmaxLoss", "ManifoldLoss", "MultipleLosses", "NormalizedSoftmaxLoss",
+    "P2SGradLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss", "SoftTripleLoss", "SphereFaceLoss",
+    "SubCenterArcFaceLoss", "ThresholdConsistentMarginLoss", "TupletMarginLoss", "VICRegLoss",
+)  # fmt: skip
+# Recipes, and packages that are not imported with this one.
+_INSTEAD = {
+    "anchor_info_nce_loss": "pairops.info_nce_loss(x, anchor.detach(), symmetric=False)",
+    "quality_weighted_info_nce_loss": "pairops.info_nce_loss(x, y, symmetric=False, "
+    "weight=len(x) * torch.softmax(gamma * quality, 0))",
+    "GenericPairLoss": "pairops.pair_loss(x, labels, *terms, combine=...)",
+    "SelfSupervisedLoss": "pairops.info_nce_loss(x, y), or pairops.nt_xent_loss of both views and "
+    "their labels",
+    "compat": "import pairops.compat.pml, for pytorch-metric-learning, or import "
+    "pairops.compat.sentence_transformers",
+}
+
+
+def _where(name: str) -> str:
+    """What to write in place of a name that is not here."""
+    if name in _INSTEAD:
+        return f"; write {_INSTEAD[name]}"
+    if name in _ELSEWHERE:
+        return (
+            f"; write pairops.nn.{_ELSEWHERE[name]}, or import pairops.compat.pml for the class "
+            "of pytorch-metric-learning"
+        )
+    if name in _NOT_SERVED:
+        return (
+            ", a loss of pytorch-metric-learning; pairops.pair_loss makes any loss over pairs, and "
+            "pairops.losses.LOSSES lists those that there are"
+        )
+    if hasattr(nn, name):
+        return f"; write pairops.nn.{name}"
+    near = difflib.get_close_matches(name, [n for n in globals() if n[0] != "_"], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        where = "" if name.startswith("_") else _where(name)
+        raise AttributeError(f"pairops has no {name!r}{where}", name=name)

@@ -4,11 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 
-def check_progress(progress: object) -> None:
-    if progress is not None and not isinstance(progress, bool):
-        raise TypeError(f"progress is {type(progress).__name__}; it must be a bool or None")
-
-
 @contextlib.contextmanager
 def bar(
     progress: bool | None, total: int, desc: str, unit: str

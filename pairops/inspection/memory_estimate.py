@@ -1,6 +1,5 @@
 """What a loss will take in memory, before anything is allocated: here, and in dense torch."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,13 @@ from torch import Tensor
 from pairops import losses
 from pairops.ops import engines
 from pairops.ops.engines import ENGINES
-from pairops.ops.pairs.checks import FLOATS
-from pairops.ops.terms.plain_numbers import plain_int
+from pairops.ops.terms.checks import count, float_dtype, function, one_of, signature_of
 
 from .memory_trace import TensorTrace
 
 __all__ = ["Memory", "estimate_memory"]
 
+_MOST = 2**31  # rows, or dimensions: two of them multiplied are still a number of bytes
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -104,48 +103,37 @@ def estimate_memory(
             mining="semihard" or "all" and `lifted_structure_loss` with form="original" make a row
             of every positive pair, O(K·D) for K of them.
     """
-    _check("n", n, 0)
-    _check("d", d, 1)
-    _check("m", 0 if m is None else m, 0)
-    _check("world_size", world_size, 1)
-    if dtype not in FLOATS:
-        raise ValueError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
-    function = _function(loss)
-    step = partial(_followed, function, d, dtype)
+    n = count("n", n, 0, _MOST)
+    d = count("d", d, 1, _MOST)
+    m = None if m is None else count("m", m, 0, _MOST)
+    world_size = count("world_size", world_size, 1, _MOST)
+    float_dtype("dtype", dtype)
+    one_of("engine", engine, ("auto", *ENGINES))
+    called = _function(loss)
+    step = partial(_followed, called, d, dtype)
     _, dense = step(n, m, "dense", 1)
     rows, others = -(-n // world_size), m
     if world_size > 1:
         dense = -(-dense // world_size) + 2 * (n if m is None else m) * d * dtype.itemsize
-        if m is not None and "proxies" not in _parameters(function):
+        if m is not None and "proxies" not in _parameters(called):
             others = -(-m * rows // max(n, 1))
     inputs, peak = step(rows, others, engine, world_size)
     return Memory(n, m, d, dtype, inputs, dense if engine == "dense" else peak, dense)
 
 
-def _check(name: str, value: object, least: int) -> None:
-    whole = plain_int(value)
-    if whole is None:
-        raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-    if whole < least:
-        raise ValueError(f"{name} is {whole}; it must be at least {least}")
-
-
 def _function(loss: str | Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(loss, str):
-        if loss not in losses.LOSSES:
-            names = ", ".join(losses.LOSSES)
-            raise ValueError(f"loss is {loss!r}; it must be a function or one of {names}")
+        one_of("loss", loss, sorted(losses.LOSSES))
         found: Callable[..., Any] = getattr(losses, loss)
         return found
-    if not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}; it must be a name or a function")
+    function("loss", loss, "a name or a function")
     return loss.forward if isinstance(loss, torch.nn.Module) else loss
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
     """By name, the first one's is x: is it required? Those that `**common` stands for are in it."""
     result: dict[str, bool] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in signature_of("loss", function).parameters.items():
         if parameter.kind == parameter.VAR_KEYWORD:
             keywords_type = getattr(parameter.annotation, "__args__", (None,))[0]
             result |= dict.fromkeys(

@@ -1,7 +1,6 @@
 """What the losses mine, as lists of indices: for miners' users, and for the curious."""
 
-import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from pairops.ops.pairs.signatures import keywords_of, spelled_out
 from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.terms.checks import one_of, plain_number
 from pairops.ops.terms.functions import affine
-from pairops.ops.terms.plain_numbers import plain_float
 from pairops.ops.terms.term import NEG, POS, highest, lowest
 
 from .pair_weights import Block, extreme_indices
@@ -56,13 +55,8 @@ def mine(
     Raises:
         ValueError, TypeError: the message names the argument, what it was and must be.
     """
-    if mining not in ("multi_similarity", "hard", "semihard"):
-        raise ValueError(
-            f'mining is {mining!r}; it must be "multi_similarity", "hard" or "semihard"'
-        )
-    plain = plain_float(epsilon)
-    if plain is None or not math.isfinite(plain):
-        raise ValueError(f"epsilon is {epsilon!r}; it must be a finite number")
+    one_of("mining", mining, get_args(Mined))
+    plain = plain_number("epsilon", epsilon)
     pairs = Pairs.of(x, labels, **pairing).of_one_rank("mine")
     with torch.no_grad(), no_autocast(x.device.type):
         if mining == "multi_similarity":

@@ -20,6 +20,8 @@ from pairops.ops.row_stats import levels
 from pairops.ops.row_stats.levels import Levels
 from pairops.ops.row_stats.op import RecordedCall, watched
 from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.checks import function
+from pairops.ops.terms.tensor_checks import check_embeddings, check_integers
 from pairops.ops.terms.term import ALL, POS, Term, Wanted
 
 
@@ -53,14 +55,20 @@ def pair_weights(
 
     Raises:
         ValueError: the loss takes no statistic, has no gradient, or compares several sets.
-        IndexError: `rows` or `cols` lie outside of the matrix.
     """
+    function("loss", loss, "a loss")
+    check_embeddings("x", x)
+    for name, chosen in (("rows", rows), ("cols", cols)):
+        if chosen is not None and not isinstance(chosen, slice):
+            check_integers(name, chosen, "(R,) or a slice")
     leaf = x.detach().requires_grad_()
     again = [leaf if z is x else z for z in given]  # ref_emb may be the very tensor x
     keywords = {name: leaf if z is x else z for name, z in keywords.items()}
     with torch.enable_grad(), watched() as calls:
         value = loss(leaf, *again, **keywords)
-    value = value[0] if isinstance(value, tuple) else value
+    value = value[0] if isinstance(value, tuple) and value else value
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss returned {type(value).__name__}; it must return a tensor")
     if not calls:
         raise ValueError("loss took no statistic; it must be built on pairops.row_stats")
     # What serves an `Aux` alone has no gradient.
@@ -75,7 +83,10 @@ def pair_weights(
     cotangent: dict[int, Tensor | None] = dict(zip([id(z) for z in statistics], found, strict=True))
     whole = [call.pairs.shape[0] for call in calls if call.pairs.copies_of is None]
     n = max(whole, default=len(x))
-    index = [_indices(k, extent, x.device) for k, extent in ((rows, n), (cols, pairs.shape[1]))]
+    index = [
+        _indices(name, chosen, extent, x.device)
+        for name, chosen, extent in (("rows", rows, n), ("cols", cols, pairs.shape[1]))
+    ]
     weights = x.new_zeros((len(index[0]), len(index[1])), dtype=pairs.dtype)
     with torch.no_grad(), no_autocast(x.device.type):
         for call in calls:
@@ -83,19 +94,19 @@ def pair_weights(
     return pairs.in_units(weights)
 
 
-def _indices(chosen: Tensor | slice | None, extent: int, device: torch.device) -> Tensor:
+def _indices(name: str, chosen: Tensor | slice | None, extent: int, device: torch.device) -> Tensor:
     if chosen is None or isinstance(chosen, slice):
         return torch.arange(extent, device=device)[slice(None) if chosen is None else chosen]
-    if chosen.dtype == torch.bool or chosen.is_floating_point() or chosen.dim() != 1:
+    if chosen.dtype == torch.bool or chosen.dim() != 1:
         raise ValueError(
-            f"rows and cols are indices, but one is {chosen.dtype} {tuple(chosen.shape)}; it must "
-            "be a slice or an integer tensor of one dimension"
+            f"{name} is {chosen.dtype} {tuple(chosen.shape)}; it must be a slice or an integer "
+            "tensor of one dimension"
         )
     chosen = chosen.to(device, torch.int64)
     low, high = (int(chosen.min()), int(chosen.max())) if len(chosen) else (0, -1)
     if low < -extent or high >= extent:
-        raise IndexError(
-            f"rows or cols go from {low} to {high}; they must be from {-extent} to {extent - 1}"
+        raise ValueError(
+            f"{name} go from {low} to {high}; they must be from {-extent} to {extent - 1}"
         )
     return torch.where(chosen < 0, chosen + extent, chosen)
 

@@ -9,14 +9,21 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import finite
-from pairops.ops.terms.arguments import Given, table
+from pairops.ops.terms.arguments import Given, Table
+from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import Function, attended
+from pairops.ops.terms.tensor_checks import (
+    FLOATS,
+    check_classes,
+    check_integers,
+    check_real,
+    readable,
+)
 from pairops.ops.terms.term import NEG, POS, lse, total
 
 from .objective.keywords import LabelledAlone, Paired, Value
 from .objective.objective import Objective, check_one_for_each, paired, split
 from .objective.registration import loss
-from .objective.scalars import number, readable
 
 __all__ = ["sms_loss", "tal_loss"]
 
@@ -117,7 +124,11 @@ def sms_loss(
     self_relevance: float | Tensor = 1.0
     if relevance is not None:
         values, a, b = _looked_up(relevance, x_classes, y_classes, x)
-        others, self_relevance = [table(values, a, b), table(values.T, b, a)], values[a, b]
+        others, self_relevance = [Table(values, a, b), Table(values.T, b, a)], values[a, b]
+    else:
+        for name, classes in (("x_classes", x_classes), ("y_classes", y_classes)):
+            if classes is not None:
+                raise ValueError(f"{name} is given without relevance; it must come with a table")
     objective = paired(x, y, common)
     pairs = objective.pairs
     (self_score,) = row_stats(pairs, total(POS, 1.0, 0.0))
@@ -161,27 +172,22 @@ def _looked_up(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the table and the classes of both sets; give the table the dtype of statistics."""
     n = len(x)
-    if not isinstance(relevance, Tensor) or relevance.dim() != 2:
-        shape = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance)
-        raise ValueError(f"relevance is {shape}; it must be a tensor (A, B)")
-    if not relevance.is_floating_point():
+    check_real("relevance", relevance)
+    if relevance.dim() != 2:
+        raise ValueError(f"relevance is {tuple(relevance.shape)}; it must be a tensor (A, B)")
+    if relevance.dtype not in FLOATS:
         raise TypeError(f"relevance is {relevance.dtype}; it must be floating-point, from 0 to 1")
     if readable(relevance) and bool(relevance.isnan().any()):
         raise ValueError("relevance holds a NaN; every entry must be a number")
     found = []
     for axis, (name, classes) in enumerate((("x_classes", x_classes), ("y_classes", y_classes))):
-        if not isinstance(classes, Tensor) or classes.is_floating_point():
-            kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
-            raise TypeError(f"{name} is {kind}; with relevance it must be an integer tensor ({n},)")
+        if classes is None:
+            raise TypeError(f"{name} is None; with relevance it must be an integer tensor ({n},)")
+        check_integers(name, classes, f"({n},)")
         if classes.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
-        most = relevance.shape[axis]
         indices = as_index(classes)  # torch has neither min nor max of unsigned integers
-        if readable(indices) and n and not 0 <= int(indices.min()) <= int(indices.max()) < most:
-            raise ValueError(
-                f"{name} goes from {int(indices.min())} to {int(indices.max())}; relevance has "
-                f"{most} classes on that side, so it must be from 0 to {most - 1}"
-            )
+        check_classes(name, indices, relevance.shape[axis], "relevance has on that side")
         found.append(indices.to(x.device))
     values = relevance.detach().to(x.device, at_least_float32(x[:0]).dtype)
     return values, found[0], found[1]

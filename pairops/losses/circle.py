@@ -6,6 +6,7 @@ from typing_extensions import Unpack
 
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
+from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import circle_pull, circle_push
 from pairops.ops.terms.term import NEG, POS, lse
 
@@ -13,7 +14,6 @@ from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["circle_loss"]
 

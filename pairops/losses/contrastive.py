@@ -6,20 +6,27 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.checks import as_index, check_embeddings, is_number, whole_numbers
+from pairops.ops.pairs.checks import as_index, ignored_label, is_number
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import linear, per_pair
+from pairops.ops.terms.checks import flag, number, one_of
 from pairops.ops.terms.functions import affine, hinge, one, softplus
+from pairops.ops.terms.tensor_checks import (
+    FLOATS,
+    check_classes,
+    check_embeddings,
+    check_real,
+    whole_numbers,
+)
 from pairops.ops.terms.term import NEG, POS, Term, total
 
 from .objective.keywords import Labelled, LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
 from .objective.registration import loss
-from .objective.scalars import number, readable
 
 __all__ = ["binomial_deviance_loss", "contrastive_loss", "margin_loss"]
 
@@ -61,8 +68,8 @@ def contrastive_loss(
     similar = pairs.measure is None
     pull = pairs.at(number("pos_margin", pos_margin, default=1.0 if similar else 0.0))
     push = pairs.at(number("neg_margin", neg_margin, default=0.5 if similar else 1.0))
-    if negatives not in ("hinge", "raw"):
-        raise ValueError(f'negatives is {negatives!r}; it must be "hinge" or "raw"')
+    if type(negatives) is not str or negatives not in ("hinge", "raw"):
+        one_of("negatives", negatives, ("hinge", "raw"))
     if negatives == "raw":
         similar_only('contrastive_loss with negatives="raw"', pairs)
         pushing = total(NEG, 1.0, 0.0, function=affine, above=push)
@@ -106,8 +113,8 @@ def margin_loss(
         distance: how two rows are compared, as in `Pairs.of`.
 
     Raises:
-        IndexError: a label lies outside of β.
-        ValueError, TypeError: the message names the argument, what it was and must be.
+        ValueError, TypeError: the message names the argument, what it was and must be; so of a
+            label outside of β, where labels can be read without waiting.
 
     Source:
         Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017. With triplets=True and
@@ -117,10 +124,12 @@ def margin_loss(
         The paper samples pairs by distance; here every pair counts.
     """
     margin = number("margin", margin)
+    flag("triplets", triplets)
     if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
         whole_numbers("labels", labels, "x", x)
-        beta = _of_class(beta, labels.to(x.device), common.get("ignore_index", -100))
+        ignored = ignored_label(common.get("ignore_index", -100))
+        beta = _of_class(beta, labels.to(x.device), ignored)
     else:
         beta = number("beta", beta)
     objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
@@ -196,16 +205,11 @@ def _active(pull: float | Tensor, push: float | Tensor) -> tuple[Term, Term]:
 
 def _of_class(beta: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     """Look up the entry of beta (C,) at each label (N,); an ignored row gets any entry."""
-    if not beta.is_floating_point():
+    check_real("beta", beta)
+    if beta.dtype not in FLOATS:
         raise TypeError(f"beta is {beta.dtype}; it must be floating-point")
     index = as_index(labels)
     if ignored is not None:
         index = torch.where(is_number(labels, ignored), 0, index)
-    if readable(index) and index.numel():
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= len(beta):
-            raise IndexError(
-                f"labels go from {low} to {high} and beta has {len(beta)} classes; labels must be "
-                f"from 0 to {len(beta) - 1}"
-            )
+    check_classes("labels", index, len(beta), "beta has")
     return pick_rows(at_least_float32(beta), index)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.checks import function
+from pairops.ops.terms.tensor_checks import check_embeddings
 from pairops.ops.terms.term import Term
 
 from .objective.keywords import Labelled, Value
@@ -40,6 +41,7 @@ def pair_loss(
     if not terms or not all(isinstance(term, Term) for term in terms):
         kinds = ", ".join([type(term).__name__ for term in terms]) or "nothing"
         raise TypeError(f"terms are {kinds}; they must be one or more pairops.Term, as of lse(NEG)")
+    function("combine", combine)
     if common.get("group") is not None:  # `row_stats` checks terms too late: the ranks have begun
         check_embeddings("x", x)
         references = common.get("ref_emb")

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp, softplus_of
 from pairops.ops.terms.accumulators import log_add_exp
+from pairops.ops.terms.checks import flag, number
+from pairops.ops.terms.tensor_checks import check_embeddings, check_real
 from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
 from .objective.keywords import Paired, Value
 from .objective.objective import Objective, check_one_for_each, paired, split
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["decoupled_contrastive_loss", "info_nce_loss", "multi_positive_loss"]
 
@@ -48,6 +48,8 @@ def info_nce_loss(
         sentence-transformers' MultipleNegativesRankingLoss with scale = 1/τ.
     """
     scale = 1 / number("temperature", temperature, positive=True)
+    if symmetric is not True:
+        flag("symmetric", symmetric)
     objective = paired(x, y, common)
     ways: list[tuple[Term, ...]] = [_self_and_others(scale)]
     if symmetric:
@@ -98,6 +100,7 @@ def decoupled_contrastive_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     spread = None if sigma is None else number("sigma", sigma, positive=True)
+    flag("symmetric", symmetric)
     check_one_for_each(x, y)
     asked, comparing = split(common, x)
     objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
@@ -183,9 +186,10 @@ def multi_positive_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     check_embeddings("x", x)
-    if not isinstance(positives, Tensor) or positives.dim() != 3 or not positives.shape[1]:
-        kind = tuple(positives.shape) if isinstance(positives, Tensor) else type(positives).__name__
-        raise ValueError(f"positives is {kind}; it must be a tensor (N, P, D) with P at least 1")
+    check_real("positives", positives)
+    if positives.dim() != 3 or not positives.shape[1]:
+        shape = tuple(positives.shape)
+        raise ValueError(f"positives is {shape}; it must be a tensor (N, P, D) with P at least 1")
     if len(positives) != len(x):
         raise ValueError(f"positives has {len(positives)} rows; it must have {len(x)}, as x has")
     slots = positives.unbind(1)

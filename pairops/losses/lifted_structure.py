@@ -12,13 +12,13 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.accumulators import finite, log_add_exp
+from pairops.ops.terms.checks import number, one_of
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import LabelledApart, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["lifted_structure_loss"]
 
@@ -62,8 +62,7 @@ def lifted_structure_loss(
         pytorch-metric-learning's LiftedStructureLoss takes, with two sets, the negatives of p by
         index from the anchors.
     """
-    if form not in ("generalised", "original"):
-        raise ValueError(f'form is {form!r}; it must be "generalised" or "original"')
+    one_of("form", form, ("generalised", "original"))
     original = form == "original"
     objective = labelled(x, labels, common, averages_pairs=original, distance=distance)
     pairs = objective.pairs

@@ -4,6 +4,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.row_stats.pieces import softplus_of
+from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, lse
 
@@ -11,7 +12,6 @@ from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["mlcd_loss", "ms_loss"]
 

@@ -7,19 +7,19 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.distributed.group import Group
-from pairops.ops.pairs.checks import as_index, check_embeddings, is_number
+from pairops.ops.pairs.checks import as_index, ignored_label, is_number
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
-from pairops.ops.terms.plain_numbers import plain_float
+from pairops.ops.terms.checks import number, plain_number
+from pairops.ops.terms.tensor_checks import check_classes, check_embeddings, readable, whole_numbers
 from pairops.ops.terms.term import NEG, POS, highest, lse, total
 
 from .objective.keywords import Asked, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, similar_only, split
 from .objective.registration import loss
-from .objective.scalars import number, readable
 
 __all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
 
@@ -121,10 +121,7 @@ def proxy_nca_loss(
         use.
     """
     scale = number("scale", scale, positive=True)
-    plain = plain_float(smoothing)
-    if plain is None:
-        raise TypeError(f"smoothing is {type(smoothing).__name__}; it must be a number")
-    smoothing = plain
+    smoothing = plain_number("smoothing", smoothing)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
     asked, pairing = split(common, x)
@@ -163,24 +160,12 @@ def _checked(
     check_embeddings("proxies", proxies)
     proxies = proxies.to(x.dtype)
     check_embeddings("proxies", proxies, like=("x", x))
-    if proxy_labels is None:
-        _check_classes(labels, len(proxies), pairing.get("ignore_index", -100))
-        proxy_labels = torch.arange(len(proxies), device=proxies.device)
-    elif not isinstance(proxy_labels, Tensor) or proxy_labels.shape != proxies.shape[:1]:
-        shape = tuple(proxy_labels.shape) if isinstance(proxy_labels, Tensor) else proxy_labels
-        raise ValueError(f"proxy_labels is {shape}; it must be integers ({len(proxies)},)")
-    return proxies, proxy_labels
-
-
-def _check_classes(labels: Tensor, classes: int, ignored: int | None) -> None:
-    """Refuse a label without a proxy, where labels can be read without waiting."""
-    if not isinstance(labels, Tensor) or not readable(labels) or labels.is_floating_point():
-        return
-    if ignored is not None:
-        labels = labels[~is_number(labels, ignored)]
-    used = as_index(labels)
-    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < classes:
-        raise ValueError(
-            f"labels go from {int(used.min())} to {int(used.max())}, and without proxy_labels they "
-            f"name one of {classes} proxies; they must be from 0 to {classes - 1}"
-        )
+    whole_numbers("labels", labels, "x", x)  # by this name: to `Pairs` they may be others
+    if proxy_labels is not None:
+        whole_numbers("proxy_labels", proxy_labels, "proxies", proxies)
+        return proxies, proxy_labels
+    ignored = ignored_label(pairing.get("ignore_index", -100))
+    if readable(labels):
+        used = labels if ignored is None else labels[~is_number(labels, ignored)]
+        check_classes("labels", as_index(used), len(proxies), "without proxy_labels there are")
+    return proxies, torch.arange(len(proxies), device=proxies.device)

@@ -4,13 +4,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.row_stats.pieces import linear
+from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import softplus
 from pairops.ops.terms.term import NEG, POS, total
 
 from .objective.keywords import Paired, Value
 from .objective.objective import paired
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["siglip_loss"]
 

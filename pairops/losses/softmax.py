@@ -9,6 +9,7 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import less_mean, softplus_of
+from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import softplus_from
 from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 
@@ -16,7 +17,6 @@ from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Val
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled, split
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
 

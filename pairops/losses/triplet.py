@@ -1,6 +1,6 @@
 """Triplet loss: an anchor's negatives are to be farther than its positives, by a margin."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, relu
@@ -10,6 +10,7 @@ from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import hinge_of, log1p_exp, softplus_of
 from pairops.ops.row_stats.positive_rows import PositiveRows
+from pairops.ops.terms.checks import flag, number, one_of
 from pairops.ops.terms.functions import hinge, one, softplus
 from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 
@@ -17,11 +18,11 @@ from .objective.keywords import Labelled, Value
 from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
 from .objective.registration import loss
-from .objective.scalars import number
 
 __all__ = ["triplet_loss"]
 
 Mining = Literal["hard", "semihard", "all"]
+MINING = get_args(Mining)
 
 
 @loss()
@@ -64,8 +65,10 @@ def triplet_loss(
         0.
     """
     margin = number("margin", margin)
-    if mining not in ("hard", "semihard", "all"):
-        raise ValueError(f'mining is {mining!r}; it must be "hard", "semihard" or "all"')
+    if type(mining) is not str or mining not in MINING:
+        one_of("mining", mining, MINING)
+    if soft is not False:
+        flag("soft", soft)
     objective = labelled(x, labels, common, averages_pairs=mining != "hard")
     warn_without_positives(objective.pairs)
     if mining == "hard":

@@ -7,7 +7,7 @@ the ranks of all positives: counted in the same way if these are few, else in `r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.signatures import keywords_of, spelled_out
 from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
+from pairops.ops.terms.checks import count, flag, one_of
 from pairops.ops.terms.functions import one
-from pairops.ops.terms.plain_numbers import plain_int
 from pairops.ops.terms.term import NEG, POS, highest, total
-from pairops.progress import bar, check_progress
+from pairops.progress import bar
 
 from .ranking import Sorted
 
@@ -111,9 +111,8 @@ def evaluate(
         pytorch-metric-learning leaves ties to its index.
     """
     cutoffs = _cutoffs(recall_at)
-    _one_of("lone", lone, ("skip", "zero"))
-    if not isinstance(map_at_r, bool):
-        raise TypeError(f"map_at_r is {type(map_at_r).__name__}; it must be a bool")
+    one_of("lone", lone, ("skip", "zero"))
+    flag("map_at_r", map_at_r)
     pairs = _pairs(x, labels, ties, pairing)
     ranks, precisions = _found(pairs, ties, progress, map_at_r)
     dtype = widest_float(x.device)
@@ -181,13 +180,14 @@ def average_precisions(
     Raises:
         ValueError, TypeError: the message names the argument, what it was and must be.
     """
-    _, precisions = _found(_pairs(x, labels, ties, pairing), ties, progress, True)
+    pairs = _pairs(x, labels, ties, pairing)
+    _, precisions = _found(pairs, ties, progress, True)
     assert precisions is not None
     return precisions
 
 
 def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
-    _one_of("ties", ties, ("pessimistic", "optimistic"))
+    one_of("ties", ties, get_args(Ties))
     pairs = Pairs.of(x, labels, **pairing).of_one_rank("retrieval")
     references = pairs.shape[1]
     if references > _MOST and pairs.dtype == torch.float32:
@@ -229,8 +229,8 @@ def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
 def _found(
     pairs: Pairs, ties: str, progress: bool | None, precisions: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Return first ranks, and average precision at R and R-precision if they are wanted."""
-    check_progress(progress)
+    """First ranks; average precision at R and R-precision, if they are wanted."""
+    flag("progress", progress, optional=True)
     size = pairs.positives()
     widest = int(size.max()) if precisions and len(size) else 0
     # One visit is cheaper than many where an engine in plain torch compares by a distance.
@@ -275,14 +275,4 @@ def _cutoffs(recall_at: Sequence[int]) -> list[int]:
         )
     if not recall_at:
         raise ValueError("recall_at is empty; it must hold at least one number")
-    for k in recall_at:
-        if plain_int(k) is None:
-            raise TypeError(f"recall_at holds {k!r}; it must hold whole numbers")
-        if k < 1:
-            raise ValueError(f"recall_at holds {k}; it must hold numbers from 1 on")
-    return sorted({int(k) for k in recall_at})
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    return sorted({count(f"recall_at[{at}]", k, 1) for at, k in enumerate(recall_at)})

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.similarity import no_autocast
-from pairops.ops.terms.plain_numbers import plain_int
-from pairops.progress import bar, check_progress
+from pairops.ops.terms.checks import count, flag, function
+from pairops.ops.terms.tensor_checks import check_embeddings
+from pairops.progress import bar
 
 __all__ = ["cached_step"]
 
@@ -71,18 +71,13 @@ def cached_step(
         The official code makes ∂loss/∂X of a frozen encoder too, leaves autocast's cache as it is,
         and asks for `no_sync` by a flag, pair by pair.
     """
-    if not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}; it must be a function of embeddings")
-    rows = plain_int(chunk_size)
-    if rows is None:
-        raise TypeError(f"chunk_size is {type(chunk_size).__name__}; it must be an int")
-    if rows < 1:
-        raise ValueError(f"chunk_size is {rows}; it must be at least 1")
+    function("loss", loss, "a function of embeddings")
+    rows = count("chunk_size", chunk_size, 1)
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(
             f"scaler is {type(scaler).__name__}; it must be a torch.amp.GradScaler or None"
         )
-    check_progress(progress)
+    flag("progress", progress, optional=True)
     if not encoded:
         raise ValueError("encoded is empty; it must hold at least one pair (encoder, inputs)")
     sets = [_Set.of(f"encoded[{k}]", pair, rows) for k, pair in enumerate(encoded)]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pairops.ops.distributed.agreement import shown
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.distributed.group import Given, Group
-from pairops.ops.pairs.checks import FLOATS, check_embeddings, whole_numbers
-from pairops.ops.terms.plain_numbers import plain_int
+from pairops.ops.distributed.group import Given, Group, check_group
+from pairops.ops.terms.checks import count, float_dtype, function, signature_of
+from pairops.ops.terms.tensor_checks import check_bools, check_embeddings, whole_numbers
 
 from .state_of_rank import StateOfRank
 
@@ -82,12 +82,12 @@ class CrossBatchMemory(StateOfRank):
     ) -> None:
         super().__init__()
         _check_loss(loss, _KEYWORDS if group is None else (*_KEYWORDS, "group"))
-        embedding_size = _whole("embedding_size", embedding_size, 1)
-        memory_size = _whole("memory_size", memory_size, 1)
-        warmup = _whole("warmup", warmup, 0)
-        ignore_index = _whole("ignore_index", ignore_index, _NO_ID)
-        if dtype not in FLOATS:
-            raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
+        embedding_size = count("embedding_size", embedding_size, 1, _LAST)
+        memory_size = count("memory_size", memory_size, 1, _LAST // embedding_size)
+        warmup = count("warmup", warmup, 0, _LAST)
+        ignore_index = count("ignore_index", ignore_index, _NO_ID, _LAST)
+        float_dtype("dtype", dtype)
+        check_group(group)
         self.loss = loss
         self.embedding_size = embedding_size
         self.memory_size = memory_size
@@ -163,15 +163,8 @@ class CrossBatchMemory(StateOfRank):
             )
         labels = _signed("labels", labels, x)
         ids = None if ids is None else _signed("ids", ids, x)
-        if enqueue is not None and (
-            not isinstance(enqueue, Tensor)
-            or enqueue.dtype != torch.bool
-            or enqueue.shape != x.shape[:1]
-        ):
-            given = type(enqueue).__name__
-            if isinstance(enqueue, Tensor):
-                given = f"a {enqueue.dtype} tensor of shape {tuple(enqueue.shape)}"
-            raise ValueError(f"enqueue is {given}; it must be a bool tensor ({x.shape[0]},)")
+        if enqueue is not None:
+            check_bools("enqueue", enqueue, x.shape[0])
         # A saved memory may have been empty under another ignore_index.
         empty = torch.arange(self.memory_size, device=x.device) >= self.seen
         others = torch.where(empty, self.ignore_index, self.labels)
@@ -238,17 +231,13 @@ def _among(values: Tensor, names: Tensor) -> Tensor:
     return names[place] == values
 
 
-def _check_loss(loss: object, keywords: tuple[str, ...]) -> None:
-    if not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}; it must be a loss over labels")
+def _check_loss(loss: Any, keywords: tuple[str, ...]) -> None:
+    function("loss", loss, "a loss over labels")
     given = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "names", ())
     for name in keywords:
         if name in given:
             raise ValueError(f"loss is given {name}; it must be left to CrossBatchMemory")
-    try:
-        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
-    except ValueError as error:
-        raise TypeError(f"loss is {_name(loss)}, which does not tell its arguments") from error
+    signature = signature_of("loss", loss.forward if isinstance(loss, nn.Module) else loss)
     try:
         signature.bind(None, None, **dict.fromkeys(keywords))
     except TypeError:
@@ -271,12 +260,3 @@ def _name(loss: object) -> str:
     if isinstance(loss, functools.partial):
         return f"{_name(loss.func)}({', '.join(f'{k}={v}' for k, v in loss.keywords.items())})"
     return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    whole = plain_int(value)
-    if whole is None:
-        raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-    if not least <= whole <= _LAST:
-        raise ValueError(f"{name} is {whole}; it must be from {least} to {_LAST}")
-    return whole

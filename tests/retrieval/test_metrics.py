@@ -264,9 +264,9 @@ def test_progress_is_shown_where_it_is_asked_for(
     ("keywords", "message"),
     [
         ({"recall_at": ()}, "recall_at is empty; it must hold at least one number"),
-        ({"recall_at": (1, 0)}, "recall_at holds 0; it must hold numbers from 1 on"),
-        ({"recall_at": (1.5,)}, "recall_at holds 1.5; it must hold whole numbers"),
-        ({"recall_at": (True,)}, "recall_at holds True; it must hold whole numbers"),
+        ({"recall_at": (1, 0)}, "recall_at\\[1\\] is 0; it must be at least 1"),
+        ({"recall_at": (1.5,)}, "recall_at\\[0\\] is float; it must be an int"),
+        ({"recall_at": (True,)}, "recall_at\\[0\\] is bool; it must be an int"),
         ({"recall_at": 1}, "recall_at is int; it must be a sequence of numbers"),
         ({"ties": "random"}, "ties is 'random'; it must be one of pessimistic, optimistic"),
         ({"lone": None}, "lone is None; it must be one of skip, zero"),

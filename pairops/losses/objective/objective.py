@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.pairs.checks import check_embeddings
 from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of
 from pairops.ops.row_stats.small_mean import small_mean
 from pairops.ops.row_stats.softplus_mean import softplus_mean, softplus_mean_serves
 from pairops.ops.terms.functions import one
+from pairops.ops.terms.tensor_checks import check_embeddings, check_finite
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
 
 from .keywords import Asked, Paired, Reduction, Value
@@ -98,6 +98,8 @@ class Objective:
         Returns:
             The objective.
         """
+        if weight is not None:
+            check_finite("weight", weight, None if pairs.complete else pairs.relation.valid_x)
         return Objective(pairs, weight, reduction, return_aux, Group.of(group))
 
     @property
@@ -235,10 +237,10 @@ def split(
     check_embeddings(name, anchors)
     if not common:
         return {}, {}
-    asked = {name: common[name] for name in _ASKED if name in common}
+    asked = {key: common[key] for key in _ASKED if key in common}
     reduction, weight = asked.get("reduction", "mean"), asked.get("weight")
-    check_reduction(reduction, weight, len(anchors), averages_pairs)
-    rest = {name: given for name, given in common.items() if name not in asked or name == "group"}
+    check_reduction(reduction, weight, (name, anchors), averages_pairs)
+    rest = {key: given for key, given in common.items() if key not in asked or key == "group"}
     return asked, rest
 
 

@@ -6,9 +6,10 @@ from torch import Tensor
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import Group
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.checks import one_of
+from pairops.ops.terms.tensor_checks import check_factors
 
 from .keywords import Reduction
-from .scalars import readable
 
 _REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
@@ -81,18 +82,13 @@ def over_ranks(values: Tensor, group: Group | None) -> Tensor:
 
 
 def check_reduction(
-    reduction: Reduction, weight: Tensor | None, n: int, averages_pairs: bool = False
+    reduction: Reduction,
+    weight: Tensor | None,
+    anchors: tuple[str, Tensor],
+    averages_pairs: bool = False,
 ) -> None:
-    """Check the arguments of `reduce` before anything is computed."""
+    """Check the arguments of `reduce` before anything is computed. anchors: by their name."""
     names = _REDUCTIONS + ("mean_pairs",) * averages_pairs
-    if reduction not in names:
-        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(names)}")
-    if weight is None:
-        return
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight is {kind}; it must be a floating-point tensor ({n},)")
-    if weight.shape != (n,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be ({n},)")
-    if readable(weight) and bool((weight < 0).any()):
-        raise ValueError(f"weight has the value {float(weight.min())}; none may be below 0")
+    one_of("reduction", reduction, names)
+    if weight is not None:
+        check_factors("weight", weight, anchors)

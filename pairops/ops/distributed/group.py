@@ -21,6 +21,23 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+def check_group(given: Given) -> None:
+    """Refuse what is no group; whether this process is in it, and in any, `Group.of` sees."""
+    if given is None or isinstance(given, Group):
+        return
+    if isinstance(given, str) and given == "auto":
+        return
+    kinds = (dist.ProcessGroup,) if dist.is_available() else ()
+    if not isinstance(given, kinds) and given is not _ABSENT:
+        raise TypeError(
+            f'group is {type(given).__name__}; it must be None, "auto" or a '
+            "torch.distributed.ProcessGroup"
+        )
+
+
+_ABSENT = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+
+
 def skip_compile(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate `function` so that torch.compile leaves its graph there. (`torch.compiler.disable`
     alone would load the compiler when pairops is imported.)"""
@@ -51,6 +68,7 @@ class Group:
         """Return the group; None for no group, or a group of one rank, where all rows are local."""
         if given is None or isinstance(given, Group):
             return given
+        check_group(given)
         here = dist.is_available() and dist.is_initialized()
         if isinstance(given, str) and given == "auto":
             if not here:
@@ -65,11 +83,6 @@ class Group:
             raise ValueError(
                 f"group does not contain rank {dist.get_rank()}; it must be a group of which this "
                 "process is a member"
-            )
-        if not isinstance(given, dist.ProcessGroup):
-            raise TypeError(
-                f'group is {type(given).__name__}; it must be None, "auto" or a '
-                "torch.distributed.ProcessGroup"
             )
         group = Group(given, fingerprint or {})
         return None if group.size == 1 else group

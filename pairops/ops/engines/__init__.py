@@ -1,7 +1,7 @@
 """Engines: their registry, and the choice of one for each call.
 
-To add an engine, write a module with the names of `protocol.Engine` and name it in ENGINES, in order
-of preference; `_preferred` knows the exceptions.
+To add an engine, write a module with the names of `protocol.Engine` and name it in ENGINES, in
+order of preference; `_preferred` knows the exceptions.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.checks import one_of
 from pairops.ops.terms.term import Term
 
 from . import cpu as cpu_engine
@@ -58,9 +59,8 @@ AMBIENT["engine"] = asked_for
 
 
 def _known(name: str, source: str) -> str:
-    if name != "auto" and name not in ENGINES:
-        names = ", ".join(["auto", *ENGINES])
-        raise ValueError(f"{source} is {name!r}; it must be one of {names}")
+    if type(name) is not str or (name != "auto" and name not in ENGINES):
+        one_of(source, name, ("auto", *ENGINES))
     return name
 
 

@@ -1,58 +1,27 @@
-"""Checks of embeddings, distances, labels and ids, and which reference an anchor itself is."""
+"""Checks of distances, labels and ids, and which reference an anchor itself is."""
 
-import warnings
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from pairops.ops.terms.checks import count, flag, one_of, shown
+from pairops.ops.terms.tensor_checks import whole_numbers
 
 from .distances import Distance
 from .indexing import arange
 
 _LAST = torch.iinfo(torch.int64).max
 _DISTANCES = get_args(Distance)
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
-    if type(x) is not Tensor and not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {type(x).__name__}; it must be a tensor (N, D)")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{name} is {x.dtype}; it must be float16, bfloat16, float32 or float64")
-    if x.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (N, D)")
-    if x.shape[1] == 0 and x.shape[0] > 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; D must be at least 1")
-    if like is None:
-        return
-    other_name, other = like
-    for what, mine, theirs in (
-        ("dtype", x.dtype, other.dtype),
-        ("device", x.device, other.device),
-        ("D", x.shape[1], other.shape[1]),
-    ):
-        if mine != theirs:
-            refused = f"{name} has {what} {mine}; it must be {theirs} as in {other_name}"
-            if what != "dtype":
-                raise ValueError(refused)
-            widest = torch.promote_types(x.dtype, other.dtype)
-            casts = [
-                f"{n}.to({widest})"
-                for n, z in ((other_name, other), (name, x))
-                if z.dtype != widest
-            ]
-            raise TypeError(f"{refused}; write {' and '.join(casts)}, say")
 
 
 def compares_units(distance: Distance, normalize: bool | None) -> bool:
-    """Check both arguments, and return whether this distance compares unit vectors."""
-    if distance not in _DISTANCES:
-        raise ValueError(f"distance is {distance!r}; it must be one of {', '.join(_DISTANCES)}")
+    """Does this distance compare unit vectors? Both arguments are checked."""
+    if type(distance) is not str or distance not in _DISTANCES:
+        one_of("distance", distance, _DISTANCES)
     if normalize is None:
         return distance != "dot"
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize is {type(normalize).__name__}; it must be a bool or None")
+    flag("normalize", normalize, optional=True)
     if distance == "cosine" and not normalize:
         raise ValueError(
             "normalize is False and distance is 'cosine'; for products of embeddings as they are "
@@ -66,33 +35,11 @@ def compares_units(distance: Distance, normalize: bool | None) -> bool:
     return normalize
 
 
-def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
-    """Check `values`, and return them as int64 on the device of x; uint64 keeps its bits."""
-    known = type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device
-    if known and values.shape == x.shape[:1]:
-        return values.contiguous()
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is {type(values).__name__}; it must be an integer tensor (N,)")
-    wrapped = type(values) is not Tensor and is_traceable_wrapper_subclass(values)
-    if wrapped and not is_traceable_wrapper_subclass(x):
-        raise TypeError(
-            f"{name} is {type(values).__name__}, which has no memory of its own; it must be a "
-            f"plain tensor, as {owner} is"
-        )
-    if values.is_floating_point() or values.is_complex():
-        hint = " (and without requires_grad)" if values.requires_grad else ""
-        raise TypeError(f"{name} is {values.dtype}; it must be an integer tensor{hint}")
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
-            f"one for each row of {owner}"
-        )
-    if values.device != x.device:
-        warnings.warn(
-            f"{name} is on {values.device} and {owner} on {x.device}: it is copied at every call",
-            stacklevel=4,
-        )
-    return values.to(x.device, torch.int64).contiguous()
+def ignored_label(given: int | None) -> int | None:
+    """`ignore_index`, checked."""
+    if given is None:
+        return None
+    return count("ignore_index", given, -_LAST - 1, 2 * _LAST + 1, optional=True)
 
 
 def is_number(values: Tensor, number: int) -> Tensor:
@@ -164,10 +111,15 @@ def named(
     return None if exclude_self is False else (mine, theirs)
 
 
+def check_exclude_self(given: bool | Literal["auto"]) -> None:
+    if given is not True and given is not False:
+        raise ValueError(f'exclude_self is {shown(given)}; it must be True, False or "auto"')
+
+
 def self_index_of(
     x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]
 ) -> Tensor | None:
-    """Return (N,) the index of the reference that is anchor i itself; None if no anchor is one."""
+    """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(
             f"exclude_self=True says that reference i is anchor i, but ref_emb has "

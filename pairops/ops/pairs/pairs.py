@@ -14,9 +14,9 @@ from torch import Tensor
 from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.agreement import collective, kind_of
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.terms.plain_numbers import plain_int
+from pairops.ops.terms.tensor_checks import check_embeddings, whole_numbers
 
-from .checks import check_embeddings, compares_units, named, one_key, self_index_of, whole_numbers
+from .checks import check_exclude_self, compares_units, ignored_label, named, one_key, self_index_of
 from .distances import Distance, Measure, Squares, centred
 from .indexing import arange, first_named, inverse_permutation
 from .intervals import sort_by_label
@@ -354,16 +354,11 @@ def pairs_by_label(
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """Make `Pairs.of` for a loss that has checked x and agreed with the other ranks."""
-    if exclude_self != "auto" and not isinstance(exclude_self, bool):
-        raise ValueError(f'exclude_self is {exclude_self!r}; it must be True, False or "auto"')
-    if ignore_index is not None and type(ignore_index) is not int:
-        kind, whole = type(ignore_index).__name__, plain_int(ignore_index)
-        if whole is None:
-            raise TypeError(f"ignore_index is {kind}; it must be an int or None")
-        ignore_index = whole
-    if ignore_index is not None and not -_LAST - 1 <= ignore_index <= 2 * _LAST + 1:
-        raise ValueError(f"ignore_index is {ignore_index}; it must fit in 64 bits")
+    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks."""
+    if type(exclude_self) is not str or exclude_self != "auto":
+        check_exclude_self(exclude_self)
+    if type(ignore_index) is not int or not -_LAST - 1 <= ignore_index <= _LAST:
+        ignore_index = ignored_label(ignore_index)
     unit = compares_units(distance, normalize)
     as_given = labels, ref_labels
     labels = whole_numbers("labels", labels, "x", x)

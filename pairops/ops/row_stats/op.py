@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,9 +80,15 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
     Raises:
         ValueError, TypeError: there is no term, or a term does not fit; the message names it.
     """
+    if type(pairs) is not Pairs and not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs is {type(pairs).__name__}; it must be pairops.Pairs")
+    if type(cols) is not tuple:
+        cols = _terms(cols)
+    for term in (*rows, *cols):
+        if type(term) is not Term and not isinstance(term, Term):
+            raise TypeError(f"a term of rows or cols is {type(term).__name__}; {_WANTED}")
     if not rows and not cols:
-        raise ValueError("row_stats got no terms; it must get at least one")
-    cols = tuple(cols)
+        raise ValueError("row_stats got no terms; rows or cols must hold at least one")
     try:
         at_once = eager.at_once(pairs, rows, cols)
         if at_once is not None:
@@ -99,6 +105,15 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
             raise
         raise found from error
     return _noted(pairs, rows, cols, result)
+
+
+_WANTED = "it must be a pairops.Term, as of lse(NEG)"
+
+
+def _terms(cols: Any) -> tuple[Term, ...]:
+    if isinstance(cols, (str, bytes)) or not isinstance(cols, Sequence):
+        raise TypeError(f"cols is {type(cols).__name__}; it must be a sequence of pairops.Term")
+    return tuple(cols)
 
 
 def _noted(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .plain_numbers import plain_float
+from .tensor_checks import FLOATS, check_classes, check_integers, check_real
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ def partner(values: Tensor) -> Partner:
     Returns:
         The argument, for `total`, `lse`, `lowest` or `highest`.
     """
+    check_real("values", values)
     return Partner(values)
 
 
@@ -77,6 +79,20 @@ def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
     Returns:
         The argument values[owners_i, partners_j], for `total`, `lse`, `lowest` or `highest`.
     """
+    check_real("values", values)
+    if values.dim() != 2 or values.dtype not in FLOATS:
+        raise ValueError(
+            f"values is a {values.dtype} table of shape {tuple(values.shape)}; it must be "
+            "floating-point (A, B)"
+        )
+    for name, classes, number in (("owners", owners, 0), ("partners", partners, 1)):
+        check_integers(name, classes)
+        if classes.dim() != 1 or classes.dtype != torch.int64:
+            raise ValueError(
+                f"{name} has {classes.dtype} classes of shape {tuple(classes.shape)}; they must be "
+                "int64 (N,)"
+            )
+        check_classes(name, classes, values.shape[number], "values have on that side")
     return Table(values, owners, partners)
 
 
@@ -92,19 +108,25 @@ def checked(
         return vector(name, argument, owners, dtype, grad)
     if isinstance(argument, EarlierAt):
         return argument
-    number = argument if type(argument) is float else plain_float(argument)
-    if number is not None:
-        return number
-    raise TypeError(
-        f"{name} is {type(argument).__name__}; it must be a number, a tensor, partner(tensor), "
-        "table(tensor, classes, classes) or an earlier term of the call"
-    )
+    return argument if type(argument) is float else plain_argument(name, argument)
+
+
+def plain_argument(name: str, argument: object) -> float:
+    """A number among the arguments and windows of a term; it may be infinite."""
+    number = plain_float(argument)
+    if number is None:
+        raise TypeError(
+            f"{name} is {type(argument).__name__}; it must be a number, a tensor (N,) or with one "
+            "element, or an earlier term of the call; as an argument also partner(tensor) or "
+            "table(tensor, classes, classes)"
+        )
+    if number != number:
+        raise ValueError(f"{name} is NaN; it must be a number")
+    return number
 
 
 def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: bool) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_complex():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} is {kind}; it must be a real tensor")
+    check_real(name, values)
     if values.dim() and values.shape != (length,):
         if values.numel() != 1:
             shape = tuple(values.shape)
@@ -116,15 +138,12 @@ def vector(name: str, values: Tensor, length: int, dtype: torch.dtype, grad: boo
 
 
 def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dtype) -> Table:
-    if given.values.dim() != 2 or not given.values.is_floating_point():
-        raise ValueError(
-            f"{name} is a {given.values.dtype} table of shape {tuple(given.values.shape)}; it must "
-            "be floating-point (A, B)"
-        )
-    for classes, length in ((given.owners, owners), (given.partners, partners)):
-        if classes.shape != (length,) or classes.dtype != torch.int64:
+    for side, classes, length in (
+        ("owners", given.owners, owners),
+        ("partners", given.partners, partners),
+    ):
+        if classes.shape != (length,):
             raise ValueError(
-                f"{name} has {classes.dtype} classes of shape {tuple(classes.shape)}; they must be "
-                f"int64 ({length},)"
+                f"{name} has {side} of shape {tuple(classes.shape)}; they must be int64 ({length},)"
             )
     return Table(given.values.detach().to(dtype), given.owners, given.partners)

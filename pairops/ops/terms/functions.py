@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import detach, exp, log1p, relu
 
+from .checks import flag, function, signature_of
+
 __all__ = [
     "FUNCTIONS",
     "Function",
@@ -69,23 +71,21 @@ class Function:
     name: str = ""
     is_derivative: bool = True
     finite: bool = False
-    arity: int = 0  # arguments besides s; read off `value`
+    arity: int = field(init=False, default=0)  # arguments besides s; read off `value`
     _given: Callable[..., Any] | None = field(init=False, repr=False, default=None)  # slopes, if so
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"name is {type(self.name).__name__}; it must be a str")
-        try:
-            parameters = inspect.signature(self.value).parameters.values()
-        except ValueError as error:
-            raise TypeError(
-                f"value is {self.value!r}, which does not tell its arguments; it must be a Python "
-                "function, such as lambda s: torch.exp(s)"
-            ) from error
+        function("value", self.value, "a function of (s, *arguments)")
+        if self.slopes is not None:
+            function("slopes", self.slopes, "a function of (s, *arguments) or None")
+        flag("is_derivative", self.is_derivative)
+        flag("finite", self.finite)
+        parameters = (signature := signature_of("value", self.value)).parameters.values()
         if not parameters or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
             raise TypeError(
-                f"value must take (s, *arguments) one by one, but its signature is "
-                f"{inspect.signature(self.value)}"
+                f"value must take (s, *arguments) one by one, but its signature is {signature}"
             )
         captured = inspect.getclosurevars(self.value) if inspect.isfunction(self.value) else None
         for where in (captured.nonlocals, captured.globals) if captured else ():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .accumulators import ACCUMULATORS, Accumulator
 from .arguments import (
@@ -16,12 +17,15 @@ from .arguments import (
     Partner,
     Table,
     checked,
+    plain_argument,
     vector,
 )
+from .checks import flag, one_of, shown
 from .functions import Function, affine, identity, source_of
 from .plain_numbers import plain_float
 
 POS, NEG, ALL = "pos", "neg", "all"  # sides; a row's own column is on none of them
+_SIDES = POS, NEG, ALL
 
 
 # A frozen dataclass would cost a call for each field, and a small step is mostly calls.
@@ -56,30 +60,33 @@ class Term:
     grad: bool = True
 
     def __post_init__(self) -> None:
-        if (self.statistic, False) not in ACCUMULATORS:
-            names = ", ".join(sorted({name for name, _ in ACCUMULATORS}))
-            raise ValueError(f"statistic is {self.statistic!r}; it must be one of {names}")
+        if type(self.statistic) is not str or (self.statistic, False) not in ACCUMULATORS:
+            one_of("statistic", self.statistic, sorted({name for name, _ in ACCUMULATORS}))
         if type(self.function) is not Function and not isinstance(self.function, Function):
             kind = type(self.function).__name__
             raise TypeError(f"function is {kind}; it must be a pairops.Function")
+        if self.grad is not True and self.grad is not False:
+            flag("grad", self.grad)
         if not self.grad and self.statistic not in ("lowest", "highest"):
             raise ValueError(
                 f"grad is False for a {self.statistic}; it must be True but for extremes"
             )
         for name, bound in (("above", self.above), ("below", self.below)):
-            known = bound is None or type(bound) is float
+            known = bound is None or (type(bound) is float and bound == bound)
             if known or isinstance(bound, (Tensor, Term, EarlierAt)):
                 continue
-            number = plain_float(bound)
-            if number is None:
-                kind = type(bound).__name__
-                raise TypeError(
-                    f"{name} is {kind}; it must be a number, a tensor (N,) or with one element, "
-                    "or an earlier term of the call"
-                )
-            setattr(self, name, number)
-        if self.side not in (POS, NEG, ALL):
-            raise ValueError(f"side is {self.side!r}; it must be POS, NEG or ALL")
+            setattr(self, name, plain_argument(name, bound))
+        if type(self.side) is not str or self.side not in _SIDES:
+            raise ValueError(f"side is {shown(self.side)}; it must be POS, NEG or ALL")
+        if type(self.args) is not tuple:
+            raise TypeError(f"args is {type(self.args).__name__}; it must be a tuple")
+        for k, a in enumerate(self.args):
+            kind = type(a)
+            known = a == a if kind is float else kind in _KINDS
+            if kind is Earlier:
+                known = type(a.term) is Term and type(a.grad) is bool
+            if not known:
+                _check_operand(f"argument {k} of {self.function.name}", a)
         if len(self.args) != self.function.arity:
             raise ValueError(
                 f"{self.function.name} takes {self.function.arity} arguments besides s, "
@@ -222,6 +229,20 @@ class Earlier:
 
     term: Term
     grad: bool = False
+
+
+_KINDS = (Tensor, Parameter, Partner, Table, Term, EarlierAt)
+
+
+def _check_operand(name: str, operand: object) -> None:
+    """Refuse what is no argument of a pair function."""
+    if isinstance(operand, Earlier):
+        if not isinstance(operand.term, Term):
+            kind = type(operand.term).__name__
+            raise TypeError(f"term of Earlier is {kind}; it must be a pairops.Term")
+        flag("grad of Earlier", operand.grad)
+    elif not isinstance(operand, _KINDS):
+        plain_argument(name, operand)
 
 
 class Wanted(NamedTuple):

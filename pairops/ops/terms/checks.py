@@ -1,0 +1,142 @@
+"""Checks of arguments, one for each kind: flags, counts, numbers, names, functions.
+
+Each returns what is computed with. An error names the argument, says what it was and what it must
+be. Tensors with one value per row have `tensor_checks`.
+"""
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plain_numbers import plain_float, plain_int
+from .tensor_checks import FLOATS, check_storage
+
+_LAST = torch.iinfo(torch.int64).max
+# The least number whose reciprocal float32 holds, with room for a factor: its least normal one.
+_LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).max
+
+
+def number(
+    name: str,
+    value: float | Tensor | None,
+    *,
+    positive: bool = False,
+    default: float | None = None,
+) -> float | Tensor:
+    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait.
+
+    A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
+
+    positive: above 0, and so far that float32 holds its reciprocal.  default: what None stands for,
+    where it may stand.
+    """
+    if type(value) is float and (_LEAST if positive else -_MOST) <= value <= _MOST:
+        return value
+    if value is None and default is not None:
+        return default
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.device.type == "meta":
+            check_storage(name, value)
+        if value.dtype not in FLOATS or value.numel() != 1:
+            check_storage(name, value)
+            raise ValueError(
+                f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it must be a "
+                "number, or a tensor with one element, float16, bfloat16, float32 or float64"
+            )
+        if value.ndim:
+            value = value.reshape(())
+        # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
+        return value if value.dtype in (torch.float32, torch.float64) else value.float()
+    plain = plain_float(value)
+    if plain is None:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {kind}; it must be a number or a tensor with one element")
+    return _within(name, value, plain, positive)
+
+
+def plain_number(name: str, value: object, *, positive: bool = False) -> float:
+    """`value`, a finite number and no tensor: what is computed with it is decided on the host."""
+    plain = plain_float(value)
+    if plain is None:
+        raise TypeError(f"{name} is {type(value).__name__}; it must be a number")
+    return _within(name, value, plain, positive)
+
+
+def _within(name: str, value: object, plain: float, positive: bool) -> float:
+    if (_LEAST if positive else -_MOST) <= plain <= _MOST:
+        return plain
+    wanted = "a finite number" + " above 0" * positive
+    if positive and 0 < plain < _LEAST:
+        wanted += f", at least {_LEAST:.3g}: of less float32 holds no reciprocal"
+    raise ValueError(f"{name} is {shown(value)}; it must be {wanted}")
+
+
+def count(
+    name: str, value: object, least: int = 0, most: int = _LAST, *, optional: bool = False
+) -> int:
+    """`value`, a whole number from `least` to `most`. optional: the error says that None may be."""
+    whole = plain_int(value)
+    if whole is None:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {kind}; it must be an int{' or None' * optional}")
+    if not least <= whole <= most:
+        which = f"at least {least}" if whole < least else f"at most {most}"
+        raise ValueError(f"{name} is {shown(whole)}; it must be {which}")
+    return whole
+
+
+def flag(name: str, value: bool | None, *, optional: bool = False) -> None:
+    """Refuse what is neither True nor False, nor None if it is optional."""
+    if value is True or value is False or (optional and value is None):
+        return
+    kind = type(value).__name__
+    raise TypeError(f"{name} is {kind}; it must be a bool{' or None' * optional}")
+
+
+def one_of(name: str, value: object, known: Collection[str]) -> None:
+    """Refuse what is none of these names."""
+    if type(value) is str and value in known:
+        return
+    if not isinstance(value, str) or value not in known:
+        names = ", ".join(known)
+        raise ValueError(f"{name} is {shown(value)}; it must be one of {names}")
+
+
+def function(name: str, value: object, what: str = "a function") -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be {what}")
+
+
+def signature_of(name: str, value: Any) -> inspect.Signature:
+    """The signature of `value`, a function."""
+    try:
+        return inspect.signature(value)
+    except ValueError as error:
+        raise TypeError(
+            f"{name} is {getattr(value, '__name__', shown(value))}, which does not tell its "
+            "arguments; it must be a Python function, such as lambda s: torch.exp(s)"
+        ) from error
+
+
+def float_dtype(name: str, value: object) -> None:
+    """Refuse what is no dtype of embeddings."""
+    if not isinstance(value, torch.dtype) or value not in FLOATS:
+        kind = value if isinstance(value, torch.dtype) else type(value).__name__
+        names = ", ".join(map(str, FLOATS))
+        raise TypeError(f"{name} is {kind}; it must be one of {names}")
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    if value is None or isinstance(value, (str, bytes, bool, int, float)):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor"
+    return type(value).__name__
