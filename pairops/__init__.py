@@ -56,7 +56,6 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "engine",
         "estimate_memory",
         "explain",
-        "functions",
         "highest",
         "lowest",
         "lse",

@@ -248,7 +248,7 @@ def test_yardsticks_are_what_they_say(monkeypatch):
     assert set(found) == ({HOT, PEAK} if cpu_engine.SERVED else {HOT})
     # The probe multiplies float32.
     assert set(yardsticks(Setting("ms", 64, dtype="float64"))) == {HOT}
-    monkeypatch.setattr(extension, "cpu", None)
+    monkeypatch.setattr(extension, "native", None)
     assert set(yardsticks(Setting("ms", 64))) == {HOT}
 
 

@@ -19,6 +19,7 @@ import typing_extensions
 FILE = Path(__file__).parents[2] / "docs" / "api.txt"
 MODULES = (
     "pairops",
+    "pairops.functions",
     "pairops.nn",
     "pairops.retrieval",
     "pairops.compat.pml",
@@ -47,7 +48,11 @@ def text() -> str:
 
 
 def named(module: str) -> Iterator[tuple[str, Any]]:
-    found = importlib.import_module(module)
+    parent, _, name = module.rpartition(".")
+    if module == "pairops.functions":  # a module of another place, by its public name
+        found = getattr(importlib.import_module(parent), name)
+    else:
+        found = importlib.import_module(module)
     for name in {*found.__all__}:
         yield name, getattr(found, name)
 

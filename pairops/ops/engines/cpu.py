@@ -42,7 +42,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if reason is not None:
         return reason
     if any_above(pairs.shape, _MOST):
-        return f"there are {max(pairs.shape)} rows; the native kernels count {_MOST} at most"
+        return f"there are {max(pairs.shape)} rows; the cpu engine counts {_MOST} at most"
     for term in (*rows, *cols):
         if cpu_key(term) not in SERVED:
             return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
@@ -55,9 +55,9 @@ def declines_pairs(pairs: Pairs) -> str | None:
         return MISSING
     x, scale = pairs.x, pairs.scales.x
     if not x.is_cpu:
-        return f"x is on {x.device.type}; the native kernels are for the CPU"
+        return f"x is on {x.device.type}; the cpu engine is for the CPU"
     if scale is not None and scale.dtype != torch.float64:
-        return "norms are float32; the native kernels read them in float64"
+        return "norms are float32; the cpu engine reads them in float64"
     return None
 
 

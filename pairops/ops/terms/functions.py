@@ -21,8 +21,6 @@ from torch import detach, exp, log1p, relu
 from .checks import flag, function, signature_of
 
 __all__ = [
-    "FUNCTIONS",
-    "Function",
     "affine",
     "attended",
     "circle_pull",
@@ -59,7 +57,6 @@ class Function:
         is_derivative: False takes the first slope as given although it is not the derivative, and
             holds it constant (a detached weight, as in circle loss), on every engine.
         finite: True promises a finite value and slope for every finite s, which spares a selection.
-        arity: the number of arguments besides s; it is read off `value`, whatever is given.
 
     Raises:
         TypeError: `value` does not tell its arguments, or uses a tensor that requires grad.
@@ -202,6 +199,7 @@ def _derive(value: Callable[..., Any], arity: int) -> Callable[..., Any]:
 
 
 def _identity(s):  # type: ignore[no-untyped-def]
+    """s"""
     return s
 
 
@@ -210,6 +208,7 @@ def _identity_slopes(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 
 def _one(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    """1: pairs are counted."""
     return 1.0
 
 
@@ -218,6 +217,7 @@ def _one_slopes(s):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 
 def _affine(s, scale, base):  # type: ignore[no-untyped-def]
+    """scale · (s − base)"""
     return scale * (s - base)
 
 
@@ -226,6 +226,7 @@ def _affine_slopes(s, scale, base):  # type: ignore[no-untyped-def]
 
 
 def _hinge(s, scale, base):  # type: ignore[no-untyped-def]
+    """[scale · (s − base)]₊"""
     return relu(scale * (s - base))
 
 
@@ -236,6 +237,7 @@ def _hinge_slopes(s, scale, base):  # type: ignore[no-untyped-def]
 
 
 def _sigmoid(s, scale, base):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^{−scale · (s − base)})"""
     return torch.sigmoid(scale * (s - base))
 
 
@@ -246,6 +248,7 @@ def _sigmoid_slopes(s, scale, base):  # type: ignore[no-untyped-def]
 
 
 def _softplus(s, scale, bias):  # type: ignore[no-untyped-def]
+    """log(1 + e^{scale · s + bias})"""
     z = scale * s + bias
     above = relu(z)
     return above + log1p(exp(z - 2 * above))
@@ -257,6 +260,7 @@ def _softplus_slopes(s, scale, bias):  # type: ignore[no-untyped-def]
 
 
 def _softplus_from(s, scale, base, bias):  # type: ignore[no-untyped-def]
+    """log(1 + e^{scale · (s − base) + bias})"""
     z = scale * (s - base) + bias
     above = relu(z)
     return above + log1p(exp(z - 2 * above))
@@ -268,6 +272,7 @@ def _softplus_from_slopes(s, scale, base, bias):  # type: ignore[no-untyped-def]
 
 
 def _circle_pull(s, gamma, margin):  # type: ignore[no-untyped-def]
+    """−γ [1 + m − s]₊ (s − 1 + m), with [·]₊ held constant"""
     return -gamma * detach(relu(1 + margin - s)) * (s - (1 - margin))
 
 
@@ -277,6 +282,7 @@ def _circle_pull_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
 
 
 def _circle_push(s, gamma, margin):  # type: ignore[no-untyped-def]
+    """γ [s + m]₊ (s − m), with [·]₊ held constant"""
     return gamma * detach(relu(s + margin)) * (s - margin)
 
 
@@ -286,6 +292,7 @@ def _circle_push_slopes(s, gamma, margin):  # type: ignore[no-untyped-def]
 
 
 def _attended(s, scale, shift):  # type: ignore[no-untyped-def]
+    """(s − shift / scale) e^{scale · s − shift}, with the power held constant"""
     return (s - shift / scale) * detach(exp(scale * s - shift))
 
 

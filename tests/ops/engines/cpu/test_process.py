@@ -79,7 +79,7 @@ def test_a_plan_that_another_thread_makes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_device_is_declined() -> None:
     pairs = Pairs.of(torch.zeros(2, 2, device="meta"), torch.zeros(2, 0).sum(1).long().to("meta"))
     reason = cpu_engine.declines(pairs, [highest(NEG)], [])
-    assert reason == "x is on meta; the native kernels are for the CPU"
+    assert reason == "x is on meta; the cpu engine is for the CPU"
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
