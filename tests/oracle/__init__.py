@@ -20,65 +20,14 @@ Those against proxies take distance, normalize, ignore_index and dtype of these,
 sets distance, normalize and dtype.
 """
 
-from oracle.margins import (
-    binomial_deviance_loss,
-    contrastive_loss,
-    lifted_structure_loss,
-    margin_loss,
-    triplet_loss,
-)
-from oracle.proxies import proxy_anchor_loss, proxy_nca_loss
+from oracle import margins, proxies, softmaxes, two_sets
+from oracle.margins import *
+from oracle.proxies import *
 from oracle.reported import Aux, aux
 from oracle.rows import closeness, reduce
-from oracle.softmaxes import (
-    circle_loss,
-    decoupled_softmax_loss,
-    mlcd_loss,
-    ms_loss,
-    n_pair_loss,
-    n_pairs,
-    nca_loss,
-    nt_xent_loss,
-    supcon_loss,
-)
-from oracle.two_sets import (
-    anchor_info_nce_loss,
-    decoupled_contrastive_loss,
-    info_nce_loss,
-    multi_positive_loss,
-    quality_weighted_info_nce_loss,
-    siglip_loss,
-    sms_loss,
-    tal_loss,
-)
+from oracle.softmaxes import *
+from oracle.two_sets import *
 
-__all__ = [
-    "Aux",
-    "anchor_info_nce_loss",
-    "aux",
-    "binomial_deviance_loss",
-    "circle_loss",
-    "closeness",
-    "contrastive_loss",
-    "decoupled_contrastive_loss",
-    "decoupled_softmax_loss",
-    "info_nce_loss",
-    "lifted_structure_loss",
-    "margin_loss",
-    "mlcd_loss",
-    "ms_loss",
-    "multi_positive_loss",
-    "n_pair_loss",
-    "n_pairs",
-    "nca_loss",
-    "nt_xent_loss",
-    "proxy_anchor_loss",
-    "proxy_nca_loss",
-    "quality_weighted_info_nce_loss",
-    "reduce",
-    "siglip_loss",
-    "sms_loss",
-    "supcon_loss",
-    "tal_loss",
-    "triplet_loss",
-]
+__all__ = ["Aux", "aux", "closeness", "reduce"]
+for _family in (margins, proxies, softmaxes, two_sets):
+    __all__ += _family.__all__

@@ -5,6 +5,14 @@ from torch import Tensor
 
 from oracle.rows import SIMILARITIES, Rows, at, highest, hinge, softplus
 
+__all__ = [
+    "binomial_deviance_loss",
+    "contrastive_loss",
+    "lifted_structure_loss",
+    "margin_loss",
+    "triplet_loss",
+]
+
 
 def contrastive_loss(
     x,

@@ -5,6 +5,11 @@ from torch import Tensor
 
 from oracle.rows import SIMILARITIES, Rows, log1p_sum_exp
 
+__all__ = [
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
+]
+
 
 def proxy_anchor_loss(
     x, labels, proxies, *, proxy_labels=None, alpha=32.0, margin=0.1, distance="cosine", **pairing

@@ -14,6 +14,18 @@ from oracle.rows import (
     softplus,
 )
 
+__all__ = [
+    "circle_loss",
+    "decoupled_softmax_loss",
+    "mlcd_loss",
+    "ms_loss",
+    "n_pair_loss",
+    "n_pairs",
+    "nca_loss",
+    "nt_xent_loss",
+    "supcon_loss",
+]
+
 
 def ms_loss(
     x, labels, *, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1, distance="cosine", **pairing

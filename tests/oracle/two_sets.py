@@ -5,6 +5,17 @@ from torch import Tensor
 
 from oracle.rows import closeness, hinge, softplus
 
+__all__ = [
+    "anchor_info_nce_loss",
+    "decoupled_contrastive_loss",
+    "info_nce_loss",
+    "multi_positive_loss",
+    "quality_weighted_info_nce_loss",
+    "siglip_loss",
+    "sms_loss",
+    "tal_loss",
+]
+
 
 def info_nce_loss(x, y, *, temperature=0.07, symmetric=True, **pairing) -> Tensor:
     """InfoNCE (van den Oord et al. 2018), both ways as in CLIP: half the cross entropies of row i

@@ -65,13 +65,13 @@ def _takes(name: str, *parameters: str) -> bool:
 
 
 ONE_SET = ["n_pair_loss"]  # what has no references
-AGAINST_PROXIES = [name for name in losses.__all__ if _takes(name, "proxies")]
+AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [
     name
-    for name in losses.__all__
+    for name in losses.LOSSES
     if _takes(name, "labels") and name not in AGAINST_PROXIES and not _takes(name, "y")
 ]
-TWO_SETS = [name for name in losses.__all__ if name not in (*LABELLED, *AGAINST_PROXIES)]
+TWO_SETS = [name for name in losses.LOSSES if name not in (*LABELLED, *AGAINST_PROXIES)]
 
 
 def parameters(name: str) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def parameters(name: str) -> list[dict[str, Any]]:
         p.default is p.empty and p.kind is p.KEYWORD_ONLY
         for p in inspect.signature(getattr(losses, name)).parameters.values()
     )
-    return ([] if required else [{}]) + VARIANTS[name]
+    return ([] if required else [{}]) + VARIANTS.get(name, [])
 
 
 def is_first(name: str, params: dict[str, Any]) -> bool:
