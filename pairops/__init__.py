@@ -85,6 +85,7 @@ _INSTEAD = {
     "GenericPairLoss": "pairops.pair_loss(x, labels, *terms, combine=...)",
     "SelfSupervisedLoss": "pairops.info_nce_loss(x, y), or pairops.nt_xent_loss of both views and "
     "their labels",
+    "use": "with pairops.engine(name), or pairops.set_engine(name)",
     "compat": "import pairops.compat.pml, for pytorch-metric-learning, or import "
     "pairops.compat.sentence_transformers",
 }

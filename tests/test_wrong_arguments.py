@@ -69,6 +69,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rows": ("term",),
     "x": ("ref_emb", "y", "positives", "proxies", "labels", "proxy_labels", "weight"),
     "embedding_size": ("D",),
+    "name": ("engine",),
 }
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from pairops.ops.engines import asked_in_turn
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import watched
+from pairops.ops.terms.checks import function
+from pairops.ops.terms.tensor_checks import check_embeddings
 from pairops.ops.terms.term import Earlier, Term
 
 __all__ = ["explain"]
@@ -33,6 +35,8 @@ def explain(loss: Callable[..., Any], x: Tensor, *args: Any, **keywords: Any) ->
     Example:
         `pairops.explain(pairops.ms_loss, x, labels, distance="l2")`
     """
+    function("loss", loss, "a loss")
+    check_embeddings("x", x)
     with torch.no_grad(), watched() as calls:
         loss(x, *args, **keywords)
     if not calls:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pairops.losses.objective.objective import Aux
+from pairops.ops.terms.checks import count
 
-from .module import LossModule, at_least_one, check_arguments
+from .module import LossModule, check_arguments
+
+_MOST = 2**31  # proxies, or features: their product is still a number
 
 # Words that are not written with one capital.
 _SPELT = {
@@ -54,8 +57,8 @@ class ProxyModule(LossModule):
     ) -> None:
         super().__init__(function, learn=learn, **arguments)
         sizes = (
-            at_least_one("num_classes", num_classes),
-            at_least_one("embedding_size", embedding_size),
+            count("num_classes", num_classes, 1, _MOST),
+            count("embedding_size", embedding_size, 1, _MOST),
         )
         self.proxies = nn.Parameter(torch.empty(sizes))
         self.initialise(self.proxies)

@@ -1,7 +1,6 @@
 """A loss as a Module: it keeps arguments, shows them, moves and learns those that are tensors."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from pairops.losses.objective.objective import Aux
 from pairops.ops.pairs.signatures import refuse_unknown
-from pairops.ops.terms.plain_numbers import plain_float, plain_int
+from pairops.ops.terms.checks import plain_number
 
 # These are learned by their logarithm, as CLIP does: they stay above 0, and a step is a factor.
 _BY_LOGARITHM = ("temperature", "scale")
@@ -128,10 +127,7 @@ def _numbers(function: Callable[..., Any]) -> dict[str, float]:
 
 def _learned(name: str, value: Any, by_logarithm: bool) -> nn.Parameter:
     if not isinstance(value, Tensor):
-        plain = plain_float(value)
-        if plain is None or not math.isfinite(plain):
-            raise ValueError(f"{name} is {value!r}; it must be a finite number to be learned")
-        value = torch.tensor([plain])
+        value = torch.tensor([plain_number(name, value)])
     elif not value.is_floating_point():
         raise ValueError(f"{name} is {value.dtype}; it must be floating-point to be learned")
     value = value.detach().to(torch.get_default_dtype(), copy=True)
@@ -155,10 +151,3 @@ def _with_dimensions(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
         saved = state.get(prefix + name)
         if parameter.shape == (1,) and isinstance(saved, Tensor) and saved.dim() == 0:
             state[prefix + name] = saved.reshape(1)
-
-
-def at_least_one(name: str, value: object) -> int:
-    whole = plain_int(value)
-    if whole is None or whole < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an int of at least 1")
-    return whole

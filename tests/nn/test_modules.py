@@ -225,7 +225,7 @@ def test_learns_what_it_is_told_to(module: Any, function: Any, names: dict[str, 
     ("build", "error", "says"),
     [
         (lambda: nn.ProxyAnchorLoss(0, 9), ValueError, "num_classes is 0"),
-        (lambda: nn.ProxyNCALoss(3, True), ValueError, "embedding_size is True"),
+        (lambda: nn.ProxyNCALoss(3, True), TypeError, "embedding_size is bool"),
         (lambda: nn.ProxyNCALoss(3, 2, 1.0), TypeError, "takes num_classes, embedding_size alone"),
         (lambda: nn.MSLoss(2.0), TypeError, "MSLoss takes nothing by position; write the names"),
         (lambda: nn.InfoNCELoss(temperature=0.0), ValueError, "temperature is 0.0"),

@@ -1,6 +1,8 @@
 """Right calls of every public function, and which values it accepts besides, with reasons."""
 
+import contextlib
 import inspect
+import io
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
@@ -98,9 +100,14 @@ def of_pair_weights(loss: Any, x: Any, rows: Any = None, cols: Any = None) -> An
     return pairops.pair_weights(loss, x, labels(), rows=rows, cols=cols)
 
 
-def used(engine: Any) -> None:
-    with pairops.use(engine):
+def of_engine(name: Any) -> None:
+    with pairops.engine(name):
         pass
+
+
+def of_explain(loss: Any, x: Any) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        pairops.explain(loss, x, labels())
 
 
 def encoder() -> tuple[Any, Tensor]:
@@ -129,7 +136,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "highest": (partial(of_term, pairops.highest), lambda: {"side": "neg"}),
     "Term": (
         lambda **given: pairops.row_stats(pairs(), pairops.Term(**given)),
-        lambda: {"gather": "sum", "side": "neg", "function": ITSELF},
+        lambda: {"statistic": "sum", "side": "neg", "function": ITSELF},
     ),
     "Earlier": (of_earlier, lambda: {"term": FIRST, "grad": True}),
     "partner": (of_partner, lambda: {"values": torch.ones(N)}),
@@ -139,8 +146,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "Function": (pairops.Function, lambda: {"value": lambda s: s}),
     "mine": (pairops.mine, lambda: {"x": rows(), "labels": labels(), **shared()}),
     "pair_weights": (of_pair_weights, lambda: {"loss": pairops.ms_loss, "x": rows()}),
-    "estimate_memory": (pairops.estimate_memory, lambda: {"N": 8, "M": None, "D": 4}),
-    "use": (used, lambda: {"engine": "dense"}),
+    "estimate_memory": (pairops.estimate_memory, lambda: {"n": 8, "d": 4}),
+    "engine": (of_engine, lambda: {"name": "dense"}),
+    "set_engine": (pairops.set_engine, lambda: {"name": "auto"}),
+    "explain": (of_explain, lambda: {"loss": pairops.ms_loss, "x": rows()}),
     "cached_step": (
         of_cached_step,
         lambda: {"loss": lambda z: z.sum(), "encoded": encoder(), "chunk_size": 4},
@@ -214,10 +223,9 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "one for each class; what is learned may have any value",
     ),
     ("*", "ignore_index", "−1, 0", "they are right"),
-    ("CrossBatchMemory", "group", "True", "the ranks are looked for in a call"),
     ("CrossBatchMemory.forward", "enqueue", "bools", "they are right"),
     ("CrossBatchMemory", "warmup", "0", "it is right"),
-    ("estimate_memory", "N M", "0", "it is right"),
+    ("estimate_memory", "n m", "0", "it is right"),
     (
         "*", "normalize symmetric soft triplets grad is_derivative finite map_at_r progress",
         "True", "it is right",
@@ -229,7 +237,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("proxy_*", "x proxies", "double rows", "proxies are cast to the dtype of x"),
     ("Pairs.paired", "x", "one row less, no rows", "y may have more rows"),
     ("multi_positive_loss", "negatives", "one row less, no rows", "any number of them"),
-    ("pair_weights", "x", "double rows, rows one wider", "nothing to be like"),
+    ("pair_weights explain", "x", "double rows, rows one wider", "nothing to be like"),
     ("pair_weights", "rows cols", "a slice, empty int, one too many", "they are right"),
     ("row_stats", "cols", "an empty list", "no terms of columns"),
     ("Function", "name", "a str, an empty str", "they are right"),

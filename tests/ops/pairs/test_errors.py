@@ -257,15 +257,10 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"epsilon is str; it must be a number or a tensor with one",
     ),
-    "scale is left out": (
-        lambda: pairops.siglip_loss(X, X, bias=0.0),  # type: ignore[call-arg]
-        TypeError,
-        r"scale",
-    ),
     "an unknown engine": (
         lambda: pairops.engine("fast").__enter__(),
         ValueError,
-        r"engine is 'fast'; it must be one of auto, native, cuda, triton, chunked, blockwise, ",
+        r"name is 'fast'; it must be one of auto, cpu, cuda, triton, chunked, blockwise, ",
     ),
     "no terms": (lambda: row_stats(Pairs.of(X, LABELS)), ValueError, r"row_stats got no terms"),
     "an unknown side": (
