@@ -187,6 +187,12 @@ def _may_be_none(parameter: inspect.Parameter) -> bool:
     return parameter.default is None or "None" in str(parameter.annotation)
 
 
+def _is_number(function: str, name: str) -> bool:
+    """Is an argument annotated as a number that may be learned?"""
+    parameter = inspect.signature(_signed(function)).parameters.get(name)
+    return parameter is not None and "float | torch.Tensor" in str(parameter.annotation)
+
+
 def names_of(function: str) -> list[str]:
     """The names of all arguments, those of `**pairing: Unpack[...]` too."""
     called = _signed(function)
@@ -209,10 +215,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "proxy_labels", "ints beyond, bools", "integers are names"),
     ("sms_loss", "x_classes y_classes", "bools", "0 and 1 are classes"),
     ("*", "weight", "floats, floats with gradient", "they are right"),
-    (
-        "*", "alpha beta gamma margin *_margin temperature scale bias sigma base epsilon tau "
-        "tolerance smoothing", "0.5, 0-d", "they are right",
-    ),
+    ("*", "epsilon smoothing", "0.5, 0-d", "they are right"),
     ("*", "margin *_margin base bias epsilon tau tolerance", _ZERO, "any finite number"),
     ("siglip_loss", "scale", _ZERO, "any finite number"),
     ("sms_loss", "gamma", _ZERO, "any finite number"),
@@ -258,6 +261,8 @@ def accepted(function: str, name: str, value: str) -> bool:
     if value == "None":
         parameter = inspect.signature(_signed(function)).parameters.get(name)
         return parameter is None or _may_be_none(parameter)
+    if value in ("0.5", "0-d") and _is_number(function, name):
+        return True
     return any(
         any(fnmatchcase(function, f) for f in functions.split())
         and any(fnmatchcase(name, n) for n in names.split())
