@@ -13,6 +13,7 @@ from .proxy import *
 from .siglip import *
 from .softmax import *
 from .triplet import *
+from .uniformity import *
 
 if not TYPE_CHECKING:  # a type checker follows the lines above, and would take this for all
     __all__ = sorted(LOSSES)

@@ -24,6 +24,7 @@ __all__ = [
     "nca_loss",
     "nt_xent_loss",
     "supcon_loss",
+    "uniformity_loss",
 ]
 
 
@@ -156,3 +157,15 @@ def mlcd_loss(x, labels, *, scale=64.0, **pairing) -> Tensor:
         return log1p_sum_exp(scale * neg) + log1p_sum_exp(-scale * pos)
 
     return each_anchor(anchor, x, labels, **pairing)
+
+
+def uniformity_loss(x, labels=None, *, t=2.0, distance="sqeuclidean", **pairing) -> Tensor:
+    """Uniformity (Wang & Isola 2020): log of the mean of e^{-t d} over all pairs, once for every
+    anchor; 0 without a pair.
+    """
+    rows = Rows(
+        x, torch.zeros(len(x)).long() if labels is None else labels, distance=distance, **pairing
+    )
+    every = rows.t[rows.positive | rows.negative]
+    mean = torch.exp(t * every).mean().log() if len(every) else 0 * rows.t.sum()
+    return rows.spread([mean] * len(rows.anchors))

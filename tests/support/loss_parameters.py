@@ -51,6 +51,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlcd_loss": [{"scale": 4.0}],
     "proxy_anchor_loss": [{"alpha": 8.0, "margin": 0.3}],
     "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
+    "uniformity_loss": [{"t": 5.0}, {"distance": "l2"}],
     "info_nce_loss": [{"temperature": 0.5}, {"symmetric": False}, {"distance": "sqeuclidean"}],
     "siglip_loss": [{"scale": 10.0, "bias": -10.0}, {"scale": 0.0, "bias": 0.0}],
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
