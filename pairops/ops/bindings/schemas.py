@@ -13,6 +13,9 @@ library.define(
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
+# Which rows of y the rows of x are, for a compiler, which knows no memory: pairs/checks.py.
+library.define("self_rows(Tensor x, Tensor y) -> Tensor")
+
 # Embeddings packed for the CUDA kernels: bindings/packing.py.
 library.define("pack(Tensor z, Tensor? scale, Tensor order, Tensor valid, str level) -> Tensor[]")
 

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.schemas import library
 from pairops.ops.terms.checks import count, flag, one_of, shown
 from pairops.ops.terms.tensor_checks import whole_numbers
 
@@ -127,4 +128,29 @@ def self_index_of(
         )
     if exclude_self is True or (exclude_self == "auto" and ref_emb is x):
         return arange(x)
+    if exclude_self == "auto" and ref_emb.shape == x.shape:
+        if torch.compiler.is_compiling():
+            found: Tensor = torch.ops.pairops.self_rows(x, ref_emb)
+            return found
+        if _same_memory(x, ref_emb):
+            return arange(x)
     return None
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    """Are these one tensor, such as x and x.detach()?"""
+    try:
+        return x.is_set_to(y)
+    except RuntimeError:  # tensors of torch.vmap, or without memory
+        return False
+
+
+def _self_rows(x: Tensor, y: Tensor) -> Tensor:
+    rows = arange(x)
+    return rows if _same_memory(x, y) else torch.full_like(rows, -1)
+
+
+library.impl("self_rows", _self_rows, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "pairops::self_rows", lambda x, _: x.new_empty(x.shape[:1], dtype=torch.int64)
+)
