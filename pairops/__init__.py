@@ -92,7 +92,7 @@ _INSTEAD = {
 
 
 def _where(name: str) -> str:
-    """What to write in place of a name that is not here."""
+    """Say what to write in place of a name that is not here."""
     if name in _INSTEAD:
         return f"; write {_INSTEAD[name]}"
     if name in _ELSEWHERE:

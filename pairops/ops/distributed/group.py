@@ -22,7 +22,7 @@ _R = TypeVar("_R")
 
 
 def check_group(given: Given) -> None:
-    """Refuse what is no group; whether this process is in it, and in any, `Group.of` sees."""
+    """Refuse a value that is no group; `Group.of` checks whether this process is in it."""
     if given is None or isinstance(given, Group):
         return
     if isinstance(given, str) and given == "auto":

@@ -37,7 +37,7 @@ def compares_units(distance: Distance, normalize: bool | None) -> bool:
 
 
 def ignored_label(given: int | None) -> int | None:
-    """`ignore_index`, checked."""
+    """Return `ignore_index` as an int, or None."""
     if given is None:
         return None
     return count("ignore_index", given, -_LAST - 1, 2 * _LAST + 1, optional=True)

@@ -112,7 +112,7 @@ def checked(
 
 
 def plain_argument(name: str, argument: object) -> float:
-    """A number among the arguments and windows of a term; it may be infinite."""
+    """Return a number among the arguments and windows of a term; it may be infinite."""
     number = plain_float(argument)
     if number is None:
         raise TypeError(

@@ -26,7 +26,7 @@ def number(
     positive: bool = False,
     default: float | None = None,
 ) -> float | Tensor:
-    """`value`, a finite number or a 0-d tensor; a tensor's value is not read: that would wait.
+    """Return a finite number or a 0-d tensor; a tensor's value is not read, which would wait.
 
     A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
 
@@ -58,7 +58,7 @@ def number(
 
 
 def plain_number(name: str, value: object, *, positive: bool = False) -> float:
-    """`value`, a finite number and no tensor: what is computed with it is decided on the host."""
+    """Return a finite number; a tensor is refused, for what the host has to know."""
     plain = plain_float(value)
     if plain is None:
         raise TypeError(f"{name} is {type(value).__name__}; it must be a number")
@@ -77,7 +77,7 @@ def _within(name: str, value: object, plain: float, positive: bool) -> float:
 def count(
     name: str, value: object, least: int = 0, most: int = _LAST, *, optional: bool = False
 ) -> int:
-    """`value`, a whole number from `least` to `most`. optional: the error says that None may be."""
+    """Return a whole number from `least` to `most`. optional: the error says that None may be."""
     whole = plain_int(value)
     if whole is None:
         kind = type(value).__name__
@@ -89,7 +89,7 @@ def count(
 
 
 def flag(name: str, value: bool | None, *, optional: bool = False) -> None:
-    """Refuse what is neither True nor False, nor None if it is optional."""
+    """Refuse a value that is neither True nor False, nor None if it is optional."""
     if value is True or value is False or (optional and value is None):
         return
     kind = type(value).__name__
@@ -97,7 +97,7 @@ def flag(name: str, value: bool | None, *, optional: bool = False) -> None:
 
 
 def one_of(name: str, value: object, known: Collection[str]) -> None:
-    """Refuse what is none of these names."""
+    """Refuse a value that is none of these names."""
     if type(value) is str and value in known:
         return
     if not isinstance(value, str) or value not in known:
@@ -106,13 +106,13 @@ def one_of(name: str, value: object, known: Collection[str]) -> None:
 
 
 def function(name: str, value: object, what: str = "a function") -> None:
-    """Refuse what cannot be called."""
+    """Refuse a value that cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} is {type(value).__name__}; it must be {what}")
 
 
 def signature_of(name: str, value: Any) -> inspect.Signature:
-    """The signature of `value`, a function."""
+    """Return the signature of a function."""
     try:
         return inspect.signature(value)
     except ValueError as error:
@@ -123,7 +123,7 @@ def signature_of(name: str, value: Any) -> inspect.Signature:
 
 
 def float_dtype(name: str, value: object) -> None:
-    """Refuse what is no dtype of embeddings."""
+    """Refuse a value that is no dtype of embeddings."""
     if not isinstance(value, torch.dtype) or value not in FLOATS:
         kind = value if isinstance(value, torch.dtype) else type(value).__name__
         names = ", ".join(map(str, FLOATS))
@@ -131,7 +131,7 @@ def float_dtype(name: str, value: object) -> None:
 
 
 def shown(value: object) -> str:
-    """A value in a message: short, whatever it is."""
+    """Describe a value in a message; the text is short, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an int of {value.bit_length()} bits"
     if value is None or isinstance(value, (str, bytes, bool, int, float)):

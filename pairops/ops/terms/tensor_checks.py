@@ -33,8 +33,8 @@ def check_storage(name: str, values: Tensor) -> None:
 
 
 def readable(values: Tensor) -> bool:
-    """May values be looked at? Elsewhere than on the CPU that would synchronise, and under
-    torch.compile and vmap there is nothing to see."""
+    """Tell whether values may be looked at. Elsewhere than on the CPU that would synchronise, and
+    under torch.compile and vmap there is nothing to see."""
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not torch._C._are_functorch_transforms_active()
@@ -83,7 +83,7 @@ def check_embeddings(name: str, x: Tensor, like: tuple[str, Tensor] | None = Non
 
 
 def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
-    """`values` as int64 on the device of x, checked; of uint64 the same bits, see `one_key`."""
+    """Return integers as int64 on the device of x; of uint64 the same bits, see `one_key`."""
     known = type(values) is Tensor and values.dtype == torch.int64 and values.device == x.device
     if known and values.shape == x.shape[:1] and values.layout is torch.strided:
         return values.contiguous()
@@ -108,7 +108,7 @@ def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
 
 
 def check_integers(name: str, values: Tensor, shape: str = "(N,)") -> None:
-    """Refuse what holds no integers. shape: what the error says; nothing is made of it."""
+    """Refuse a tensor without integers. shape: of the right tensor, for the message alone."""
     if not isinstance(values, Tensor):
         kind = type(values).__name__
         raise TypeError(
@@ -121,8 +121,10 @@ def check_integers(name: str, values: Tensor, shape: str = "(N,)") -> None:
 
 
 def check_factors(name: str, values: Tensor, like: tuple[str, Tensor]) -> None:
-    """Refuse what is no factor ≥ 0 for each row, as far as can be seen without waiting. A NaN may
-    be that of a row that does not count: see `check_finite`."""
+    """Refuse factors other than one ≥ 0 for each row, where values can be read without waiting.
+
+    A NaN may belong to a row that does not count: see `check_finite`.
+    """
     owner, x = like
     n = x.shape[0]
     if not isinstance(values, Tensor) or values.dtype not in FLOATS:
@@ -140,8 +142,10 @@ def check_factors(name: str, values: Tensor, like: tuple[str, Tensor]) -> None:
 
 
 def check_finite(name: str, values: Tensor, counted: Tensor | None) -> None:
-    """Refuse NaN and infinity where it can be seen without waiting. counted: (N,) the rows that
-    matter; None: all of them."""
+    """Refuse NaN and infinity, where values can be read without waiting.
+
+    counted: (N,) the rows that matter; None: all of them.
+    """
     if not readable(values):
         return
     bad = ~values.isfinite()
@@ -152,7 +156,7 @@ def check_finite(name: str, values: Tensor, counted: Tensor | None) -> None:
 
 
 def check_bools(name: str, values: Tensor, n: int) -> None:
-    """Refuse what does not say of each of n rows whether."""
+    """Refuse anything but one bool for each of n rows."""
     if not isinstance(values, Tensor) or values.dtype != torch.bool:
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} is {kind}; it must be a bool tensor ({n},){_hint(name, values)}")
@@ -162,7 +166,7 @@ def check_bools(name: str, values: Tensor, n: int) -> None:
 
 
 def check_real(name: str, values: Tensor) -> None:
-    """Refuse what holds no real numbers."""
+    """Refuse a tensor without real numbers."""
     if not isinstance(values, Tensor) or values.is_complex() or values.is_quantized:
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} is {kind}; it must be a real tensor{_hint(name, values)}")
@@ -171,9 +175,9 @@ def check_real(name: str, values: Tensor) -> None:
 
 
 def check_classes(name: str, values: Tensor, classes: int, known: str) -> None:
-    """Refuse an int64 class beyond those that there are, where it can be seen without waiting.
+    """Refuse an int64 class beyond `classes`, where values can be read without waiting.
 
-    known: what says how many there are.
+    known: words of the message that stand before the number of classes, such as "beta has".
     """
     if not values.numel() or not readable(values):
         return
@@ -186,7 +190,7 @@ def check_classes(name: str, values: Tensor, classes: int, known: str) -> None:
 
 
 def _hint(name: str, values: object) -> str:
-    """What to write instead of a list or an array."""
+    """Say what to write instead of a list or an array."""
     if isinstance(values, Tensor):
         return ""
     numbers = isinstance(values, (list, tuple, range)) or hasattr(values, "__array__")

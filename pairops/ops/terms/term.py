@@ -235,7 +235,7 @@ _KINDS = (Tensor, Parameter, Partner, Table, Term, EarlierAt)
 
 
 def _check_operand(name: str, operand: object) -> None:
-    """Refuse what is no argument of a pair function."""
+    """Refuse a value that is no argument of a pair function."""
     if isinstance(operand, Earlier):
         if not isinstance(operand.term, Term):
             kind = type(operand.term).__name__
