@@ -5,6 +5,7 @@ The classes are to the functions what `torch.nn` is to `torch.nn.functional`. Th
 pytorch-metric-learning, with their defaults, are in `pairops.compat.pml`.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairops.losses import LOSSES
@@ -19,7 +20,7 @@ if not TYPE_CHECKING:  # a type checker asks __getattr__
     __all__ = ["LossModule", *sorted(_CLASSES)]
 
 
-def __getattr__(name: str) -> type[LossModule]:
+def __getattr__(name: str) -> Callable[..., LossModule]:
     if name in ELSEWHERE:
         raise AttributeError(
             f"pairops.nn has no {name}, whose defaults in pytorch-metric-learning are not those of "
