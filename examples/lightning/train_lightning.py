@@ -29,9 +29,8 @@ class Digits(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, digits = batch
         # Each process brings its own rows, and compares them with those of all. Lightning
-        # initialises torch.distributed where there are several.
-        group = torch.distributed.is_initialized() or None
-        loss = pairops.ms_loss(self(images), digits, group=group)
+        # initialises torch.distributed where there are several processes.
+        loss = pairops.ms_loss(self(images), digits, group="auto")
         self.log("loss", loss, prog_bar=True)
         return loss
 

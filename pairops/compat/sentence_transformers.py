@@ -145,7 +145,7 @@ class PairedLoss(_OfColumns):
         model: a SentenceTransformer.
         loss: a function `(x, y, **arguments)`, or a Module such as `pairops.nn.SigLIPLoss()`, whose
             parameters the trainer trains too.
-        group: as every loss has it; True counts as None where no process group is initialised.
+        group: a process group, or "auto" for the default group if there is one, as every loss has.
         mini_batch_size: an int: encode so many texts at a time and each of them twice, for the
             memory of so many; numbers are those of the whole batch. Not inside MatryoshkaLoss or
             AdaptiveLayerLoss, whose changes of the model are over when a text is encoded again.
@@ -187,7 +187,7 @@ class LabelledLoss(_OfColumns):
         model: a SentenceTransformer.
         loss: a function `(x, labels, **arguments)`, or a Module such as `pairops.nn.MSLoss()`,
             whose parameters the trainer trains too.
-        group: as every loss has it; True counts as None where no process group is initialised.
+        group: a process group, or "auto" for the default group if there is one, as every loss has.
         mini_batch_size: an int: encode so many texts at a time and each of them twice, as in
             `PairedLoss`. None: encode all at once.
         arguments: arguments of the loss; the trainer trains those that are an `nn.Parameter`.

@@ -9,6 +9,7 @@ from torch import Tensor
 from pairops.ops.engines import asked_in_turn
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import watched
+from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.checks import function
 from pairops.ops.terms.tensor_checks import check_embeddings
 from pairops.ops.terms.term import Earlier, Term
@@ -80,6 +81,8 @@ def _shown(value: Any, names: dict[int, str]) -> str:
         value = value.term
     if isinstance(value, Term):
         return names.get(id(value), "an earlier term")
+    if isinstance(value, EarlierAt):
+        return f"term {value.place + 1}"
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
     return f"{value:g}" if isinstance(value, float) else type(value).__name__.lower()

@@ -1,4 +1,4 @@
-"""A training step at small N costs what its launches cost: docs/cuda.md has the table."""
+"""A training step at small N costs what its launches cost: docs/engines/cuda.md has the table."""
 
 from typing import Any
 
