@@ -85,8 +85,7 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     x, y, *directions = torch.randn(6, 400, 24).unbind()
     labels = torch.randint(0, 100, (400,))
     known = {
-        "labels": labels, "y": y, "anchor": y, "proxies": y[:100], "quality": y[:, 0],
-        "positives": y.unsqueeze(1), "scale": 10.0, "bias": -10.0,
+        "labels": labels, "y": y, "proxies": y[:100], "positives": y.unsqueeze(1),
     }  # fmt: skip
     there = torch.cuda.is_available()
     device_of = {

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ Rows = Callable[
 class Digits(torch.nn.Module):
     """Images and their digits to the loss of the batch of all ranks."""
 
-    def __init__(self, group: bool | None) -> None:
+    def __init__(self, group: Literal["auto"] | None) -> None:
         super().__init__()
         self.group = group
         self.network = torch.nn.Sequential(
@@ -48,7 +48,7 @@ class Digits(torch.nn.Module):
 class CodeSearch(torch.nn.Module):
     """Docstrings and their code to the same, with a temperature that is learned."""
 
-    def __init__(self, group: bool | None) -> None:
+    def __init__(self, group: Literal["auto"] | None) -> None:
         super().__init__()
         self.towers, self.loss = Towers(), InfoNCELoss(learn=["temperature"], group=group)
 
@@ -80,7 +80,7 @@ def fit(
     """The curve of a training in which each of `world` ranks has its part of every batch."""
     rank = dist.get_rank() if world > 1 else 0
     torch.manual_seed(0)
-    module = kind(True if world > 1 else None)
+    module = kind("auto" if world > 1 else None)
     if world > 1:
         module = DistributedDataParallel(module)
     optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)

@@ -195,28 +195,23 @@ def _given(
     parameters: dict[str, bool], n: int, m: int | None, d: int, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Every argument that the function must have, on the CPU."""
-    float_dtype = torch.promote_types(dtype, torch.float32)
 
     def rows(*extents: int) -> Tensor:
         return torch.empty(*extents, d, dtype=dtype, device="cpu", requires_grad=True)
 
-    def vector(length: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(length, dtype=dtype, device="cpu")
+    def vector(length: int) -> Tensor:
+        return torch.empty(length, dtype=torch.int64, device="cpu")
 
     second = n if m is None else m
     known: dict[str, Callable[[], Tensor]] = {
         "x": lambda: rows(n),
         "y": lambda: rows(second),
-        "anchor": lambda: rows(second),
         "positives": lambda: rows(n, second // n if n else 1),
         "proxies": lambda: rows(second),
         "ref_emb": lambda: rows(second),
         "labels": lambda: vector(n),
         "proxy_labels": lambda: vector(second),
         "ref_labels": lambda: vector(second),
-        "quality": lambda: vector(n, float_dtype),
-        "scale": lambda: torch.empty((), dtype=float_dtype, device="cpu", requires_grad=True),
-        "bias": lambda: torch.empty((), dtype=float_dtype, device="cpu", requires_grad=True),
     }
     wanted = [name for name, required in parameters.items() if required]
     unknown = [name for name in wanted if name not in known]

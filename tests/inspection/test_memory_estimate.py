@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pairops
 from bench.memory.peak import MIB
-from bench.problems import Setting
+from bench.problems import LEARNED, Setting
 from pairops import estimate_memory, losses
 from pairops.inspection.memory_estimate import Memory
 from pairops.ops.engines.memory import WORKING, SizedCall
@@ -81,9 +81,12 @@ def test_what_is_estimated_is_what_is_measured(
     engine: str, setting: Setting, within: float, peaks: dict[tuple[str, Setting], float]
 ) -> None:
     dtype = getattr(torch, setting.dtype)
-    taken = estimate_memory(
-        setting.n, setting.d, dtype=dtype, loss=f"{setting.loss}_loss", engine=engine
-    )
+    learned = {
+        name: torch.tensor(z, requires_grad=True)
+        for name, z in LEARNED.get(setting.loss, {}).items()
+    }
+    loss = partial(getattr(losses, f"{setting.loss}_loss"), **learned)
+    taken = estimate_memory(setting.n, setting.d, dtype=dtype, loss=loss, engine=engine)
     assert peaks[engine, setting] == pytest.approx(taken.pairops / MIB, rel=within)
 
 

@@ -61,8 +61,11 @@ def batch() -> tuple[Tensor, Tensor]:
     return smooth(24, 9).requires_grad_(), torch.arange(24) // 3
 
 
+SUPCON = nn.SupConLoss()
+
+
 def memory(x: Tensor, labels: Tensor) -> Any:
-    return pairops.CrossBatchMemory(nn.SupConLoss(), 9, 30)(x, labels)
+    return pairops.CrossBatchMemory(SUPCON, 9, 30)(x, labels)
 
 
 OTHER = smooth(24, 9)

@@ -30,7 +30,7 @@ def info_nce_loss(x, y, *, temperature=0.07, symmetric=True, **pairing) -> Tenso
     return rows / 2 + columns / 2 if symmetric else rows
 
 
-def siglip_loss(x, y, *, scale, bias, **pairing) -> Tensor:
+def siglip_loss(x, y, *, scale=10.0, bias=-10.0, **pairing) -> Tensor:
     """SigLIP (Zhai 2023): sum_j log(1 + e^{-z_ij (scale s_ij + bias)}), z_ii = 1, else -1."""
     logits = scale * closeness(x, y, **pairing) + bias  # (N, N)
     z = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1

@@ -77,8 +77,9 @@ def test_a_plan_that_another_thread_makes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_another_device_is_declined() -> None:
-    pairs = Pairs.of(torch.zeros(2, 2, device="meta"), torch.zeros(2, 0).sum(1).long().to("meta"))
-    reason = cpu_engine.declines(pairs, [highest(NEG)], [])
+    pairs = Pairs.of(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
+    moved = replace(pairs, x=pairs.x.to("meta"))  # which `Pairs.of` would refuse
+    reason = cpu_engine.declines(moved, [highest(NEG)], [])
     assert reason == "x is on meta; the cpu engine is for the CPU"
 
 

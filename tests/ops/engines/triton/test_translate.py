@@ -166,7 +166,7 @@ def test_the_documented_loss_equals_its_naive_version(own_loss: Any, engine: str
 def test_the_example_says_who_serves(own_loss: Any, capsys: pytest.CaptureFixture[str]) -> None:
     own_loss.main()
     printed = capsys.readouterr().out
-    assert "native     engine 'cpu' cannot serve this call" in printed
+    assert "cpu        engine 'cpu' cannot serve this call" in printed
     assert "gradients differ by" in printed
 
 
