@@ -13,9 +13,8 @@ namespace pairops::cpu {
 
 OutOfMemory::OutOfMemory(std::size_t bytes) {
     char text[100];
-    std::snprintf(text, sizeof text,
-                  "the cpu engine needs %zu bytes (%.1f MiB) that it cannot get", bytes,
-                  double(bytes) / (1 << 20));
+    std::snprintf(text, sizeof text, "the cpu engine needs %zu bytes (%.1f MiB) that it cannot get",
+                  bytes, double(bytes) / (1 << 20));
     message = text;
 }
 
