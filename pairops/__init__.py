@@ -1,7 +1,8 @@
 """pairops: pair-based losses that never hold the matrix of pairs."""
 
-import difflib
-from importlib.metadata import PackageNotFoundError, version
+import difflib as _difflib
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from . import losses as losses
@@ -36,8 +37,8 @@ from .training.cached_step import cached_step as cached_step
 from .training.cross_batch_memory import CrossBatchMemory as CrossBatchMemory
 
 try:
-    __version__ = version("pairops")
-except PackageNotFoundError:  # imported from a source tree that was never installed
+    __version__ = _version("pairops")
+except _PackageNotFoundError:  # imported from a source tree that was never installed
     __version__ = "0+unknown"
 
 if not TYPE_CHECKING:  # a type checker follows the imports, and would take this for all
@@ -107,7 +108,9 @@ def _where(name: str) -> str:
         )
     if hasattr(nn, name):
         return f"; write pairops.nn.{name}"
-    near = difflib.get_close_matches(name, [n for n in globals() if n[0] != "_"], 1)
+    if name in functions.FUNCTIONS:
+        return f"; write pairops.functions.{name}"
+    near = _difflib.get_close_matches(name, [n for n in globals() if n[0] != "_"], 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

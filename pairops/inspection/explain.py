@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops.ops.engines import asked_in_turn
+from pairops.ops.engines import asked_in_turn, engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import watched
 from pairops.ops.terms.arguments import EarlierAt
@@ -38,7 +38,7 @@ def explain(loss: Callable[..., Any], x: Tensor, *args: Any, **keywords: Any) ->
     """
     function("loss", loss, "a loss")
     check_embeddings("x", x)
-    with torch.no_grad(), watched() as calls:
+    with torch.no_grad(), engine("auto"), watched() as calls:
         loss(x, *args, **keywords)
     if not calls:
         raise ValueError("loss took no statistic; it must be built on pairops.row_stats")
@@ -49,8 +49,8 @@ def explain(loss: Callable[..., Any], x: Tensor, *args: Any, **keywords: Any) ->
         for axis, terms in (("row", call.rows), ("column", call.cols)):
             for line in _terms(terms):
                 print(f"   of every {axis}: {line}")
-        for engine, reason in asked_in_turn(call.pairs, call.rows, call.cols):
-            print(f"   engine {engine}: {'serves it' if reason is None else f'declines: {reason}'}")
+        for asked, reason in asked_in_turn(call.pairs, call.rows, call.cols):
+            print(f"   engine {asked}: {'serves it' if reason is None else f'declines: {reason}'}")
 
 
 def _compared(pairs: Pairs) -> str:

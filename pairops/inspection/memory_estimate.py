@@ -28,7 +28,7 @@ class Memory:
     Args:
         n: rows of x.
         m: rows of the other set. None: as n.
-        D: dimensions.
+        d: dimensions.
         dtype: the dtype of the embeddings.
         inputs: embeddings, labels, and what else the loss is given.
         pairops: at the peak of forward and backward, besides the inputs; gradients are a part of

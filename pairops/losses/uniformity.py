@@ -8,6 +8,7 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.checks import number
+from pairops.ops.terms.tensor_checks import check_embeddings
 from pairops.ops.terms.term import ALL, lse
 
 from .objective.keywords import LabelledApart, Value
@@ -29,7 +30,8 @@ def uniformity_loss(
     """ℓ_i = log mean_{j≠k} e^{−t d_jk}, over all pairs of the batch: one number for every anchor.
 
     The loss is log 1 = 0 if all embeddings coincide, and falls as they spread. Without a pair it is
-    0. With similarities s, −d is s. Its rounding is that of log N, whatever its value.
+    0. With similarities s, −d is s. Its rounding is that of log N, whatever its value. It is never
+    above 0 for distances, so reduction="mean_nonzero" makes it 0.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
@@ -42,6 +44,7 @@ def uniformity_loss(
         Uniformity on the Hypersphere, ICML 2020.
     """
     scale = number("t", t, positive=True)
+    check_embeddings("x", x)
     if labels is None:
         labels = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
     objective = labelled(x, labels, common, distance=distance)

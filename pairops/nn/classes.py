@@ -42,6 +42,16 @@ ELSEWHERE = {
     "TripletMarginLoss": 'TripletLoss(mining="all", distance="l2", reduction="mean_pairs")',
 }
 
+# Classes that both libraries have under one name, with the default reduction of that library. The
+# loss of an anchor is the same.
+_OTHER_REDUCTION = {
+    "CircleLoss": "mean_nonzero",
+    "NCALoss": "mean_nonzero",
+    "NTXentLoss": "mean_pairs",
+    "ProxyNCALoss": "mean_nonzero",
+    "SupConLoss": "mean_nonzero",
+}
+
 
 class ProxyModule(LossModule):
     """A loss against proxies, which are a parameter: one for each of the labels 0 … C − 1."""
@@ -70,11 +80,11 @@ class ProxyModule(LossModule):
 
     def forward(self, *tensors: Tensor, **keywords: Any) -> Any:
         """Call the function with embeddings, labels and the proxies."""
-        return super().forward(*tensors, self.proxies, **keywords)
+        return super().forward(*tensors, proxies=self.proxies, **keywords)
 
     def with_aux(self, *tensors: Tensor, **keywords: Any) -> tuple[Tensor, Aux]:
         """Call the function's `with_aux` with embeddings, labels and the proxies."""
-        return super().with_aux(*tensors, self.proxies, **keywords)
+        return super().with_aux(*tensors, proxies=self.proxies, **keywords)
 
     def extra_repr(self) -> str:
         classes, size = self.proxies.shape
@@ -144,9 +154,16 @@ def _sign(method: Any, signature: inspect.Signature, sizes: tuple[str, ...]) -> 
 
 def _described(function: Callable[..., Any]) -> str:
     name = f"pairops.{function.__name__}"
+    other = _OTHER_REDUCTION.get(class_name(function.__name__))
+    differs = (
+        f"\n\nDiffers from:\n    pytorch-metric-learning's class of this name averages as "
+        f'reduction="{other}" does.'
+        if other
+        else ""
+    )
     return (
         f"`{name}` as a Module, with that function's arguments and defaults.\n\n"
         "Args:\n"
         "    learn: names of arguments that are learned; see `LossModule`.\n"
-        f"    **arguments: keywords of `{name}`, which documents them."
+        f"    **arguments: keywords of `{name}`, which documents them.{differs}"
     )

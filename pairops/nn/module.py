@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pairops.losses.objective.objective import Aux
+from pairops.ops.distributed.group import check_group
+from pairops.ops.engines import engine
 from pairops.ops.pairs.signatures import refuse_unknown
-from pairops.ops.terms.checks import plain_number
+from pairops.ops.terms.checks import plain_number, shown
 
 # These are learned by their logarithm, as CLIP does: they stay above 0, and a step is a factor.
 _BY_LOGARITHM = ("temperature", "scale")
@@ -20,7 +22,7 @@ class LossModule(nn.Module):
 
     The classes of `pairops.nn` are made of it. Every keyword of the function may be given here or
     in a call; the call's goes first. An argument that is an `nn.Parameter` is learned, one that is
-    another tensor is a buffer; all are attributes that may be set.
+    another tensor is a buffer. All are attributes that may be read and set, given or not.
 
     Args:
         function: a loss, called as function(x, labels, ...) or function(x, y, ...).
@@ -43,20 +45,37 @@ class LossModule(nn.Module):
         self.register_load_state_dict_pre_hook(_with_dimensions)  # type: ignore[no-untyped-call]
         self.function = function
         self.logarithms = tuple(name for name in learn if name in _BY_LOGARITHM)
-        defaults = _numbers(function) if learn else {}
+        self.names: tuple[str, ...] = ()
+        self.defaults = _defaults(function)
+        for name in {*self.defaults, *arguments} & set(dir(self)):
+            raise ValueError(f"{name} is an argument of the function, and a name of every Module")
         for name in learn:
-            if name not in defaults and name not in arguments:
-                known = ", ".join(defaults)
-                raise ValueError(f"learn has {name!r}; it must hold names of numbers: {known}")
-            value = arguments.pop(name, defaults.get(name))
+            if name not in arguments and not isinstance(self.defaults.get(name), (float, Tensor)):
+                raise ValueError(f"learn has {name!r}; it must be given as a number or a tensor")
+            value = arguments.pop(name, self.defaults.get(name))
             learned = _learned(name, value, name in self.logarithms)
             arguments[f"log_{name}" if name in self.logarithms else name] = learned
-        self.names = tuple(name for name in arguments if name.removeprefix("log_") == name)
         for name, value in arguments.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = self.__dict__.get("defaults", ())
+        if known and name in self.logarithms:
+            raise AttributeError(f"{name} is learned; set log_{name}, its logarithm")
+        if name in known and name not in self.names:
+            self.names = (*self.names, name)
+        if name in known and type(value) is Tensor and name not in self._buffers:
+            self.__dict__.pop(name, None)
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("defaults", ()) and name not in self.names:
+            if name in self.logarithms:
+                return torch.exp(getattr(self, f"log_{name}"))
+            return self.defaults[name]
+        return super().__getattr__(name)
 
     def arguments(self) -> dict[str, Any]:
         """Collect the keywords that the function is called with."""
@@ -92,26 +111,34 @@ def check_arguments(
     refuse_unknown(name, arguments, known)
     _check_names(learn)
     refuse_unknown(name, learn, known)
-    alone = {
-        name: value
-        for name, value in arguments.items()
-        if name != "group" and not (isinstance(value, Tensor) and value.numel() != 1)
-    }
+    for key in learn:
+        if "Tensor" not in str(parameters[key].annotation):
+            raise ValueError(f"learn has {key!r}; {name}() takes no tensor for it")
+    for key, value in arguments.items():
+        if isinstance(value, Tensor) and "Tensor" not in str(parameters[key].annotation):
+            raise TypeError(f"{key} is a tensor; {name}() takes none for it")
+    check_group(arguments.get("group"))
     nothing = torch.zeros(0, 1, device="cpu")
+    if type(nothing) is not Tensor:  # in a mode without values
+        return
+    # Tensors are for a batch that is not here, or on another device.
+    alone = {k: v for k, v in arguments.items() if k != "group" and not isinstance(v, Tensor)}
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     stand_ins = {
         "labels": torch.zeros(0, dtype=torch.int64, device="cpu"),
         "positives": nothing.reshape(0, 1, 1),
         "proxies": torch.zeros(1, 1, device="cpu"),
     }
-    with torch.no_grad():
+    with torch.no_grad(), engine("auto"):
         function(*[stand_ins.get(p.name, nothing) for p in positional], **alone)
 
 
 def _check_names(learn: Sequence[str]) -> None:
     are_names = isinstance(learn, (list, tuple)) and all(isinstance(name, str) for name in learn)
     if not are_names:
-        raise TypeError(f"learn is {learn!r}; it must be names of arguments, such as ['alpha']")
+        raise TypeError(
+            f"learn is {shown(learn)}; it must be names of arguments, such as ['alpha']"
+        )
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -119,21 +146,24 @@ def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _numbers(function: Callable[..., Any]) -> dict[str, float]:
-    """Find the arguments of a function that are floats by default."""
-    defaults = {name: p.default for name, p in _keyword_only(function).items()}
-    return {name: value for name, value in defaults.items() if type(value) is float}
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Find the arguments of a function that have a name and a default."""
+    parameters = inspect.signature(function).parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
 
 
 def _learned(name: str, value: Any, by_logarithm: bool) -> nn.Parameter:
+    if isinstance(value, nn.Parameter) and not by_logarithm:
+        return value
     if not isinstance(value, Tensor):
         value = torch.tensor([plain_number(name, value)])
     elif not value.is_floating_point():
         raise ValueError(f"{name} is {value.dtype}; it must be floating-point to be learned")
-    value = value.detach().to(torch.get_default_dtype(), copy=True)
+    value = value.detach().clone()
     value = value.reshape(1) if value.dim() == 0 else value
     if by_logarithm:
-        if value.device.type != "meta" and not bool((value > 0).all()):
+        readable = type(value) is Tensor and value.device.type == "cpu"
+        if readable and not bool((value > 0).all()):
             raise ValueError(f"{name} is {value.tolist()}; it must be above 0 to be learned")
         value = value.log()
     return nn.Parameter(value)

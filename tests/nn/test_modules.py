@@ -9,6 +9,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses as theirs
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pairops
 from pairops import losses, nn
@@ -221,6 +222,45 @@ def test_learns_what_it_is_told_to(module: Any, function: Any, names: dict[str, 
         torch.testing.assert_close(a.squeeze(), factor * b, rtol=1e-5, atol=1e-9)
 
 
+def half_of(x: Tensor, labels: Tensor, *, training: float = 0.5) -> Tensor:
+    return training * pairops.ms_loss(x, labels)
+
+
+def test_arguments_are_attributes_given_or_not() -> None:
+    loss, (x, labels) = nn.MSLoss(alpha=3.0), batch()
+    assert (loss.alpha, loss.beta) == (3.0, 50.0)
+    loss.beta, loss.epsilon = 40.0, None
+    expected = pairops.ms_loss(x, labels, alpha=3.0, beta=40.0, epsilon=None)
+    torch.testing.assert_close(loss(x, labels), expected)
+    loss.base = torch.tensor(0.3)
+    assert [*loss.buffers()] == [loss.base]
+    again = copy.deepcopy(loss)
+    torch.testing.assert_close(again(x, labels), loss(x, labels))
+    learned = nn.InfoNCELoss(learn=["temperature"])
+    torch.testing.assert_close(learned.temperature.item(), 0.07)
+    with pytest.raises(AttributeError, match="temperature is learned; set log_temperature"):
+        learned.temperature = 0.1
+    with pytest.raises(AttributeError, match="no attribute 'alhpa'"):
+        loss.alhpa  # noqa: B018
+
+
+def test_is_made_whatever_engine_or_mode_is_asked_for() -> None:
+    with pairops.engine("triton"):
+        nn.MSLoss()
+    with FakeTensorMode():
+        nn.ProxyNCALoss(3, 4)
+    with torch.device("meta"):
+        assert nn.ProxyAnchorLoss(3, 4).proxies.is_meta
+        nn.MSLoss(alpha=torch.tensor(3.0), learn=["alpha"])
+    shared = torch.nn.Parameter(torch.tensor([3.0], dtype=DOUBLE))
+    assert nn.MSLoss(alpha=shared, learn=["alpha"]).alpha is shared
+
+
+def test_labels_by_keyword_beside_proxies() -> None:
+    loss, (x, labels) = made("ProxyAnchorLoss").to(DOUBLE), batch()
+    assert torch.equal(loss(x, labels=labels), loss(x, labels))
+
+
 @pytest.mark.parametrize(
     ("build", "error", "says"),
     [
@@ -234,7 +274,20 @@ def test_learns_what_it_is_told_to(module: Any, function: Any, names: dict[str, 
         (lambda: nn.MSLoss(alhpa=2.0), TypeError, "MSLoss.* no keyword 'alhpa'.*mean 'alpha'"),
         (lambda: nn.MSLoss(learn=["alhpa"]), TypeError, "no keyword 'alhpa'"),
         (lambda: nn.MSLoss(learn="alpha"), TypeError, "learn is 'alpha'; it must be names"),
-        (lambda: nn.MSLoss(learn=["reduction"]), ValueError, "learn has 'reduction'; it must"),
+        (
+            lambda: nn.MSLoss(learn=["reduction"]),
+            ValueError,
+            "learn has 'reduction'; MSLoss.. takes",
+        ),
+        (
+            lambda: nn.MSLoss(learn=["epsilon"]),
+            ValueError,
+            "learn has 'epsilon'; MSLoss.. takes no",
+        ),
+        (lambda: nn.ContrastivePairLoss(learn=["pos_margin"]), ValueError, "it must be given as a"),
+        (lambda: nn.MSLoss(reduction=torch.zeros(3)), TypeError, "reduction is a tensor; MSLoss"),
+        (lambda: nn.MSLoss(group="aut"), TypeError, "group is"),
+        (lambda: nn.LossModule(half_of, training=2), ValueError, "training is an argument of the"),
         (lambda: nn.MSLoss(reduction="men"), ValueError, "reduction is 'men'"),
     ],
 )

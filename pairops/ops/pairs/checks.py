@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pairops.ops.bindings.schemas import library
 from pairops.ops.terms.checks import count, flag, one_of, shown
@@ -138,19 +140,28 @@ def self_index_of(
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:
-    """Are these one tensor, such as x and x.detach()?"""
+    """Are these one tensor, such as x and x.detach(): the same start, shape and strides?"""
     try:
         return x.is_set_to(y)
-    except RuntimeError:  # tensors of torch.vmap, or without memory
-        return False
+    except RuntimeError:  # torch.vmap has no rule for it
+        inner = [_unwrapped(z) for z in (x, y)]
+        return inner[0] is not x and _same_memory(*inner)
+
+
+def _unwrapped(z: Tensor) -> Tensor:
+    while is_functorch_wrapped_tensor(z):
+        z = get_unwrapped(z)
+    return z
 
 
 def _self_rows(x: Tensor, y: Tensor) -> Tensor:
+    """Decide when the graph is traced: later a compiler removes copies, which are not x."""
     rows = arange(x)
-    return rows if _same_memory(x, y) else torch.full_like(rows, -1)
+    # A tensor of AOTAutograd wraps one that shares its storage with its views.
+    inner = [getattr(z, "elem", z) for z in (x, y)]
+    first, second = [StorageWeakRef(z.untyped_storage()) for z in inner]
+    same = first == second and x.stride() == y.stride()
+    return rows if same and x.storage_offset() == y.storage_offset() else torch.full_like(rows, -1)
 
 
-library.impl("self_rows", _self_rows, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "pairops::self_rows", lambda x, _: x.new_empty(x.shape[:1], dtype=torch.int64)
-)
+library.impl("self_rows", _self_rows, "CompositeImplicitAutograd")

@@ -250,8 +250,9 @@ class Pairs:
                 of it.
             ref_ids: (M,) integers that name the rows of `ref_emb`.
             exclude_self: "auto" leaves a row's own pair out when x is compared with itself, when
-                `ref_emb` is x or shares its memory, as x.detach() and x[:] do, and by ids where
-                they are given; True says that reference i is anchor i; False keeps every pair.
+                `ref_emb` is x by its memory (the same start, shape and strides, as of x.detach()
+                and x[:]; of two inputs of a compiled graph the very tensor), and by ids where they
+                are given; True says that reference i is anchor i; False keeps every pair.
             ignore_index: a row with this label is neither anchor nor reference. None: no row is
                 left out.
             distance: how two rows are compared. "cosine" and "dot" are similarities; "l2",
