@@ -40,6 +40,13 @@ HD inline T select(bool condition, T yes, T no) {
     return condition ? yes : no;
 }
 
+// Round x before it is used: a product may otherwise be fused into a sum, unrounded. Vectors have
+// their own (cpu/simd/simd.h); numbers one by one are only probed.
+template <class T>
+HD inline T rounded(T x) {
+    return x;
+}
+
 HD inline std::uint32_t bits_of(float x) {
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof x);

@@ -185,19 +185,24 @@ struct CirclePush {
     }
 };
 
-// s * exp(scale * s - shift), the exponential held constant.
+// (s - shift / scale) * exp(scale * s - shift), the exponential held constant. The product is
+// rounded as it is in the log-sum-exp that is the shift: weights add up to 1 only if it is.
 struct Attended {
     static constexpr const char* name = "attended";
     static constexpr const char* arguments = "scale, shift";
     static constexpr int arity = 2;
 
     template <class T>
+    HD static T weight_of(T s, T scale, T shift) {
+        return exp(rounded(scale * s) - shift);
+    }
+    template <class T>
     HD static T value(T s, T scale, T shift) {
-        return (s - shift / scale) * exp(scale * s - shift);
+        return (s - shift / scale) * weight_of(s, scale, shift);
     }
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T scale, T shift) {
-        const T weight = exp(scale * s - shift);
+        const T weight = weight_of(s, scale, shift);
         return {{weight, shift / (scale * scale) * weight, -weight / scale}};
     }
 };

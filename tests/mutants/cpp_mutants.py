@@ -21,6 +21,7 @@ SWEEP = "csrc/cpu/sweep.cpp"
 BINDINGS = "csrc/bindings/cpu.cpp"
 
 OF_FUNCTIONS = "tests/ops/terms/test_compiled_functions.py"
+OF_ROUNDING = "tests/ops/engines/cpu/test_rounding.py"
 OF_TERMS = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TERMS_ALONE = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_alone_equals_dense"
 OF_RANGES = "tests/ops/engines/cpu/test_sweeps.py::test_states_far_below_the_maximum_of_a_tile"
@@ -45,6 +46,11 @@ MUTANTS = [
         "sign of hinge's slope by its base", FUNCTIONS,
         "select(rises, -scale, flat)", "select(rises, scale, flat)",
         (OF_FUNCTIONS,),
+    ),
+    Mutant(
+        "attended's product is fused into the subtraction of its shift", FUNCTIONS,
+        "exp(rounded(scale * s) - shift)", "exp(scale * s - shift)",
+        (OF_ROUNDING,),
     ),
     Mutant(
         "merge takes the maxima of log-sum-exps for one another", ACCUMULATORS,
