@@ -16,7 +16,7 @@ from support import public_names
 pytest.importorskip("pytorch_metric_learning")
 
 ORDER = ["Args", "Keyword Args", "Returns", "Raises", "Source", "Differs from"]
-MODULES = [module for module in public_names.MODULES if module != "pairops.nn"]
+MODULES = public_names.MODULES
 
 
 class Public(NamedTuple):

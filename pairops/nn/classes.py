@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pairops.losses.objective.objective import Aux
+from pairops.ops.pairs.signatures import arguments, documented
 from pairops.ops.terms.checks import count
 
 from .module import LossModule, check_arguments
@@ -71,20 +71,16 @@ class ProxyModule(LossModule):
             count("embedding_size", embedding_size, 1, _MOST),
         )
         self.proxies = nn.Parameter(torch.empty(sizes))
-        self.initialise(self.proxies)
+        self._initialise(self.proxies)
 
     # As the authors of the losses draw them.
     @staticmethod
-    def initialise(proxies: Tensor) -> None:
+    def _initialise(proxies: Tensor) -> None:
         nn.init.normal_(proxies)
 
-    def forward(self, *tensors: Tensor, **keywords: Any) -> Any:
-        """Call the function with embeddings, labels and the proxies."""
-        return super().forward(*tensors, proxies=self.proxies, **keywords)
-
-    def with_aux(self, *tensors: Tensor, **keywords: Any) -> tuple[Tensor, Aux]:
-        """Call the function's `with_aux` with embeddings, labels and the proxies."""
-        return super().with_aux(*tensors, proxies=self.proxies, **keywords)
+    def arguments(self) -> dict[str, Any]:
+        """Collect the keywords that the function is called with, the proxies among them."""
+        return {**super().arguments(), "proxies": self.proxies}
 
     def extra_repr(self) -> str:
         classes, size = self.proxies.shape
@@ -96,7 +92,7 @@ class FanOutProxyModule(ProxyModule):
     """The same of the loss whose proxies are drawn by Kaiming's rule."""
 
     @staticmethod
-    def initialise(proxies: Tensor) -> None:
+    def _initialise(proxies: Tensor) -> None:
         nn.init.kaiming_normal_(proxies, mode="fan_out")
 
 
@@ -129,10 +125,16 @@ def class_of(function: Callable[..., Any]) -> type[LossModule]:
 
     _sign(__init__, signature, sizes)
     parameters = [p for p in signature.parameters.values() if p.name != "proxies"]
-    forward.__signature__ = signature.replace(parameters=[_SELF, *parameters])  # type: ignore[attr-defined]
-    forward.__doc__ = f"Call `pairops.{function.__name__}`; keywords go before the Module's."
+    called = signature.replace(parameters=[_SELF, *parameters])
+    forward.__signature__ = called  # type: ignore[attr-defined]
+    texts = arguments(inspect.getdoc(function) or "", "Args")
+    tensors = {p.name: texts[p.name] for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    head = f"Call `pairops.{function.__name__}`; keywords go before the Module's."
+    forward.__doc__ = _documented(head, function, tensors, {})
     methods = {"__init__": __init__, "forward": forward, "__module__": "pairops.nn"}
-    return cast(type[LossModule], type(name, (base,), methods | {"__doc__": _described(function)}))
+    return cast(
+        type[LossModule], type(name, (base,), methods | {"__doc__": _described(function, sizes)})
+    )
 
 
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -152,18 +154,30 @@ def _sign(method: Any, signature: inspect.Signature, sizes: tuple[str, ...]) -> 
     )
 
 
-def _described(function: Callable[..., Any]) -> str:
+def _described(function: Callable[..., Any], sizes: tuple[str, ...]) -> str:
     name = f"pairops.{function.__name__}"
+    head = f"`{name}` as a Module, with that function's arguments and defaults."
+    entries = {
+        "num_classes": "an int of at least 1, the number of proxies.",
+        "embedding_size": "an int of at least 1, D.",
+        "learn": "names of arguments that are learned; see `LossModule`.",
+    }
+    shown = {key: text for key, text in entries.items() if key in (*sizes, "learn")}
     other = _OTHER_REDUCTION.get(class_name(function.__name__))
-    differs = (
-        f"\n\nDiffers from:\n    pytorch-metric-learning's class of this name averages as "
-        f'reduction="{other}" does.'
-        if other
-        else ""
-    )
-    return (
-        f"`{name}` as a Module, with that function's arguments and defaults.\n\n"
-        "Args:\n"
-        "    learn: names of arguments that are learned; see `LossModule`.\n"
-        f"    **arguments: keywords of `{name}`, which documents them.{differs}"
-    )
+    differs = f'pytorch-metric-learning averages as reduction="{other}" does.'
+    return _documented(head, function, shown, {"Differs from": differs} if other else {})
+
+
+def _documented(
+    head: str, function: Callable[..., Any], entries: dict[str, str], common: dict[str, str]
+) -> str:
+    """Write a docstring with these arguments, and the keywords of the function."""
+    text = inspect.getdoc(function) or ""
+    keywords = {
+        key: entry
+        for section in ("Args", "Keyword Args")
+        for key, entry in arguments(text, section).items()
+        if inspect.signature(function).parameters[key].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    lines = [f"    {key}: {entry}" for key, entry in entries.items()]
+    return documented("\n".join([head, "", "Args:", *lines]), keywords, common)

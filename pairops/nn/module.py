@@ -30,7 +30,7 @@ class LossModule(nn.Module):
             given, or with the function's default. A number is a parameter of shape (1,), since
             `fully_shard` takes none without dimensions. `temperature` and `scale` are learned by
             their logarithm, as the parameter `log_temperature` or `log_scale`.
-        **arguments: keywords of the function.
+        arguments: keywords of the function.
     """
 
     if TYPE_CHECKING:  # nn.Module says Any
@@ -85,11 +85,21 @@ class LossModule(nn.Module):
         return given
 
     def forward(self, *tensors: Tensor, **keywords: Any) -> Any:
-        """Call the function; keywords go before those of the Module."""
+        """Call the function; keywords go before those of the Module.
+
+        Args:
+            tensors: what the function takes by position.
+            keywords: keywords of the function.
+        """
         return self.function(*tensors, **{**self.arguments(), **keywords})
 
     def with_aux(self, *tensors: Tensor, **keywords: Any) -> tuple[Tensor, Aux]:
-        """Call the function's `with_aux`: the loss, and what it saw of every anchor."""
+        """Call the function's `with_aux`: the loss, and what it saw of every anchor.
+
+        Args:
+            tensors: what the function takes by position.
+            keywords: keywords of the function.
+        """
         with_aux: Callable[..., Any] = self.function.with_aux  # type: ignore[attr-defined]
         found: tuple[Tensor, Aux] = with_aux(*tensors, **{**self.arguments(), **keywords})
         return found
