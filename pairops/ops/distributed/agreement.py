@@ -31,7 +31,7 @@ def collective(
         def called(*args: _P.args, **keywords: _P.kwargs) -> _R:
             if check is not None and keywords:
                 check(keywords)
-            given = keywords.get("group")
+            given: Any = keywords.get("group")
             try:
                 if given is None or isinstance(
                     given, Group

@@ -6,7 +6,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,11 @@ from torch import Tensor
 from . import header
 from .allocation import refused
 
-Given = Any  # None, True, a torch.distributed.ProcessGroup, or a Group
+# What users give for a group; a loss within a loss is given a `Group`.
+if TYPE_CHECKING or dist.is_available():
+    Given: TypeAlias = dist.ProcessGroup | Literal["auto"] | None
+else:  # there is no such type
+    Given = Literal["auto"] | None
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -35,7 +39,7 @@ def check_group(given: Given) -> None:
         )
 
 
-_ABSENT = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+_ABSENT: Any = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
 
 
 def skip_compile(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -79,7 +83,7 @@ class Group:
                 f"group is {given!r}, but torch.distributed is not initialised; it must be None, "
                 "or torch.distributed.init_process_group must be called first"
             )
-        if given is dist.GroupMember.NON_GROUP_MEMBER:
+        if given is _ABSENT:
             raise ValueError(
                 f"group does not contain rank {dist.get_rank()}; it must be a group of which this "
                 "process is a member"
