@@ -39,6 +39,7 @@ WRONG = {
     'pairops.ms_loss(x, labels, reduction="men")': 'Argument "reduction"',
     'pairops.ms_loss(x, labels, alpha="2")': 'Argument "alpha"',
     "pairops.supcon_loss(x)": "Missing positional argument",
+    "pairops.ms_loss(x, labels, group=True)": 'Argument "group"',
     "pairops.ms_loss(x, labels, return_aux=True)": "Unexpected keyword argument",
     'pairops.margin_loss(x, labels, distance="l3")': 'Argument "distance"',
 }
