@@ -184,10 +184,6 @@ def _looked_up(
         if classes is None:
             raise TypeError(f"{name} is None; with relevance it must be an integer tensor ({n},)")
         check_integers(name, classes, f"({n},)")
-        if classes.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            raise TypeError(
-                f"{name} is {classes.dtype}, by which torch does not index; write {name}.long()"
-            )
         if classes.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
         indices = as_index(classes)  # torch has neither min nor max of unsigned integers
