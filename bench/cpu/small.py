@@ -101,7 +101,7 @@ LOSSES = {
     "siglip": Rivals(
         "info_nce",
         by_hand.siglip,
-        partial(pairops.siglip_loss, scale=10.0, bias=-10.0),
+        pairops.siglip_loss,
         partial(nn.SigLIPLoss, learn=["scale", "bias"]),
     ),
     "contrastive, l2": Rivals(

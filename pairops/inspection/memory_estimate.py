@@ -228,7 +228,7 @@ def _given(
     elif "positives" in wanted:
         if second % max(n, 1):
             raise ValueError(f"m is {second} and n is {n}; m must be a multiple of n")
-    elif m is not None and not {"y", "anchor"} & set(wanted):
+    elif m is not None and "y" not in wanted:
         if "ref_emb" not in parameters:
             raise ValueError(f"m is {m}; of a loss without a second set it must be None")
         wanted += ["ref_emb", "ref_labels"]

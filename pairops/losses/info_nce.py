@@ -152,11 +152,9 @@ def _decoupled(
 
 def _shares(z: Tensor, objective: Objective) -> Tensor:
     """Compute N times the softmax of z (N,) over the batch of all ranks."""
-    group = objective.group
-    if group is None:
+    if objective.group is None:
         return len(z) * torch.softmax(z, 0)
-    top = z.detach().amax(0, keepdim=True) if len(z) else z.new_full((1,), -torch.inf)
-    power = torch.exp(z - group.rows(top, (1,) * group.size).amax())
+    power = torch.exp(z - objective.highest(z))
     return power * (objective.pairs.batch[0] / objective.total(power.sum()))
 
 

@@ -52,9 +52,7 @@ def uniformity_loss(
     (sums,) = row_stats(pairs, lse(ALL, scale, 0.0))
     # In the widest dtype, since log Σ and log of the number of pairs nearly cancel.
     log_sums = sums.to(widest_float(sums.device))
-    highest = log_sums.detach().amax() if len(sums) else log_sums.new_tensor(-torch.inf)
-    if objective.group is not None:
-        highest = objective.group.rows(highest.reshape(1), (1,) * objective.group.size).amax()
+    highest = objective.highest(log_sums)
     highest = torch.where(highest == -torch.inf, 0, highest)
     count = torch.stack(pairs.counts()).sum().to(log_sums.dtype)
     power, count = objective.total(torch.stack([torch.exp(log_sums - highest).sum(), count]))

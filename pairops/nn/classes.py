@@ -172,12 +172,12 @@ def _documented(
     head: str, function: Callable[..., Any], entries: dict[str, str], common: dict[str, str]
 ) -> str:
     """Write a docstring with these arguments, and the keywords of the function."""
-    text = inspect.getdoc(function) or ""
+    text, parameters = inspect.getdoc(function) or "", inspect.signature(function).parameters
     keywords = {
         key: entry
         for section in ("Args", "Keyword Args")
         for key, entry in arguments(text, section).items()
-        if inspect.signature(function).parameters[key].kind is inspect.Parameter.KEYWORD_ONLY
+        if parameters[key].kind is inspect.Parameter.KEYWORD_ONLY
     }
     lines = [f"    {key}: {entry}" for key, entry in entries.items()]
     return documented("\n".join([head, "", "Args:", *lines]), keywords, common)

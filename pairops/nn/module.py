@@ -106,10 +106,10 @@ class LossModule(nn.Module):
 
     def extra_repr(self) -> str:
         learned = [f"log_{name}" for name in self.logarithms]
-        shown = [f"{name}={_shown(getattr(self, name))}" for name in (*self.names, *learned)]
+        parts = [f"{name}={_shown(getattr(self, name))}" for name in (*self.names, *learned)]
         if type(self) is LossModule:
-            shown.insert(0, getattr(self.function, "__name__", repr(self.function)))
-        return ", ".join(shown)
+            parts.insert(0, getattr(self.function, "__name__", repr(self.function)))
+        return ", ".join(parts)
 
 
 def check_arguments(

@@ -53,7 +53,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
     "uniformity_loss": [{"t": 5.0}, {"distance": "l2"}],
     "info_nce_loss": [{"temperature": 0.5}, {"symmetric": False}, {"distance": "sqeuclidean"}],
-    "siglip_loss": [{"scale": 10.0, "bias": -10.0}, {"scale": 0.0, "bias": 0.0}],
+    "siglip_loss": [{"scale": 0.0, "bias": 0.0}],
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
@@ -76,11 +76,7 @@ TWO_SETS = [name for name in losses.LOSSES if name not in (*LABELLED, *AGAINST_P
 
 
 def parameters(name: str) -> list[dict[str, Any]]:
-    required = any(
-        p.default is p.empty and p.kind is p.KEYWORD_ONLY
-        for p in inspect.signature(getattr(losses, name)).parameters.values()
-    )
-    return ([] if required else [{}]) + VARIANTS.get(name, [])
+    return [{}, *VARIANTS.get(name, [])]
 
 
 def is_first(name: str, params: dict[str, Any]) -> bool:

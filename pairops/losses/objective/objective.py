@@ -110,6 +110,15 @@ class Objective:
         """Sum `values` over the ranks, if there are several."""
         return over_ranks(values, self.group)
 
+    def highest(self, values: Tensor) -> Tensor:
+        """Return the highest of `values` (N,) of all ranks, held constant; −inf without any."""
+        top = (
+            values.detach().amax(0, keepdim=True)
+            if len(values)
+            else values.new_full((1,), -torch.inf)
+        )
+        return (top if self.group is None else self.group.rows(top, (1,) * self.group.size)).amax()
+
     def value(self, losses: Tensor, **seen: Any) -> Value:
         """Reduce losses (N,); `seen` goes to `answer`."""
         return self.answer(

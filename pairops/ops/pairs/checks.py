@@ -19,7 +19,7 @@ _DISTANCES = get_args(Distance)
 
 
 def compares_units(distance: Distance, normalize: bool | None) -> bool:
-    """Does this distance compare unit vectors? Both arguments are checked."""
+    """Check both arguments, and tell whether this distance compares unit vectors."""
     if type(distance) is not str or distance not in _DISTANCES:
         one_of("distance", distance, _DISTANCES)
     if normalize is None:
@@ -122,7 +122,7 @@ def check_exclude_self(given: bool | Literal["auto"]) -> None:
 def self_index_of(
     x: Tensor, ref_emb: Tensor, exclude_self: bool | Literal["auto"]
 ) -> Tensor | None:
-    """(N,) index of the reference that anchor i itself is; None: no anchor is one."""
+    """Return (N,) the index of the reference that is anchor i itself; None if no anchor is one."""
     if exclude_self is True and ref_emb.shape[0] < x.shape[0]:
         raise ValueError(
             f"exclude_self=True says that reference i is anchor i, but ref_emb has "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def plain_float(value: object) -> float | None:
-    """A real number, or an array that holds one; None for a bool, a tensor, and what is none.
+    """Return a real number, or the one in an array; None for a bool, a tensor, or anything else.
 
     An integer beyond the range of a float is infinite.
     """
