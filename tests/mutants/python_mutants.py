@@ -49,6 +49,7 @@ OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
+OF_LAYOUT = "tests/ops/engines/cpu/test_memory_layout.py"
 OF_SMALL_MEAN = "tests/ops/row_stats/test_small_mean.py"
 OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
@@ -271,6 +272,12 @@ MUTANTS = [
         (OF_SMALL_MEAN,),
     ),
     # What engines are told.
+    Mutant(
+        "only the last statistic is asked where it lies", NATIVE,
+        "if z.data_ptr() != following or not",
+        "if z is statistics[-1] and z.data_ptr() != following or not",
+        (OF_LAYOUT,),
+    ),
     Mutant(
         "the compiled engine takes gradients for statistics", NATIVE,
         "cotangent_addresses = [(z.data_ptr(), z.stride(0)) for z in cotangents]",

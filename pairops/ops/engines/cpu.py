@@ -277,14 +277,15 @@ def mean(pieces: list[Any], n: int, every: Tensor, positives: Tensor) -> tuple[T
 def _one_after_the_other(statistics: Sequence[Tensor]) -> Tensor:
     """Return a tensor at the address of all statistics: the first, if `planned_forward` made them.
 
-    A tensor saved for a backward pass may have been packed, and come back with any stride.
+    Those of another rank, or of a saved tensor that was packed, have any stride and lie anywhere,
+    the last by chance where it should, so each is asked.
     """
-    last = statistics[0].data_ptr()
-    for z in statistics[:-1]:
-        last += z.nbytes
-    if statistics[-1].data_ptr() == last and statistics[-1].is_contiguous():
-        return statistics[0]
-    return torch.cat([*statistics])
+    following = statistics[0].data_ptr()
+    for z in statistics:
+        if z.data_ptr() != following or not z.is_contiguous():
+            return torch.cat([*statistics])
+        following += z.nbytes
+    return statistics[0]
 
 
 def _by_arguments(
