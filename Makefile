@@ -59,12 +59,12 @@ pml-conformance: $(VENV)/.test
 # Limits its address space, of which the sanitizer reserves terabytes.
 LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_be_had_is_a_memory_error
 
-# The extension's tests on every instruction set of this machine, as built with gcc's sanitizers. Python
+# The extension's tests on AVX-512 and on the baseline, as built with gcc's sanitizers. Python
 # is built without them, so what the extension needs of them is loaded before it. A report ends the run:
 # it is not captured, and the abort says which test it was.
 sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
-sanitize: $(SANITIZED)/.installed
+sanitize: $(SANITIZED)/.installed $(VENV)/.test
 	LD_PRELOAD="$$(ldd $(SANITIZED)/lib/python3*/site-packages/pairops/_native*.so | \
 		awk '/lib(asan|stdc\+\+)/ {printf "%s ", $$3}')" $(SANITIZED)/bin/python -m pytest \
 		--capture=sys --deselect $(LITTLE_MEMORY) tests/ops/engines/cpu tests/ops/terms/test_compiled_functions.py $(ARGS)
@@ -127,7 +127,7 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)
 	@touch $@
 
 # An environment of its own, with the packages of the other one.
-$(SANITIZED)/.installed: $(BUILT_FROM) | $(VENV)/.test
+$(SANITIZED)/.installed: $(BUILT_FROM) | $(VENV)/.installed
 	$(BIN)/python -m venv --clear --without-pip $(SANITIZED)
 	realpath $(VENV)/lib/python3*/site-packages \
 		> $$(echo $(SANITIZED)/lib/python3*/site-packages)/packages.pth

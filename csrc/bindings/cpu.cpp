@@ -19,14 +19,17 @@ namespace py = pybind11;
 
 namespace pairops::cpu {
 
+extern const Isa isa_avx512, isa_avx2, isa_baseline;
+// The best first.
+static const Isa* const all_isas[] = {
 #if defined(__x86_64__) || defined(_M_X64)
-extern const Isa isa_avx512, isa_avx2;
-extern const Isa isa_baseline;
-static const Isa* const all_isas[] = {&isa_avx512, &isa_avx2, &isa_baseline};
-#else
-extern const Isa isa_baseline;
-static const Isa* const all_isas[] = {&isa_baseline};
+    &isa_avx512,
+#ifndef PAIROPS_WITHOUT_AVX2
+    &isa_avx2,
 #endif
+#endif
+    &isa_baseline,
+};
 
 namespace {
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from support.exhaustive import exhaustive
 from support.project import EXAMPLES
 
 ASKED = ["--epochs", "4"]
@@ -41,6 +42,7 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     check(capsys.readouterr().out, "1 x 128 images a step")
 
 
+@exhaustive
 def test_two_processes() -> None:
     call = [sys.executable, EXAMPLES / "lightning/train_lightning.py", "--processes", "2", *ASKED]
     done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=300)

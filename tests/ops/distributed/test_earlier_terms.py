@@ -12,30 +12,37 @@ pytestmark = pytest.mark.xdist_group("ranks")
 SIZES = {2: ([23, 17], [11, 14]), 3: ([1, 0, 39], [9, 16, 0])}
 
 
-@pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
-@pytest.mark.parametrize("cols", [False, True])
+@pytest.mark.parametrize(
+    ("gathered", "cols", "distance"),
+    [
+        pytest.param(RING, False, "cosine", id="ring"),
+        # Distances are functions around those of the terms.
+        pytest.param(RING, True, "l2", id="ring-cols-l2"),
+        pytest.param(GATHERED, True, "cosine", id="gathered-cols"),
+    ],
+)
 @pytest.mark.parametrize("name", CALLS)
-def test_one_call_over_ranks(ranks: Ranks, name: str, cols: bool, gathered: int) -> None:
-    """Of rows and of columns; by distances too, which are functions around those of the terms."""
+def test_one_call_over_ranks(
+    ranks: Ranks, name: str, gathered: int, cols: bool, distance: str
+) -> None:
     x, labels, other = batch("mixed", 25)
-    for distance in ("cosine", "l2") if gathered == RING else ("cosine",):
-        given = {
-            "x": x, "labels": labels, "y": other["ref_emb"], "ref_labels": other["ref_labels"],
-            "name": name, "cols": cols, "gathered": gathered, "distance": distance,
-        }  # fmt: skip
-        one = on_a_rank(None, given)
-        for size, (rows, columns) in SIZES.items():
-            shares = [dict(given) for _ in range(size)]
-            of = {"x": rows, "labels": rows, "y": columns, "ref_labels": columns}
-            for key, sizes in of.items():
-                for share, z in zip(shares, given[key].split(sizes), strict=True):
-                    share[key] = z
-            found = ranks.run(size, "support.earlier_calls:on_a_rank", shares)
-            for got in found:
-                assert isinstance(got, list), got
-            for k, truth in enumerate(one):
-                ours = torch.cat([got[k] for got in found])
-                assert_equal(f"{size} ranks, {distance}: result {k}", *finite(ours, truth), 1e-9)
+    given = {
+        "x": x, "labels": labels, "y": other["ref_emb"], "ref_labels": other["ref_labels"],
+        "name": name, "cols": cols, "gathered": gathered, "distance": distance,
+    }  # fmt: skip
+    one = on_a_rank(None, given)
+    for size, (rows, columns) in SIZES.items():
+        shares = [dict(given) for _ in range(size)]
+        of = {"x": rows, "labels": rows, "y": columns, "ref_labels": columns}
+        for key, sizes in of.items():
+            for share, z in zip(shares, given[key].split(sizes), strict=True):
+                share[key] = z
+        found = ranks.run(size, "support.earlier_calls:on_a_rank", shares)
+        for got in found:
+            assert isinstance(got, list), got
+        for k, truth in enumerate(one):
+            ours = torch.cat([got[k] for got in found])
+            assert_equal(f"{size} ranks: result {k}", *finite(ours, truth), 1e-9)
 
 
 @pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])

@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathe
 @pytest.mark.parametrize(
     ("name", "gathered"),
     exhaustive_but(
-        [(name, way) for name in losses.__all__ for way in (RING, GATHERED)],
+        [(name, RING) for name in losses.__all__] + [("ms_loss", GATHERED)],
         lambda name, way: name in ("ms_loss", "info_nce_loss") and way == RING,
     ),
 )
@@ -119,7 +119,7 @@ def test_excluded_by_place(ranks: gloo_ranks.Ranks) -> None:
             assert_equal("value", got, value, 1e-12)
 
 
-@pytest.mark.parametrize("n", [0, 1, 4])
+@pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("name", losses.__all__)
 def test_hardly_any_rows(ranks: gloo_ranks.Ranks, name: str, n: int) -> None:
     problem = Problem(name, loss_parameters.parameters(name)[0])

@@ -61,7 +61,8 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
     for call in {"one": [(rows, cols)], "alone": alone, "in pairs": two}[calls]:
         with pairops.engine("dense"):
             truth = found(pairs, *call, leaves + own)
-        for isa in ISAS:
+        # How terms stand side by side is the same on all.
+        for isa in ISAS[:1] if calls == "in pairs" else ISAS:
             with using(isa):
                 ours = found(pairs, *call, leaves + own)
             for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
