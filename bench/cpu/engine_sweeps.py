@@ -10,7 +10,7 @@ import torch
 from bench.problems import Setting, problem, takes_labels
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.engines import cpu_addresses
-from pairops.ops.engines.plan import plan_of
+from pairops.ops.engines.plan import plan_of, serves
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import NEG, POS, Term, Wanted, highest, lowest, lse, total
@@ -47,7 +47,7 @@ class Sweeps:
     def __init__(self, pairs: Pairs, terms: Terms, bits: torch.Tensor | None = None) -> None:
         rows, cols = terms
         plan = plan_of(rows, cols)
-        assert plan is not None and cpu_engine.serves(plan), "the terms are compiled"  # noqa: PT018
+        assert plan is not None and serves(plan), "the terms are compiled"  # noqa: PT018
         self.call = pairs, rows, cols
         self.plan = plan
         # Nothing is kept from sweep to sweep, however small N: each multiplies for itself.

@@ -11,7 +11,8 @@ from torch import Tensor
 from pairops import losses
 from pairops.ops import engines
 from pairops.ops.engines import ENGINES
-from pairops.ops.terms.checks import count, float_dtype, function, one_of, signature_of
+from pairops.ops.terms.checks import count, function, one_of, signature_of
+from pairops.ops.terms.tensor_checks import float_dtype
 
 from .memory_trace import TensorTrace
 

@@ -4,19 +4,18 @@ import torch
 from torch import Tensor, relu
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.checks import as_index
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.arguments import Given, Table
-from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import Function, attended
 from pairops.ops.terms.tensor_checks import (
     FLOATS,
     check_classes,
     check_integers,
     check_real,
+    number,
     readable,
 )
 from pairops.ops.terms.term import NEG, POS, lse, total
@@ -102,8 +101,9 @@ def sms_loss(
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
         y: (N, D) of the dtype of x. y_i belongs to x_i.
         relevance: (A, B) floating point, from 0 to 1, without gradient: C. None: R is 1.
-        x_classes: (N,) integers: a, the row of C for each x_i; needed with `relevance`.
-        y_classes: (N,) integers: b, the column of C for each y_i; needed with `relevance`.
+        x_classes: (N,) integers, not uint64: a, the row of C for each x_i; needed with `relevance`.
+        y_classes: (N,) integers, not uint64: b, the column of C for each y_i; needed with
+            `relevance`.
         gamma: a number or a 0-d tensor with gradient: γ.
         tau: a number or a 0-d tensor with gradient: τ.
         tolerance: a number or a 0-d tensor: e.
@@ -184,9 +184,11 @@ def _looked_up(
         if classes is None:
             raise TypeError(f"{name} is None; with relevance it must be an integer tensor ({n},)")
         check_integers(name, classes, f"({n},)")
+        if classes.dtype == torch.uint64:  # labels may be hashes, but rows of a table are counted
+            raise TypeError(f"{name} is torch.uint64, which no table has; write {name}.long()")
         if classes.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
-        indices = as_index(classes)  # torch has neither min nor max of unsigned integers
+        indices = classes.long()  # torch has neither min nor max of unsigned integers
         check_classes(name, indices, relevance.shape[axis], "relevance has on that side")
         found.append(indices.to(x.device))
     values = relevance.detach().to(x.device, at_least_float32(x[:0]).dtype)

@@ -6,12 +6,11 @@ from typing_extensions import Unpack
 
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
-from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import circle_pull, circle_push
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import Labelled, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
 from .objective.registration import loss
 
@@ -49,7 +48,7 @@ def circle_loss(
     margin, gamma = number("margin", margin), number("gamma", gamma, positive=True)
     objective = labelled(x, labels, common)
     similar_only("circle_loss", objective.pairs)
-    warn_without_positives(objective.pairs)
+    objective.warn_without_positives()
     pos, neg = row_stats(
         objective.pairs,
         lse(POS, gamma, margin, function=circle_pull),

@@ -12,19 +12,19 @@ from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import linear, per_pair
-from pairops.ops.terms.checks import flag, number, one_of
+from pairops.ops.terms.checks import flag, one_of
 from pairops.ops.terms.functions import affine, hinge, one, softplus
 from pairops.ops.terms.tensor_checks import (
     FLOATS,
     check_classes,
     check_embeddings,
     check_real,
+    number,
     whole_numbers,
 )
 from pairops.ops.terms.term import NEG, POS, Term, total
 
 from .objective.keywords import Labelled, LabelledApart, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled, similar_only
 from .objective.registration import loss
 
@@ -135,7 +135,7 @@ def margin_loss(
     objective = labelled(x, labels, common, averages_pairs=True, distance=distance)
     pairs = objective.pairs
     if triplets:
-        warn_without_positives(pairs)
+        objective.warn_without_positives()
     place = pairs.at(beta)
     pull, push = place + margin, place - margin
     pulling = total(POS, -1.0, pull, function=hinge)

@@ -10,8 +10,8 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp, softplus_of
 from pairops.ops.terms.accumulators import log_add_exp
-from pairops.ops.terms.checks import flag, number
-from pairops.ops.terms.tensor_checks import check_embeddings, check_real
+from pairops.ops.terms.checks import flag
+from pairops.ops.terms.tensor_checks import check_embeddings, check_real, number
 from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
 from .objective.keywords import Paired, Value

@@ -12,11 +12,11 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.accumulators import finite, log_add_exp
-from pairops.ops.terms.checks import number, one_of
+from pairops.ops.terms.checks import one_of
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import NEG, POS, lse
 
 from .objective.keywords import LabelledApart, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
 from .objective.registration import loss
 
@@ -70,7 +70,7 @@ def lifted_structure_loss(
     pull = pairs.at(number("pos_margin", pos_margin, default=1.0 if similar else 0.0))
     push = pairs.at(number("neg_margin", neg_margin, default=0.0 if similar else 1.0))
     if original:
-        warn_without_positives(pairs)
+        objective.warn_without_positives()
         return _original(objective, pull, push)
     pos, neg = row_stats(pairs, lse(POS, -1.0, pull), lse(NEG, 1.0, push))
     return objective.value(relu(finite(pos) + finite(neg)), positive=pos, negative=neg)

@@ -4,12 +4,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.row_stats.pieces import softplus_of
-from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import affine
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, lse
 
 from .objective.keywords import Labelled, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import labelled
 from .objective.registration import loss
 
@@ -62,7 +61,7 @@ def ms_loss(
     far = near = None
     mined: tuple[Term, ...] = ()
     if slack is not None:
-        warn_without_positives(pairs)
+        objective.warn_without_positives()
         # lowest(s) − ε is lowest(s − ε) to the last bit, so the extremes are taken of s ∓ ε.
         far = lowest(POS, 1.0, slack, function=affine, grad=False)
         near = highest(NEG, 1.0, -slack, function=affine, grad=False)

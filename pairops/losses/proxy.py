@@ -12,12 +12,17 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
-from pairops.ops.terms.checks import number, plain_number
-from pairops.ops.terms.tensor_checks import check_classes, check_embeddings, readable, whole_numbers
+from pairops.ops.terms.checks import plain_number
+from pairops.ops.terms.tensor_checks import (
+    check_classes,
+    check_embeddings,
+    number,
+    readable,
+    whole_numbers,
+)
 from pairops.ops.terms.term import NEG, POS, highest, lse, total
 
 from .objective.keywords import Asked, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, similar_only, split
 from .objective.registration import loss
 
@@ -134,7 +139,7 @@ def proxy_nca_loss(
     if objective.group is not None:  # the only exchange: a rank compares with all proxies
         objective.group.agree({})
     else:
-        warn_without_positives(pairs)
+        objective.warn_without_positives()
     near = highest(POS, grad=False)
     terms = [near, lse(POS, scale, near), lse(NEG, scale, near)]
     if smoothing:

@@ -4,8 +4,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.row_stats.pieces import linear
-from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import softplus
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import NEG, POS, total
 
 from .objective.keywords import Paired, Value

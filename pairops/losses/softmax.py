@@ -9,12 +9,11 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import less_mean, softplus_of
-from pairops.ops.terms.checks import number
 from pairops.ops.terms.functions import softplus_from
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 
 from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled, split
 from .objective.registration import loss
 
@@ -50,8 +49,7 @@ def supcon_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common)
-    pairs = objective.pairs
-    warn_without_positives(pairs)
+    objective.warn_without_positives()
     near = highest(POS, grad=False)
     neg, pos = lse(NEG, scale, near), lse(POS, scale, near)
     sums = total(POS, scale, near)
@@ -125,7 +123,7 @@ def _nt_xent(x: Tensor, labels: Tensor, temperature: float | Tensor, common: Lab
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
     pairs = objective.pairs
-    warn_without_positives(pairs)
+    objective.warn_without_positives()
     near, positives = highest(POS, grad=False), pairs.positives()
     neg = lse(NEG, scale, near)
     against = Earlier(neg, grad=True)
@@ -167,8 +165,7 @@ def nca_loss(
     """
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common, distance=distance)
-    pairs = objective.pairs
-    warn_without_positives(pairs)
+    objective.warn_without_positives()
     near = highest(POS, grad=False)
     # A difference of the sums over all and over positives would be 0 within rounding.
     pos, neg = lse(POS, scale, near), lse(NEG, scale, near)
@@ -218,7 +215,7 @@ def n_pair_loss(
         **pairing,
     )
     objective = Objective.of(pairs, **asked)
-    warn_without_positives(pairs)
+    objective.warn_without_positives()
     near = highest(POS, grad=False)
     neg, pos = lse(NEG, 1.0, near), total(POS, 1.0, near)
     return objective.of_pieces((near, neg, pos), [softplus_of(neg, pos)], all=lse(ALL, 1.0, 0.0))

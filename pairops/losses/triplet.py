@@ -10,12 +10,12 @@ from pairops.ops.pairs.indexing import pick_rows
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import hinge_of, log1p_exp, softplus_of
 from pairops.ops.row_stats.positive_rows import PositiveRows
-from pairops.ops.terms.checks import flag, number, one_of
+from pairops.ops.terms.checks import flag, one_of
 from pairops.ops.terms.functions import hinge, one, softplus
+from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 
 from .objective.keywords import Labelled, Value
-from .objective.lone_batches import warn_without_positives
 from .objective.objective import Objective, labelled
 from .objective.registration import loss
 
@@ -70,7 +70,7 @@ def triplet_loss(
     if soft is not False:
         flag("soft", soft)
     objective = labelled(x, labels, common, averages_pairs=mining != "hard")
-    warn_without_positives(objective.pairs)
+    objective.warn_without_positives()
     if mining == "hard":
         far, near = lowest(POS), highest(NEG)
         shape = softplus_of if soft else hinge_of

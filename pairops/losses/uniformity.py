@@ -7,8 +7,7 @@ from typing_extensions import Unpack
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.terms.checks import number
-from pairops.ops.terms.tensor_checks import check_embeddings
+from pairops.ops.terms.tensor_checks import check_embeddings, number
 from pairops.ops.terms.term import ALL, lse
 
 from .objective.keywords import LabelledApart, Value

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from pairops.ops.distributed.agreement import shown
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.distributed.group import Given, Group, check_group
-from pairops.ops.terms.checks import count, float_dtype, function, signature_of
-from pairops.ops.terms.tensor_checks import check_bools, check_embeddings, whole_numbers
+from pairops.ops.terms.checks import count, function, signature_of
+from pairops.ops.terms.tensor_checks import (
+    check_bools,
+    check_embeddings,
+    float_dtype,
+    whole_numbers,
+)
 
 from .state_of_rank import StateOfRank
 

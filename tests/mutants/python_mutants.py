@@ -11,7 +11,7 @@ FUNCTIONS = "pairops/ops/terms/functions.py"
 ACCUMULATORS = "pairops/ops/terms/accumulators.py"
 INTERVALS = "pairops/ops/pairs/intervals.py"
 RELATION = "pairops/ops/pairs/relation.py"
-SORT_ON_CPU = "pairops/ops/pairs/sort_on_cpu.py"
+LABEL_SORT = "pairops/ops/pairs/label_sort.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 PAIRS = "pairops/ops/pairs/pairs.py"
@@ -239,7 +239,7 @@ MUTANTS = [
         (OF_EARLIER,),
     ),
     Mutant(
-        "columns have positives where all rows have", SORT_ON_CPU,
+        "columns have positives where all rows have", LABEL_SORT,
         "all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))",
         "all_positive = bool(all_positive)",
         (OF_EARLIER,),

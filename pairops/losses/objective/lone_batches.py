@@ -31,11 +31,11 @@ _watch = _Watch()
 
 
 def warn_without_positives(pairs: Pairs) -> None:
-    """Warn if no row has a positive; for a loss that is then 0.
+    """Warn if no row has a positive, which is not known yet.
 
     With several ranks nothing is said, since each knows the positives of its rows alone.
     """
-    if pairs.relation.all_positive or _watch.warned or pairs.shards is not None:
+    if _watch.warned or pairs.shards is not None:
         return
     # Only an ordinary eager call makes a relation with addresses.
     if pairs.relation.addresses is None and torch.compiler.is_compiling():

@@ -19,6 +19,7 @@ from pairops.ops.terms.tensor_checks import check_embeddings, check_finite
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
 
 from .keywords import Asked, Paired, Reduction, Value
+from .lone_batches import warn_without_positives
 from .reduction import average, check_reduction, over_ranks, reduce
 
 __all__ = ["Aux"]
@@ -118,6 +119,11 @@ class Objective:
             else values.new_full((1,), -torch.inf)
         )
         return (top if self.group is None else self.group.rows(top, (1,) * self.group.size)).amax()
+
+    def warn_without_positives(self) -> None:
+        """Warn, once per process, if no row has a positive; for a loss that is then 0."""
+        if not self.pairs.relation.all_positive:
+            warn_without_positives(self.pairs)
 
     def value(self, losses: Tensor, **seen: Any) -> Value:
         """Reduce losses (N,); `seen` goes to `answer`."""

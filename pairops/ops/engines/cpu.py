@@ -20,9 +20,7 @@ from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 
 from .cpu_addresses import TILE, CpuCall
-from .plan import Plan, plan_of
-
-SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
+from .plan import SERVED, Plan, declines_pairs, plan_of, serves
 
 NAME = "cpu"
 TAKES_EARLIER = True
@@ -47,35 +45,6 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         if cpu_key(term) not in SERVED:
             return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
     return None
-
-
-def declines_pairs(pairs: Pairs) -> str | None:
-    """Return why the engine can serve no call with these pairs, or None."""
-    if MISSING is not None:
-        return MISSING
-    x, scale = pairs.x, pairs.scales.x
-    if not x.is_cpu:
-        return f"x is on {x.device.type}; the cpu engine is for the CPU"
-    if scale is not None and scale.dtype != torch.float64:
-        return "norms are float32; the cpu engine reads them in float64"
-    return None
-
-
-def serves(plan: Plan) -> bool:
-    """Return whether all terms of a call are compiled; if so compile the plan, once."""
-    if plan.compiled is None:
-        compiled: Any = False
-        if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
-            terms = [
-                (
-                    kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
-                    kind.has_tile_mask, not kind.swept, kind.neutral,
-                )
-                for k, kind in enumerate(plan.kinds)
-            ]  # fmt: skip
-            compiled = _native.Plan(terms, plan.sweeps)
-        plan.compiled = compiled  # last, since another thread may ask meanwhile
-    return plan.compiled is not False
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""Plans of calls: all that follows from the kinds of their terms, made once and looked up.
+"""Plans of calls of the CPU engine: what follows from the kinds of their terms, made once and then
+looked up, and which calls the engine serves at once.
 
 A small step is mostly Python, and most of it would ask the same of the same terms again.
 """
@@ -7,11 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
+from pairops.ops.autograd.node import followed_by_autograd_alone
+from pairops.ops.bindings.extension import MISSING
+from pairops.ops.bindings.extension import native as _native
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.levels import numbered, sweeps
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import POS, Earlier, Term
+
+SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
 # The source of an operand, as in csrc/bindings/plan.h: the next number, the next tensor, none; or
 # the statistic of an earlier term, by its index in the call.
@@ -51,6 +60,59 @@ class Plan:
     # has a pair.
     arguments: list[tuple[int, float, bool]]
     compiled: Any = None  # the extension's plan; False: it does not serve all terms
+
+
+def plan_at_once(
+    asked_for: str,
+    pairs: Pairs,
+    rows: tuple[Term, ...],
+    cols: tuple[Term, ...],
+    *,
+    short: bool = True,
+) -> Plan | None:
+    """Return the plan of a call that the engine serves without an op, or None: not at once.
+
+    asked_for: the engine of this thread.  short: only of terms without tensors.
+    """
+    if pairs.shards is not None or not pairs.x.is_cpu or asked_for not in ("auto", "cpu"):
+        return None
+    if not followed_by_autograd_alone(pairs.x, pairs.y):
+        return None
+    plan = plan_of(rows, cols)
+    if plan is None or not (plan.short if short else plan.one_pass):
+        return None
+    if not (plan.compiled or serves(plan)):
+        return None
+    return plan if declines_pairs(pairs) is None else None
+
+
+def declines_pairs(pairs: Pairs) -> str | None:
+    """Return why the engine can serve no call with these pairs, or None."""
+    if MISSING is not None:
+        return MISSING
+    x, scale = pairs.x, pairs.scales.x
+    if not x.is_cpu:
+        return f"x is on {x.device.type}; the cpu engine is for the CPU"
+    if scale is not None and scale.dtype != torch.float64:
+        return "norms are float32; the cpu engine reads them in float64"
+    return None
+
+
+def serves(plan: Plan) -> bool:
+    """Return whether all terms of a call are compiled; if so compile the plan, once."""
+    if plan.compiled is None:
+        compiled: Any = False
+        if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
+            terms = [
+                (
+                    kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
+                    kind.has_tile_mask, not kind.swept, kind.neutral,
+                )
+                for k, kind in enumerate(plan.kinds)
+            ]  # fmt: skip
+            compiled = _native.Plan(terms, plan.sweeps)
+        plan.compiled = compiled  # last, since another thread may ask meanwhile
+    return plan.compiled is not False
 
 
 _PLANS: dict[Any, Plan | None] = {}

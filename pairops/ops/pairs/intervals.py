@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pairops.ops.autograd.node import by_sample, followed_by_autograd_alone
+from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension, packing
 from pairops.ops.bindings.devices import float32_level, widest_float
@@ -19,7 +19,6 @@ from pairops.ops.distributed.allocation import refusing
 
 from .relation import Cache, Relation, Scales
 from .similarity import constant_inverse_norm
-from .sort_on_cpu import sort_on_cpu
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -33,23 +32,16 @@ class Related(NamedTuple):
     panels: list[Tensor]  # the embeddings packed for the CUDA kernels, if those sorted
 
 
-def sort_by_label(
-    x: Tensor,  # (N, D)
-    y: Tensor | None,  # (M, D)
-    labels: Tensor | None,  # (N,) contiguous int64
-    ref_labels: Tensor | None,  # (M,)
+def sort_by_op(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    ref_labels: Tensor | None,
     ignore_index: int | None,
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """Return the relation of `Pairs`, its scales, and a cache with the by-products.
-
-    Without y the set is compared with itself, and `exclude_self` says whether a row's own position
-    is named. Without labels y_i is the one positive of x_i. There is no gradient.
-    """
-    by_cpu = x.is_cpu and extension.native is not None and not cuda_kernels.sorts_labels(x, y)
-    if by_cpu and followed_by_autograd_alone(x, y):
-        return sort_on_cpu(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+    """Sort as `label_sort.sort_by_label` does, by an op that a compiler sees."""
     found = torch.ops.pairops.sort_by_label(
         x.detach(), None if y is None else y.detach(),
         labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),

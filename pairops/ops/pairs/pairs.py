@@ -19,7 +19,7 @@ from pairops.ops.terms.tensor_checks import check_embeddings, whole_numbers
 from .checks import check_exclude_self, compares_units, ignored_label, named, one_key, self_index_of
 from .distances import Distance, Measure, Squares, centred
 from .indexing import arange, first_named, inverse_permutation
-from .intervals import sort_by_label
+from .label_sort import sort_by_label
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
@@ -360,7 +360,8 @@ def pairs_by_label(
         check_exclude_self(exclude_self)
     if type(ignore_index) is not int or not -_LAST - 1 <= ignore_index <= _LAST:
         ignore_index = ignored_label(ignore_index)
-    unit = compares_units(distance, normalize)
+    default = type(distance) is str and distance == "cosine" and normalize is None
+    unit = default or compares_units(distance, normalize)
     as_given = labels, ref_labels
     labels = whole_numbers("labels", labels, "x", x)
     if ref_emb is None:

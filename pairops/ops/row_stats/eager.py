@@ -14,7 +14,7 @@ from pairops.ops import engines
 from pairops.ops.autograd.node import followed_by_autograd_alone, transformed
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cpu_engine
-from pairops.ops.engines.plan import Plan, plan_of
+from pairops.ops.engines.plan import Plan, plan_at_once, plan_of, serves
 from pairops.ops.engines.protocol import Engine
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
@@ -53,7 +53,7 @@ class _SavedCall(NamedTuple):
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
     """Compute statistics by the CPU engine, if terms depend on each other as constants alone; None:
     take the long way."""
-    plan = plan_at_once(pairs, rows, cols, short=False)
+    plan = plan_at_once(engines.asked_for(), pairs, rows, cols, short=False)
     if plan is None:
         return None
     x, y = pairs.x, pairs.y
@@ -63,11 +63,7 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         rows, cols = final(pairs, rows, cols)
         tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
         plan = plan_of(rows, cols)  # now numpy's numbers are floats, and windows tensors
-        if (
-            plan is None
-            or not cpu_engine.serves(plan)
-            or not followed_by_autograd_alone(x, y, tensors)
-        ):
+        if plan is None or not serves(plan) or not followed_by_autograd_alone(x, y, tensors):
             return None
     followed = x.requires_grad or (y is not None and y.requires_grad)
     followed = followed or any(z.requires_grad for z in tensors)
@@ -94,22 +90,6 @@ def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
                     f"it must be on {pairs.x.device}, as x is"
                 )
     return rows, cols
-
-
-def plan_at_once(pairs: Pairs, rows: _Terms, cols: _Terms, *, short: bool = True) -> Plan | None:
-    """Return the plan of a call that the CPU engine serves at once, without tensors, or None."""
-    if pairs.shards is not None or not pairs.x.is_cpu:
-        return None
-    if not followed_by_autograd_alone(pairs.x, pairs.y):
-        return None
-    plan = plan_of(rows, cols)
-    if plan is None or not (plan.short if short else plan.one_pass):
-        return None
-    if not (plan.compiled or cpu_engine.serves(plan)):
-        return None
-    if engines.asked_for() not in ("auto", cpu_engine.NAME):
-        return None
-    return plan if cpu_engine.declines_pairs(pairs) is None else None
 
 
 def statistics(

@@ -16,13 +16,12 @@ from pairops.ops.autograd.node import transformed
 from pairops.ops.autograd.recompute import by_inputs
 from pairops.ops.distributed.allocation import if_refused
 from pairops.ops.engines import cpu_engine
-from pairops.ops.engines.plan import Plan
+from pairops.ops.engines.plan import Plan, plan_at_once
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.terms.term import BY_SETS, Term
 
-from . import eager
 from .op import row_stats, watching
 from .pieces import Piece, mean_of
 
@@ -61,7 +60,7 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
         if type(offset) is not float or type(weight) is not float:
             return None
         encoded += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
-    plan = eager.plan_at_once(pairs, rows, cols)
+    plan = plan_at_once(engines.asked_for(), pairs, rows, cols)
     if plan is None:
         return None
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):

@@ -1,7 +1,7 @@
-"""Checks of arguments, one for each kind: flags, counts, numbers, names, functions.
+"""Checks of arguments that are no tensors: flags, counts, numbers, names, functions.
 
 Each returns what is computed with. An error names the argument, says what it was and what it must
-be. Tensors with one value per row have `tensor_checks`.
+be. What may be a tensor has `tensor_checks`.
 """
 
 import inspect
@@ -12,49 +12,10 @@ import torch
 from torch import Tensor
 
 from .plain_numbers import plain_float, plain_int
-from .tensor_checks import FLOATS, check_storage
 
 _LAST = torch.iinfo(torch.int64).max
 # The least number whose reciprocal float32 holds, with room for a factor: its least normal one.
-_LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).max
-
-
-def number(
-    name: str,
-    value: float | Tensor | None,
-    *,
-    positive: bool = False,
-    default: float | None = None,
-) -> float | Tensor:
-    """Return a finite number or a 0-d tensor; a tensor's value is not read, which would wait.
-
-    A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
-
-    positive: above 0, and so far that float32 holds its reciprocal.  default: what None stands for,
-    where it may stand.
-    """
-    if type(value) is float and (_LEAST if positive else -_MOST) <= value <= _MOST:
-        return value
-    if value is None and default is not None:
-        return default
-    if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.device.type == "meta":
-            check_storage(name, value)
-        if value.dtype not in FLOATS or value.numel() != 1:
-            check_storage(name, value)
-            raise ValueError(
-                f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it must be a "
-                "number, or a tensor with one element, float16, bfloat16, float32 or float64"
-            )
-        if value.ndim:
-            value = value.reshape(())
-        # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
-        return value if value.dtype in (torch.float32, torch.float64) else value.float()
-    plain = plain_float(value)
-    if plain is None:
-        kind = type(value).__name__
-        raise TypeError(f"{name} is {kind}; it must be a number or a tensor with one element")
-    return _within(name, value, plain, positive)
+LEAST, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float64).max
 
 
 def plain_number(name: str, value: object, *, positive: bool = False) -> float:
@@ -62,15 +23,16 @@ def plain_number(name: str, value: object, *, positive: bool = False) -> float:
     plain = plain_float(value)
     if plain is None:
         raise TypeError(f"{name} is {type(value).__name__}; it must be a number")
-    return _within(name, value, plain, positive)
+    return within_limits(name, value, plain, positive)
 
 
-def _within(name: str, value: object, plain: float, positive: bool) -> float:
-    if (_LEAST if positive else -_MOST) <= plain <= _MOST:
+def within_limits(name: str, value: object, plain: float, positive: bool) -> float:
+    """Return a finite number; see `number` of `tensor_checks` for `positive`."""
+    if (LEAST if positive else -MOST) <= plain <= MOST:
         return plain
     wanted = "a finite number" + " above 0" * positive
-    if positive and 0 < plain < _LEAST:
-        wanted += f", at least {_LEAST:.3g}: of less float32 holds no reciprocal"
+    if positive and 0 < plain < LEAST:
+        wanted += f", at least {LEAST:.3g}: of less float32 holds no reciprocal"
     raise ValueError(f"{name} is {shown(value)}; it must be {wanted}")
 
 
@@ -120,14 +82,6 @@ def signature_of(name: str, value: Any) -> inspect.Signature:
             f"{name} is {getattr(value, '__name__', shown(value))}, which does not tell its "
             "arguments; it must be a Python function, such as lambda s: torch.exp(s)"
         ) from error
-
-
-def float_dtype(name: str, value: object) -> None:
-    """Refuse a value that is no dtype of embeddings."""
-    if not isinstance(value, torch.dtype) or value not in FLOATS:
-        kind = value if isinstance(value, torch.dtype) else type(value).__name__
-        names = ", ".join(map(str, FLOATS))
-        raise TypeError(f"{name} is {kind}; it must be one of {names}")
 
 
 def shown(value: object) -> str:

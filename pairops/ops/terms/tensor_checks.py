@@ -1,4 +1,4 @@
-"""Checks of arguments that are tensors: embeddings, integers and floats with one value per row."""
+"""Checks of arguments that are tensors, or may be: embeddings, values per row, learned numbers."""
 
 import warnings
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .checks import LEAST, MOST, within_limits
+from .plain_numbers import plain_float
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -30,6 +33,52 @@ def check_storage(name: str, values: Tensor) -> None:
             f"{name} is a DTensor, which is not served; write {name}.to_local(), with group= for "
             f"the rows of all ranks, or {name}.full_tensor()"
         )
+
+
+def number(
+    name: str,
+    value: float | Tensor | None,
+    *,
+    positive: bool = False,
+    default: float | None = None,
+) -> float | Tensor:
+    """Return a finite number or a 0-d tensor; a tensor's value is not read, which would wait.
+
+    A tensor with one element is taken whatever its shape: `fully_shard` takes no 0-d parameter.
+
+    positive: above 0, and so far that float32 holds its reciprocal.  default: what None stands for,
+    where it may stand.
+    """
+    if type(value) is float and (LEAST if positive else -MOST) <= value <= MOST:
+        return value
+    if value is None and default is not None:
+        return default
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.device.type == "meta":
+            check_storage(name, value)
+        if value.dtype not in FLOATS or value.numel() != 1:
+            check_storage(name, value)
+            raise ValueError(
+                f"{name} is a {value.dtype} tensor of shape {tuple(value.shape)}; it must be a "
+                "number, or a tensor with one element, float16, bfloat16, float32 or float64"
+            )
+        if value.ndim:
+            value = value.reshape(())
+        # A 16-bit tensor's own arithmetic, such as 1/τ, would round what the loss multiplies.
+        return value if value.dtype in (torch.float32, torch.float64) else value.float()
+    plain = plain_float(value)
+    if plain is None:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {kind}; it must be a number or a tensor with one element")
+    return within_limits(name, value, plain, positive)
+
+
+def float_dtype(name: str, value: object) -> None:
+    """Refuse a value that is no dtype of embeddings."""
+    if not isinstance(value, torch.dtype) or value not in FLOATS:
+        kind = value if isinstance(value, torch.dtype) else type(value).__name__
+        names = ", ".join(map(str, FLOATS))
+        raise TypeError(f"{name} is {kind}; it must be one of {names}")
 
 
 def readable(values: Tensor) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pairops
-from pairops.ops.terms.checks import count, number
-from pairops.ops.terms.tensor_checks import check_embeddings, check_storage
+from pairops.ops.terms.checks import count
+from pairops.ops.terms.tensor_checks import check_embeddings, check_storage, number
 from support.named_cases import smooth
 
 X, LABELS = smooth(6, 5), torch.arange(6) // 2

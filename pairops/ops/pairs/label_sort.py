@@ -1,14 +1,38 @@
-"""The relation of an ordinary eager call on a CPU, without the op that `intervals.py` defines."""
+"""Rows sorted by label: at once in an ordinary eager call on a CPU, else by an op."""
 
 import torch
 from torch import Tensor
 
+from pairops.ops.autograd.node import followed_by_autograd_alone
+from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 
+from .intervals import sort_by_op
 from .relation import Cache, Relation, Scales
 
 
-def sort_on_cpu(
+def sort_by_label(
+    x: Tensor,  # (N, D)
+    y: Tensor | None,  # (M, D)
+    labels: Tensor | None,  # (N,) contiguous int64
+    ref_labels: Tensor | None,  # (M,)
+    ignore_index: int | None,
+    exclude_self: bool,
+    normalize: bool,
+) -> tuple[Relation, Scales, Cache]:
+    """Return the relation of `Pairs`, its scales, and a cache with the by-products.
+
+    Without y the set is compared with itself, and `exclude_self` says whether a row's own position
+    is named. Without labels y_i is the one positive of x_i. There is no gradient.
+    """
+    if x.is_cpu and extension.native is not None and followed_by_autograd_alone(x, y):
+        kernels = cuda_kernels.BACKEND
+        if kernels is None or kernels.related != "cpu" or not cuda_kernels.sorts_labels(x, y):
+            return _sort_on_cpu(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+    return sort_by_op(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+
+
+def _sort_on_cpu(
     x: Tensor,
     y: Tensor | None,
     labels: Tensor | None,
@@ -17,7 +41,7 @@ def sort_on_cpu(
     exclude_self: bool,
     normalize: bool,
 ) -> tuple[Relation, Scales, Cache]:
-    """Sort as `sort_by_label` does, and note the addresses that the engine will ask for."""
+    """Sort without an op, and note the addresses that the engine will ask for."""
     n, long = x.shape[0], torch.int64
     positions = torch.empty((5, n), dtype=long, device="cpu")
     valid_x = valid_y = torch.empty(n, dtype=torch.bool, device="cpu")
