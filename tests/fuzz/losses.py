@@ -148,6 +148,8 @@ def _two(random: Random) -> list[str]:
     dtype = random.choice(WIDE if name in TWICE_ROUNDED else batches.DTYPES)
     n, d = random.choice([0, 1, 2, *[random.randint(3, 24)] * 8]), random.choice([3, 9, 16])
     attends = name == "tal_loss"
+    if attends and params.get("distance") == "snr":
+        dtype = "torch.float64"  # docs/numerics.md
     if attends and random.random() < 0.5:
         n, d = random.randint(2, 5), random.choice([3, 4])
     usual = plain(params) or (attends and dtype != "torch.float64")  # docs/numerics.md
