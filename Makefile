@@ -59,8 +59,8 @@ pml-conformance: $(VENV)/.test
 # Limits its address space, of which the sanitizer reserves terabytes.
 LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_be_had_is_a_memory_error
 
-# The extension's tests on AVX-512 and on the baseline, as built with gcc's sanitizers. Python
-# is built without them, so what the extension needs of them is loaded before it. A report ends the run:
+# The extension's tests on AVX-512, where the machine has it, and on the baseline, as built with gcc's
+# sanitizers. Python is built without them, so what the extension needs of them is loaded before it. A report ends the run:
 # it is not captured, and the abort says which test it was.
 sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1

@@ -185,7 +185,7 @@ def _looked_up(
             raise TypeError(f"{name} is None; with relevance it must be an integer tensor ({n},)")
         check_integers(name, classes, f"({n},)")
         if classes.dtype == torch.uint64:  # labels may be hashes, but rows of a table are counted
-            raise TypeError(f"{name} is torch.uint64, which no table has; write {name}.long()")
+            raise TypeError(f"{name} is torch.uint64; it must fit int64: write {name}.long()")
         if classes.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(classes.shape)}; it must be ({n},)")
         indices = classes.long()  # torch has neither min nor max of unsigned integers

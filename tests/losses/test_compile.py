@@ -24,7 +24,8 @@ DISTANCES = [
 EVERY = [pytest.param(name, {}) for name in losses.__all__]
 
 
-# By labels, by place, mined, against proxies, bags, a table, a third set, positive pairs as rows.
+# Losses of pieces, of levels of earlier terms, over two sets, of bags, against proxies, with pair
+# functions of their own.
 ONE_OF_A_KIND = [
     "contrastive_loss", "info_nce_loss", "ms_loss", "proxy_anchor_loss", "multi_positive_loss",
     "sms_loss", "tal_loss", "nt_xent_loss",

@@ -13,11 +13,10 @@ from torch import Tensor
 from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension, packing
-from pairops.ops.bindings.devices import float32_level, widest_float
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
 
-from .relation import Cache, Relation, Scales
+from .relation import Relation, Scales
 from .similarity import constant_inverse_norm
 
 _LAST = torch.iinfo(torch.int64).max
@@ -32,26 +31,7 @@ class Related(NamedTuple):
     panels: list[Tensor]  # the embeddings packed for the CUDA kernels, if those sorted
 
 
-def sort_by_op(
-    x: Tensor,
-    y: Tensor | None,
-    labels: Tensor | None,
-    ref_labels: Tensor | None,
-    ignore_index: int | None,
-    exclude_self: bool,
-    normalize: bool,
-) -> tuple[Relation, Scales, Cache]:
-    """Sort as `label_sort.sort_by_label` does, by an op that a compiler sees."""
-    found = torch.ops.pairops.sort_by_label(
-        x.detach(), None if y is None else y.detach(),
-        labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
-        widest_float(x.device),
-    )  # fmt: skip
-    relation, scales, positives, panels = _related(found, y, ref_labels, normalize)
-    return relation, scales, Cache({"relation": panels} if panels else {}, positives=positives)
-
-
-def _related(
+def related(
     found: list[Tensor], y: Tensor | None, ref_labels: Tensor | None, normalize: bool
 ) -> Related:
     """Name the tensors that `_outputs` describes."""
@@ -106,7 +86,7 @@ def _outputs(
     level: str,
     scales: torch.dtype,
 ) -> list[Tensor]:
-    """Allocate positions, whose rows `_related` names, and valid_x; with labels of y, permutation_y
+    """Allocate positions, whose rows `related` names, and valid_x; with labels of y, permutation_y
     and valid_y; then scales, then panels."""
     n = x.shape[0]
     result = [x.new_empty((5, n), dtype=torch.int64), x.new_empty(n, dtype=torch.bool)]
@@ -155,7 +135,7 @@ def _by_kernels(
     level: str,
 ) -> None:
     """Launch a kernel for x and one for y, which has its own permutation if it has labels."""
-    relation, scales, positives, panels = _related(result, y, ref_labels, normalize)
+    relation, scales, positives, panels = related(result, y, ref_labels, normalize)
     kernels = cuda_kernels.Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level)
     of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
     packing.sort_by_label(

@@ -6,8 +6,9 @@ from torch import Tensor
 from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
+from pairops.ops.bindings.devices import float32_level, widest_float
 
-from .intervals import sort_by_op
+from .intervals import related
 from .relation import Cache, Relation, Scales
 
 
@@ -26,10 +27,18 @@ def sort_by_label(
     is named. Without labels y_i is the one positive of x_i. There is no gradient.
     """
     if x.is_cpu and extension.native is not None and followed_by_autograd_alone(x, y):
+        # CUDA kernels sort rows of a CPU where tests compile them for it, and nowhere else.
         kernels = cuda_kernels.BACKEND
-        if kernels is None or kernels.related != "cpu" or not cuda_kernels.sorts_labels(x, y):
+        emulated = kernels is not None and kernels.related == "cpu"
+        if not (emulated and cuda_kernels.sorts_labels(x, y)):
             return _sort_on_cpu(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
-    return sort_by_op(x, y, labels, ref_labels, ignore_index, exclude_self, normalize)
+    found = torch.ops.pairops.sort_by_label(
+        x.detach(), None if y is None else y.detach(),
+        labels, ref_labels, ignore_index, exclude_self, normalize, float32_level(),
+        widest_float(x.device),
+    )  # fmt: skip
+    relation, scales, positives, panels = related(found, y, ref_labels, normalize)
+    return relation, scales, Cache({"relation": panels} if panels else {}, positives=positives)
 
 
 def _sort_on_cpu(

@@ -360,6 +360,7 @@ def pairs_by_label(
         check_exclude_self(exclude_self)
     if type(ignore_index) is not int or not -_LAST - 1 <= ignore_index <= _LAST:
         ignore_index = ignored_label(ignore_index)
+    # What most calls leave as it is needs no check: a small step is mostly calls.
     default = type(distance) is str and distance == "cosine" and normalize is None
     unit = default or compares_units(distance, normalize)
     as_given = labels, ref_labels

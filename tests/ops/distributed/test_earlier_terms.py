@@ -1,5 +1,7 @@
 """Over ranks, terms that refer to earlier ones are what one process makes of all rows."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,11 +40,7 @@ def test_one_call_over_ranks(
             for share, z in zip(shares, given[key].split(sizes), strict=True):
                 share[key] = z
         found = ranks.run(size, "support.earlier_calls:on_a_rank", shares)
-        for got in found:
-            assert isinstance(got, list), got
-        for k, truth in enumerate(one):
-            ours = torch.cat([got[k] for got in found])
-            assert_equal(f"{size} ranks: result {k}", *finite(ours, truth), 1e-9)
+        assert_joined(f"{size} ranks", found, one)
 
 
 @pytest.mark.parametrize("gathered", [RING, GATHERED], ids=["ring", "gathered"])
@@ -61,11 +59,16 @@ def test_of_one_set(ranks: Ranks, distance: str, gathered: int) -> None:
             for of_x, of_labels in zip(x.split(rows), labels.split(rows), strict=True)
         ]
         found = ranks.run(size, "support.earlier_calls:on_a_rank_of_one_set", shares)
-        for got in found:
-            assert isinstance(got, list), got
-        for k, truth in enumerate(one):
-            ours = torch.cat([got[k] for got in found])
-            assert_equal(f"{size} ranks, {distance}: result {k}", *finite(ours, truth), 1e-9)
+        assert_joined(f"{size} ranks, {distance}", found, one)
+
+
+def assert_joined(where: str, found: list[Any], one: list[torch.Tensor]) -> None:
+    """Of each result, the ranks' parts one after the other are that of one process."""
+    for got in found:
+        assert isinstance(got, list), got
+    for k, truth in enumerate(one):
+        ours = torch.cat([got[k] for got in found])
+        assert_equal(f"{where}: result {k}", *finite(ours, truth), 1e-9)
 
 
 def finite(ours: torch.Tensor, truth: torch.Tensor) -> list[torch.Tensor]:

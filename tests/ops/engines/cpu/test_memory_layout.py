@@ -11,7 +11,7 @@ from pairops import NEG, POS, Pairs, lse, total
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.terms.term import Wanted
 
-N, TERMS = 16, 4  # 64 bytes a statistic, so that nothing lies between two of one allocation
+N, TERMS = 16, 4
 
 
 def placed(statistics: list[Tensor], places: tuple[int, ...], stride: int) -> list[Tensor]:

@@ -61,7 +61,7 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
     for call in {"one": [(rows, cols)], "alone": alone, "in pairs": two}[calls]:
         with pairops.engine("dense"):
             truth = found(pairs, *call, leaves + own)
-        # How terms stand side by side is the same on all.
+        # Which terms stand side by side is nothing that an instruction set knows.
         for isa in ISAS[:1] if calls == "in pairs" else ISAS:
             with using(isa):
                 ours = found(pairs, *call, leaves + own)
