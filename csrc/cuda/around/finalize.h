@@ -29,6 +29,8 @@ finalize_states(PARAMETER(FinalizeCall) call) {
 
 constexpr int SCALED_AT_A_TIME = 8;  // rows of a block, one for each warp
 
+// In double: where rows nearly coincide, a gradient is almost along them, and float would leave its
+// rounding.
 template <Number number>
 KERNEL(32 * SCALED_AT_A_TIME, 1)
 through_scale(PARAMETER(ScaleCall) call) {
@@ -42,19 +44,19 @@ through_scale(PARAMETER(ScaleCall) call) {
             g += call.gradient[Index(split) * call.n * call.d + row + d];
         return g;
     };
-    const float r = valid && call.scale ? float(call.scale[i]) : 1.f;
-    float along = 0.f;
+    const double r = valid && call.scale ? call.scale[i] : 1;
+    const auto unit = [&](int d) { return r * double(read<number>(call.x, row + d)); };
+    double along = 0;
     if (valid && call.scale)
-        for (int d = lane(); d < call.d; d += 32)
-            along += r * read<number>(call.x, row + d) * total(d);
+        for (int d = lane(); d < call.d; d += 32) along += unit(d) * double(total(d));
     UNROLL
     for (int offset = 16; offset > 0; offset /= 2) along += shuffle_xor(along, offset);
     for (int d = lane(); d < call.d; d += 32) {
         float out = 0.f;
         if (valid) {
-            const float x = read<number>(call.x, row + d);
             // A NaN or Inf in a row always reaches its gradient.
-            out = call.scale ? r * (total(d) - r * x * along) : total(d) + 0.f * x;
+            out = call.scale ? float(r * (double(total(d)) - unit(d) * along))
+                             : total(d) + 0.f * read<number>(call.x, row + d);
         }
         if (call.rounded)
             write<number>(call.out, row + d, out);

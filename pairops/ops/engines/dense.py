@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale, inverse_norm, product, shrinking
@@ -58,9 +59,11 @@ def tile_masks_shape(*_call: object) -> tuple[int, ...]:
 
 def _comparable(x: Tensor, keep: Tensor, pairs: Pairs) -> Tensor:
     """Return rows whose dot products are the similarities; 0 for an ignored row."""
-    rows = torch.where(keep[:, None], x, 0).to(pairs.dtype)
+    rows = torch.where(keep[:, None], x, 0)
     if pairs.scales.x is None:
+        rows = rows.to(pairs.dtype)
         return rows * (1 + 0 * rows)  # so that a NaN or Inf also shows in its own gradient
+    rows = rows.to(widest_float(x.device))  # the two ways to its gradient nearly cancel
     rows = rows * shrinking(rows).unsqueeze(1)  # a unit row is the same, however long it was
     return apply_scale(rows, inverse_norm(rows), pairs.dtype)
 

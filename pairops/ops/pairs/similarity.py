@@ -67,15 +67,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 def apply_scale(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return rows (N, D) whose dot products are the similarities, in the dtype of statistics.
 
-    The scale counts in two parts: its rounding to float32 would be an error common to a whole row
-    of similarities, and a loss multiplies it by its sharpness.
+    They are rounded once: the rounding of a scale would be an error common to a whole row of
+    similarities, which a loss multiplies by its sharpness, and that of a gradient by the scale one
+    along the row, beside which a gradient may be small.
     """
-    rows = x.to(dtype)
-    if scale is None:
-        return rows
-    high = scale.to(dtype)
-    low = (scale - high).to(dtype)
-    return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)
+    return x.to(dtype) if scale is None else (x.to(scale.dtype) * scale.unsqueeze(1)).to(dtype)
 
 
 def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
@@ -91,7 +87,9 @@ def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor)
     else:
         r = scale.to(g.dtype).unsqueeze(1)
         unit = r * rows
-        dx = r * (g - unit * (unit * g).sum(1, keepdim=True))
+        across = g - unit * (unit * g).sum(1, keepdim=True)
+        # Where rows nearly coincide, g is almost along them, and so is its rounding.
+        dx = r * (across - unit * (unit * across).sum(1, keepdim=True))
     return torch.where(keep.unsqueeze(1), dx, 0.0)
 
 

@@ -31,16 +31,17 @@ def normalize_backward(gradient, x, scale, valid, out, splits, n, width,
                        SCALED: tl.constexpr, R: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Take the sum of all splits, in order, through the scale; out may be the first of them.
 
-    gradient (splits, n, width), x and out (n, width) in the caller's order.
+    gradient (splits, n, width), x and out (n, width) in the caller's order. In float64: where rows
+    nearly coincide, a gradient is almost along them, and float32 would leave its rounding.
     """
     i = tl.program_id(0) * R + tl.arange(0, R)
     live = i < n
     is_valid = live & (tl.load(valid + i, mask=live, other=0) != 0)
     start = (tl.full((), 0, tl.int64) + i)[:, None] * width
-    r = tl.zeros((R,), tl.float32)
-    along = tl.zeros((R,), tl.float32)
+    r = tl.zeros((R,), tl.float64)
+    along = tl.zeros((R,), tl.float64)
     if SCALED:
-        r = tl.load(scale + i, mask=is_valid, other=0.0).to(tl.float32)
+        r = tl.load(scale + i, mask=is_valid, other=0.0).to(tl.float64)
     for second in tl.static_range(1 - SCALED, 2):
         for begin in range(0, width, DEPTH):
             dimension = begin + tl.arange(0, DEPTH)[None, :]
