@@ -48,9 +48,9 @@ _Dtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 # Address, dtype, n, d, scales (n,) float64 or None, permutation (n,) int64, valid (n,)
 # bool.
 _Embeddings: TypeAlias = tuple[int, _Dtype, int, int, int | None, int, int]
-# Name, by column?, where arguments, above and below come from (ops/engines/plan.py), has bits?,
-# extreme?, the statistic of an owner without pairs.
-_Planned: TypeAlias = tuple[str, bool, list[int], int, int, bool, bool, float]
+# Name, by column?, where arguments come from (ops/engines/plan.py), which of them pass their
+# gradient on, where above and below come from, has bits?, the statistic of an owner without pairs.
+_Planned: TypeAlias = tuple[str, bool, list[int], list[int], int, int, bool, float]
 _Vector: TypeAlias = tuple[int, int]  # address and stride: 1, or 0 for one number
 
 TILE: int  # rows and columns of a tile of bits
@@ -59,8 +59,14 @@ def isas() -> list[str]: ...  # that this machine runs, the best one first
 def terms() -> list[str]: ...  # that are compiled
 
 class Plan:
-    # The terms of a call without their numbers and vectors; which are swept together, in turn.
-    def __init__(self, terms: list[_Planned], sweeps: Sequence[Sequence[int]]) -> None: ...
+    # The terms of a call without their numbers and vectors; which are swept together, in turn,
+    # forward and backward.
+    def __init__(
+        self,
+        terms: list[_Planned],
+        sweeps: Sequence[Sequence[int]],
+        passes: Sequence[Sequence[int]],
+    ) -> None: ...
 
 def forward(
     plan: Plan,

@@ -149,7 +149,7 @@ Measure measure_of(const py::object& given) {
 template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
            const py::tuple& relation, const py::object& similarities, bool all, int threads,
-           bool poison, std::vector<TermCall<T>> terms, Run run) {
+           bool poison, std::vector<TermCall<T>> terms, Run run, bool last = true) {
     const auto [pos_begin, pos_end, self_index] = fields<3>(relation, "relation");
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
@@ -161,6 +161,7 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y, cons
                  pointer<Position>(self_index),
                  std::move(terms),
                  {},
+                 last,
                  threads,
                  poison,
                  asks_python()};
@@ -239,25 +240,31 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
             const auto [term, argument] = bound.arguments[k];
             bound.terms[term].slope[argument] = pointer<T>(slopes[k]);
         }
-        std::vector<TermCall<T>> swept, extremes;
+        std::vector<TermCall<T>> extremes;
         for (std::size_t k = 0; k < plan.terms.size(); ++k) {
             TermCall<T>& term = bound.terms[k];
             term.argument = pointer<Index>(arguments[k]);
-            if (term.argument) {
-                term.statistic.values = reinterpret_cast<const T*>(bound.statistics[k]);
-                term.cotangent = BoundPlan<T>::vector(cotangents[k]);
-                extremes.push_back(term);
-            }
-            if (plan.terms[k].extreme) continue;
             term.statistic.values = reinterpret_cast<const T*>(bound.statistics[k]);
             term.cotangent = BoundPlan<T>::vector(cotangents[k]);
-            swept.push_back(term);
+            if (term.argument) extremes.push_back(term);
         }
-        const bool few = !extremes.empty();
-        sweep<T>(isa, x, y, measure_of(measure), relation, similarities, false, threads, poison,
-                 std::move(few ? extremes : swept), [&](const Call<T>& call) {
-                     few ? backward_extremes(call, by_x, by_y) : backward(call, by_x, by_y);
-                 });
+        const auto run = [&](std::vector<TermCall<T>> terms, bool last, auto pass) {
+            sweep<T>(
+                isa, x, y, measure_of(measure), relation, similarities, false, threads, poison,
+                std::move(terms), [&](const Call<T>& call) { pass(call, by_x, by_y); }, last);
+        };
+        if (!extremes.empty()) {
+            run(std::move(extremes), true, backward_extremes<T>);
+            return;
+        }
+        PassedOn<T> passed_on(plan, bound, rows, columns);
+        for (const std::vector<int>& some : plan.passes) {
+            std::vector<TermCall<T>> now;
+            for (const int k : some) now.push_back(bound.terms[k]);
+            run(std::move(now), &some == &plan.passes.back(), backward<T>);
+            passed_on.add(some);
+        }
+        if (plan.passes.empty()) run({}, true, backward<T>);
     });
 }
 
@@ -265,11 +272,9 @@ void backward_bound(const Plan& plan, const std::string& isa, const py::tuple& x
 // stand one after the other, n numbers each. The mean is one number, to be written.
 void mean_bound(bool wide, const py::list& given, Index n, int count, Address statistics,
                 const py::object& positives, Address slopes, Address mean_at) {
-    static const std::unordered_map<std::string, Shape> shapes = {{"log1p_exp", Shape::log1p_exp},
-                                                                  {"hinge", Shape::hinge},
-                                                                  {"linear", Shape::linear},
-                                                                  {"less_mean", Shape::less_mean},
-                                                                  {"per_pair", Shape::per_pair}};
+    static const std::unordered_map<std::string, Shape> shapes = {
+        {"log1p_exp", Shape::log1p_exp}, {"hinge", Shape::hinge}, {"linear", Shape::linear},
+        {"less_mean", Shape::less_mean}, {"mean", Shape::mean},   {"per_pair", Shape::per_pair}};
     std::vector<Piece> pieces;
     for (const auto& item : given) {
         const auto [shape, plus, minus, offset, weight] = fields<5>(item, "a piece");
@@ -388,10 +393,11 @@ void bind(py::module_& module) {
     module.def("terms", &terms, "Names of the terms that are compiled.");
     // The metaclass is plain `type`, as the stub says.
     py::class_<Plan>(module, "Plan", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps) {
-                 return Plan(terms, std::move(sweeps), &served_called);
+        .def(py::init([](const py::list& terms, std::vector<std::vector<int>> sweeps,
+                         std::vector<std::vector<int>> passes) {
+                 return Plan(terms, std::move(sweeps), std::move(passes), &served_called);
              }),
-             py::arg("terms"), py::arg("sweeps"));
+             py::arg("terms"), py::arg("sweeps"), py::arg("passes"));
     module.def("forward", &forward_bound, py::arg("plan"), py::arg("isa"), py::arg("x"),
                py::arg("y"), py::arg("measure"), py::arg("relation"), py::arg("similarities"),
                py::arg("numbers"), py::arg("vectors"), py::arg("statistics"), py::arg("arguments"),

@@ -29,25 +29,30 @@ struct PlannedTerm {
     Served known;
     bool by_column;  // of two sets
     std::vector<int> args;
+    std::vector<int> passing;  // the arguments whose gradient goes on to their earlier terms
     int above, below;
-    bool has_bits, extreme;
+    bool has_bits;
     double neutral;  // the statistic of an owner without pairs
 };
 
 struct Plan {
     std::vector<PlannedTerm> terms;
     std::vector<std::vector<int>> sweeps;  // the terms of each sweep
+    // Those of each sweep of the backward pass, extremes left out: a term that passes its gradient
+    // on is in a sweep before the term that gets it.
+    std::vector<std::vector<int>> passes;
 
-    // A term is (name, by column, arguments, above, below, has bits, extreme, neutral).
+    // A term is (name, by column, arguments, passing, above, below, has bits, neutral).
     Plan(const pybind11::list& given, std::vector<std::vector<int>> sweeps,
-         const Served& (*served)(const std::string&))
-        : sweeps(std::move(sweeps)) {
+         std::vector<std::vector<int>> passes, const Served& (*served)(const std::string&))
+        : sweeps(std::move(sweeps)), passes(std::move(passes)) {
         for (const auto& item : given) {
-            const auto [name, by_column, args, above, below, bits, extreme, neutral] =
+            const auto [name, by_column, args, passing, above, below, bits, neutral] =
                 fields<8>(item, "a term of a plan");
             terms.push_back({served(name.cast<std::string>()), by_column.cast<bool>(),
-                             args.cast<std::vector<int>>(), above.cast<int>(), below.cast<int>(),
-                             bits.cast<bool>(), extreme.cast<bool>(), neutral.cast<double>()});
+                             args.cast<std::vector<int>>(), passing.cast<std::vector<int>>(),
+                             above.cast<int>(), below.cast<int>(), bits.cast<bool>(),
+                             neutral.cast<double>()});
         }
     }
 
@@ -125,6 +130,43 @@ class BoundPlan {
 
     const pybind11::list &numbers_, &vectors_;
     std::size_t next_number_ = 0, next_vector_ = 0;
+};
+
+// The gradients that terms pass on to earlier ones, whose cotangents they add to.
+template <class T>
+class PassedOn {
+   public:
+    // From now on, `bound` holds addresses of this object.
+    PassedOn(const Plan& plan, BoundPlan<T>& bound, Index rows, Index columns)
+        : plan_(plan), slopes_(plan.terms.size()), cotangents_(plan.terms.size()) {
+        for (std::size_t k = 0; k < plan.terms.size(); ++k)
+            for (const int argument : plan.terms[k].passing) {
+                const int earlier = plan.terms[k].args[argument];
+                const Index owners = plan.terms[k].by_column ? columns : rows;
+                std::vector<T>& cotangent = cotangents_[earlier];
+                Numbers<T>& given = bound.terms[earlier].cotangent;
+                for (Index i = Index(cotangent.size()); i < owners; ++i)
+                    cotangent.push_back(given.at(i));
+                given = {cotangent.data()};
+                slopes_[k].emplace_back(owners, T(0));
+                bound.terms[k].slope[argument] = slopes_[k].back().data();
+            }
+    }
+    PassedOn(const PassedOn&) = delete;
+
+    // Call this after the sweep of these terms.
+    void add(const std::vector<int>& terms) {
+        for (const int k : terms)
+            for (std::size_t p = 0; p < slopes_[k].size(); ++p) {
+                std::vector<T>& to = cotangents_[plan_.terms[k].args[plan_.terms[k].passing[p]]];
+                for (std::size_t i = 0; i < to.size(); ++i) to[i] += slopes_[k][p][i];
+            }
+    }
+
+   private:
+    const Plan& plan_;
+    std::vector<std::vector<std::vector<T>>> slopes_;  // of each term, of each that passes it on
+    std::vector<std::vector<T>> cotangents_;           // of each term that gets one
 };
 
 }  // namespace pairops::cpu

@@ -64,7 +64,7 @@ class Backward {
             });
             begin = end;
         } while (begin < sweep_.col_tiles);
-        if (dy_) through_scale_of_columns();
+        if (dy_ && is_whole(call_.y)) through_scale_of_columns();
         for (std::size_t k = 0; k < call_.terms.size(); ++k) write_slopes(k);
     }
 
@@ -173,11 +173,15 @@ class Backward {
         if (dx_ && end == sweep_.col_tiles) {
             if (call_.same && factors_y_)
                 for (Position i = row; i < row + rows; ++i) factors_x_[i] += factors_y_[i];
-            kernels_.through_scale(call_.x, row, rows, factors_x_, dx_);
+            if (is_whole(call_.x)) kernels_.through_scale(call_.x, row, rows, factors_x_, dx_);
         }
         wavefront.finish(r);
         return true;
     }
+
+    // Is the gradient by unit rows the sum of all sweeps? That by rows as they are may grow
+    // further.
+    bool is_whole(const Embeddings& set) const { return call_.last || !set.scale; }
 
     // The packed rows of block r. A stripe of the same set may have them already.
     const T* slices_of_rows(int r, int begin, Workspace& w) const {

@@ -1,6 +1,7 @@
 // The mean of losses and its slopes, one anchor after the other in double.
 #include "cpu/mean.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -19,8 +20,8 @@ Sloped log1p_exp(double u) {
 }
 
 // Counts of nothing are 0, over which a sum is 0 too.
-template <class T>
-double average(const Piece& piece, Index n, const T* sums, const T* counts, T* slopes) {
+template <class T, class Count>
+double average(const Piece& piece, Index n, const T* sums, const Count* counts, T* slopes) {
     double sum = 0, count = 0;
     for (Index i = 0; i < n; ++i) {
         sum += double(sums[i]);
@@ -51,6 +52,9 @@ double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T
             double by_minus = 0;
             if (piece.shape == Shape::linear) {
                 by_plus = {plus, 1};
+            } else if (piece.shape == Shape::mean) {
+                const double count = double(std::max(positives[i], Index(1)));
+                by_plus = {plus / count, 1 / count};
             } else if (piece.shape == Shape::less_mean) {
                 const double count = double(positives[i]);
                 if (count > 1) {
@@ -72,8 +76,10 @@ double mean(const std::vector<Piece>& pieces, Index n, const std::vector<const T
     double result = total / double(n);
     for (const Piece& piece : pieces)
         if (piece.shape == Shape::per_pair)
-            result += average(piece, n, statistics[piece.plus], statistics[piece.minus],
-                              slopes[piece.plus]);
+            result += piece.minus < 0
+                          ? average(piece, n, statistics[piece.plus], positives, slopes[piece.plus])
+                          : average(piece, n, statistics[piece.plus], statistics[piece.minus],
+                                    slopes[piece.plus]);
     return result;
 }
 

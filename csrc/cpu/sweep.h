@@ -84,6 +84,7 @@ struct Call {
     const Position *pos_begin, *pos_end, *self_index;  // (x.n,)
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
+    bool last;  // no further sweep adds to the same gradients
     int threads;
     bool poison;  // fill working memory with NaN
     std::function<bool()> interrupted;

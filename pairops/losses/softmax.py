@@ -7,8 +7,7 @@ from typing_extensions import Unpack
 from pairops.ops.distributed.group import Given
 from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.row_stats.op import row_stats
-from pairops.ops.row_stats.pieces import less_mean, softplus_of
+from pairops.ops.row_stats.pieces import less_mean, mean_over_positives, per_pair, softplus_of
 from pairops.ops.terms.functions import softplus_from
 from pairops.ops.terms.tensor_checks import number
 from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
@@ -122,18 +121,12 @@ def decoupled_softmax_loss(
 def _nt_xent(x: Tensor, labels: Tensor, temperature: float | Tensor, common: Labelled) -> Value:
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
-    pairs = objective.pairs
     objective.warn_without_positives()
-    near, positives = highest(POS, grad=False), pairs.positives()
+    near = highest(POS, grad=False)
     neg = lse(NEG, scale, near)
-    against = Earlier(neg, grad=True)
-    _, _, sums = row_stats(
-        pairs, near, neg, total(POS, -scale, near, against, function=softplus_from)
-    )
-    negative = lse(NEG, scale, 0.0)
-    if objective.averages_pairs:
-        return objective.mean_pairs((sums, positives), negative=negative)
-    return objective.value(sums / positives.clamp(min=1), negative=negative)
+    sums = total(POS, -scale, near, Earlier(neg, grad=True), function=softplus_from)
+    mean = per_pair(sums) if objective.averages_pairs else mean_over_positives(sums)
+    return objective.of_pieces((near, neg, sums), [mean], negative=lse(NEG, scale, 0.0))
 
 
 @loss()

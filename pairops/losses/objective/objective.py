@@ -169,7 +169,10 @@ class Objective:
         if mean is not None:
             return self.answer(mean, **seen)
         if self.averages_pairs:
-            averages = [(by_term[piece.plus], by_term[piece.minus]) for piece in pieces]  # type: ignore[index]
+            averages = [
+                (by_term[z.plus], pairs.positives() if z.minus is None else by_term[z.minus])
+                for z in pieces
+            ]
             return self.mean_pairs(*averages, **seen)
         parts = [(by_term[piece.plus], piece.weight) for piece in pieces]
         only_soft = [piece.shape == "log1p_exp" and piece.minus is None for piece in pieces]

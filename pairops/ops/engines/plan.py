@@ -16,7 +16,7 @@ from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.functions import one
-from pairops.ops.terms.levels import numbered, sweeps
+from pairops.ops.terms.levels import numbered, passes, sweeps
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import POS, Earlier, Term
 
@@ -32,6 +32,7 @@ class Kind(NamedTuple):
 
     cpu_key: str  # its name in the extension
     args: list[int]  # the source of each
+    passing: list[int]  # the arguments whose gradient goes on to their earlier terms
     above: int
     below: int
     has_tile_mask: bool
@@ -48,10 +49,11 @@ class Plan:
     count: int
     rows: int
     sweeps: list[list[int]]
-    # Whether all operands are numbers, or earlier terms without gradient. Then nothing is to be
-    # checked or cast, and one sweep makes the whole gradient, but for the pairs of extremes.
+    passes: list[list[int]]  # the swept terms of each sweep of the backward pass
+    # Whether all operands are numbers or earlier terms. Then nothing is to be checked or cast, and
+    # one call makes the whole gradient, but for the pairs of extremes.
     short: bool
-    one_pass: bool  # as `short`, but windows and operands may be tensors
+    one_call: bool  # as `short`, but windows and operands may be tensors
     keeping: int  # the number of terms with a tile mask
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
@@ -79,7 +81,7 @@ def plan_at_once(
     if not followed_by_autograd_alone(pairs.x, pairs.y):
         return None
     plan = plan_of(rows, cols)
-    if plan is None or not (plan.short if short else plan.one_pass):
+    if plan is None or not (plan.short if short else plan.one_call):
         return None
     if not (plan.compiled or serves(plan)):
         return None
@@ -105,12 +107,12 @@ def serves(plan: Plan) -> bool:
         if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
             terms = [
                 (
-                    kind.cpu_key, k >= plan.rows, kind.args, kind.above, kind.below,
-                    kind.has_tile_mask, not kind.swept, kind.neutral,
+                    kind.cpu_key, k >= plan.rows, kind.args, kind.passing, kind.above, kind.below,
+                    kind.has_tile_mask, kind.neutral,
                 )
                 for k, kind in enumerate(plan.kinds)
             ]  # fmt: skip
-            compiled = _native.Plan(terms, plan.sweeps)
+            compiled = _native.Plan(terms, plan.sweeps, plan.passes)
         plan.compiled = compiled  # last, since another thread may ask meanwhile
     return plan.compiled is not False
 
@@ -162,6 +164,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         Kind(
             cpu_key(term),
             [source(k, a) for a in term.args],
+            [j for j, a in enumerate(term.args) if type(a) is EarlierAt and a.grad],
             source(k, term.above),
             source(k, term.below),
             term.has_tile_mask,
@@ -170,7 +173,12 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         )
         for k, term in enumerate(terms)
     ]
-    alone = not any(type(a) is EarlierAt and a.grad for term in terms for a in term.args)
+    # The extension passes gradients on from swept terms to swept ones.
+    alone = all(
+        kind.swept and all(kinds[kind.args[j]].swept for j in kind.passing)
+        for kind in kinds
+        if kind.passing
+    )
     earlier = {
         first[k] + a.place
         for k, term in enumerate(terms)
@@ -182,8 +190,11 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         count=len(terms),
         rows=len(rows),
         sweeps=sweeps(rows, cols),
+        passes=[
+            some for each in passes(rows, cols) if (some := [k for k in each if kinds[k].swept])
+        ],
         short=alone and all(VECTOR not in (*kind.args, kind.above, kind.below) for kind in kinds),
-        one_pass=alone and all(kind.swept or VECTOR not in kind.args for kind in kinds),
+        one_call=alone and all(kind.swept or VECTOR not in kind.args for kind in kinds),
         keeping=sum(kind.has_tile_mask for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],

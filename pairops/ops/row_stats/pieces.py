@@ -42,15 +42,20 @@ def linear(plus: Term) -> Piece:
     return Piece("linear", plus)
 
 
+def mean_over_positives(sums: Term) -> Piece:
+    """The piece sums / number of positives; 0 for an anchor without."""
+    return Piece("mean", sums)
+
+
 def less_mean(plus: Term, sums: Term) -> Piece:
     """The piece plus − sums / number of positives; 0 for an anchor with fewer than two."""
     return Piece("less_mean", plus, sums)
 
 
-def per_pair(sums: Term, counts: Term) -> Piece:
+def per_pair(sums: Term, counts: Term | None = None) -> Piece:
     """The piece Σ sums / Σ counts over all anchors, an average over pairs; 0 if no pair counts.
 
-    A loss has pieces of this kind alone, or none.
+    counts: None: the numbers of positives. A loss has pieces of this kind alone, or none.
     """
     return Piece("per_pair", sums, counts)
 
@@ -61,8 +66,8 @@ def mean_of(pieces: Sequence[Piece], statistics: Mapping[Term, Tensor], pairs: P
         return losses_of(pieces, statistics, pairs).mean()
     averages = []
     for piece in pieces:
-        assert piece.minus is not None, "an average is over something"
-        counted = statistics[piece.minus].detach().sum().clamp(min=1)  # without a slope
+        counts = pairs.positives() if piece.minus is None else statistics[piece.minus].detach()
+        counted = counts.sum().clamp(min=1)
         averages.append(statistics[piece.plus].sum() / counted)
     return torch.stack(averages).sum()
 
@@ -83,6 +88,8 @@ def _value(piece: Piece, statistics: Mapping[Term, Tensor], pairs: Pairs) -> Ten
     plus = statistics[piece.plus]
     if piece.shape == "linear":
         return plus
+    if piece.shape == "mean":
+        return plus / pairs.positives().clamp(min=1)
     if piece.shape == "less_mean":
         assert piece.minus is not None, "a mean is of something"
         positives = pairs.positives()

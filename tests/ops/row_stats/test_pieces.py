@@ -29,7 +29,7 @@ SPECIAL = [-math.inf, math.inf, math.nan, 0.0, -0.0, 1e-30, -1e-30, 88.0, -88.0,
     ),
 )
 @pytest.mark.parametrize(
-    "shape", ["log1p_exp", "log1p_exp, of one", "hinge", "linear", "less_mean"]
+    "shape", ["log1p_exp", "log1p_exp, of one", "hinge", "linear", "mean", "less_mean"]
 )
 def test_every_piece(shape: str, positives: int, wide: bool) -> None:
     """Losses and slopes, of all pairs of special numbers and of random ones."""
@@ -42,6 +42,7 @@ def test_every_piece(shape: str, positives: int, wide: bool) -> None:
         "log1p_exp, of one": pieces.softplus_of(one, weight=2.0),
         "hinge": pieces.hinge_of(one, other, offset=-0.5),
         "linear": pieces.linear(one),
+        "mean": pieces.mean_over_positives(one),
         "less_mean": pieces.less_mean(one, other),
     }[shape]
     count = torch.full((1,), positives)
@@ -80,3 +81,25 @@ def test_pieces_add_up() -> None:
     mean, found = cpu_engine.mean(told, n, statistics.detach().flatten(), positives)
     torch.testing.assert_close(mean, truth.detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(found.view(3, n), slopes, rtol=1e-13, atol=1e-18)
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_averages_over_pairs(most: int) -> None:
+    """Over the pairs that a term counts, and over all positives; 0 where there are none."""
+    n = 50
+    terms = [lse(POS, 1.0, 0.0) for _ in range(3)]
+    counts, positives = torch.randint(0, most + 1, (2, n))
+    statistics = [torch.randn(n, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    made = [pieces.per_pair(terms[0], terms[2]), pieces.per_pair(terms[1])]
+    pairs = mock.Mock(spec=Pairs, positives=lambda: positives)
+    values = [*statistics, counts.double()]
+    truth = pieces.mean_of(made, dict(zip(terms, values, strict=True)), pairs)
+    slopes = torch.cat(torch.autograd.grad(truth, statistics))
+    told = [(p.shape, k, -1 if p.minus is None else 2, 0.0, 1.0) for k, p in enumerate(made)]
+    mean, found = cpu_engine.mean(told, n, torch.cat(values).detach(), positives)
+    torch.testing.assert_close(mean, truth.detach(), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(found[: 2 * n], slopes, rtol=1e-13, atol=1e-18)
+    averages = [
+        z.sum() / max(1, int(c.sum())) for z, c in zip(statistics, (counts, positives), strict=True)
+    ]
+    torch.testing.assert_close(truth, torch.stack(averages).sum(), rtol=1e-13, atol=1e-15)

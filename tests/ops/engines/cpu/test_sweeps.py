@@ -448,7 +448,7 @@ def test_exp_and_log1p_are_exact_to_the_last_places(dtype: torch.dtype) -> None:
 
 def test_a_tuple_of_another_length_is_refused() -> None:
     """Positions are names on the other side: none may be missing."""
-    plan, rest = cpu_engine._native.Plan([], []), ([], [], 0, [], None, 0, 1, False)
+    plan, rest = cpu_engine._native.Plan([], [], []), ([], [], 0, [], None, 0, 1, False)
     forward = cpu_engine._native.forward
     with pytest.raises(TypeError, match="a set must be a tuple of 7"):
         forward(plan, "baseline", (0, "float32"), None, None, (0, 0, 0), None, *rest)
