@@ -79,8 +79,9 @@ using OfTheCpu = std::tuple<
     // a softmax over the negatives below a bound: semihard ones, or none that may be false
     Recipe<Term<LogSumExp, Side::neg, Affine, below>,
            Term<LogSumExp, Side::neg, Affine, below | partner_1>>,
-    // triplet: the farthest negative, the nearest positive
-    Recipe<Term<Lowest, Side::neg, Identity>, Term<Highest, Side::pos, Identity>>>;
+    // triplet: the farthest negative, the nearest positive; the nearest of all, and its index
+    Recipe<Term<Lowest, Side::neg, Identity>, Term<Highest, Side::pos, Identity>>,
+    Recipe<Term<Lowest, Side::all, Identity>, Term<Highest, Side::all, Identity>>>;
 using CpuRecipes = decltype(std::tuple_cat(Recipes(), OfTheCpu()));
 
 }  // namespace PAIROPS_TARGET

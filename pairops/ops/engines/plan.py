@@ -18,7 +18,7 @@ from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.levels import numbered, passes, sweeps
 from pairops.ops.terms.recipe import cpu_key
-from pairops.ops.terms.term import POS, Earlier, Term
+from pairops.ops.terms.term import POS, Earlier, Term, indices
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
 
@@ -57,6 +57,7 @@ class Plan:
     keeping: int  # the number of terms with a tile mask
     constant: list[int]  # the terms that have no gradient
     extremes: list[int]  # the extremes that have one
+    indices: list[int]  # the places among these of terms whose index is a result
     few: bool  # all terms are extremes of s itself: the CPU engine needs no sweep
     # Earlier terms that are arguments: index, neutral value, and whether each owner with a positive
     # has a pair.
@@ -137,7 +138,8 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
                 elif kind is EarlierAt:
                     kind = a
                 operands += (kind,)
-            key += ((term.statistic, term.side, term.function.name, operands, term.grad),)
+            flags = term.grad, term.index
+            key += ((term.statistic, term.side, term.function.name, operands, *flags),)
             place[term] = k
         key += ("|",)
     try:
@@ -198,6 +200,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         keeping=sum(kind.has_tile_mask for kind in kinds),
         constant=[k for k, term in enumerate(terms) if not term.grad],
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
+        indices=indices(terms),
         few=not any(kind.swept or kind.args for kind in kinds),
         arguments=[
             (k, kinds[k].neutral, terms[k].side == POS and terms[k].above is terms[k].below is None)

@@ -22,7 +22,7 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
-from pairops.ops.terms.term import BY_SETS, Term
+from pairops.ops.terms.term import BY_SETS, Term, indices
 
 from . import levels
 from .backward import by_vector, wanted
@@ -50,9 +50,9 @@ class _SavedCall(NamedTuple):
         return Pairs(x, y, self.relation, self.scales, cache, measure=self.measure)
 
 
-def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | None:
-    """Compute statistics by the CPU engine, if terms depend on each other as constants alone; None:
-    take the long way."""
+def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Any, ...] | None:
+    """Compute results of `row_stats` by the CPU engine, if it has compiled the terms; None: take the
+    long way."""
     plan = plan_at_once(engines.asked_for(), pairs, rows, cols, short=False)
     if plan is None:
         return None
@@ -71,9 +71,18 @@ def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Tensor, ...] | No
         found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
             pairs, rows, cols, cpu_engine, plan, x, y, *tensors
         )
-        return found
+        return found if not plan.indices else joined(rows + cols, found)
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
-    return tuple(made.every.split(made.sizes))
+    values = tuple(made.every.split(made.sizes))
+    if not plan.indices:
+        return values
+    return joined(rows + cols, (*values, *[made.arguments[k] for k in plan.indices]))
+
+
+def joined(terms: _Terms, results: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Join statistics with the indices that follow them."""
+    index = iter(results[len(terms) :])
+    return tuple([(z, next(index)) if t.index else z for t, z in zip(terms, results)])  # noqa: B905
 
 
 def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
@@ -95,7 +104,7 @@ def final(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[_Terms, _Terms]:
 def statistics(
     pairs: Pairs, rows: _Terms, cols: _Terms, engine: Engine, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Compute statistics of final terms, with these tensors, as `row_stats` returns them."""
+    """Compute statistics of final terms, with these tensors, and then the indices asked for."""
     found: tuple[Tensor, ...] = _Eager.apply(  # type: ignore[no-untyped-call]
         pairs, rows, cols, engine, None, pairs.x, pairs.y, *tensors
     )
@@ -103,7 +112,8 @@ def statistics(
 
 
 class _Eager(torch.autograd.Function):
-    """A node: pairs, terms, engine, plan, x, y and the tensors of the terms → statistics."""
+    """A node: pairs, terms, engine, plan, x, y and the tensors of the terms → statistics, and then
+    the indices asked for."""
 
     @staticmethod
     def forward(
@@ -123,22 +133,25 @@ class _Eager(torch.autograd.Function):
             values, arguments, tile_masks = levels.forward(engine, pairs, rows, cols)
             prepared = engine.prepare(pairs)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
+            asked = indices(rows + cols)
             whole = False
         else:
             every, sizes, arguments, tile_masks, whole = cpu_engine.planned_forward(
                 pairs, rows, cols, plan
             )
             values = torch.split_with_sizes(every, sizes)
-            prepared, constant = [], plan.constant
+            prepared, constant, asked = [], plan.constant, plan.indices
         ctx.set_materialize_grads(False)
-        if constant:
-            ctx.mark_non_differentiable(*[values[k] for k in constant])
+        results = (*values, *[arguments[k] for k in asked]) if asked else tuple(values)
+        if constant or asked:
+            fixed = [values[k] for k in constant]
+            ctx.mark_non_differentiable(*fixed, *results[len(values) :])
         cache = [pairs.cache.similarities, pairs.cache.squares]
         cached = pairs.relation, pairs.scales, pairs.measure, cache
         counts = len(arguments), len(prepared)
         ctx.saved = _SavedCall(engine, plan, *cached, rows, cols, *counts, whole)
         ctx.save_for_backward(x, y, tile_masks, *prepared, *values, *arguments, *tensors)
-        return tuple(values)
+        return results
 
     @staticmethod
     @refusing
@@ -148,6 +161,7 @@ class _Eager(torch.autograd.Function):
         x, y, tile_masks, *rest = ctx.saved_tensors
         similarities, squares = saved.cached
         plan, cache = saved.plan, Cache(similarities=similarities, squares=squares)
+        by_outputs = by_outputs[: len(saved.rows) + len(saved.cols)]
         # A second pass back computes them again: whether the graph is freed is unknown here.
         saved.cached[:] = None, {}
         if saved.prepared:

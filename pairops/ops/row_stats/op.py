@@ -24,7 +24,7 @@ from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.arguments import EarlierAt, Partner, Table
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Term, indices
 
 from . import eager, levels, sharded
 from .nodes import RowStats, RowStatsCall
@@ -60,7 +60,7 @@ def watched() -> Iterator[list[RecordedCall]]:
         watching.calls = before
 
 
-def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
+def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Any, ...]:
     """Gather statistics of every row, then those of every column, of the similarities of `pairs`.
 
     R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity or
@@ -75,7 +75,8 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
 
     Returns:
         Tensors in the caller's order: (N,) for each of `rows`, then (M,) for each of `cols`;
-        float32, or float64 for float64 embeddings.
+        float32, or float64 for float64 embeddings. An extreme with `index=True` has a pair of
+        tensors in its place, (value, index).
 
     Raises:
         ValueError, TypeError: there is no term, or a term does not fit; the message names it.
@@ -96,7 +97,7 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Ten
         with no_autocast(pairs.x.device.type):
             rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
             rows, cols = eager.final(pairs, rows, cols)
-            result = _row_stats(pairs, rows, cols)
+            result = eager.joined(rows + cols, _row_stats(pairs, rows, cols))
     except Exception as error:
         found = refused(error)
         if pairs.shards is not None:  # the other ranks wait for this one
@@ -117,16 +118,18 @@ def _terms(cols: Any) -> tuple[Term, ...]:
 
 
 def _noted(
-    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+    pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Record the result, if calls are recorded, with terms whose windows are tensors; return it."""
     if watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-        watching.calls.append(RecordedCall(pairs, *eager.final(pairs, rows, cols), result))
+        values = tuple([z if isinstance(z, Tensor) else z[0] for z in result])
+        watching.calls.append(RecordedCall(pairs, *eager.final(pairs, rows, cols), values))
     return result
 
 
 def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> tuple[Tensor, ...]:
+    """Return statistics, and then the indices asked for."""
     compiling = torch.compiler.is_compiling()
     if compiling and not _reads_at_once(pairs.x.device):
         n, m = pairs.shape
@@ -136,8 +139,10 @@ def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> 
     if pairs.shards is not None:
         return tuple(sharded.row_stats(pairs, rows, cols, engine))
     serving = engines.ENGINES[engine]
+    asked = indices(rows + cols)
     if serving.backward is None:
-        return tuple(levels.forward(serving, pairs, rows, cols)[0])
+        statistics, arguments, _ = levels.forward(serving, pairs, rows, cols)
+        return (*statistics, *[arguments[k] for k in asked])
     tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
     if followed_by_autograd_alone(pairs.x, pairs.y, tensors):
         return eager.statistics(pairs, rows, cols, serving, tensors)
@@ -151,7 +156,8 @@ def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> 
     # torch.compile refuses the same tensor twice among the inputs of a node.
     if compiling:
         given = tuple([None if t is None else t.view_as(t) for t in given])
-    return tuple(RowStats.of(call, *given)[: call.terms])
+    results = RowStats.of(call, *given)
+    return (*results[: call.terms], *[results[call.terms + k] for k in asked])
 
 
 # torch.compile would compile once more for each value of a float among the arguments of an op, so

@@ -23,7 +23,7 @@ from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import after, sweeps
 from pairops.ops.terms.recipe import pack, unpack
-from pairops.ops.terms.term import POS, Term
+from pairops.ops.terms.term import POS, Term, indices
 
 from .backward import by_vector
 from .levels import Levels
@@ -35,7 +35,7 @@ from .sharded_backward import backward
 def row_stats(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], engine: str
 ) -> tuple[Tensor, ...]:
-    """Compute statistics of terms `over` these pairs, as `row_stats` returns them."""
+    """Compute statistics of terms `over` these pairs, and then the indices asked for."""
     if ENGINES[engine].backward is None:
         raise ValueError(
             f"engine {engine!r} cannot serve this call: it weighs no blocks, and a group needs that"
@@ -44,7 +44,8 @@ def row_stats(
         rows, cols = (*rows, *after(cols, len(rows))), ()  # a column is a row
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
-    call = ShardedCall(pairs, recipe, numbers, engine, constant)
+    asked = indices((*rows, *cols))
+    call = ShardedCall(pairs, recipe, numbers, engine, constant, asked)
     result: tuple[Tensor, ...] = _ShardedRowStats.apply(  # type: ignore[no-untyped-call]
         call, pairs.x, pairs.y, *vectors
     )
@@ -59,6 +60,7 @@ class ShardedCall(NamedTuple):
     numbers: list[float]
     engine: str
     constant: list[int]  # the terms that have no gradient
+    indices: list[int]  # the arguments that are results
 
 
 class _ShardedRowStats(torch.autograd.Function):
@@ -77,12 +79,13 @@ class _ShardedRowStats(torch.autograd.Function):
         ctx.save_for_backward(*known, *gathered)
         ctx.ends = len(inputs), len(inputs) + len(statistics), len(known)
         ctx.gathered = {axis: len(every) for axis, every in pairs.cache.gathered.items()}
-        ctx.mark_non_differentiable(*[statistics[k] for k in call.constant])
+        asked = [arguments[k] for k in call.indices]
+        ctx.mark_non_differentiable(*[statistics[k] for k in call.constant], *asked)
         # Saved tensors are freed with the graph; attributes of ctx are not.
         empty = x.new_empty(0)
         without_data = replace(pairs, x=empty, y=None if y is None else empty, cache=Cache())
         ctx.call = call._replace(pairs=without_data)
-        return tuple(statistics)
+        return (*statistics, *asked)
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Any, ...]:
@@ -92,7 +95,8 @@ class _ShardedRowStats(torch.autograd.Function):
         rest = iter(saved[ctx.ends[2] :])
         gathered = {axis: [next(rest) for _ in range(n)] for axis, n in ctx.gathered.items()}
         cotangents = [
-            torch.zeros_like(z) if g is None else g for g, z in zip(given, statistics, strict=True)
+            torch.zeros_like(z) if g is None else g
+            for g, z in zip(given[: len(statistics)], statistics, strict=True)
         ]
         rows, cols = unpack(call.recipe, call.numbers, vectors)
         _, *needs = ctx.needs_input_grad

@@ -49,6 +49,7 @@ class Term:
             Pairs with s ≤ above are dropped; a NaN stays. None: no threshold.
         below: likewise; pairs with s ≥ below are dropped.
         grad: False for an extreme that only serves as a threshold; no argument is kept for it.
+        index: True for an extreme of which `row_stats` also returns the partner that attains it.
     """
 
     statistic: str
@@ -58,6 +59,7 @@ class Term:
     above: Any = None
     below: Any = None
     grad: bool = True
+    index: bool = False
 
     def __post_init__(self) -> None:
         if type(self.statistic) is not str or (self.statistic, False) not in ACCUMULATORS:
@@ -71,6 +73,8 @@ class Term:
             raise ValueError(
                 f"grad is False for a {self.statistic}; it must be True but for extremes"
             )
+        if self.index is not False:
+            _check_index(self)
         for name, bound in (("above", self.above), ("below", self.below)):
             known = bound is None or (type(bound) is float and bound == bound)
             if known or isinstance(bound, (Tensor, Term, EarlierAt)):
@@ -216,6 +220,11 @@ class Term:
         return ACCUMULATORS[self.statistic, self.keeps_argument]
 
 
+def indices(terms: Sequence[Term]) -> list[int]:
+    """Return which of the kept arguments are results, by their places among these."""
+    return [k for k, term in enumerate([z for z in terms if z.keeps_argument]) if term.index]
+
+
 @dataclass(eq=False)
 class Earlier:
     """The statistic of an earlier term of the same call, one value per owner.
@@ -232,6 +241,17 @@ class Earlier:
 
 
 _KINDS = (Tensor, Parameter, Partner, Table, Term, EarlierAt)
+
+
+def _check_index(term: Term) -> None:
+    flag("index", term.index)
+    if term.statistic not in ("lowest", "highest"):
+        raise ValueError(f"index is True for a {term.statistic}; it must be False but for extremes")
+    if not term.grad:
+        raise ValueError(
+            "grad is False and index True; an index keeps its pair anyway, so leave grad out, "
+            "and write value.detach() for a constant"
+        )
 
 
 def _check_operand(name: str, operand: object) -> None:
@@ -317,6 +337,7 @@ def lowest(
     above: float | Tensor | Term | None = None,
     below: float | Tensor | Term | None = None,
     grad: bool = True,
+    index: bool = False,
 ) -> Term:
     """The lowest `function(s, *args)` of a side.
 
@@ -327,11 +348,14 @@ def lowest(
         above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
         below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
         grad: False if the extreme only serves as a threshold.
+        index: True makes the entry in the result of `row_stats` a pair (value, index): index is the
+            partner's place in the caller's order (int64, the lowest of equal ones, over the rows of
+            all ranks), −1 for a side without pairs.
 
     Returns:
         The term, for `row_stats`; a side without pairs gives +inf.
     """
-    return Term("lowest", side, function, args, above, below, grad)
+    return Term("lowest", side, function, args, above, below, grad, index)
 
 
 def highest(
@@ -341,6 +365,7 @@ def highest(
     above: float | Tensor | Term | None = None,
     below: float | Tensor | Term | None = None,
     grad: bool = True,
+    index: bool = False,
 ) -> Term:
     """The highest `function(s, *args)` of a side.
 
@@ -351,8 +376,11 @@ def highest(
         above: a threshold, as in `Term`: pairs with s ≤ above are dropped.
         below: a threshold, as in `Term`: pairs with s ≥ below are dropped.
         grad: False if the extreme only serves as a threshold.
+        index: True makes the entry in the result of `row_stats` a pair (value, index): index is the
+            partner's place in the caller's order (int64, the lowest of equal ones, over the rows of
+            all ranks), −1 for a side without pairs.
 
     Returns:
         The term, for `row_stats`; a side without pairs gives −inf.
     """
-    return Term("highest", side, function, args, above, below, grad)
+    return Term("highest", side, function, args, above, below, grad, index)
