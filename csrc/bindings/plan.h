@@ -29,7 +29,7 @@ struct PlannedTerm {
     Served known;
     bool by_column;  // of two sets
     std::vector<int> args;
-    std::vector<int> passing;  // the arguments whose gradient goes on to their earlier terms
+    std::vector<int> onward;  // the arguments whose gradient goes on to their earlier terms
     int above, below;
     bool has_bits;
     double neutral;  // the statistic of an owner without pairs
@@ -42,15 +42,15 @@ struct Plan {
     // on is in a sweep before the term that gets it.
     std::vector<std::vector<int>> passes;
 
-    // A term is (name, by column, arguments, passing, above, below, has bits, neutral).
+    // A term is (name, by column, arguments, onward, above, below, has bits, neutral).
     Plan(const pybind11::list& given, std::vector<std::vector<int>> sweeps,
          std::vector<std::vector<int>> passes, const Served& (*served)(const std::string&))
         : sweeps(std::move(sweeps)), passes(std::move(passes)) {
         for (const auto& item : given) {
-            const auto [name, by_column, args, passing, above, below, bits, neutral] =
+            const auto [name, by_column, args, onward, above, below, bits, neutral] =
                 fields<8>(item, "a term of a plan");
             terms.push_back({served(name.cast<std::string>()), by_column.cast<bool>(),
-                             args.cast<std::vector<int>>(), passing.cast<std::vector<int>>(),
+                             args.cast<std::vector<int>>(), onward.cast<std::vector<int>>(),
                              above.cast<int>(), below.cast<int>(), bits.cast<bool>(),
                              neutral.cast<double>()});
         }
@@ -140,7 +140,7 @@ class PassedOn {
     PassedOn(const Plan& plan, BoundPlan<T>& bound, Index rows, Index columns)
         : plan_(plan), slopes_(plan.terms.size()), cotangents_(plan.terms.size()) {
         for (std::size_t k = 0; k < plan.terms.size(); ++k)
-            for (const int argument : plan.terms[k].passing) {
+            for (const int argument : plan.terms[k].onward) {
                 const int earlier = plan.terms[k].args[argument];
                 const Index owners = plan.terms[k].by_column ? columns : rows;
                 std::vector<T>& cotangent = cotangents_[earlier];
@@ -158,7 +158,7 @@ class PassedOn {
     void add(const std::vector<int>& terms) {
         for (const int k : terms)
             for (std::size_t p = 0; p < slopes_[k].size(); ++p) {
-                std::vector<T>& to = cotangents_[plan_.terms[k].args[plan_.terms[k].passing[p]]];
+                std::vector<T>& to = cotangents_[plan_.terms[k].args[plan_.terms[k].onward[p]]];
                 for (std::size_t i = 0; i < to.size(); ++i) to[i] += slopes_[k][p][i];
             }
     }

@@ -127,6 +127,11 @@ def margin_loss(
     flag("triplets", triplets)
     if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
+        if common.get("width") is not None:
+            raise ValueError(
+                f"beta has {len(beta)} entries, one for each class, but with width labels are "
+                "numbers; beta must be one number"
+            )
         whole_numbers("labels", labels, "x", x)
         ignored = ignored_label(common.get("ignore_index", -100))
         beta = _of_class(beta, labels.to(x.device), ignored)

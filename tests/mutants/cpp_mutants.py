@@ -19,6 +19,7 @@ EXTREMES = "csrc/cpu/extremes.cpp"
 MEAN = "csrc/cpu/mean.cpp"
 SWEEP = "csrc/cpu/sweep.cpp"
 BINDINGS = "csrc/bindings/cpu.cpp"
+PLAN = "csrc/bindings/plan.h"
 
 OF_FUNCTIONS = "tests/ops/terms/test_compiled_functions.py"
 OF_ROUNDING = "tests/ops/engines/cpu/test_rounding.py"
@@ -33,6 +34,7 @@ OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_b
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
 OF_EXTREMES = f"{OF_SAVED}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
+OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
     "tests/ops/engines/cpu/test_sweeps.py::test_a_tile_without_weights_has_slopes"
@@ -113,6 +115,21 @@ MUTANTS = [
         "out[k] = T(r * (double(out[k]) - dot * unit(k)));",
         "out[k] = T(double(out[k]) - dot * unit(k));",
         (OF_TERMS,),
+    ),
+    Mutant(
+        "a gradient passed on replaces the cotangent", PLAN,
+        "to[i] += slopes_[k][p][i];", "to[i] = slopes_[k][p][i];",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "a sum of sweeps goes through the scale after each", BACKWARD,
+        "return call_.last || !set.scale;", "return true;",
+        (OF_EARLIER,),
+    ),
+    Mutant(
+        "a mean over positives without their number", MEAN,
+        "by_plus = {plus / count, 1 / count};", "by_plus = {plus / count, 1};",
+        (OF_PIECES,),
     ),
     Mutant(
         "the last dimensions are left out of a norm", PACKING,

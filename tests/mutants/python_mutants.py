@@ -14,6 +14,8 @@ RELATION = "pairops/ops/pairs/relation.py"
 LABEL_SORT = "pairops/ops/pairs/label_sort.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
+WIDTHS = "pairops/ops/pairs/widths.py"
+TERMS = "pairops/ops/terms/term.py"
 PAIRS = "pairops/ops/pairs/pairs.py"
 SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
@@ -47,6 +49,9 @@ TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
 OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
+OF_INDEX = "tests/ops/row_stats/test_index.py"
+OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
+OF_WIDTHS = "tests/ops/pairs/test_widths.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
 OF_LAYOUT = "tests/ops/engines/cpu/test_memory_layout.py"
@@ -141,15 +146,47 @@ MUTANTS = [
     # Scales.
     Mutant(
         "gradient through a scale without the scale", SIMILARITY,
-        "dx = r * (g - unit * (unit * g).sum(1, keepdim=True))",
-        "dx = g - unit * (unit * g).sum(1, keepdim=True)",
+        "dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))",
+        "dx = perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True)",
         (OF_STATISTICS,),
     ),
     Mutant(
-        "a scale without what its rounding left", SIMILARITY,
-        "return rows * high.unsqueeze(1) + rows * low.unsqueeze(1)",
-        "return rows * high.unsqueeze(1)",
+        "the rounding of a gradient stays along a unit row", SIMILARITY,
+        "dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))",
+        "dx = r * perpendicular",
+        (OF_UNIT_ROWS,),
+    ),
+    Mutant(
+        "rows times a rounded scale", SIMILARITY,
+        "(x.to(scale.dtype) * scale.unsqueeze(1)).to(dtype)",
+        "x.to(dtype) * scale.to(dtype).unsqueeze(1)",
         (OF_INTERVALS, OF_SHARP_LOSSES),
+    ),
+    Mutant(
+        "the interval of a width without its last column", WIDTHS,
+        "(c - v > width) | c.isnan()", "(c - v >= width) | c.isnan()",
+        (OF_WIDTHS,),
+    ),
+    Mutant(
+        "the interval of a width by a rounded bound", WIDTHS,
+        "~(v - c > width)", "~(c < v - width)",
+        (OF_WIDTHS,),
+    ),
+    Mutant(
+        "an infinite number is within a width of another", WIDTHS,
+        "torch.where(rows.isfinite(), end, begin)", "end",
+        (OF_WIDTHS,),
+    ),
+    Mutant(
+        "ranks count equal numbers alone", SHARDS,
+        "(self_keys - key).abs() <= width", "self_keys == key",
+        (OF_WIDTHS,),
+    ),
+    Mutant(
+        "the index of an extreme that nobody asked for", TERMS,
+        "enumerate([z for z in terms if z.keeps_argument]) if term.index]",
+        "enumerate([z for z in terms if z.index])]",
+        (OF_INDEX,),
     ),
     Mutant(
         "the power of two that shrank a row is lost", SIMILARITY,
@@ -218,8 +255,7 @@ MUTANTS = [
     ),
     Mutant(
         "a term that passes its gradient on goes the way of those that pass on none", PLAN,
-        "alone = not any(type(a) is EarlierAt and a.grad for term in terms for a in term.args)",
-        "alone = True",
+        "kind.swept and all(kinds[kind.args[j]].swept for j in kind.onward)", "kind.swept",
         (OF_EARLIER,),
     ),
     Mutant(

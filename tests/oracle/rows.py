@@ -79,16 +79,22 @@ class Rows:
         distance: str = "cosine",
         normalize: bool | None = None,
         ignore_index: int | None = -100,
+        width: float | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         same_set = ref_emb is None
         y, ref_labels = (x, labels) if same_set else (ref_emb, ref_labels)
         if own is None:
             own = torch.arange(len(x)) if same_set else torch.full((len(x),), -1)
-        assert not labels.is_floating_point(), "labels are compared exactly"
-        assert not ref_labels.is_floating_point(), "labels are compared exactly"
+        if width is None:
+            assert not labels.is_floating_point(), "labels are compared exactly"
+            assert not ref_labels.is_floating_point(), "labels are compared exactly"
+        else:
+            ignore_index = None
         # int64 before the comparison: in an uint8 tensor -100 could not be told from 156
-        labels, ref_labels, own = (t.to(x.device, torch.int64) for t in (labels, ref_labels, own))
+        exact = torch.int64 if width is None else torch.float64
+        labels, ref_labels = (t.to(x.device, exact) for t in (labels, ref_labels))
+        own = own.to(x.device, torch.int64)
         anchors, columns = (torch.arange(len(t), device=x.device) for t in (x, y))
         if ignore_index is not None:
             anchors, columns = anchors[labels != ignore_index], columns[ref_labels != ignore_index]
@@ -102,6 +108,8 @@ class Rows:
             self.of_columns = closeness(y[columns], x[anchors], distance, normalize, dtype)
         other = columns != own[anchors, None]
         same = ref_labels[columns] == self.labels[:, None]
+        if width is not None:
+            same = (ref_labels[columns] - self.labels[:, None]).abs() <= width
         self.positive, self.negative = same & other, ~same & other  # (n, m)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -153,6 +153,9 @@ struct Visit {
     template <bool partial, bool with_slopes>
     bool backward(T* w) const {
         constexpr bool all = !partial && !Term::has_window;
+        // Sums by column of a few rows, so that no sum has many summands.
+        constexpr int few = 16;
+        [[maybe_unused]] T by_col[with_slopes ? MOST_ARGUMENTS : 1][TILE] = {};
         auto seen = bits_of(V(T(0)));
         for (int i = 0; i < tile.rows; ++i) {
             const Range range = columns(i);
@@ -175,7 +178,7 @@ struct Visit {
                     if constexpr (with_slopes)
                         for (int k = 0; k < F::arity; ++k) {
                             T* cols = by_row == Term::by_partner(k) && given.by_col[k]
-                                          ? given.by_col[k] + j
+                                          ? by_col[k] + j
                                           : nullptr;
                             row_sums[k] = row_sums[k] + add(cols, share * slopes.by[1 + k]);
                         }
@@ -185,6 +188,13 @@ struct Visit {
                 for (int k = 0; k < F::arity; ++k)
                     if (given.by_row[k] && by_row != Term::by_partner(k))
                         given.by_row[k][i] += sum(row_sums[k]);
+            if constexpr (with_slopes)
+                if ((i + 1) % few == 0 || i + 1 == tile.rows)
+                    for (int k = 0; k < F::arity; ++k)
+                        for (int j = 0; given.by_col[k] && j < TILE; ++j) {
+                            given.by_col[k][j] += by_col[k][j];
+                            by_col[k][j] = 0;
+                        }
         }
         return any(seen << 1);  // without the sign of a -0
     }

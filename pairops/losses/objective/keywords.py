@@ -23,12 +23,24 @@ class Asked(TypedDict, total=False):
     group: Given
 
 
-class Labelled(Pairing, Asked, total=False):
+class ByNumber(TypedDict, total=False):
+    """The keyword that makes labels numbers; `registration` documents it."""
+
+    width: float | None
+
+
+class Labelled(Pairing, ByNumber, Asked, total=False):
     """The keywords of a loss over labels."""
 
 
-class LabelledApart(Relating, Asked, total=False):
+class LabelledApart(Relating, ByNumber, Asked, total=False):
     """The keywords of a loss over labels with its own default of `distance`."""
+
+    normalize: bool | None
+
+
+class AloneApart(Relating, Asked, total=False):
+    """The keywords of `LabelledApart` for a loss that asks labels for nothing but ignored rows."""
 
     normalize: bool | None
 

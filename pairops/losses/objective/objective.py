@@ -10,6 +10,7 @@ from torch.utils._pytree import register_pytree_node
 
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label
+from pairops.ops.pairs.widths import width_of
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of
 from pairops.ops.row_stats.small_mean import small_mean
@@ -272,8 +273,22 @@ def labelled(
 ) -> Objective:
     """Make the objective of a loss over labels; it decides the keywords `fixed` of `Pairs.of`."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
+    if "width" in pairing:
+        pairing = _by_number(pairing)
     pairs = pairs_by_label(x, labels, **pairing, **fixed)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
+
+
+def _by_number(pairing: dict[str, Any]) -> dict[str, Any]:
+    """Check the keywords of a call whose labels are numbers, if it gives a width."""
+    if pairing["width"] is None:
+        return pairing
+    if "ignore_index" in pairing:
+        raise ValueError(
+            "ignore_index is given with width; labels are numbers then, and it must be left out: "
+            "a row whose label is NaN is nobody's positive"
+        )
+    return {**pairing, "width": width_of(pairing["width"])}
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from pairops.ops.distributed.agreement import collective
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.signatures import keywords_of, publish, shared_names, unknown_keyword
+from pairops.ops.pairs.signatures import (
+    Keyword,
+    keywords_of,
+    publish,
+    shared_names,
+    unknown_keyword,
+)
 
 from .objective import Aux, Objective
 
@@ -16,7 +22,13 @@ __all__ = ["LOSSES", "Loss", "loss"]
 
 P = ParamSpec("P")
 
-SHARED = keywords_of(Pairs.of) | keywords_of(Objective.of)
+WIDTH = Keyword(
+    None,
+    "a finite number, 0 or above, with which labels and `ref_labels` are real numbers: rows are "
+    "positives of each other if theirs differ by at most this, as in `Pairs.within`. None: if "
+    "their labels are equal.",
+)
+SHARED = keywords_of(Pairs.of) | {"width": WIDTH} | keywords_of(Objective.of)
 
 # Sections of a loss's docstring, where it has none of its own.
 _COMMON = {

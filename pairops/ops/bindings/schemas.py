@@ -13,6 +13,9 @@ library.define(
     "bool exclude_self, bool normalize, str level, ScalarType scales) -> Tensor[]"
 )
 
+# Relations by numbers and a width: pairs/widths.py.
+library.define("sort_by_number(Tensor values, Tensor? ref_values, float width) -> Tensor[]")
+
 # Which rows of y the rows of x are, for a compiler, which knows no memory: pairs/checks.py.
 library.define("self_rows(Tensor x, Tensor y) -> Tensor")
 

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     cpu_key: str  # its name in the extension
     args: list[int]  # the source of each
-    passing: list[int]  # the arguments whose gradient goes on to their earlier terms
+    onward: list[int]  # the arguments whose gradient goes on to their earlier terms
     above: int
     below: int
     has_tile_mask: bool
@@ -108,7 +108,7 @@ def serves(plan: Plan) -> bool:
         if SERVED.issuperset([kind.cpu_key for kind in plan.kinds]):
             terms = [
                 (
-                    kind.cpu_key, k >= plan.rows, kind.args, kind.passing, kind.above, kind.below,
+                    kind.cpu_key, k >= plan.rows, kind.args, kind.onward, kind.above, kind.below,
                     kind.has_tile_mask, kind.neutral,
                 )
                 for k, kind in enumerate(plan.kinds)
@@ -177,9 +177,9 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     ]
     # The extension passes gradients on from swept terms to swept ones.
     alone = all(
-        kind.swept and all(kinds[kind.args[j]].swept for j in kind.passing)
+        kind.swept and all(kinds[kind.args[j]].swept for j in kind.onward)
         for kind in kinds
-        if kind.passing
+        if kind.onward
     )
     earlier = {
         first[k] + a.place

@@ -23,6 +23,7 @@ from .label_sort import sort_by_label
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
+from .widths import numbers, sort_by_number, width_of
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -288,19 +289,28 @@ class Pairs:
         self_index: Tensor | None,
         ignore_index: int | None,
         scaled: bool,
+        *,
+        width: float | None = None,
+        exclude_self: bool = False,
     ) -> "Pairs":
         """Make pairs by key of arguments that have been checked.
 
         Args:
             x: (N, D) the rows.
             y: (M, D) the columns. None: the same set.
-            keys: (N,) and (M,) integers, or None for the same set: equal keys are positives.
+            keys: (N,) and (M,) integers, or None for the same set: equal keys are positives. With
+                a width they are numbers.
             self_index: (N,) int64, the row of y that a row is, or −1. None: no row is in y.
             ignore_index: a row with this key is left out. None: no row is left out.
             scaled: True compares unit vectors.
+            width: keys that differ by at most this are positives. None: equal ones are.
+            exclude_self: True leaves a row's own pair out, of the same set.
         """
-        known = sort_by_label(x, y, *keys, ignore_index, False, scaled)
-        pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
+        if width is None:
+            known = sort_by_label(x, y, *keys, ignore_index, exclude_self, scaled)
+            pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
+        else:
+            pairs = _by_number(x, y, keys, width, exclude_self, scaled)
         if self_index is None or y is None or not y.shape[0]:
             return pairs
         relation, position = pairs.relation, inverse_permutation(pairs.relation.permutation_y)
@@ -308,6 +318,59 @@ class Pairs:
         self_index = self_index[relation.permutation_x]
         cache = Cache(pairs.cache.prepared)  # with the same embeddings, but other counts
         return replace(pairs, relation=replace(relation, self_index=self_index), cache=cache)
+
+    @staticmethod
+    @collective()
+    def within(
+        x: Tensor,
+        values: Tensor,
+        width: float,
+        *,
+        ref_emb: Tensor | None = None,
+        ref_values: Tensor | None = None,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+        exclude_self: bool | Literal["auto"] = "auto",
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Given = None,
+    ) -> "Pairs":
+        """Make pairs by number: j is a positive of i if |v_i − v_j| ≤ width, else a negative.
+
+        Args:
+            x: (N, D) float16, bfloat16, float32 or float64.
+            values: (N,) real numbers v, compared in float64. NaN and infinite numbers are within no
+                width: such a row has no positive, and is nobody's.
+            width: a finite number, 0 or above.
+            ref_emb: (M, D) the other set, of the dtype of x. None: x is compared with itself.
+            ref_values: (M,) real numbers, those of `ref_emb`.
+            ids: names of the rows of x across both sets, as in `Pairs.of`.
+            ref_ids: names of the rows of `ref_emb`, as in `Pairs.of`.
+            exclude_self: whether a row's own pair is left out, as in `Pairs.of`.
+            distance: how two rows are compared, as in `Pairs.of`.
+            normalize: True compares unit vectors, as in `Pairs.of`.
+            group: the ranks that compare their rows, as in `Pairs.of`.
+
+        Returns:
+            The pairs, for `row_stats`.
+
+        Raises:
+            ValueError, TypeError: the message names the argument, what it was and must be.
+        """
+        check_embeddings("x", x)
+        values = numbers("values", values, "x", x)
+        if ref_emb is not None:
+            check_embeddings("ref_emb", ref_emb, like=("x", x))
+            if ref_values is None:
+                raise ValueError("ref_values is None; it must be given with ref_emb")
+            ref_values = numbers("ref_values", ref_values, "ref_emb", ref_emb)
+        elif ref_values is not None:
+            raise ValueError("ref_values is given without ref_emb; it must come with one")
+        return pairs_by_label(
+            x, values, ref_emb=ref_emb, ref_labels=ref_values, ids=ids, ref_ids=ref_ids,
+            exclude_self=exclude_self, ignore_index=None, width=width_of(width), distance=distance,
+            normalize=normalize, group=Group.of(group),
+        )  # fmt: skip
 
     @staticmethod
     @collective()
@@ -351,11 +414,13 @@ def pairs_by_label(
     ref_ids: Tensor | None = None,
     exclude_self: bool | Literal["auto"] = "auto",
     ignore_index: int | None = -100,
+    width: float | None = None,
     distance: Distance = "cosine",
     normalize: bool | None = None,
     group: Group | None = None,
 ) -> Pairs:
-    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks."""
+    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks; with a width
+    `Pairs.within`, whose numbers are the labels."""
     if type(exclude_self) is not str or exclude_self != "auto":
         check_exclude_self(exclude_self)
     if type(ignore_index) is not int or not -_LAST - 1 <= ignore_index <= _LAST:
@@ -364,7 +429,8 @@ def pairs_by_label(
     default = type(distance) is str and distance == "cosine" and normalize is None
     unit = default or compares_units(distance, normalize)
     as_given = labels, ref_labels
-    labels = whole_numbers("labels", labels, "x", x)
+    kinds = whole_numbers if width is None else numbers
+    labels = kinds("labels", labels, "x", x)
     if ref_emb is None:
         for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
             if given is not None:
@@ -374,10 +440,12 @@ def pairs_by_label(
         check_embeddings("ref_emb", ref_emb, like=("x", x))
         if ref_labels is None:
             raise ValueError("ref_labels is None; it must be given with ref_emb")
-        ref_labels = whole_numbers("ref_labels", ref_labels, "ref_emb", ref_emb)
+        ref_labels = kinds("ref_labels", ref_labels, "ref_emb", ref_emb)
         names = named(x, ref_emb, ids, ref_ids, exclude_self)
         self_index = self_index_of(x, ref_emb, exclude_self) if names is None else None
-    if torch.uint64 in [z.dtype for z in as_given if z is not None]:
+    if width is not None:
+        ignore_index = None
+    elif torch.uint64 in [z.dtype for z in as_given if z is not None]:
         theirs = None if as_given[1] is None else as_given[1].to(x.device)
         labels, ref_labels, ignore_index = one_key(as_given[0].to(x.device), theirs, ignore_index)
     elif ignore_index is not None and ignore_index > _LAST:
@@ -395,16 +463,38 @@ def pairs_by_label(
     if group is not None:
         fingerprint = _fingerprint(x, ref_emb, distance, unit)
         fingerprint["ignore_index"], keys = str(ignore_index), (labels, ref_labels)
-        shards = Shards.of(group, fingerprint, keys, self_index, names, ignore_index)
-        pairs = Pairs.between(x, ref_emb, keys, None, ignore_index, scaled)
+        fingerprint["width"] = str(width)
+        shards = Shards.of(group, fingerprint, keys, self_index, names, ignore_index, width)
+        pairs = Pairs.between(x, ref_emb, keys, None, ignore_index, scaled, width=width)
         return replace(pairs, shards=shards)._measured(distance)
-    if ref_emb is None:
+    if ref_emb is None and width is None:
         known = sort_by_label(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
         pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
     else:
         self_index = self_index if names is None else first_named(*names)
-        pairs = Pairs.between(x, ref_emb, (labels, ref_labels), self_index, ignore_index, scaled)
+        pairs = Pairs.between(
+            x, ref_emb, (labels, ref_labels), self_index, ignore_index, scaled,
+            width=width, exclude_self=ref_emb is None and bool(exclude_self),
+        )  # fmt: skip
     return pairs._measured(distance)
+
+
+def _by_number(
+    x: Tensor,
+    y: Tensor | None,
+    keys: tuple[Tensor, Tensor | None],
+    width: float,
+    exclude_self: bool,
+    scaled: bool,
+) -> Pairs:
+    """Sort by ranks, which are labels that nobody shares, and put the intervals of widths in."""
+    found = sort_by_number(*keys, width)
+    ranks = found.rank_x, None if y is None else found.rank_y
+    relation, scales, cache = sort_by_label(x, y, *ranks, None, exclude_self, scaled)
+    relation = replace(
+        relation, pos_begin=found.pos_begin, pos_end=found.pos_end, all_positive=False
+    )
+    return Pairs(x, y, relation, scales, Cache(cache.prepared), complete=True)
 
 
 def pairs_by_index(

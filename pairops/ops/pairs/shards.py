@@ -9,6 +9,7 @@ from torch import Tensor
 from pairops.ops.distributed.group import Group
 
 from .indexing import arange, first_named
+from .widths import bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Shards:
     positives: Tensor  # (N,) int64, on all ranks
     others: Tensor  # (N,) int64: how many columns of all ranks a row is compared with
     paired: bool = False  # True: all positives of a row or column lie on its own rank
+    width: float | None = None  # with one, keys are numbers, and positives those within it
 
     @staticmethod
     def of(
@@ -35,6 +37,7 @@ class Shards:
         self_index: Tensor | None,
         names: tuple[Tensor, Tensor] | None,
         ignore_index: int | None,
+        width: float | None,
     ) -> "Shards":
         """Agree with the other ranks, and count positives over all of them.
 
@@ -47,14 +50,15 @@ class Shards:
         if names is not None:
             self_index = first_named(names[0], group.rows(names[1], columns, synchronized=True))
         elif self_index is None:
-            self_index = torch.full_like(mine, -1)
+            self_index = torch.full_like(mine, -1, dtype=torch.int64)
         else:
             self_index = torch.where(self_index < 0, -1, self_index + sum(columns[: group.rank]))
         every = group.rows(theirs, columns, synchronized=names is None)
-        positives, others = _counts(mine, every, self_index, ignore_index)
+        positives, others = _counts(mine, every, self_index, ignore_index, width)
         return Shards(
-            group, (rows, columns), (mine, theirs), self_index, ignore_index, positives, others
-        )
+            group, (rows, columns), (mine, theirs), self_index, ignore_index, positives, others,
+            width=width,
+        )  # fmt: skip
 
     @staticmethod
     def by_index(group: Group, fingerprint: Mapping[str, str], x: Tensor, y: Tensor) -> "Shards":
@@ -87,8 +91,9 @@ class Shards:
     def by_keys(self, keys: tuple[Tensor, Tensor]) -> "Shards":
         """Return the same rows and columns with other keys; no pair is left out."""
         return replace(
-            self, keys=keys, self_index=torch.full_like(self.self_index, -1), ignore_index=None
-        )
+            self, keys=keys, self_index=torch.full_like(self.self_index, -1), ignore_index=None,
+            width=None,
+        )  # fmt: skip
 
     def positive_pairs(self) -> tuple[Tensor, Tensor]:
         """List (K,) local rows and their positives, columns of all ranks, by row and then column.
@@ -96,7 +101,7 @@ class Shards:
         The host waits for K on a GPU.
         """
         columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
-        first, last = _interval(self.keys[0], columns)
+        first, last = _interval(self.keys[0], columns, self.width)
         count = torch.where(_valid(self.keys[0], self.ignore_index), last - first, 0)
         row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         begin = first - (count.cumsum(0) - count)
@@ -105,8 +110,10 @@ class Shards:
         return row[others], column[others]
 
 
-def _interval(key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return begin and end of each key among sorted keys of columns."""
+def _interval(key: Tensor, columns: Tensor, width: float | None) -> tuple[Tensor, Tensor]:
+    """Return begin and end of the positives of each key among sorted keys of columns."""
+    if width is not None:
+        return bounds(key, columns, width)
     return torch.searchsorted(columns, key), torch.searchsorted(columns, key, right=True)
 
 
@@ -117,16 +124,21 @@ def _valid(key: Tensor, ignore_index: int | None) -> Tensor:
 
 
 def _counts(
-    key: Tensor, columns: Tensor, self_index: Tensor, ignore_index: int | None
+    key: Tensor,
+    columns: Tensor,
+    self_index: Tensor,
+    ignore_index: int | None,
+    width: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Count (N,) the positives of each row among all columns, and all columns that it is compared
     with; 0 for a row that is left out."""
     if not len(columns):
         return torch.zeros_like(self_index), torch.zeros_like(self_index)
-    first, last = _interval(key, columns.sort().values)
+    first, last = _interval(key, columns.sort().values, width)
     self_keys = columns[self_index.clamp(min=0)]
     is_column = (self_index >= 0) & _valid(self_keys, ignore_index)
-    is_positive = (is_column & (self_keys == key)).long()
+    near = self_keys == key if width is None else (self_keys - key).abs() <= width
+    is_positive = (is_column & near).long()
     valid = _valid(key, ignore_index)
     others = _valid(columns, ignore_index).sum() - is_column.long()
     return (last - first - is_positive) * valid, others * valid

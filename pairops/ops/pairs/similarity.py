@@ -87,9 +87,9 @@ def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor)
     else:
         r = scale.to(g.dtype).unsqueeze(1)
         unit = r * rows
-        across = g - unit * (unit * g).sum(1, keepdim=True)
+        perpendicular = g - unit * (unit * g).sum(1, keepdim=True)
         # Where rows nearly coincide, g is almost along them, and so is its rounding.
-        dx = r * (across - unit * (unit * across).sum(1, keepdim=True))
+        dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))
     return torch.where(keep.unsqueeze(1), dx, 0.0)
 
 

@@ -51,8 +51,8 @@ class _SavedCall(NamedTuple):
 
 
 def at_once(pairs: Pairs, rows: _Terms, cols: _Terms) -> tuple[Any, ...] | None:
-    """Compute results of `row_stats` by the CPU engine, if it has compiled the terms; None: take the
-    long way."""
+    """Compute what `row_stats` returns by the CPU engine, if it has compiled the terms; None: take
+    the long way."""
     plan = plan_at_once(engines.asked_for(), pairs, rows, cols, short=False)
     if plan is None:
         return None

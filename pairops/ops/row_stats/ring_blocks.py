@@ -47,7 +47,8 @@ def blocks_of_ring(
             sets, keys = (rows, pairs.other), (key, shards.keys[1])
             self_index = within(rows_self_index[0], columns, columns + pairs.shape[1])
         scaled = pairs.scales.x is not None
-        block = Pairs.between(*sets, keys, self_index, shards.ignore_index, scaled)
+        ignored, width = shards.ignore_index, shards.width
+        block = Pairs.between(*sets, keys, self_index, ignored, scaled, width=width)
         return replace(block, measure=pairs.measure)
 
     def meet(way: str, *sent: Tensor) -> None:

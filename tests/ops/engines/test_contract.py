@@ -165,10 +165,10 @@ def test_distances_under_every_kind_of_term(engine: str, distance: str) -> None:
 @pytest.mark.parametrize(
     ("case", "distance"),
     exhaustive_but(
-        [  # one number has no variance
+        [  # of one number, normalised, the gradient is what rounding leaves
             pytest.param(case, distance, id=f"{case}-{distance}")
             for case, distance in itertools.product(CASES, ["l2", "sqeuclidean", "snr"])
-            if (case, distance) != ("one_dimension", "snr")
+            if case != "one_dimension"
         ],
         lambda _, distance: distance == "l2",
     ),
