@@ -128,8 +128,9 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "Pairs.within": (
         pairops.Pairs.within,
         lambda: {
-            "x": rows(), "values": torch.arange(N) / 3, "width": 0.5, "ref_emb": smooth(N, D).flip(0),
-            "ref_values": torch.ones(N), "ids": torch.arange(N), "ref_ids": torch.arange(N) + 3,
+            "x": rows(), "values": torch.arange(N) / 3, "width": 0.5,
+            "ref_emb": smooth(N, D).flip(0), "ref_values": torch.ones(N),
+            "ids": torch.arange(N), "ref_ids": torch.arange(N) + 3,
         },
     ),
     "Pairs.paired": (pairops.Pairs.paired, lambda: {"x": rows(), "y": rows().flip(0)}),
@@ -234,7 +235,10 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ),
     ("*", "ignore_index", "−1, 0", "they are right"),
     ("*", "width", "0, 0.5, 1e-320", "numbers, 0 or above"),
-    ("Pairs.within", "values ref_values", "ints beyond, floats, floats *, NaN in floats", "any real numbers"),
+    (
+        "Pairs.within", "values ref_values", "ints beyond, floats, floats *, NaN in floats",
+        "any real numbers",
+    ),
     ("CrossBatchMemory.forward", "enqueue", "bools", "they are right"),
     ("CrossBatchMemory", "warmup", "0", "it is right"),
     ("estimate_memory", "n m", "0", "it is right"),
