@@ -173,12 +173,9 @@ class Block:
             inverse_permutation(relation.permutation_x)[rows],
             inverse_permutation(relation.permutation_y)[cols],
         )
-        begin, end, self_index = (
-            z[row].unsqueeze(1) for z in (relation.pos_begin, relation.pos_end, relation.self_index)
-        )
-        self.positive = (position >= begin) & (position < end)
+        self.positive = relation.positive(row, position)
         valid = relation.valid_x[rows].unsqueeze(1) & relation.valid_y[cols]
-        self.present = (position != self_index) & valid
+        self.present = (position != relation.self_index[row].unsqueeze(1)) & valid
 
     def weights(self, term: Term, axis: int, statistic: Tensor, cotangent: Tensor) -> Tensor:
         """(R, C) cotangent · share · slope of every pair that the term counts."""

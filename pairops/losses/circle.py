@@ -20,7 +20,7 @@ __all__ = ["circle_loss"]
 @loss()
 def circle_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     margin: float | Tensor = 0.4,
     gamma: float | Tensor = 80.0,

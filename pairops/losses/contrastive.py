@@ -34,7 +34,7 @@ __all__ = ["binomial_deviance_loss", "contrastive_loss", "margin_loss"]
 @loss()
 def contrastive_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     pos_margin: float | Tensor | None = None,
     neg_margin: float | Tensor | None = None,
@@ -87,7 +87,7 @@ def contrastive_loss(
 @loss("beta")
 def margin_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     beta: float | Tensor = 1.2,
     margin: float | Tensor = 0.2,
@@ -127,10 +127,10 @@ def margin_loss(
     flag("triplets", triplets)
     if isinstance(beta, Tensor) and beta.dim() == 1 and len(beta) != 1:
         check_embeddings("x", x)
-        if common.get("width") is not None:
+        if labels is None or common.get("width") is not None:
             raise ValueError(
-                f"beta has {len(beta)} entries, one for each class, but with width labels are "
-                "numbers; beta must be one number"
+                f"beta has {len(beta)} entries, one for each class, but labels are "
+                f"{'None' if labels is None else 'numbers'}; beta must be one number"
             )
         whole_numbers("labels", labels, "x", x)
         ignored = ignored_label(common.get("ignore_index", -100))
@@ -160,7 +160,7 @@ def margin_loss(
 @loss()
 def binomial_deviance_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     alpha: float | Tensor = 2.0,
     beta: float | Tensor = 40.0,

@@ -18,7 +18,7 @@ from .objective.registration import loss
 @loss(registered=False)
 def pair_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *terms: Term,
     combine: Callable[..., Tensor],
     **common: Unpack[Labelled],

@@ -26,7 +26,7 @@ __all__ = ["lifted_structure_loss"]
 @loss()
 def lifted_structure_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     form: Literal["generalised", "original"] = "generalised",
     pos_margin: float | Tensor | None = None,

@@ -18,7 +18,7 @@ __all__ = ["mlcd_loss", "ms_loss"]
 @loss()
 def ms_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     alpha: float | Tensor = 2.0,
     beta: float | Tensor = 50.0,
@@ -76,7 +76,7 @@ def ms_loss(
 @loss()
 def mlcd_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     scale: float | Tensor = 64.0,
     **common: Unpack[Labelled],

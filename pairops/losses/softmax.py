@@ -22,7 +22,7 @@ __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", 
 @loss()
 def supcon_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.1,
     **common: Unpack[Labelled],
@@ -60,7 +60,7 @@ def supcon_loss(
 @loss()
 def nt_xent_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.07,
     **common: Unpack[Labelled],
@@ -90,7 +90,7 @@ def nt_xent_loss(
 @loss()
 def decoupled_softmax_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.05,
     **common: Unpack[Labelled],
@@ -118,7 +118,9 @@ def decoupled_softmax_loss(
     return _nt_xent(x, labels, temperature, common)
 
 
-def _nt_xent(x: Tensor, labels: Tensor, temperature: float | Tensor, common: Labelled) -> Value:
+def _nt_xent(
+    x: Tensor, labels: Tensor | None, temperature: float | Tensor, common: Labelled
+) -> Value:
     scale = 1 / number("temperature", temperature, positive=True)
     objective = labelled(x, labels, common, averages_pairs=True)
     objective.warn_without_positives()
@@ -132,7 +134,7 @@ def _nt_xent(x: Tensor, labels: Tensor, temperature: float | Tensor, common: Lab
 @loss()
 def nca_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     scale: float | Tensor = 1.0,
     distance: Distance = "sqeuclidean",

@@ -28,7 +28,7 @@ MINING = get_args(Mining)
 @loss()
 def triplet_loss(
     x: Tensor,  # (N, D)
-    labels: Tensor,  # (N,)
+    labels: Tensor | None,  # (N,)
     *,
     margin: float | Tensor = 0.05,
     mining: Mining = "hard",

@@ -80,8 +80,12 @@ class Rows:
         normalize: bool | None = None,
         ignore_index: int | None = -100,
         width: float | None = None,
+        positives: tuple[Tensor, Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        if positives is not None:
+            labels, width = torch.zeros(len(x)), 0.0
+            ref_labels = None if ref_emb is None else torch.zeros(len(ref_emb))
         same_set = ref_emb is None
         y, ref_labels = (x, labels) if same_set else (ref_emb, ref_labels)
         if own is None:
@@ -110,6 +114,9 @@ class Rows:
         same = ref_labels[columns] == self.labels[:, None]
         if width is not None:
             same = (ref_labels[columns] - self.labels[:, None]).abs() <= width
+        if positives is not None:
+            same = torch.zeros_like(same)
+            same[positives] = True
         self.positive, self.negative = same & other, ~same & other  # (n, m)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -23,17 +23,19 @@ class Asked(TypedDict, total=False):
     group: Given
 
 
-class ByNumber(TypedDict, total=False):
-    """The keyword that makes labels numbers; `registration` documents it."""
+class Otherwise(TypedDict, total=False):
+    """Keywords that say otherwise than by equal labels who is positive; `registration` documents
+    them."""
 
     width: float | None
+    positives: tuple[Tensor, Tensor] | None
 
 
-class Labelled(Pairing, ByNumber, Asked, total=False):
+class Labelled(Pairing, Otherwise, Asked, total=False):
     """The keywords of a loss over labels."""
 
 
-class LabelledApart(Relating, ByNumber, Asked, total=False):
+class LabelledApart(Relating, Otherwise, Asked, total=False):
     """The keywords of a loss over labels with its own default of `distance`."""
 
     normalize: bool | None

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label
+from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label, pairs_by_list
 from pairops.ops.pairs.widths import width_of
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of
 from pairops.ops.row_stats.small_mean import small_mean
 from pairops.ops.row_stats.softplus_mean import softplus_mean, softplus_mean_serves
+from pairops.ops.terms.checks import shown
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.tensor_checks import check_embeddings, check_finite
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest, total
@@ -265,7 +266,7 @@ def split(
 
 def labelled(
     x: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     common: Mapping[str, Any],
     *,
     averages_pairs: bool = False,
@@ -273,22 +274,37 @@ def labelled(
 ) -> Objective:
     """Make the objective of a loss over labels; it decides the keywords `fixed` of `Pairs.of`."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
-    if "width" in pairing:
-        pairing = _by_number(pairing)
-    pairs = pairs_by_label(x, labels, **pairing, **fixed)
+    if "width" in pairing or "positives" in pairing:
+        pairs = _otherwise(x, labels, {**pairing, **fixed})
+    else:
+        pairs = pairs_by_label(x, labels, **pairing, **fixed)  # type: ignore[arg-type]
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
-def _by_number(pairing: dict[str, Any]) -> dict[str, Any]:
-    """Check the keywords of a call whose labels are numbers, if it gives a width."""
-    if pairing["width"] is None:
-        return pairing
+def _otherwise(x: Tensor, labels: Tensor | None, pairing: dict[str, Any]) -> Pairs:
+    """Make the pairs of a call that gives a width or a list of positives, or None for them."""
+    width, positives = pairing.pop("width", None), pairing.pop("positives", None)
+    name = "width" if positives is None else "positives"
+    if width is None and positives is None:
+        return pairs_by_label(x, labels, **pairing)  # type: ignore[arg-type]
     if "ignore_index" in pairing:
         raise ValueError(
-            "ignore_index is given with width; labels are numbers then, and it must be left out: "
-            "a row whose label is NaN is nobody's positive"
+            f"ignore_index is given with {name}; it must be left out, since labels are "
+            + ("numbers then: NaN is nobody's positive" if positives is None else "None")
         )
-    return {**pairing, "width": width_of(pairing["width"])}
+    if positives is None:
+        return pairs_by_label(x, labels, width=width_of(width), **pairing)  # type: ignore[arg-type]
+    for other, given in (("labels", labels), ("width", width)):
+        if given is not None:
+            raise ValueError(f"{other} is given with positives; it must be None")
+    if pairing.pop("ref_labels", None) is not None:
+        raise ValueError("ref_labels is given with positives; it must be None")
+    if not isinstance(positives, (tuple, list)) or len(positives) != 2:
+        raise TypeError(
+            f"positives is {shown(positives)}; it must be (rows, cols), two integer tensors (K,)"
+        )
+    names = "positives[0]", "positives[1]"
+    return pairs_by_list(x, tuple(positives), names, **pairing)
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:

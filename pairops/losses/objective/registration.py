@@ -28,7 +28,13 @@ WIDTH = Keyword(
     "positives of each other if theirs differ by at most this, as in `Pairs.within`. None: if "
     "their labels are equal.",
 )
-SHARED = keywords_of(Pairs.of) | {"width": WIDTH} | keywords_of(Objective.of)
+POSITIVES = Keyword(
+    None,
+    "(rows, cols), two (K,) integer tensors in place of labels, which must be None: reference "
+    "cols_k is a positive of anchor rows_k, and every other a negative, as in `Pairs.listed`.",
+)
+OTHERWISE = {"width": WIDTH, "positives": POSITIVES}
+SHARED = keywords_of(Pairs.of) | OTHERWISE | keywords_of(Objective.of)
 
 # Sections of a loss's docstring, where it has none of its own.
 _COMMON = {

@@ -75,11 +75,9 @@ def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
         inverse_permutation(relation.permutation_x),
         inverse_permutation(relation.permutation_y),
     )
-    begin, end, self_index = (
-        z[row][:, None] for z in (relation.pos_begin, relation.pos_end, relation.self_index)
-    )
-    positive = (position >= begin) & (position < end)
-    return positive, (position != self_index) & relation.valid_x[:, None] & relation.valid_y
+    present = position != relation.self_index[row][:, None]
+    valid = relation.valid_x[:, None] & relation.valid_y
+    return relation.positive(row, position), present & valid
 
 
 def _statistic(

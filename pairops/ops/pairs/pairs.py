@@ -6,7 +6,7 @@ index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .checks import check_exclude_self, compares_units, ignored_label, named, on
 from .distances import Distance, Measure, Squares, centred
 from .indexing import arange, first_named, inverse_permutation
 from .label_sort import sort_by_label
+from .lists import checked_list, sort_list
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
@@ -374,6 +375,51 @@ class Pairs:
 
     @staticmethod
     @collective()
+    def listed(
+        x: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        *,
+        ref_emb: Tensor | None = None,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+        exclude_self: bool | Literal["auto"] = "auto",
+        distance: Distance = "cosine",
+        normalize: bool | None = None,
+        group: Given = None,
+    ) -> "Pairs":
+        """Make pairs by list: column cols_k is a positive of row rows_k, every other a negative.
+
+        A list is directed: of one set, (i, j) does not make (j, i) a positive too.
+
+        Args:
+            x: (N, D) float16, bfloat16, float32 or float64.
+            rows: (K,) integers, rows of x; any number of pairs for each row, none for some.
+            cols: (K,) integers, rows of the other set. A pair that is given twice counts once. A
+                row's own pair is refused; on a GPU, where nobody waits for it, it is left out.
+            ref_emb: (M, D) the other set, of the dtype of x. None: x is compared with itself.
+            ids: names of the rows of x across both sets, as in `Pairs.of`.
+            ref_ids: names of the rows of `ref_emb`, as in `Pairs.of`.
+            exclude_self: whether a row's own pair is left out, as in `Pairs.of`.
+            distance: how two rows are compared, as in `Pairs.of`.
+            normalize: True compares unit vectors, as in `Pairs.of`.
+            group: None: lists name rows of one process.
+
+        Returns:
+            The pairs, for `row_stats`. The engines "blockwise" and "dense" serve them.
+
+        Raises:
+            ValueError, TypeError: the message names the argument, what it was and must be.
+        """
+        check_embeddings("x", x)
+        return pairs_by_list(
+            x, (rows, cols), ("rows", "cols"), ref_emb=ref_emb, ids=ids, ref_ids=ref_ids,
+            exclude_self=exclude_self, distance=distance, normalize=normalize,
+            group=Group.of(group),
+        )  # fmt: skip
+
+    @staticmethod
+    @collective()
     def paired(
         x: Tensor,
         y: Tensor,
@@ -477,6 +523,40 @@ def pairs_by_label(
             width=width, exclude_self=ref_emb is None and bool(exclude_self),
         )  # fmt: skip
     return pairs._measured(distance)
+
+
+def pairs_by_list(
+    x: Tensor,
+    given: tuple[Tensor, Tensor],
+    names: tuple[str, str],
+    *,
+    ref_emb: Tensor | None = None,
+    group: Group | None = None,
+    **pairing: Any,
+) -> Pairs:
+    """Make `Pairs.listed` for a loss that has checked x. names: of the two tensors, in errors."""
+    if group is not None:
+        raise ValueError(
+            f"group is given with {names[0]} and {names[1]}, which name rows of one process; it "
+            "must be None"
+        )
+    if ref_emb is not None:
+        check_embeddings("ref_emb", ref_emb, like=("x", x))
+    # By labels that nobody shares, both sets stay as they are.
+    theirs = None if ref_emb is None else arange(ref_emb)
+    pairs = pairs_by_label(
+        x, arange(x), ref_emb=ref_emb, ref_labels=theirs, ignore_index=None, **pairing
+    )
+    own = pairs.relation.self_index
+    found = sort_list(*checked_list(given, pairs.shape, own, names), pairs.shape, own)
+    relation = replace(
+        pairs.relation,
+        pos_begin=found.begin,
+        pos_end=found.end,
+        entries=found.entries,
+        all_positive=False,
+    )
+    return replace(pairs, relation=relation, cache=Cache(positives=found.end - found.begin))
 
 
 def _by_number(

@@ -30,28 +30,60 @@ class Relation:
     # True where it is known without looking: no row is ignored; every row has a positive.
     complete: bool = False
     all_positive: bool = False
+    # (K,) int64: with a list, pos_begin and pos_end count its entries, which are positions.
+    entries: Tensor | None = None
     addresses: Any = field(default=None, init=False)  # of the tensors, for the CPU engine
 
     @staticmethod
     def of(tensors: Sequence[Tensor]) -> "Relation":
-        permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y = tensors
-        return Relation(
+        permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y, *entries = (
+            tensors
+        )
+        relation = Relation(
             permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y
         )
+        relation.entries = entries[0] if entries else None
+        return relation
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "addresses": None}  # a copy lies elsewhere
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors in their order, as an op takes them; `of` is the inverse."""
-        return [
+        found = [
             self.permutation_x, self.permutation_y, self.pos_begin, self.pos_end, self.self_index,
             self.valid_x, self.valid_y,
         ]  # fmt: skip
+        return found if self.entries is None else [*found, self.entries]
+
+    def listed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """List the positives of the rows at these positions: (K,) which of `rows`, and positions of
+        columns. The host waits for K on a GPU."""
+        assert self.entries is not None, "the relation is a list"
+        begin, end = self.pos_begin[rows], self.pos_end[rows]
+        count = end - begin
+        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
+        first = begin - (count.cumsum(0) - count)
+        return row, self.entries[first[row] + torch.arange(len(row), device=rows.device)]
+
+    def positive(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Tell (R, C) which columns at these positions are positives of the rows at these."""
+        if self.entries is None:
+            begin, end = (z[rows].unsqueeze(1) for z in (self.pos_begin, self.pos_end))
+            return (cols >= begin) & (cols < end)
+        place = torch.full_like(self.permutation_y, len(cols))
+        place[cols] = torch.arange(len(cols), device=cols.device)
+        row, position = self.listed(rows)
+        # The last column takes what is in none of these.
+        found = torch.zeros(len(rows), len(cols) + 1, dtype=torch.bool, device=rows.device)
+        found[row, place[position]] = True
+        return found[:, :-1]
 
     def positives(self) -> Tensor:
         """Count positives (N,), in the caller's order; 0 for an ignored row."""
         begin, end, self_index = self.pos_begin, self.pos_end, self.self_index
+        if self.entries is not None:
+            return self.to_caller(end - begin)
         return self.to_caller(end - begin - ((self_index >= begin) & (self_index < end)).long())
 
     def partners(self) -> Tensor:

@@ -46,7 +46,13 @@ class PositiveRows:
             )
             rows = replace(rows, relation=of_rows)
             nobody = torch.full_like(position, -1)
-            by_index = replace(of_rows, pos_begin=position, pos_end=position + 1, self_index=nobody)
+            by_index = replace(
+                of_rows,
+                pos_begin=position,
+                pos_end=position + 1,
+                self_index=nobody,
+                entries=None,
+            )
             alone = replace(rows, relation=by_index)
         else:
             anchor, partner = pairs.shards.positive_pairs()
@@ -84,6 +90,11 @@ def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     class and the positions of single pairs ascend.
     """
     relation = pairs.relation
+    if relation.entries is not None:
+        row, position = relation.listed(torch.arange(pairs.shape[0], device=pairs.x.device))
+        position, order = torch.sort(position, stable=True)
+        row = row[order]
+        return row, position, relation.self_index[row]
     position = torch.arange(pairs.shape[1], device=pairs.x.device)
     first = torch.searchsorted(relation.pos_end.contiguous(), position, right=True)
     last = torch.searchsorted(relation.pos_begin.contiguous(), position, right=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.relation import Relation
 from pairops.ops.pairs.similarity import apply_scale, product
 from pairops.ops.terms.arguments import Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
@@ -81,6 +82,7 @@ class Grid:
             )
             if self.host and len(pos_begin)
         ]
+        self._listed = None if relation.entries is None else _Listed(relation, self.extent)
         self._masks: tuple[Tile, dict[str, Tensor]] = (-1, -1), {}
 
     def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -121,6 +123,8 @@ class Grid:
 
     def band(self, tile: Tile) -> bool:
         """Return whether the tile may hold a positive pair."""
+        if self._listed is not None:
+            return self._listed.any(tile)
         if not self.host:
             return True
         pos_begin, pos_end, _, _ = self._bounds[tile[0]]
@@ -148,8 +152,34 @@ class Grid:
             mask = mask & rows[a].unsqueeze(1) & cols[b]
         if side == ALL:
             return mask
-        positive: Tensor = (position >= self.pos_begin[a]) & (position < self.pos_end[a])
+        if self._listed is not None:
+            positive = self._listed.mask((a, b), mask)
+        else:
+            positive = (position >= self.pos_begin[a]) & (position < self.pos_end[a])
         return mask & positive if side == POS else mask & ~positive
+
+
+class _Listed:
+    """Positives by list, cut into tiles: they are few, and most tiles have none."""
+
+    def __init__(self, relation: Relation, extent: tuple[int, int]) -> None:
+        n, m = len(relation.permutation_x), len(relation.permutation_y)
+        row, position = relation.listed(torch.arange(n, device=relation.permutation_x.device))
+        self._wide = -(-m // extent[1])
+        tile, order = torch.sort(row // extent[0] * self._wide + position // extent[1])
+        self._row, self._position = row[order] % extent[0], position[order] % extent[1]
+        tiles = torch.arange(-(-n // extent[0]) * self._wide + 1, device=tile.device)
+        self._ends: list[int] = torch.searchsorted(tile, tiles).tolist()
+
+    def any(self, tile: Tile) -> bool:
+        k = tile[0] * self._wide + tile[1]
+        return self._ends[k] < self._ends[k + 1]
+
+    def mask(self, tile: Tile, like: Tensor) -> Tensor:
+        k = tile[0] * self._wide + tile[1]
+        here, found = slice(self._ends[k], self._ends[k + 1]), torch.zeros_like(like)
+        found[self._row[here], self._position[here]] = True
+        return found
 
 
 class TiledTerm:

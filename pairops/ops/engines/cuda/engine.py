@@ -39,6 +39,8 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     x, reason = pairs.x, missing()
     if reason is not None:
         return reason
+    if pairs.relation.entries is not None:
+        return "positives are a list"
     backend = cuda_kernels.installed()
     if x.device.type != backend.device:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"

@@ -30,6 +30,8 @@ def missing() -> str | None:
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x = pairs.x
+    if pairs.relation.entries is not None:
+        return "positives are a list"
     if x.dtype == torch.float32 and float32_level() != "highest":
         # torch.mm would multiply in TensorFloat-32, whose 11 bits are fewer than "high" promises.
         return 'float32 below the precision "highest" is for the triton engine\'s own products'

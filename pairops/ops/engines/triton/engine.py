@@ -63,6 +63,8 @@ def missing() -> str | None:
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     if MISSING is not None:
         return MISSING
+    if pairs.relation.entries is not None:
+        return "positives are a list"
     device = pairs.x.device.type
     if device != ("cpu" if INTERPRETED else "cuda"):
         instead = "runs on the CPU, in its interpreter" if INTERPRETED else "is for CUDA devices"
