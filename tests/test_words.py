@@ -23,7 +23,6 @@ BETTER = {
     "hi": "pos_end",
     "kept": "valid, selected, saved",
     "lanes": "columns",
-    "listed": "tile_list",
     "lo": "pos_begin",
     "masked": "partial (a tile)",
     "met": "partner_tensors, synchronized",

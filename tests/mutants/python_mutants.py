@@ -11,12 +11,11 @@ FUNCTIONS = "pairops/ops/terms/functions.py"
 ACCUMULATORS = "pairops/ops/terms/accumulators.py"
 INTERVALS = "pairops/ops/pairs/intervals.py"
 RELATION = "pairops/ops/pairs/relation.py"
-LABEL_SORT = "pairops/ops/pairs/label_sort.py"
+BY_LABEL = "pairops/ops/pairs/by_label.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 WIDTHS = "pairops/ops/pairs/widths.py"
 TERMS = "pairops/ops/terms/term.py"
-PAIRS = "pairops/ops/pairs/pairs.py"
 SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
 BANDS = "pairops/ops/engines/bands.py"
@@ -133,7 +132,7 @@ MUTANTS = [
         (OF_INTERVALS,),
     ),
     Mutant(
-        "own places are left in the order of the rows' indices", PAIRS,
+        "own places are left in the order of the rows' indices", BY_LABEL,
         "self_index = self_index[relation.permutation_x]",
         "pass",
         (of_loss("supcon_loss", "named_by_ids"),),
@@ -275,7 +274,7 @@ MUTANTS = [
         (OF_EARLIER,),
     ),
     Mutant(
-        "columns have positives where all rows have", LABEL_SORT,
+        "columns have positives where all rows have", BY_LABEL,
         "all_positive = all_positive and (y is None or (labels is None and y.shape[0] == n))",
         "all_positive = bool(all_positive)",
         (OF_EARLIER,),

@@ -83,6 +83,10 @@ class Rows:
         positives: tuple[Tensor, Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        several = labels is not None and labels.dim() == 2
+        if several:
+            others = labels if ref_labels is None else ref_labels
+            positives = ((labels != 0)[:, None] & (others != 0)).any(2).nonzero(as_tuple=True)
         if positives is not None:
             labels, width = torch.zeros(len(x)), 0.0
             ref_labels = None if ref_emb is None else torch.zeros(len(ref_emb))

@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.pairs.pairs import Pairs, pairs_by_index, pairs_by_label, pairs_by_list
+from pairops.ops.pairs.by_index import pairs_by_index
+from pairops.ops.pairs.by_label import pairs_by_label
+from pairops.ops.pairs.by_list import pairs_by_list
+from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.widths import width_of
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of

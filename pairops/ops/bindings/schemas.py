@@ -16,6 +16,9 @@ library.define(
 # Relations by numbers and a width: pairs/widths.py.
 library.define("sort_by_number(Tensor values, Tensor? ref_values, float width) -> Tensor[]")
 
+# Relations by several labels of a row: pairs/shared_labels.py.
+library.define("shared_labels(Tensor labels, Tensor? ref_labels, Tensor self_index) -> Tensor[]")
+
 # Which rows of y the rows of x are, for a compiler, which knows no memory: pairs/checks.py.
 library.define("self_rows(Tensor x, Tensor y) -> Tensor")
 

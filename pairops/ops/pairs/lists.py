@@ -16,14 +16,14 @@ class Listed(NamedTuple):
     entries: Tensor  # (K,) int64, columns
 
 
-def sort_list(rows: Tensor, cols: Tensor, shape: tuple[int, int], own: Tensor) -> Listed:
+def sort_list(rows: Tensor, cols: Tensor, shape: tuple[int, int], self_index: Tensor) -> Listed:
     """Sort pairs, each once, without a row's own pair; nothing is read back.
 
-    rows, cols: (K,) int64 in range.  own: (N,) the column that a row is, or −1.
+    rows, cols: (K,) int64 in range.  self_index: (N,) the column that a row is, or −1.
     """
     n, m = shape
     nobody = n * m
-    key = torch.where(own[rows] == cols, nobody, rows * m + cols).sort().values
+    key = torch.where(self_index[rows] == cols, nobody, rows * m + cols).sort().values
     again = torch.zeros_like(key, dtype=torch.bool)
     again[1:] = key[1:] == key[:-1]
     key = torch.where(again, nobody, key).sort().values
@@ -33,7 +33,7 @@ def sort_list(rows: Tensor, cols: Tensor, shape: tuple[int, int], own: Tensor) -
 
 
 def checked_list(
-    given: tuple[Any, Any], shape: tuple[int, int], own: Tensor, names: tuple[str, str]
+    given: tuple[Any, Any], shape: tuple[int, int], self_index: Tensor, names: tuple[str, str]
 ) -> tuple[Tensor, Tensor]:
     """Return rows and columns as int64. Where they can be read without waiting, those out of range
     are refused, and a row's own pair."""
@@ -48,13 +48,13 @@ def checked_list(
                     f"{name} go from {low} to {high}; they must be from 0 to {count - 1}, since "
                     f"there are {count} {'rows of x' if name == names[0] else 'references'}"
                 )
-    rows, cols = (z.to(own.device, torch.int64) for z in given)
+    rows, cols = (z.to(self_index.device, torch.int64) for z in given)
     if rows.shape != cols.shape:
         raise ValueError(
             f"{names[1]} has {len(cols)} entries and {names[0]} {len(rows)}; they must have as many"
         )
     if readable(rows):
-        itself = (own[rows] == cols).nonzero()
+        itself = (self_index[rows] == cols).nonzero()
         if len(itself):
             k = int(itself[0])
             raise ValueError(

@@ -6,25 +6,22 @@ index (CLIP, SigLIP) is the same with begin_i = i, end_i = i + 1.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from pairops.ops.autograd.node import followed_by_autograd_alone
-from pairops.ops.distributed.agreement import collective, kind_of
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.group import Given, Group
-from pairops.ops.terms.tensor_checks import check_embeddings, whole_numbers
+from pairops.ops.terms.tensor_checks import check_embeddings
 
-from .checks import check_exclude_self, compares_units, ignored_label, named, one_key, self_index_of
-from .distances import Distance, Measure, Squares, centred
-from .indexing import arange, first_named, inverse_permutation
-from .label_sort import sort_by_label
-from .lists import checked_list, sort_list
+from .distances import Distance, Measure, Squares
+from .indexing import arange
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
-from .widths import numbers, sort_by_number, width_of
+from .widths import numbers, width_of
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -244,9 +241,10 @@ class Pairs:
 
         Args:
             x: (N, D) float16, bfloat16, float32 or float64.
-            labels: (N,) integers, compared exactly.
+            labels: (N,) integers, compared exactly; or (N, C), bool or 0 and 1, several labels for
+                each row: rows that share one are positives, and a row of zeros has none.
             ref_emb: (M, D) the other set, of the dtype of x. None: x is compared with itself.
-            ref_labels: (M,) integers, the labels of `ref_emb`.
+            ref_labels: (M,) integers, or (M, C), the labels of `ref_emb`.
             ids: (N,) integers that name the rows of x across both sets. A reference with the id of
                 an anchor is that anchor itself (the first one, should several have it) and no pair
                 of it.
@@ -275,50 +273,14 @@ class Pairs:
         Raises:
             ValueError, TypeError: the message names the argument, what it was and must be.
         """
+        from .by_label import pairs_by_label
+
         check_embeddings("x", x)
         return pairs_by_label(
             x, labels, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids,
             exclude_self=exclude_self, ignore_index=ignore_index, distance=distance,
             normalize=normalize, group=Group.of(group),
         )  # fmt: skip
-
-    @staticmethod
-    def between(
-        x: Tensor,
-        y: Tensor | None,
-        keys: tuple[Tensor, Tensor | None],
-        self_index: Tensor | None,
-        ignore_index: int | None,
-        scaled: bool,
-        *,
-        width: float | None = None,
-        exclude_self: bool = False,
-    ) -> "Pairs":
-        """Make pairs by key of arguments that have been checked.
-
-        Args:
-            x: (N, D) the rows.
-            y: (M, D) the columns. None: the same set.
-            keys: (N,) and (M,) integers, or None for the same set: equal keys are positives. With
-                a width they are numbers.
-            self_index: (N,) int64, the row of y that a row is, or −1. None: no row is in y.
-            ignore_index: a row with this key is left out. None: no row is left out.
-            scaled: True compares unit vectors.
-            width: keys that differ by at most this are positives. None: equal ones are.
-            exclude_self: True leaves a row's own pair out, of the same set.
-        """
-        if width is None:
-            known = sort_by_label(x, y, *keys, ignore_index, exclude_self, scaled)
-            pairs = Pairs(x, y, *known, ignore_index is None or known[0].complete)
-        else:
-            pairs = _by_number(x, y, keys, width, exclude_self, scaled)
-        if self_index is None or y is None or not y.shape[0]:
-            return pairs
-        relation, position = pairs.relation, inverse_permutation(pairs.relation.permutation_y)
-        self_index = torch.where(self_index < 0, -1, position[self_index.clamp(min=0)])
-        self_index = self_index[relation.permutation_x]
-        cache = Cache(pairs.cache.prepared)  # with the same embeddings, but other counts
-        return replace(pairs, relation=replace(relation, self_index=self_index), cache=cache)
 
     @staticmethod
     @collective()
@@ -358,6 +320,8 @@ class Pairs:
         Raises:
             ValueError, TypeError: the message names the argument, what it was and must be.
         """
+        from .by_label import pairs_by_label
+
         check_embeddings("x", x)
         values = numbers("values", values, "x", x)
         if ref_emb is not None:
@@ -411,6 +375,8 @@ class Pairs:
         Raises:
             ValueError, TypeError: the message names the argument, what it was and must be.
         """
+        from .by_list import pairs_by_list
+
         check_embeddings("x", x)
         return pairs_by_list(
             x, (rows, cols), ("rows", "cols"), ref_emb=ref_emb, ids=ids, ref_ids=ref_ids,
@@ -443,171 +409,10 @@ class Pairs:
         Raises:
             ValueError, TypeError: the message names the argument, what it was and must be.
         """
+        from .by_index import pairs_by_index
+
         check_embeddings("x", x)
         return pairs_by_index(x, y, distance=distance, normalize=normalize, group=Group.of(group))
 
-    def _measured(self, distance: Distance) -> "Pairs":
+    def measured(self, distance: Distance) -> "Pairs":
         return self if distance in ("cosine", "dot") else replace(self, measure=Measure(distance))
-
-
-def pairs_by_label(
-    x: Tensor,
-    labels: Tensor,
-    *,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    ids: Tensor | None = None,
-    ref_ids: Tensor | None = None,
-    exclude_self: bool | Literal["auto"] = "auto",
-    ignore_index: int | None = -100,
-    width: float | None = None,
-    distance: Distance = "cosine",
-    normalize: bool | None = None,
-    group: Group | None = None,
-) -> Pairs:
-    """`Pairs.of`, for a loss that has checked x and agreed with the other ranks; with a width
-    `Pairs.within`, whose numbers are the labels."""
-    if type(exclude_self) is not str or exclude_self != "auto":
-        check_exclude_self(exclude_self)
-    if type(ignore_index) is not int or not -_LAST - 1 <= ignore_index <= _LAST:
-        ignore_index = ignored_label(ignore_index)
-    # What most calls leave as it is needs no check: a small step is mostly calls.
-    default = type(distance) is str and distance == "cosine" and normalize is None
-    unit = default or compares_units(distance, normalize)
-    as_given = labels, ref_labels
-    kinds = whole_numbers if width is None else numbers
-    labels = kinds("labels", labels, "x", x)
-    if ref_emb is None:
-        for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
-            if given is not None:
-                raise ValueError(f"{name} is given without ref_emb; it must come with one")
-        self_index, names = arange(x) if group is not None and exclude_self else None, None
-    else:
-        check_embeddings("ref_emb", ref_emb, like=("x", x))
-        if ref_labels is None:
-            raise ValueError("ref_labels is None; it must be given with ref_emb")
-        ref_labels = kinds("ref_labels", ref_labels, "ref_emb", ref_emb)
-        names = named(x, ref_emb, ids, ref_ids, exclude_self)
-        self_index = self_index_of(x, ref_emb, exclude_self) if names is None else None
-    if width is not None:
-        ignore_index = None
-    elif torch.uint64 in [z.dtype for z in as_given if z is not None]:
-        theirs = None if as_given[1] is None else as_given[1].to(x.device)
-        labels, ref_labels, ignore_index = one_key(as_given[0].to(x.device), theirs, ignore_index)
-    elif ignore_index is not None and ignore_index > _LAST:
-        raise ValueError(
-            f"ignore_index is {ignore_index}; it must be below 2**63, since labels are "
-            f"{as_given[0].dtype}"
-        )
-    if distance == "snr":
-        x = centred("x", x, labels, ignore_index, unit)
-        if ref_emb is not None:
-            ref_emb = centred("ref_emb", ref_emb, ref_labels, ignore_index, unit)
-    elif distance in ("l2", "sqeuclidean") and not unit:  # gradients come through s and norms
-        x, ref_emb = at_least_float32(x), None if ref_emb is None else at_least_float32(ref_emb)
-    scaled = unit and distance != "snr"
-    if group is not None:
-        fingerprint = _fingerprint(x, ref_emb, distance, unit)
-        fingerprint["ignore_index"], keys = str(ignore_index), (labels, ref_labels)
-        fingerprint["width"] = str(width)
-        shards = Shards.of(group, fingerprint, keys, self_index, names, ignore_index, width)
-        pairs = Pairs.between(x, ref_emb, keys, None, ignore_index, scaled, width=width)
-        return replace(pairs, shards=shards)._measured(distance)
-    if ref_emb is None and width is None:
-        known = sort_by_label(x, None, labels, None, ignore_index, bool(exclude_self), scaled)
-        pairs = Pairs(x, None, *known, ignore_index is None or known[0].complete)
-    else:
-        self_index = self_index if names is None else first_named(*names)
-        pairs = Pairs.between(
-            x, ref_emb, (labels, ref_labels), self_index, ignore_index, scaled,
-            width=width, exclude_self=ref_emb is None and bool(exclude_self),
-        )  # fmt: skip
-    return pairs._measured(distance)
-
-
-def pairs_by_list(
-    x: Tensor,
-    given: tuple[Tensor, Tensor],
-    names: tuple[str, str],
-    *,
-    ref_emb: Tensor | None = None,
-    group: Group | None = None,
-    **pairing: Any,
-) -> Pairs:
-    """Make `Pairs.listed` for a loss that has checked x. names: of the two tensors, in errors."""
-    if group is not None:
-        raise ValueError(
-            f"group is given with {names[0]} and {names[1]}, which name rows of one process; it "
-            "must be None"
-        )
-    if ref_emb is not None:
-        check_embeddings("ref_emb", ref_emb, like=("x", x))
-    # By labels that nobody shares, both sets stay as they are.
-    theirs = None if ref_emb is None else arange(ref_emb)
-    pairs = pairs_by_label(
-        x, arange(x), ref_emb=ref_emb, ref_labels=theirs, ignore_index=None, **pairing
-    )
-    own = pairs.relation.self_index
-    found = sort_list(*checked_list(given, pairs.shape, own, names), pairs.shape, own)
-    relation = replace(
-        pairs.relation,
-        pos_begin=found.begin,
-        pos_end=found.end,
-        entries=found.entries,
-        all_positive=False,
-    )
-    return replace(pairs, relation=relation, cache=Cache(positives=found.end - found.begin))
-
-
-def _by_number(
-    x: Tensor,
-    y: Tensor | None,
-    keys: tuple[Tensor, Tensor | None],
-    width: float,
-    exclude_self: bool,
-    scaled: bool,
-) -> Pairs:
-    """Sort by ranks, which are labels that nobody shares, and put the intervals of widths in."""
-    found = sort_by_number(*keys, width)
-    ranks = found.rank_x, None if y is None else found.rank_y
-    relation, scales, cache = sort_by_label(x, y, *ranks, None, exclude_self, scaled)
-    relation = replace(
-        relation, pos_begin=found.pos_begin, pos_end=found.pos_end, all_positive=False
-    )
-    return Pairs(x, y, relation, scales, Cache(cache.prepared), complete=True)
-
-
-def pairs_by_index(
-    x: Tensor,
-    y: Tensor,
-    *,
-    distance: Distance = "cosine",
-    normalize: bool | None = None,
-    group: Group | None = None,
-) -> Pairs:
-    """Make `Pairs.paired` for a loss that has checked x and agreed with the other ranks."""
-    check_embeddings("y", y, like=("x", x))
-    if y.shape[0] < x.shape[0]:
-        raise ValueError(
-            f"y has {y.shape[0]} rows; it must have at least {x.shape[0]}, one for each of x"
-        )
-    unit = compares_units(distance, normalize)
-    if distance == "snr":
-        x, y = centred("x", x, None, None, unit), centred("y", y, None, None, unit)
-    elif distance in ("l2", "sqeuclidean") and not unit:
-        x, y = at_least_float32(x), at_least_float32(y)
-    # Columns without a partner need a permutation of their own, as labels give.
-    apart = x.shape[0] != y.shape[0]
-    of_x, of_y = (arange(x), arange(y)) if apart else (None, None)
-    known = sort_by_label(x, y, of_x, of_y, None, False, unit and distance != "snr")
-    pairs = Pairs(x, y, *known, complete=True)
-    if group is not None:
-        shards = Shards.by_index(group, _fingerprint(x, y, distance, unit), x, y)
-        pairs = replace(pairs, shards=shards)
-    return pairs._measured(distance)
-
-
-def _fingerprint(x: Tensor, y: Tensor | None, distance: Distance, unit: bool) -> dict[str, str]:
-    """Return a fingerprint of the arguments, which must be the same on all ranks."""
-    sets = {name: kind_of(z) for name, z in (("x", x), ("the other set", y)) if z is not None}
-    return {**sets, "distance": f"{distance}{' of unit vectors' * unit}"}

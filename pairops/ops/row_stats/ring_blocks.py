@@ -11,6 +11,7 @@ from torch import Tensor
 from pairops.ops.distributed.group import row_of
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.distributed.ring import ring
+from pairops.ops.pairs.by_label import pairs_by_keys
 from pairops.ops.pairs.pairs import Pairs
 
 # All rows are gathered at once below so many bytes of embeddings per rank: a block then costs more,
@@ -48,7 +49,7 @@ def blocks_of_ring(
             self_index = within(rows_self_index[0], columns, columns + pairs.shape[1])
         scaled = pairs.scales.x is not None
         ignored, width = shards.ignore_index, shards.width
-        block = Pairs.between(*sets, keys, self_index, ignored, scaled, width=width)
+        block = pairs_by_keys(*sets, keys, self_index, ignored, scaled, width=width)
         return replace(block, measure=pairs.measure)
 
     def meet(way: str, *sent: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pairops import Pairs
 from pairops.ops.bindings import extension
-from pairops.ops.pairs import label_sort
+from pairops.ops.pairs import by_label
 from pairops.ops.pairs.similarity import apply_scale, constant_inverse_norm, inverse_norm
 from support.on_cpu import device as device
 
@@ -23,7 +23,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """The extension is called by eager calls at once, and by the op that others need."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "at once":
-            patch.setattr(label_sort, "followed_by_autograd_alone", lambda *_: False)
+            patch.setattr(by_label, "followed_by_autograd_alone", lambda *_: False)
         if request.param == "torch":
             patch.setattr(extension, "serves", lambda _: False)
         yield

@@ -165,18 +165,18 @@ class _Listed:
     def __init__(self, relation: Relation, extent: tuple[int, int]) -> None:
         n, m = len(relation.permutation_x), len(relation.permutation_y)
         row, position = relation.listed(torch.arange(n, device=relation.permutation_x.device))
-        self._wide = -(-m // extent[1])
-        tile, order = torch.sort(row // extent[0] * self._wide + position // extent[1])
+        self._tiles_in_a_row = -(-m // extent[1])
+        tile, order = torch.sort(row // extent[0] * self._tiles_in_a_row + position // extent[1])
         self._row, self._position = row[order] % extent[0], position[order] % extent[1]
-        tiles = torch.arange(-(-n // extent[0]) * self._wide + 1, device=tile.device)
+        tiles = torch.arange(-(-n // extent[0]) * self._tiles_in_a_row + 1, device=tile.device)
         self._ends: list[int] = torch.searchsorted(tile, tiles).tolist()
 
     def any(self, tile: Tile) -> bool:
-        k = tile[0] * self._wide + tile[1]
+        k = tile[0] * self._tiles_in_a_row + tile[1]
         return self._ends[k] < self._ends[k + 1]
 
     def mask(self, tile: Tile, like: Tensor) -> Tensor:
-        k = tile[0] * self._wide + tile[1]
+        k = tile[0] * self._tiles_in_a_row + tile[1]
         here, found = slice(self._ends[k], self._ends[k + 1]), torch.zeros_like(like)
         found[self._row[here], self._position[here]] = True
         return found
