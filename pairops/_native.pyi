@@ -74,7 +74,8 @@ def forward(
     x: _Embeddings,
     y: _Embeddings | None,  # None: the same set
     measure: tuple[str, bool] | None,  # a distance, and are its anchors the columns?
-    relation: tuple[int, int, int],  # pos_begin, pos_end, self_index (n,) int64
+    # pos_begin, pos_end, self_index (n,) int64; entries of a list, or None
+    relation: tuple[int, int, int, int | None],
     similarities: tuple[int, int] | None,  # tiles, and which of them are known; None: not saved
     numbers: list[float],  # of all terms, in their order
     vectors: list[_Vector],
@@ -91,7 +92,7 @@ def backward(
     x: _Embeddings,
     y: _Embeddings | None,
     measure: tuple[str, bool] | None,
-    relation: tuple[int, int, int],
+    relation: tuple[int, int, int, int | None],
     similarities: tuple[int, int] | None,
     numbers: list[float],
     vectors: list[_Vector],

@@ -21,7 +21,6 @@ INSTEAD = {
     "place places placed": "position, inverse_permutation, address, index",
     "owed taken": "what it is of",
     "plane planes": "bits_stride",
-    "listed": "tile list",
     "role roles": "owner, partner",
     "across": "transposed, offset",
     "relate related": "sort_by_label",

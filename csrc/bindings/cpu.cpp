@@ -150,7 +150,7 @@ template <class T, class Run>
 void sweep(const std::string& isa, const py::tuple& x, const py::object& y, const Measure& measure,
            const py::tuple& relation, const py::object& similarities, bool all, int threads,
            bool poison, std::vector<TermCall<T>> terms, Run run, bool last = true) {
-    const auto [pos_begin, pos_end, self_index] = fields<3>(relation, "relation");
+    const auto [pos_begin, pos_end, self_index, entries] = fields<4>(relation, "relation");
     Call<T> call{isa_called(isa).kernels<T>(),
                  embeddings(x),
                  {},
@@ -159,6 +159,7 @@ void sweep(const std::string& isa, const py::tuple& x, const py::object& y, cons
                  pointer<Position>(pos_begin),
                  pointer<Position>(pos_end),
                  pointer<Position>(self_index),
+                 pointer<Position>(entries),
                  std::move(terms),
                  {},
                  last,

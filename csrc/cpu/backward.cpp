@@ -77,6 +77,7 @@ class Backward {
         // `by_col` has the gradients by arguments of the tile's columns, and last the factors of
         // their squared norms.
         Buffer<T> rows, columns, s, w, w_cols, dx, by_col, x_slices, y_slices;
+        ListedTile<T> listed;
         std::vector<T*> out = std::vector<T*>(TILE);
 
         explicit Workspace(const Backward& pass)
@@ -88,7 +89,8 @@ class Backward {
               dx(pass.dx_ ? TILE * pass.width_ : 0, pass.call_.poison),
               by_col(pass.by_col_size(), pass.call_.poison),
               x_slices(pass.adds_transposed() ? TILE * pass.width_ : 0, pass.call_.poison),
-              y_slices(pass.sweep_.band ? TILE * pass.width_ : 0, pass.call_.poison) {}
+              y_slices(pass.sweep_.band ? TILE * pass.width_ : 0, pass.call_.poison),
+              listed(pass.sweep_.no_list_yet()) {}
     };
 
     Buffer<T> zeros(std::size_t count) const {
@@ -126,7 +128,7 @@ class Backward {
         bool packed = false, begun = false;
         for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
              ++c) {
-            Tile<T> tile = sweep_.tile(r, c);
+            Tile<T> tile = sweep_.tile(r, c, w.listed);
             bool any = false;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) any |= active(k, tile, r, c);
             if (!any) {

@@ -43,12 +43,14 @@ class Forward {
    private:
     struct Workspace {
         Buffer<T> rows, columns, s;
+        ListedTile<T> listed;
         std::vector<Buffer<unsigned char>> of_rows, of_columns;
 
         explicit Workspace(const Forward& pass)
             : rows(TILE * pass.call_.x.d, pass.call_.poison),
               columns(pass.sweep_.columns_per_thread(), pass.call_.poison),
-              s(pass.sweep_.similarities_per_thread(), pass.call_.poison) {
+              s(pass.sweep_.similarities_per_thread(), pass.call_.poison),
+              listed(pass.sweep_.no_list_yet()) {
             for (const TermCall<T>& term : pass.call_.terms) {
                 const std::size_t state = pass.kernels_.terms[term.kernel].state;
                 of_rows.emplace_back(TILE * state, pass.call_.poison);
@@ -89,7 +91,7 @@ class Forward {
             kernel(k).clear(w.of_rows[k], (rows + width - 1) / width * width);
 
         for (int c = sweep_.first_tile(r); c < sweep_.end_tile(r); ++c) {
-            Tile<T> tile = sweep_.tile(r, c);
+            Tile<T> tile = sweep_.tile(r, c, w.listed);
             const bool visited = !sweep_.of_positives || tile.positives;
             if (!visited && !call_.similarities.all) {
                 wavefront_.pass(r, c);

@@ -51,7 +51,8 @@ Sweep<T>::Sweep(const Call<T>& call, bool for_backward)
       col_tiles(tiles_of(call.y.n_valid)),
       of_positives(true) {
     for (const TermCall<T>& term : call.terms) of_positives = of_positives && term.positives;
-    band = of_positives && !call.similarities.tiles;
+    band = of_positives && !call.similarities.tiles && !call.entries;
+    if (call.entries) sort_list();
     triangle = call.same && !band;
 
     caller_x_memory_ = narrowed(call.x, padded(false), call.poison);
@@ -187,12 +188,54 @@ Tile<T> Sweep<T>::tile(int r, int c) const {
     tile.caller_x = caller_x_ + tile.row;
     tile.caller_y = caller_y_ + tile.col;
     const Position end = tile.col + tile.cols;
-    tile.positives =
-        std::max(tile.pos_begin[0], tile.col) < std::min(tile.pos_end[tile.rows - 1], end);
+    if (call.entries)
+        tile.positives = list_ends_[tile_index(r, c)] < list_ends_[tile_index(r, c) + 1];
+    else
+        tile.positives =
+            std::max(tile.pos_begin[0], tile.col) < std::min(tile.pos_end[tile.rows - 1], end);
     tile.partial = tile.positives || tile.cols % kernels.vector_width != 0 ||
                    std::max(Position(self_ranges_[r].begin), tile.col) <
                        std::min(Position(self_ranges_[r].end), end);
     return tile;
+}
+
+template <class T>
+Tile<T> Sweep<T>::tile(int r, int c, ListedTile<T>& listed) const {
+    Tile<T> result = tile(r, c);
+    if (!call.entries) return result;
+    for (std::size_t k = listed.begin; k < listed.end; ++k) listed.flags[listed_[k]] = 0;
+    listed.begin = list_ends_[tile_index(r, c)];
+    listed.end = list_ends_[tile_index(r, c) + 1];
+    for (std::size_t k = listed.begin; k < listed.end; ++k) listed.flags[listed_[k]] = -1;
+    result.listed = listed.flags;
+    return result;
+}
+
+template <class T>
+ListedTile<T> Sweep<T>::no_list_yet() const {
+    ListedTile<T> result;
+    if (!call.entries) return result;
+    result.flags = Buffer<Flag<T>>(TILE * TILE, false);
+    std::fill_n(static_cast<Flag<T>*>(result.flags), TILE * TILE, Flag<T>(0));
+    return result;
+}
+
+// By counting: two passes through the entries.
+template <class T>
+void Sweep<T>::sort_list() {
+    const auto each = [&](auto visit) {
+        for (Position p = 0; p < call.x.n_valid; ++p)
+            for (Position k = call.pos_begin[p]; k < call.pos_end[p]; ++k)
+                visit(p, call.entries[k], tile_index(int(p / TILE), int(call.entries[k] / TILE)));
+    };
+    list_ends_.assign(tile_index(row_tiles, 0) + 1, 0);
+    each([&](Position, Position, std::size_t tile) { ++list_ends_[tile + 1]; });
+    for (std::size_t k = 1; k < list_ends_.size(); ++k) list_ends_[k] += list_ends_[k - 1];
+    listed_.resize(list_ends_.back());
+    std::vector<std::size_t> next = list_ends_;
+    each([&](Position p, Position q, std::size_t tile) {
+        listed_[next[tile]++] = std::uint16_t(p % TILE * TILE + q % TILE);
+    });
 }
 
 template <class T>
@@ -265,5 +308,6 @@ template class Buffer<float>;
 template class Buffer<double>;
 template class Buffer<unsigned char>;
 template class Buffer<std::int32_t>;
+template class Buffer<std::int64_t>;
 
 }  // namespace pairops::cpu

@@ -82,6 +82,9 @@ struct Call {
     bool same;
     Measure measure;
     const Position *pos_begin, *pos_end, *self_index;  // (x.n,)
+    // With a list, pos_begin and pos_end count its entries, positions of columns; else null. A list
+    // is not symmetric: its sets count as two.
+    const Position* entries;
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
     bool last;  // no further sweep adds to the same gradients
@@ -129,6 +132,13 @@ class Buffer {
     std::unique_ptr<void, Deleter> memory_;
 };
 
+// The positives of one tile by list, as flags.
+template <class T>
+struct ListedTile {
+    Buffer<Flag<T>> flags;           // (TILE, TILE)
+    std::size_t begin = 0, end = 0;  // those that are set
+};
+
 // One call's tiles, and every term's vectors sorted as its rows and columns are.
 template <class T>
 class Sweep {
@@ -154,6 +164,9 @@ class Sweep {
     int end_tile(int r) const;
     // Tile (r, c) without its similarities.
     Tile<T> tile(int r, int c) const;
+    // The same with its positives by list, if there is one, in place of those of an earlier tile.
+    Tile<T> tile(int r, int c, ListedTile<T>& listed) const;
+    ListedTile<T> no_list_yet() const;
     bool visits(const TermCall<T>& term, const Tile<T>& tile) const {
         return !term.positives || tile.positives;
     }
@@ -190,6 +203,7 @@ class Sweep {
     }
 
    private:
+    void sort_list();
     std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;
@@ -203,6 +217,9 @@ class Sweep {
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;
+    // Positives by list, tile by tile: row · TILE + column, and where those of a tile end.
+    std::vector<std::uint16_t> listed_;
+    std::vector<std::size_t> list_ends_;
     std::vector<Range> self_ranges_;  // per tile of rows: the columns that its rows are
 };
 

@@ -136,8 +136,7 @@ def _decoupled(
     terms = _self_and_others(scale)
     found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
     if pairs.batch[0] < 2:
-        nothing: Tensor = 0 * found[1]
-        return nothing
+        return 0 * found[1]
     names = pairs.indices()
     ways = []
     for z, near, pos, cross in zip(sets, found[::3], found[1::3], found[2::3], strict=True):

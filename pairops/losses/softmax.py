@@ -9,7 +9,7 @@ from pairops.ops.pairs.distances import Distance
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.row_stats.pieces import less_mean, mean_over_positives, per_pair, softplus_of
 from pairops.ops.terms.functions import softplus_from
-from pairops.ops.terms.tensor_checks import number
+from pairops.ops.terms.tensor_checks import number, whole_numbers
 from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 
 from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Value
@@ -223,6 +223,7 @@ def _first_two(
 
     A class is a position in the sorted labels of all ranks.
     """
+    whole_numbers("labels", labels, "x", x)
     pairs = Pairs.of(x.detach(), labels, ignore_index=ignore_index, distance="dot", group=group)
     every = pairs.of_all(0, labels.to(x.device, torch.int64))
     ordered, order = torch.sort(every, stable=True)

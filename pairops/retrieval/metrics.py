@@ -189,6 +189,11 @@ def average_precisions(
 def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
     one_of("ties", ties, get_args(Ties))
     pairs = Pairs.of(x, labels, **pairing).of_one_rank("retrieval")
+    if pairs.relation.entries is not None:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; it must be (N,), one label for each "
+            "row: retrieval has no ranks by list"
+        )
     references = pairs.shape[1]
     if references > _MOST and pairs.dtype == torch.float32:
         raise ValueError(

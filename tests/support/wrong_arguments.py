@@ -222,6 +222,10 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "labels ref_labels ids ref_ids", "ints beyond, bools", "integers are names"),
     ("*", "proxy_labels", "ints beyond, bools", "integers are names"),
     ("sms_loss", "x_classes y_classes", "bools", "0 and 1 are classes"),
+    (
+        "tal_loss", "labels", "int rows, float8 rows, rows without features",
+        "several labels for each row, of 0 and 1",
+    ),
     ("*", "weight", "floats, floats with gradient", "they are right"),
     ("*", "epsilon smoothing", "0.5, 0-d", "they are right"),
     ("*", "margin *_margin base bias epsilon tau tolerance", _ZERO, "any finite number"),
@@ -236,7 +240,8 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "ignore_index", "−1, 0", "they are right"),
     ("*", "width", "0, 0.5, 1e-320", "numbers, 0 or above"),
     (
-        "Pairs.within", "values ref_values", "ints beyond, floats, floats *, NaN in floats",
+        "Pairs.within", "values ref_values",
+        "ints beyond, floats, floats *, NaN in floats, bools, float8",
         "any real numbers",
     ),
     ("CrossBatchMemory.forward", "enqueue", "bools", "they are right"),

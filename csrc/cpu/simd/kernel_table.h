@@ -15,6 +15,10 @@ using Index = std::int64_t;     // the same in the caller's order, as torch coun
 constexpr int TILE = 96;
 constexpr int MOST_ARGUMENTS = 3;  // of a pair function
 
+// True is -1, in as many bytes as a number of the tile.
+template <class T>
+using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
 enum class Dtype { float16, bfloat16, float32, float64 };
 
 // The closeness of a pair is its similarity, or minus one of these distances.
@@ -41,6 +45,7 @@ struct Tile {
     bool partial;       // else it is full: every pair in it is a negative
     // (rows,) the interval of a row's positives, and the column that the row itself is.
     const Position *pos_begin, *pos_end, *self_index;
+    const Flag<T>* listed;  // (TILE, TILE) is a pair positive, in place of intervals; else null
     const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
 };
 

@@ -75,6 +75,7 @@ struct Visit {
     template <bool partial>
     struct RowPairs {
         Mask pos_begin, pos_end, self, cols;
+        const Int* listed;
         std::conditional_t<Term::has_above, Along<V, by_row>, Absent> above;
         std::conditional_t<Term::has_below, Along<V, by_row>, Absent> below;
 
@@ -83,6 +84,7 @@ struct Visit {
               pos_end(here(visit, visit.tile.pos_end[i])),
               self(here(visit, visit.tile.self_index[i])),
               cols(Int(visit.tile.cols)),
+              listed(visit.tile.listed ? visit.tile.listed + i * TILE : nullptr),
               above(visit.given.above, visit.tile.row + i, visit.tile.col),
               below(visit.given.below, visit.tile.row + i, visit.tile.col) {}
 
@@ -96,7 +98,8 @@ struct Visit {
             const Mask column = iota<Mask>() + Mask(Int(j));
             const Mask pair = (column != self) & (column < cols);
             if constexpr (Term::side == Side::all) return pair;
-            const Mask positive = (column >= pos_begin) & (column < pos_end);
+            const Mask positive =
+                listed ? Mask::load(listed + j) : (column >= pos_begin) & (column < pos_end);
             return pair & (Term::side == Side::pos ? positive : !positive);
         }
         // Is it one, and inside the window?
@@ -113,7 +116,7 @@ struct Visit {
 
     // The columns in which row i can have a pair.
     Range columns(int i) const {
-        if (Term::side != Side::pos) return {0, tile.cols};
+        if (Term::side != Side::pos || tile.listed) return {0, tile.cols};
         const Position pos_begin = tile.pos_begin[i] - tile.col,
                        pos_end = tile.pos_end[i] - tile.col;
         const int begin = int(pos_begin < 0 ? 0 : pos_begin > tile.cols ? tile.cols : pos_begin);

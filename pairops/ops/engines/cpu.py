@@ -198,8 +198,9 @@ def planned_backward(
     if needs.x:
         dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
-    if needs.y and y is not None:
-        dy = torch.zeros(y.shape, dtype=dtype, device="cpu")
+    one_of_two = needs.x and y is None and pairs.relation.entries is not None
+    if (needs.y and y is not None) or one_of_two:
+        dy = torch.zeros(x.shape if y is None else y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
     mask_bytes = 0
     if tile_masks is not None and plan.keeping:
@@ -225,6 +226,8 @@ def planned_backward(
             plan.compiled, *call.shared, every.data_ptr(), found, cotangent_addresses, slopes, bit,
             mask_bytes, *call.settings, by_x, by_y,
         )  # fmt: skip
+    if one_of_two and dx is not None and dy is not None:  # a list makes two sets of one
+        dx, dy = dx.add_(dy), None
     return dx, dy, gradients
 
 

@@ -51,7 +51,11 @@ class CpuCall:
             cache.sets = None
         self._tensors += tensors
         of_x = *given[0], scale_x, *permutation_x
-        of_y = None if y is None else (*given[1], scale_y, *permutation_y)
+        of_y: Any = None
+        if y is not None:
+            of_y = (*given[1], scale_y, *permutation_y)
+        elif relation.entries is not None:  # a list is not symmetric, so one set counts as two
+            of_y = of_x
         measure = pairs.measure
         compared = None if measure is None else (measure.name, measure.anchors == 1)
         numbers = [
@@ -82,10 +86,11 @@ class CpuCall:
 def _of_relation(relation: Relation) -> tuple[Any, ...]:
     """Return tensors to hold; intervals; permutation and validity of rows, and of columns."""
     tensors = [z.contiguous() for z in relation.tensors()]
-    permutation_x, permutation_y, begin, end, self_index, valid_x, valid_y = [
+    permutation_x, permutation_y, begin, end, self_index, valid_x, valid_y, *entries = [
         z.data_ptr() for z in tensors
     ]
-    return tensors, (begin, end, self_index), (permutation_x, valid_x), (permutation_y, valid_y)
+    intervals = begin, end, self_index, entries[0] if entries else None
+    return tensors, intervals, (permutation_x, valid_x), (permutation_y, valid_y)
 
 
 def _of_scales(scales: Scales) -> tuple[Any, ...]:

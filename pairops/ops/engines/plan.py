@@ -94,8 +94,6 @@ def declines_pairs(pairs: Pairs) -> str | None:
     if MISSING is not None:
         return MISSING
     x, scale = pairs.x, pairs.scales.x
-    if pairs.relation.entries is not None:
-        return "positives are a list"
     if not x.is_cpu:
         return f"x is on {x.device.type}; the cpu engine is for the CPU"
     if scale is not None and scale.dtype != torch.float64:

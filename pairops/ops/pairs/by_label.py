@@ -265,7 +265,7 @@ def _sort_on_cpu(
         all_positive,
     )
     row = 8 * n  # bytes
-    intervals = order + row, order + 2 * row, order + 3 * row
+    intervals = order + row, order + 2 * row, order + 3 * row, None
     relation.addresses = tensors, intervals, (order, valid), of_y
     scales = Scales(scale_x, scale_y, ((scale_x, scale_y), at_x, at_y))
     return relation, scales, Cache(positives=positives, sets=(of_x, other, (x, y)))

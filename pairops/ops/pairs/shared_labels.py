@@ -19,7 +19,7 @@ _AT_ONCE = 1 << 22  # pairs whose labels are compared at once
 def check_several(name: str, labels: Tensor, owner: str, x: Tensor, classes: int | None) -> None:
     """Refuse anything but a row of 0 and 1 for each row of x; values are looked at where they can
     be read without waiting. classes: the number of columns. None: any."""
-    check_real(name, labels.flatten())
+    check_real(name, labels)
     wanted = x.shape[0], labels.shape[1] if classes is None else classes
     if labels.shape != wanted:
         raise ValueError(

@@ -60,7 +60,7 @@ def watched() -> Iterator[list[RecordedCall]]:
         watching.calls = before
 
 
-def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Any, ...]:
+def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Tensor, ...]:
     """Gather statistics of every row, then those of every column, of the similarities of `pairs`.
 
     R_i = gather_j∈side f(t_ij, args) over the pairs inside the window, where t is the similarity or
@@ -76,7 +76,8 @@ def row_stats(pairs: Pairs, *rows: Term, cols: Sequence[Term] = ()) -> tuple[Any
     Returns:
         Tensors in the caller's order: (N,) for each of `rows`, then (M,) for each of `cols`;
         float32, or float64 for float64 embeddings. An extreme with `index=True` has a pair of
-        tensors in its place, (value, index).
+        tensors in its place, (value, index); a type checker takes it for a tensor, which it may
+        unpack.
 
     Raises:
         ValueError, TypeError: there is no term, or a term does not fit; the message names it.
@@ -119,7 +120,7 @@ def _terms(cols: Any) -> tuple[Term, ...]:
 
 def _noted(
     pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...], result: tuple[Any, ...]
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, ...]:
     """Record the result, if calls are recorded, with terms whose windows are tensors; return it."""
     if watching.calls is not None:
         rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")

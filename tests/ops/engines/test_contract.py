@@ -13,6 +13,7 @@ from torch import Tensor
 import pairops
 from pairops import Pairs, row_stats
 from pairops.ops import engines
+from pairops.ops.engines.cpu import SERVED
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest
 from support.engine_comparison import assert_as_dense
 from support.engine_names import DEVICE, HERE, NARROW, TRITON, WIDE
@@ -31,10 +32,16 @@ def _small(small_tiles: None, small_triton_tiles: None) -> None:
     """Many tiles of few rows, on every engine whose tiles can be chosen."""
 
 
-def terms_of(engine: str, u: Tensor, v: Tensor, t: Tensor, turn: int = 0) -> list[Term]:
-    """Every term that is compiled for the engine; of one that takes any, one of each kind."""
+def terms_of(
+    engine: str, u: Tensor, v: Tensor, t: Tensor, turn: int = 0, sums: bool | None = None
+) -> list[Term]:
+    """Every term that is compiled for the engine; of one that takes any, one of each kind.
+
+    sums: of the CPU's, the sums alone, or all but them.
+    """
     if engine == "cpu":
-        return served_terms(u, v, t, turn=turn)
+        names = [z for z in SERVED if sums is None or z.startswith("sum:") == sums]
+        return served_terms(u, v, t, turn=turn, names=names)
     if engine == "cuda":
         return of_gpus(served_terms(u, v, t, turn=turn))
     return every_kind_of_term(u, v, t)
@@ -46,6 +53,7 @@ def compare(
     dtype: torch.dtype = torch.float32,
     *,
     every_function: bool = False,
+    sums: bool | None = None,
     **further: Any,
 ) -> list[Tensor]:
     """All terms at once, over rows and over columns, with gradients by every tensor."""
@@ -62,7 +70,7 @@ def compare(
         pairs = Pairs.of(x, case.labels, **given)
         if every_function:
             return row_stats(pairs, *served_terms(u, v, t), cols=served_terms(v, u, t, turn=1))
-        rows, cols = terms_of(engine, u, v, t), terms_of(engine, v, u, t, turn=1)
+        rows, cols = terms_of(engine, u, v, t, 0, sums), terms_of(engine, v, u, t, 1, sums)
         return row_stats(pairs, *rows, cols=cols)
 
     return assert_as_dense(engine, run, *leaves, dtype=dtype)
@@ -174,7 +182,9 @@ def test_distances_under_every_kind_of_term(engine: str, distance: str) -> None:
     ),
 )
 def test_compiled_distances(case: str, distance: str) -> None:
-    compare("cpu", case_of(case, "cpu"), distance=distance, normalize=True)
+    """Sums apart, whose gradients are so large that a sum of all would say nothing of the rest."""
+    for sums in (True, False):
+        compare("cpu", case_of(case, "cpu"), sums=sums, distance=distance, normalize=True)
 
 
 @pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
@@ -185,7 +195,8 @@ def test_compiled_distances_of_rows_as_they_are(case: str, distance: str) -> Non
     near: dict[str, Any] = {"x": found.x / 6}
     if "ref_emb" in found.keywords:
         near["keywords"] = {**found.keywords, "ref_emb": found.keywords["ref_emb"] / 6}
-    compare("cpu", replace(found, **near), distance=distance, normalize=False)
+    for sums in (True, False):
+        compare("cpu", replace(found, **near), sums=sums, distance=distance, normalize=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

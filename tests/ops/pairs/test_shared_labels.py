@@ -95,7 +95,7 @@ def test_losses(loss: tuple[str, dict[str, Any]], case: str) -> None:
         return getattr(oracle, name)(x, CASES[case][0], dtype=dtype, **given)
 
     ran = check(sets(case), ours, formula)
-    assert set(ran) == {"blockwise", "dense"} & set(HERE)
+    assert set(ran) == {"cpu", "blockwise", "dense"} & set(HERE)
 
 
 @pytest.mark.filterwarnings("ignore:.*dynamic shape operator:UserWarning")
@@ -158,3 +158,10 @@ X, LABELS = torch.ones(6, 3), torch.ones(6, 2)
 def test_bad_arguments(labels: Tensor, keywords: dict[str, Any], says: str) -> None:
     with pytest.raises((ValueError, TypeError), match=says):
         pairops.supcon_loss(X, labels, **keywords)
+
+
+def test_what_takes_one_label_for_each_row() -> None:
+    x, labels = smooth(6, 3), several(6, 2, 0.7)
+    for call in (pairops.retrieval.evaluate, pairops.retrieval.first_ranks, pairops.n_pair_loss):
+        with pytest.raises(ValueError, match=r"labels has shape \(6, 2\); it must be"):
+            call(x, labels)
