@@ -33,8 +33,7 @@ def circle_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         margin: a number or a 0-d tensor with gradient: m, the relaxation.
         gamma: a number above 0 or a 0-d tensor with gradient: γ, the sharpness.
 

@@ -49,8 +49,7 @@ def contrastive_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         pos_margin: a number or a 0-d tensor with gradient: a similarity, by default 1, or a
             distance, by default 0.
         neg_margin: a number or a 0-d tensor with gradient: a similarity, by default 0.5, or a
@@ -103,8 +102,7 @@ def margin_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         beta: a number, a 0-d tensor, or a tensor (C,) whose entry at its label an anchor takes;
             with gradient. β, a distance or a similarity.
         margin: a number or a 0-d tensor with gradient: m.
@@ -174,8 +172,7 @@ def binomial_deviance_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         alpha: a number above 0 or a 0-d tensor with gradient: α, the sharpness on positives.
         beta: a number above 0 or a 0-d tensor with gradient: β, the sharpness on negatives.
         base: a number or a 0-d tensor with gradient: λ, a similarity; or a distance, and λ is

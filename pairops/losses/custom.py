@@ -30,8 +30,7 @@ def pair_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         terms: K terms, made by `total`, `lse`, `lowest` and `highest`; with
             `function=pairops.Function(value)` of any elementwise value.
         combine: a function that takes K tensors (N,) and returns one, in torch that autograd can

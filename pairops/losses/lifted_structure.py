@@ -44,8 +44,7 @@ def lifted_structure_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         form: "generalised" or "original".
         pos_margin: a number or a 0-d tensor with gradient: m_p, a distance, by default 0, or a
             similarity, by default 1.

@@ -35,8 +35,7 @@ def ms_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         alpha: a number above 0 or a 0-d tensor with gradient: α, the sharpness on positives.
         beta: a number above 0 or a 0-d tensor with gradient: β, the sharpness on negatives.
         base: a number or a 0-d tensor with gradient: λ, a similarity; or a distance, and λ is
@@ -88,8 +87,7 @@ def mlcd_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         scale: a number above 0 or a 0-d tensor with gradient: γ.
 
     Source:

@@ -34,8 +34,7 @@ def supcon_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
@@ -72,8 +71,7 @@ def nt_xent_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
@@ -104,8 +102,7 @@ def decoupled_softmax_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
@@ -146,8 +143,7 @@ def nca_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         scale: a number above 0 or a 0-d tensor with gradient: γ.
         distance: how two rows are compared, as in `Pairs.of`.
 

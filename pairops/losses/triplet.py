@@ -46,8 +46,7 @@ def triplet_loss(
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`. Rows with equal labels are positives of
-            each other, other rows negatives.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
         margin: a number or a 0-d tensor with gradient: m, a difference of similarities or
             distances.
         mining: "hard", one triplet, of the farthest positive and the nearest negative; "semihard",

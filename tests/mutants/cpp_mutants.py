@@ -34,6 +34,7 @@ OF_TILE_BITS = "tests/ops/engines/cpu/test_sweeps.py::test_tile_bits_change_no_b
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
 OF_EXTREMES = f"{OF_SAVED}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
+OF_LISTS = "tests/ops/pairs/test_lists.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
@@ -117,6 +118,16 @@ MUTANTS = [
         (OF_TERMS,),
     ),
     Mutant(
+        "flags of a list stay for the next tile", SWEEP,
+        "listed.flags[listed_[k]] = 0;", "break;",
+        (OF_LISTS,),
+    ),
+    Mutant(
+        "a list's columns are its rows", SWEEP,
+        "std::uint16_t(p % TILE * TILE + q % TILE)", "std::uint16_t(q % TILE * TILE + p % TILE)",
+        (OF_LISTS,),
+    ),
+    Mutant(
         "a gradient passed on replaces the cotangent", PLAN,
         "to[i] += slopes_[k][p][i];", "to[i] = slopes_[k][p][i];",
         (OF_EARLIER,),
@@ -173,7 +184,7 @@ MUTANTS = [
     # Similarities that are kept.
     Mutant(
         "a tile of which a band has computed a part is known", SWEEP,
-        "band = of_positives && !call.similarities.tiles;", "band = of_positives;",
+        "band = of_positives && !call.similarities.tiles && !call.entries;", "band = of_positives;",
         (OF_SAVED,),
     ),
     Mutant(

@@ -15,6 +15,8 @@ BY_LABEL = "pairops/ops/pairs/by_label.py"
 SIMILARITY = "pairops/ops/pairs/similarity.py"
 DISTANCES = "pairops/ops/pairs/distances.py"
 WIDTHS = "pairops/ops/pairs/widths.py"
+LISTS = "pairops/ops/pairs/lists.py"
+SHARED_LABELS = "pairops/ops/pairs/shared_labels.py"
 TERMS = "pairops/ops/terms/term.py"
 SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
@@ -50,6 +52,8 @@ OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_INDEX = "tests/ops/row_stats/test_index.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
+OF_LISTS = "tests/ops/pairs/test_lists.py"
+OF_SHARED_LABELS = "tests/ops/pairs/test_shared_labels.py"
 OF_WIDTHS = "tests/ops/pairs/test_widths.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
@@ -180,6 +184,22 @@ MUTANTS = [
         "ranks count equal numbers alone", SHARDS,
         "(self_keys - key).abs() <= width", "self_keys == key",
         (OF_WIDTHS,),
+    ),
+    Mutant(
+        "a list has a pair twice", LISTS,
+        "key = torch.where(again, nobody, key).sort().values", "key = key.sort().values",
+        (OF_LISTS,),
+    ),
+    Mutant(
+        "blockwise puts a tile's list a tile farther", GRID,
+        "row // extent[0] * self._tiles_in_a_row + position // extent[1])",
+        "row // extent[0] * self._tiles_in_a_row + (position + 1) // extent[1])",
+        (OF_LISTS,),
+    ),
+    Mutant(
+        "a row shares a label with itself", SHARED_LABELS,
+        "(mine @ columns.T > 0.5) & (column != itself.unsqueeze(1))", "mine @ columns.T > 0.5",
+        (OF_SHARED_LABELS,),
     ),
     Mutant(
         "the index of an extreme that nobody asked for", TERMS,

@@ -48,6 +48,10 @@ def pairs_by_shared_labels(
     group: Group | None,
     pairing: dict[str, Any],
 ) -> Pairs:
+    """Make pairs by labels (N, C) for a loss that has checked x: rows that share one are positives.
+
+    pairing: further keywords of `Pairs.of`.
+    """
     if group is not None:
         raise ValueError(
             "group is given with several labels for each row, whose positives are listed in one "

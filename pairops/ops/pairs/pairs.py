@@ -415,4 +415,12 @@ class Pairs:
         return pairs_by_index(x, y, distance=distance, normalize=normalize, group=Group.of(group))
 
     def measured(self, distance: Distance) -> "Pairs":
+        """Return the same pairs, compared by this distance.
+
+        Args:
+            distance: as in `Pairs.of`.
+
+        Returns:
+            The pairs.
+        """
         return self if distance in ("cosine", "dot") else replace(self, measure=Measure(distance))
