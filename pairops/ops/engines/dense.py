@@ -121,7 +121,9 @@ def _statistic(
     extreme = f.gather(1, first).squeeze(1)
     if not term.keeps_argument:
         return extreme, None
-    return extreme, torch.where(selected.any(1), first.squeeze(1), -1)
+    # A function of a distance has the window in it, and gives the neutral value outside.
+    somebody = selected.any(1) & (extreme != neutral)
+    return extreme, torch.where(somebody, first.squeeze(1), -1)
 
 
 def _where_selected(selected: Tensor, argument: Any) -> Any:

@@ -163,7 +163,11 @@ def _by_number(
     ranks = found.rank_x, None if y is None else found.rank_y
     relation, scales, cache = sort_by_label(x, y, *ranks, None, exclude_self, scaled)
     relation = replace(
-        relation, pos_begin=found.pos_begin, pos_end=found.pos_end, all_positive=False
+        relation,
+        pos_begin=found.pos_begin,
+        pos_end=found.pos_end,
+        all_positive=False,
+        overlaps=True,
     )
     return Pairs(x, y, relation, scales, Cache(cache.prepared), complete=True)
 

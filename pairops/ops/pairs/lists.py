@@ -7,6 +7,8 @@ from torch import Tensor
 
 from pairops.ops.terms.tensor_checks import check_integers, readable
 
+from .checks import as_index
+
 
 class Listed(NamedTuple):
     """A list as `Relation` has it, in the caller's order of rows and columns."""
@@ -23,7 +25,11 @@ def sort_list(rows: Tensor, cols: Tensor, shape: tuple[int, int], self_index: Te
     """
     n, m = shape
     nobody = n * m
-    key = torch.where(self_index[rows] == cols, nobody, rows * m + cols).sort().values
+    # Where nobody could look, a pair out of range is none.
+    outside = (rows < 0) | (rows >= n) | (cols < 0) | (cols >= m)
+    rows = torch.where(outside, 0, rows)
+    itself = self_index[rows] == cols if n else outside
+    key = torch.where(outside | itself, nobody, rows * m + cols).sort().values
     again = torch.zeros_like(key, dtype=torch.bool)
     again[1:] = key[1:] == key[:-1]
     key = torch.where(again, nobody, key).sort().values
@@ -42,13 +48,14 @@ def checked_list(
         if values.ndim != 1:
             raise ValueError(f"{name} has shape {tuple(values.shape)}; it must be (K,)")
         if values.numel() and readable(values):
+            values = as_index(values)
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= count:
                 raise ValueError(
                     f"{name} go from {low} to {high}; they must be from 0 to {count - 1}, since "
                     f"there are {count} {'rows of x' if name == names[0] else 'references'}"
                 )
-    rows, cols = (z.to(self_index.device, torch.int64) for z in given)
+    rows, cols = (as_index(z.to(self_index.device)) for z in given)
     if rows.shape != cols.shape:
         raise ValueError(
             f"{names[1]} has {len(cols)} entries and {names[0]} {len(rows)}; they must have as many"

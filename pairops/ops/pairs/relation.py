@@ -30,6 +30,7 @@ class Relation:
     # True where it is known without looking: no row is ignored; every row has a positive.
     complete: bool = False
     all_positive: bool = False
+    overlaps: bool = False  # True: intervals may overlap without being equal
     # (K,) int64: with a list, pos_begin and pos_end count its entries, which are positions.
     entries: Tensor | None = None
     addresses: Any = field(default=None, init=False)  # of the tensors, for the CPU engine

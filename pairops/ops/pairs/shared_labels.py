@@ -26,6 +26,11 @@ def check_several(name: str, labels: Tensor, owner: str, x: Tensor, classes: int
             f"{name} has shape {tuple(labels.shape)}; it must be {wanted}, one row for each of "
             f"{owner}" + (" and one column for each of labels" if classes is not None else "")
         )
+    if labels.dtype != torch.bool and labels.shape[1] == 1:
+        raise ValueError(
+            f"{name} has shape {tuple(labels.shape)}; it must be ({x.shape[0]},), or of dtype bool "
+            "if one column says who has the one label"
+        )
     if labels.dtype != torch.bool and readable(labels):
         wrong = labels[(labels != 0) & (labels != 1)]
         if len(wrong):
@@ -71,5 +76,13 @@ def _fake(_labels: Tensor, _ref_labels: Tensor | None, self_index: Tensor) -> li
     return [torch.empty_like(self_index), torch.empty_like(self_index), self_index.new_empty(count)]
 
 
+def _no_batches(*_: object) -> None:
+    raise ValueError(
+        "labels (N, C) differ from sample to sample of torch.vmap, and so would the lengths of "
+        "their lists; in_dims must be None for labels"
+    )
+
+
 library.impl("shared_labels", refusing(_shared_labels), "CompositeExplicitAutograd")
 torch.library.register_fake("pairops::shared_labels", _fake)
+torch.library.register_vmap("pairops::shared_labels", _no_batches)

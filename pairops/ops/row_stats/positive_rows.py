@@ -35,32 +35,39 @@ class PositiveRows:
             row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
             anchor = relation.permutation_x.index_select(0, row)
-            partner = relation.permutation_y.index_select(0, position)
             rows = _copies(pairs, anchor)
-            of_rows = replace(
+            by_index = replace(
                 rows.relation,
                 permutation_x=torch.arange(len(row), device=row.device),
-                pos_begin=relation.pos_begin.index_select(0, row),
-                pos_end=relation.pos_end.index_select(0, row),
-                self_index=self_index,
-            )
-            rows = replace(rows, relation=of_rows)
-            nobody = torch.full_like(position, -1)
-            by_index = replace(
-                of_rows,
                 pos_begin=position,
                 pos_end=position + 1,
-                self_index=nobody,
+                self_index=torch.full_like(position, -1),
                 entries=None,
             )
             alone = replace(rows, relation=by_index)
+            (score,) = row_stats(alone, total(POS, 1.0, 0.0))
+            if relation.overlaps:  # only in the order of the anchors do these intervals ascend
+                order = torch.argsort(row, stable=True)
+                row, position, self_index, anchor, score = (
+                    z.index_select(0, order) for z in (row, position, self_index, anchor, score)
+                )
+                rows = _copies(pairs, anchor)
+            partner = relation.permutation_y.index_select(0, position)
+            of_rows = replace(
+                by_index,
+                pos_begin=relation.pos_begin.index_select(0, row),
+                pos_end=relation.pos_end.index_select(0, row),
+                self_index=self_index,
+                entries=relation.entries,
+            )
+            rows = replace(rows, relation=of_rows)
         else:
             anchor, partner = pairs.shards.positive_pairs()
             shards = pairs.shards.of_rows(anchor)
             rows = replace(_copies(pairs, anchor), shards=shards)
             by_keys = shards.by_keys((partner, pairs.indices(1)))
             alone = replace(rows, shards=by_keys, cache=Cache(rows.cache.prepared))
-        (score,) = row_stats(alone, total(POS, 1.0, 0.0))
+            (score,) = row_stats(alone, total(POS, 1.0, 0.0))
         return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
 
     def per_anchor(self, values: Tensor) -> Tensor:

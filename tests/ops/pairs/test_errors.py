@@ -62,7 +62,7 @@ LABELLED: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
         (X, LABELS[:, None]),
         {},
         ValueError,
-        "labels has the value 2; of several labels for each row",
+        r"labels has shape \(6, 1\); it must be \(6,\)",
     ),
     "ref_emb without ref_labels": (
         (X, LABELS),

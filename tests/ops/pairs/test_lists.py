@@ -115,6 +115,7 @@ LOSSES: list[tuple[str, dict[str, Any]]] = [
     ("triplet_loss", {"mining": "semihard"}),
     ("triplet_loss", {"mining": "hard", "distance": "l2"}),
     ("lifted_structure_loss", {}),
+    ("lifted_structure_loss", {"form": "original"}),
     ("circle_loss", {"gamma": 4.0}),
 ]
 
@@ -234,6 +235,22 @@ def test_compiled_in_one_graph(name: str) -> None:
         compiled(ours, rows, cols).backward()
         loss(eager, rows, cols).backward()
         torch.testing.assert_close(ours.grad, eager.grad)
+
+
+def test_where_nobody_looks_a_pair_out_of_range_is_none() -> None:
+    x, labels = smooth(6, 3), torch.tensor([0, 1])
+
+    def loss(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        return pairops.supcon_loss(x, None, positives=(rows, cols))
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    rows, cols = torch.tensor([0, 1, 0, 2, 7, -1]), torch.tensor([3, 2, 9, -4, 1, 1])
+    torch.testing.assert_close(compiled(x, rows, cols), loss(x, rows[:2], cols[:2]))
+    for kind in (torch.uint16, torch.uint32, torch.uint64):
+        given = labels.to(kind), torch.tensor([4, 5]).to(kind)
+        torch.testing.assert_close(loss(x, *given), loss(x, labels, torch.tensor([4, 5])))
+    with pytest.raises(ValueError, match=r"positives\[0\] go from 0 to 9223372036854775807"):
+        loss(x, torch.tensor([0, 2**63 + 5], dtype=torch.uint64), labels)
 
 
 ROWS = torch.tensor([0, 1])

@@ -152,6 +152,7 @@ X, LABELS = torch.ones(6, 3), torch.ones(6, 2)
             r"ref_labels has shape \(6, 3\); it must be \(6, 2\), .* one column for each of labels",
         ),
         (LABELS, {"ignore_index": 1}, "ignore_index is given with several labels"),
+        (LABELS[:, :1], {}, r"labels has shape \(6, 1\); it must be \(6,\), or of dtype bool"),
         (LABELS, {"width": 1.0}, r"labels has shape \(6, 2\); it must be \(6,\)"),
     ],
 )  # fmt: skip
@@ -165,3 +166,9 @@ def test_what_takes_one_label_for_each_row() -> None:
     for call in (pairops.retrieval.evaluate, pairops.retrieval.first_ranks, pairops.n_pair_loss):
         with pytest.raises(ValueError, match=r"labels has shape \(6, 2\); it must be"):
             call(x, labels)
+
+
+def test_vmap_over_labels_is_refused_by_name() -> None:
+    x, labels = smooth(6, 3), several(6, 4, 0.4)
+    with pytest.raises(ValueError, match=r"labels \(N, C\) differ from sample to sample"):
+        torch.vmap(pairops.supcon_loss)(torch.stack([x, x]), torch.stack([labels, ~labels]))

@@ -50,6 +50,8 @@ CASES: dict[str, tuple[Tensor, Tensor | None, float]] = {
         torch.tensor([1e16, 1e16 + 2, 0.1, 0.1 + 2**-54, 1e300, -1e300, 0.3, 5e-324, 0.0]),
         torch.tensor([1e16 + 4, 0.2, 0.4, 0.30000000000000004, 1e300, 0.1, -5e-324]), 0.1,
     ),
+    "several tiles": (random(130), random(230), 0.3),
+    "several tiles of one set": (random(210), None, 0.2),
     "one row": (torch.tensor([3.0]), None, 1.0),
     "no rows": (torch.zeros(0), None, 1.0),
     "no references": (random(7), torch.zeros(0), 1.0),
@@ -100,6 +102,30 @@ def test_pairs_as_rows(name: str) -> None:
     rows = PositiveRows.of(pairs_of(name))
     found = sorted(zip(rows.anchor.tolist(), rows.partner.tolist(), strict=True))
     assert [list(pair) for pair in found] == truth
+
+
+@pytest.mark.usefixtures("wide_engine", "small_tiles")
+@pytest.mark.parametrize("name", ["several tiles", "several tiles of one set"])
+@pytest.mark.parametrize(
+    ("loss", "params"),
+    [
+        ("triplet_loss", {"mining": "all", "margin": 0.3}),
+        ("triplet_loss", {"mining": "semihard", "distance": "l2"}),
+        ("lifted_structure_loss", {"form": "original"}),
+    ],
+)
+def test_rows_whose_intervals_overlap(loss: str, params: dict[str, Any], name: str) -> None:
+    """Each pair as a row, of more columns than a tile has."""
+    values, others, width = CASES[name]
+    x = smooth(len(values), 5, torch.float64).requires_grad_()
+    given: dict[str, Any] = {"width": width, **params}
+    if others is not None:
+        given |= {"ref_emb": smooth(len(others), 5, torch.float64), "ref_labels": others}
+    found = getattr(pairops, loss)(x, values, reduction="none", **given)
+    truth = getattr(oracle, loss)(x, values, **given)
+    torch.testing.assert_close(found, truth)
+    ours, theirs = (torch.autograd.grad(z.square().sum(), x)[0] for z in (found, truth))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
 def test_a_rounded_bound_would_differ() -> None:

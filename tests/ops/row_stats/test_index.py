@@ -106,6 +106,17 @@ def test_inside_a_window_and_beside_other_terms(engine: str) -> None:
     assert all(isinstance(z, Tensor) for z in found[: terms.index(near)])
 
 
+@pytest.mark.usefixtures("open_engine")
+@pytest.mark.parametrize("distance", ["cosine", "l2", "sqeuclidean", "snr"])
+def test_an_empty_window_has_nobody(distance: str) -> None:
+    x = torch.randn(5, 4)
+    pairs = Pairs.of(x, torch.zeros(5).long(), distance=distance)  # type: ignore[arg-type]
+    terms = highest(POS, above=1.5, index=True), lowest(POS, below=-100.0, index=True)
+    for value, index in row_stats(pairs, *terms):
+        assert value.isinf().all()
+        assert index.tolist() == [-1] * 5
+
+
 @pytest.mark.usefixtures("engine")
 def test_an_earlier_term_may_have_one() -> None:
     case = CASES["square"](integers)
