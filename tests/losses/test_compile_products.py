@@ -103,7 +103,8 @@ def others(name: str, x: torch.Tensor) -> list[torch.Tensor]:
         "y": 0.5 * x.roll(1, 1),
         "positives": 0.5 * x.roll(1, 1).unsqueeze(1),
     }
-    names = [*inspect.signature(getattr(nn, name).forward).parameters]
+    parameters = inspect.signature(getattr(nn, name).forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     if name == "LossModule":
         return [given["labels"]]
     return [given[name] for name in names if name in given]
