@@ -149,19 +149,17 @@ MUTANTS = [
     # Scales.
     Mutant(
         "gradient through a scale without the scale", SIMILARITY,
-        "dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))",
-        "dx = perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True)",
+        "        dx = r * dx\n", "",
         (OF_STATISTICS,),
     ),
     Mutant(
         "the rounding of a gradient stays along a unit row", SIMILARITY,
-        "dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))",
-        "dx = r * perpendicular",
+        "        dx = dx - rows * (rows * dx).sum(1, keepdim=True)\n", "",
         (OF_UNIT_ROWS,),
     ),
     Mutant(
         "rows times a rounded scale", SIMILARITY,
-        "(x.to(scale.dtype) * scale.unsqueeze(1)).to(dtype)",
+        "(x * scale.unsqueeze(1)).to(dtype)",
         "x.to(dtype) * scale.to(dtype).unsqueeze(1)",
         (OF_INTERVALS, OF_SHARP_LOSSES),
     ),

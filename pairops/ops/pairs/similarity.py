@@ -71,7 +71,7 @@ def apply_scale(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     similarities, which a loss multiplies by its sharpness, and that of a gradient by the scale one
     along the row, beside which a gradient may be small.
     """
-    return x.to(dtype) if scale is None else (x.to(scale.dtype) * scale.unsqueeze(1)).to(dtype)
+    return x.to(dtype) if scale is None else (x * scale.unsqueeze(1)).to(dtype)
 
 
 def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor) -> Tensor:
@@ -80,16 +80,17 @@ def normalize_backward(g: Tensor, x: Tensor, scale: Tensor | None, keep: Tensor)
     A NaN or Inf in a row always reaches its gradient: a dot product's is finite where slopes are
     constant.
     """
-    # An ignored row may hold anything, and 0·NaN is NaN.
+    # An ignored row may hold anything, and 0·NaN is NaN. Names are used again, to free memory.
     rows = torch.where(keep.unsqueeze(1), x, 0).to(g.dtype)
     if scale is None:
         dx = g + 0.0 * rows
     else:
         r = scale.to(g.dtype).unsqueeze(1)
-        unit = r * rows
-        perpendicular = g - unit * (unit * g).sum(1, keepdim=True)
+        rows = r * rows
+        dx = g - rows * (rows * g).sum(1, keepdim=True)
         # Where rows nearly coincide, g is almost along them, and so is its rounding.
-        dx = r * (perpendicular - unit * (unit * perpendicular).sum(1, keepdim=True))
+        dx = dx - rows * (rows * dx).sum(1, keepdim=True)
+        dx = r * dx
     return torch.where(keep.unsqueeze(1), dx, 0.0)
 
 

@@ -39,11 +39,11 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     x, reason = pairs.x, missing()
     if reason is not None:
         return reason
-    if pairs.relation.entries is not None:
-        return "positives are a list"
     backend = cuda_kernels.installed()
     if x.device.type != backend.device:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
+    if pairs.relation.entries is not None:
+        return "positives are a list"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
     if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:
