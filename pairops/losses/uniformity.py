@@ -10,7 +10,7 @@ from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.tensor_checks import check_embeddings, number
 from pairops.ops.terms.term import ALL, lse
 
-from .objective.keywords import AloneApart, Value
+from .objective.keywords import UnlabelledApart, Value
 from .objective.objective import labelled
 from .objective.registration import loss
 
@@ -24,7 +24,7 @@ def uniformity_loss(
     *,
     t: float | Tensor = 2.0,
     distance: Distance = "sqeuclidean",
-    **common: Unpack[AloneApart],
+    **common: Unpack[UnlabelledApart],
 ) -> Value:
     """ℓ_i = log mean_{j≠k} e^{−t d_jk}, over all pairs of the batch: one number for every anchor.
 

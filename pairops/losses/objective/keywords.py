@@ -23,25 +23,25 @@ class Asked(TypedDict, total=False):
     group: Given
 
 
-class Otherwise(TypedDict, total=False):
-    """Keywords that say otherwise than by equal labels who is positive; `registration` documents
-    them."""
+class RelatedBy(TypedDict, total=False):
+    """The keywords of positives by a width or a list, in place of equal labels; `registration`
+    documents them."""
 
     width: float | None
     positives: tuple[Tensor, Tensor] | None
 
 
-class Labelled(Pairing, Otherwise, Asked, total=False):
+class Labelled(Pairing, RelatedBy, Asked, total=False):
     """The keywords of a loss over labels."""
 
 
-class LabelledApart(Relating, Otherwise, Asked, total=False):
+class LabelledApart(Relating, RelatedBy, Asked, total=False):
     """The keywords of a loss over labels with its own default of `distance`."""
 
     normalize: bool | None
 
 
-class AloneApart(Relating, Asked, total=False):
+class UnlabelledApart(Relating, Asked, total=False):
     """The keywords of `LabelledApart` for a loss that asks labels for nothing but ignored rows."""
 
     normalize: bool | None

@@ -277,37 +277,43 @@ def labelled(
 ) -> Objective:
     """Make the objective of a loss over labels; it decides the keywords `fixed` of `Pairs.of`."""
     asked, pairing = split(common, x, averages_pairs=averages_pairs)
+    positives = None
     if "width" in pairing or "positives" in pairing:
-        pairs = _otherwise(x, labels, {**pairing, **fixed})
-    else:
+        positives = _checked_relation(labels, pairing)
+    if positives is None:
         pairs = pairs_by_label(x, labels, **pairing, **fixed)  # type: ignore[arg-type]
+    else:
+        names = "positives[0]", "positives[1]"
+        pairs = pairs_by_list(x, positives, names, **pairing, **fixed)
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
-def _otherwise(x: Tensor, labels: Tensor | None, pairing: dict[str, Any]) -> Pairs:
-    """Make the pairs of a call that gives a width or a list of positives, or None for them."""
-    width, positives = pairing.pop("width", None), pairing.pop("positives", None)
-    name = "width" if positives is None else "positives"
+def _checked_relation(
+    labels: Tensor | None, pairing: dict[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """Check the width and the list of a call, of which there may be one, and take the list out."""
+    positives, width = pairing.pop("positives", None), pairing.get("width")
+    if width is not None:
+        pairing["width"] = width_of(width)
     if width is None and positives is None:
-        return pairs_by_label(x, labels, **pairing)  # type: ignore[arg-type]
+        return None
     if "ignore_index" in pairing:
+        name, are = ("width", "numbers") if positives is None else ("positives", "None")
         raise ValueError(
-            f"ignore_index is given with {name}; it must be left out, since labels are "
-            + ("numbers then: NaN is nobody's positive" if positives is None else "None")
+            f"ignore_index is given with {name}; labels are {are} then, so it must be left out"
         )
     if positives is None:
-        return pairs_by_label(x, labels, width=width_of(width), **pairing)  # type: ignore[arg-type]
-    for other, given in (("labels", labels), ("width", width)):
-        if given is not None:
-            raise ValueError(f"{other} is given with positives; it must be None")
-    if pairing.pop("ref_labels", None) is not None:
-        raise ValueError("ref_labels is given with positives; it must be None")
+        return None
+    given = {"labels": labels, "width": width, "ref_labels": pairing.get("ref_labels")}
+    for name, other in given.items():
+        if other is not None:
+            raise ValueError(f"{name} is given with positives; it must be None")
+        pairing.pop(name, None)
     if not isinstance(positives, (tuple, list)) or len(positives) != 2:
         raise TypeError(
             f"positives is {shown(positives)}; it must be (rows, cols), two integer tensors (K,)"
         )
-    names = "positives[0]", "positives[1]"
-    return pairs_by_list(x, tuple(positives), names, **pairing)
+    return positives[0], positives[1]
 
 
 def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:

@@ -33,8 +33,8 @@ POSITIVES = Keyword(
     "(rows, cols), two (K,) integer tensors in place of labels, which must be None: reference "
     "cols_k is a positive of anchor rows_k, and every other a negative, as in `Pairs.listed`.",
 )
-OTHERWISE = {"width": WIDTH, "positives": POSITIVES}
-SHARED = keywords_of(Pairs.of) | OTHERWISE | keywords_of(Objective.of)
+RELATED_BY = {"width": WIDTH, "positives": POSITIVES}
+SHARED = keywords_of(Pairs.of) | RELATED_BY | keywords_of(Objective.of)
 
 # Sections of a loss's docstring, where it has none of its own.
 _COMMON = {

@@ -25,6 +25,7 @@ from .plan import SERVED, Plan, declines_pairs, plan_of, serves
 NAME = "cpu"
 TAKES_EARLIER = True
 TAKES_DISTANCES = True
+TAKES_LISTS = True
 DEVICE: str | None = "cpu"
 
 _MOST = 2**31 - 1  # rows: csrc/math/accumulators.h counts columns in 32 bits
@@ -198,8 +199,9 @@ def planned_backward(
     if needs.x:
         dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
-    one_of_two = needs.x and y is None and pairs.relation.entries is not None
-    if (needs.y and y is not None) or one_of_two:
+    # One set with a list counts as two, whose gradients are added before they are rounded.
+    counts_as_two = needs.x and y is None and pairs.relation.entries is not None
+    if (needs.y and y is not None) or counts_as_two:
         dy = torch.zeros(x.shape if y is None else y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()
     mask_bytes = 0
@@ -226,7 +228,7 @@ def planned_backward(
             plan.compiled, *call.shared, every.data_ptr(), found, cotangent_addresses, slopes, bit,
             mask_bytes, *call.settings, by_x, by_y,
         )  # fmt: skip
-    if one_of_two and dx is not None and dy is not None:  # a list makes two sets of one
+    if counts_as_two and dx is not None and dy is not None:
         dx, dy = dx.add_(dy), None
     return dx, dy, gradients
 

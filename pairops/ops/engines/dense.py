@@ -22,6 +22,7 @@ from .protocol import Backward
 NAME = "dense"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
+TAKES_LISTS = True
 DEVICE: str | None = None
 backward: Backward | None = None
 

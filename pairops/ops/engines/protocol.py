@@ -41,6 +41,7 @@ class Engine(Protocol):
     # May pairs have a measure? Terms and windows are then of closeness, and gradients by x and y
     # are whole. An engine that says False gets terms of similarities, see `terms_for_engine`.
     TAKES_DISTANCES: bool
+    TAKES_LISTS: bool  # may positives be a list?
     DEVICE: str | None  # what its kernels are for, "cpu" or "cuda"; None: any device
 
     def missing(self) -> str | None:
@@ -89,6 +90,8 @@ def reason_against(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> str | None:
     """Return why the engine cannot serve this call, or None."""
+    if pairs.relation.entries is not None and not engine.TAKES_LISTS:
+        return "positives are a list"
     with torch.no_grad():
         return engine.declines(pairs, *terms_for_engine(engine, pairs, rows, cols))
 

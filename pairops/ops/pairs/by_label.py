@@ -41,9 +41,10 @@ def pairs_by_label(
     distance: Distance = "cosine",
     normalize: bool | None = None,
     group: Group | None = None,
+    called: tuple[str, str] = ("labels", "ref_labels"),
 ) -> Pairs:
     """`Pairs.of`, for a loss that has checked x and agreed with the other ranks; with a width
-    `Pairs.within`, whose numbers are the labels."""
+    `Pairs.within`, whose numbers are the labels. called: the names of both, for errors."""
     if type(labels) is Tensor and labels.ndim == 2 and width is None:
         from .by_list import pairs_by_shared_labels
 
@@ -63,17 +64,17 @@ def pairs_by_label(
     unit = default or compares_units(distance, normalize)
     as_given = labels, ref_labels
     kinds = whole_numbers if width is None else numbers
-    labels = kinds("labels", labels, "x", x)
+    labels = kinds(called[0], labels, "x", x)
     if ref_emb is None:
-        for name, given in (("ref_labels", ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
+        for name, given in ((called[1], ref_labels), ("ids", ids), ("ref_ids", ref_ids)):
             if given is not None:
                 raise ValueError(f"{name} is given without ref_emb; it must come with one")
         self_index, names = arange(x) if group is not None and exclude_self else None, None
     else:
         check_embeddings("ref_emb", ref_emb, like=("x", x))
         if ref_labels is None:
-            raise ValueError("ref_labels is None; it must be given with ref_emb")
-        ref_labels = kinds("ref_labels", ref_labels, "ref_emb", ref_emb)
+            raise ValueError(f"{called[1]} is None; it must be given with ref_emb")
+        ref_labels = kinds(called[1], ref_labels, "ref_emb", ref_emb)
         names = named(x, ref_emb, ids, ref_ids, exclude_self)
         self_index = self_index_of(x, ref_emb, exclude_self) if names is None else None
     if width is not None:

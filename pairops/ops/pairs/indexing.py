@@ -48,6 +48,17 @@ def inverse_permutation(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
 
 
+def positions_of(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """List the positions of intervals [begin, end): (K,) which interval has each, and the position.
+
+    The host waits for K on a GPU.
+    """
+    count = end - begin
+    which = torch.repeat_interleave(count)
+    first = begin - (count.cumsum(0) - count)
+    return which, first.index_select(0, which) + arange(which)
+
+
 def first_named(names: Tensor, others: Tensor) -> Tensor:
     """Return (N,) the index of the first of `others` (M,) with the same name, or −1."""
     if not len(others):

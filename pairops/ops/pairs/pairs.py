@@ -21,7 +21,7 @@ from .indexing import arange
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
-from .widths import numbers, width_of
+from .widths import width_of
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -323,18 +323,10 @@ class Pairs:
         from .by_label import pairs_by_label
 
         check_embeddings("x", x)
-        values = numbers("values", values, "x", x)
-        if ref_emb is not None:
-            check_embeddings("ref_emb", ref_emb, like=("x", x))
-            if ref_values is None:
-                raise ValueError("ref_values is None; it must be given with ref_emb")
-            ref_values = numbers("ref_values", ref_values, "ref_emb", ref_emb)
-        elif ref_values is not None:
-            raise ValueError("ref_values is given without ref_emb; it must come with one")
         return pairs_by_label(
             x, values, ref_emb=ref_emb, ref_labels=ref_values, ids=ids, ref_ids=ref_ids,
             exclude_self=exclude_self, ignore_index=None, width=width_of(width), distance=distance,
-            normalize=normalize, group=Group.of(group),
+            normalize=normalize, group=Group.of(group), called=("values", "ref_values"),
         )  # fmt: skip
 
     @staticmethod

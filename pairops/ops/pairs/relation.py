@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .indexing import positions_of
+
 
 @dataclass(eq=False)
 class Relation:
@@ -61,11 +63,8 @@ class Relation:
         """List the positives of the rows at these positions: (K,) which of `rows`, and positions of
         columns. The host waits for K on a GPU."""
         assert self.entries is not None, "the relation is a list"
-        begin, end = self.pos_begin[rows], self.pos_end[rows]
-        count = end - begin
-        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
-        first = begin - (count.cumsum(0) - count)
-        return row, self.entries[first[row] + torch.arange(len(row), device=rows.device)]
+        row, entry = positions_of(self.pos_begin[rows], self.pos_end[rows])
+        return row, self.entries[entry]
 
     def positive(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Tell (R, C) which columns at these positions are positives of the rows at these."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pairops.ops.distributed.group import Group
 
-from .indexing import arange, first_named
+from .indexing import arange, first_named, positions_of
 from .widths import bounds
 
 
@@ -102,10 +102,9 @@ class Shards:
         """
         columns, order = torch.sort(self.group.rows(self.keys[1], self.sizes[1]), stable=True)
         first, last = _interval(self.keys[0], columns, self.width)
-        count = torch.where(_valid(self.keys[0], self.ignore_index), last - first, 0)
-        row = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-        begin = first - (count.cumsum(0) - count)
-        column = order[begin[row] + torch.arange(len(row), device=row.device)]
+        last = torch.where(_valid(self.keys[0], self.ignore_index), last, first)
+        row, position = positions_of(first, last)
+        column = order[position]
         others = column != self.self_index[row]
         return row[others], column[others]
 

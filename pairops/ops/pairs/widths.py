@@ -14,19 +14,16 @@ from pairops.ops.autograd.node import by_sample
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.terms.checks import shown
-from pairops.ops.terms.plain_numbers import plain_float
-from pairops.ops.terms.tensor_checks import check_real, check_storage
+from pairops.ops.terms.checks import plain_number, shown
+from pairops.ops.terms.tensor_checks import check_one_each, check_real, check_storage
 
 from .indexing import inverse_permutation
 
 
 def width_of(given: object) -> float:
     """Return a width, a finite number that is not negative."""
-    width = plain_float(given)
-    if width is None:
-        raise TypeError(f"width is {type(given).__name__}; it must be a number")
-    if not 0 <= width < torch.inf:
+    width = plain_number("width", given)
+    if width < 0:
         raise ValueError(f"width is {shown(given)}; it must be a finite number, 0 or above")
     return width
 
@@ -35,11 +32,7 @@ def numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
     """Return real numbers (N,) in the widest dtype on the device of x, one for each of its rows."""
     check_real(name, values)
     check_storage(name, values)
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
-            f"one for each row of {owner}"
-        )
+    check_one_each(name, values, owner, x)
     return values.detach().to(x.device, widest_float(x.device)).contiguous()
 
 

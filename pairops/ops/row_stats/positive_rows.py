@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.indexing import add_rows, pick_rows
+from pairops.ops.pairs.indexing import add_rows, pick_rows, positions_of
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Scales
 from pairops.ops.terms.term import POS, total
@@ -105,12 +105,9 @@ def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     position = torch.arange(pairs.shape[1], device=pairs.x.device)
     first = torch.searchsorted(relation.pos_end.contiguous(), position, right=True)
     last = torch.searchsorted(relation.pos_begin.contiguous(), position, right=True)
-    count = last - first
     if not pairs.complete:
-        count = torch.where(relation.valid_y[relation.permutation_y], count, 0)
-    column = torch.repeat_interleave(count)
-    begin = first - (count.cumsum(0) - count)
-    row = begin.index_select(0, column) + torch.arange(len(column), device=position.device)
+        last = torch.where(relation.valid_y[relation.permutation_y], last, first)
+    column, row = positions_of(first, last)
     self_index = relation.self_index.index_select(0, row)
     counts = self_index != column
     if not pairs.complete:

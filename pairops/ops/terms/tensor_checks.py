@@ -143,17 +143,22 @@ def whole_numbers(name: str, values: Tensor, owner: str, x: Tensor) -> Tensor:
             f"{name} is {type(values).__name__}, which has no memory of its own; it must be a "
             f"plain tensor, as {owner} is"
         )
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
-            f"one for each row of {owner}"
-        )
+    check_one_each(name, values, owner, x)
     if values.device != x.device:
         warnings.warn(
             f"{name} is on {values.device} and {owner} on {x.device}: it is copied at every call",
             stacklevel=4,
         )
     return values.to(x.device, torch.int64).contiguous()
+
+
+def check_one_each(name: str, values: Tensor, owner: str, x: Tensor) -> None:
+    """Refuse any shape but (N,), one value for each row of x."""
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}; it must be ({x.shape[0]},), "
+            f"one for each row of {owner}"
+        )
 
 
 def check_integers(name: str, values: Tensor, shape: str = "(N,)") -> None:

@@ -36,6 +36,7 @@ from .grid import Grid, Tile, TiledTerm, counts
 NAME = "blockwise"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
+TAKES_LISTS = True
 DEVICE: str | None = None
 
 

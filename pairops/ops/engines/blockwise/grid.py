@@ -82,7 +82,7 @@ class Grid:
             )
             if self.host and len(pos_begin)
         ]
-        self._listed = None if relation.entries is None else _Listed(relation, self.extent)
+        self._listed = None if relation.entries is None else _TiledList(relation, self.extent)
         self._masks: tuple[Tile, dict[str, Tensor]] = (-1, -1), {}
 
     def _scaled(self, axis: int, z: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -159,7 +159,7 @@ class Grid:
         return mask & positive if side == POS else mask & ~positive
 
 
-class _Listed:
+class _TiledList:
     """Positives by list, cut into tiles: they are few, and most tiles have none."""
 
     def __init__(self, relation: Relation, extent: tuple[int, int]) -> None:

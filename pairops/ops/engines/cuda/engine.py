@@ -23,6 +23,7 @@ from .launch import CudaCall
 NAME = "cuda"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
+TAKES_LISTS = False
 DEVICE: str | None = "cuda"
 
 _MOST_ROWS = 2**31 - 2**16  # positions are counted in 32 bits
@@ -42,8 +43,6 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     backend = cuda_kernels.installed()
     if x.device.type != backend.device:
         return f"x is on {x.device.type}; the CUDA kernels are for CUDA devices"
-    if pairs.relation.entries is not None:
-        return "positives are a list"
     if pairs.dtype == torch.float64:
         return "x is float64; the CUDA kernels sum in float32"
     if pairs.scales.x is not None and pairs.scales.x.dtype != torch.float64:

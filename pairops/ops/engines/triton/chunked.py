@@ -21,6 +21,7 @@ from . import engine as triton_engine
 NAME = "chunked"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
+TAKES_LISTS = False
 DEVICE: str | None = "cuda"
 
 
@@ -30,8 +31,6 @@ def missing() -> str | None:
 
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     x = pairs.x
-    if pairs.relation.entries is not None:
-        return "positives are a list"
     if x.dtype == torch.float32 and float32_level() != "highest":
         # torch.mm would multiply in TensorFloat-32, whose 11 bits are fewer than "high" promises.
         return 'float32 below the precision "highest" is for the triton engine\'s own products'

@@ -48,6 +48,7 @@ def _without() -> str | None:
 NAME = "triton"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
+TAKES_LISTS = False
 DEVICE: str | None = "cuda"
 MISSING = _without()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -63,8 +64,6 @@ def missing() -> str | None:
 def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
     if MISSING is not None:
         return MISSING
-    if pairs.relation.entries is not None:
-        return "positives are a list"
     device = pairs.x.device.type
     if device != ("cpu" if INTERPRETED else "cuda"):
         instead = "runs on the CPU, in its interpreter" if INTERPRETED else "is for CUDA devices"
