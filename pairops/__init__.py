@@ -20,6 +20,7 @@ from .ops.engines import engine as engine
 from .ops.engines import set_engine as set_engine
 from .ops.pairs.pairs import Pairs as Pairs
 from .ops.row_stats.op import row_stats as row_stats
+from .ops.row_stats.positive_rows import PositiveRows as PositiveRows
 from .ops.terms import functions as functions
 from .ops.terms.arguments import partner as partner
 from .ops.terms.arguments import table as table
@@ -52,6 +53,7 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "Earlier",
         "Function",
         "Pairs",
+        "PositiveRows",
         "Term",
         "cached_step",
         "engine",

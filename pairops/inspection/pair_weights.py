@@ -15,8 +15,9 @@ from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import ENGINES
 from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.picked import copied
 from pairops.ops.pairs.similarity import apply_scale, no_autocast, product
-from pairops.ops.row_stats import levels
+from pairops.ops.row_stats import levels, picked_rows
 from pairops.ops.row_stats.levels import Levels
 from pairops.ops.row_stats.op import RecordedCall, watched
 from pairops.ops.terms.arguments import Partner, Table
@@ -81,8 +82,7 @@ def pair_weights(
     statistics = [z for call in calls for z in call.statistics if z.requires_grad]
     found = torch.autograd.grad(value.sum(), statistics, allow_unused=True)
     cotangent: dict[int, Tensor | None] = dict(zip([id(z) for z in statistics], found, strict=True))
-    whole = [call.pairs.shape[0] for call in calls if call.pairs.copies_of is None]
-    n = max(whole, default=len(x))
+    n = max([call.pairs.shape[0] for call in calls if _whole(call.pairs)], default=len(x))
     index = [
         _indices(name, chosen, extent, x.device)
         for name, chosen, extent in (("rows", rows, n), ("cols", cols, pairs.shape[1]))
@@ -111,12 +111,19 @@ def _indices(name: str, chosen: Tensor | slice | None, extent: int, device: torc
     return torch.where(chosen < 0, chosen + extent, chosen)
 
 
+def _whole(pairs: Pairs) -> bool:
+    """Whether the rows are all of a set, once each."""
+    return pairs.copies_of is None and pairs.relation.picked is None
+
+
 def _of_call(
     call: RecordedCall, index: list[Tensor], cotangent: dict[int, Tensor | None]
 ) -> Tensor:
     """What the statistics of one call add to the block."""
     pairs, (wanted, cols) = call.pairs, index
     rows, into = wanted, torch.arange(len(wanted), device=wanted.device)
+    if pairs.relation.picked is not None:
+        pairs = copied(pairs)
     if pairs.copies_of is not None:
         matches = pairs.copies_of.unsqueeze(1) == wanted
         rows, into = matches.nonzero().unbind(1)
@@ -213,5 +220,5 @@ def extreme_indices(pairs: Pairs, term: Term, axis: int = 0) -> Tensor:
     term = term.over(owners, partners, pairs.dtype, pairs.x.device)
     terms = ((term,), ()) if axis == 0 else ((), (term,))
     with torch.no_grad():
-        _, (index,), _ = levels.forward(ENGINES["blockwise"], pairs, *terms)
+        _, (index,), _ = picked_rows.forward(ENGINES["blockwise"], pairs, *terms)
     return index

@@ -41,8 +41,8 @@ def triplet_loss(
     gets the gradient. `reduction="mean_pairs"` averages over positive pairs with mining="semihard",
     and over the triplets with [z]₊ > 0 with mining="all"; mining="hard" does not have it.
 
-    "semihard" and "all" make a row of every positive pair: they take O(K·D) memory for K such pairs
-    and, on a GPU, wait for K.
+    "semihard" and "all" make a row of every positive pair, see `PositiveRows`: they take O(N·D + K)
+    memory for K such pairs and, on a GPU, wait for K.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.

@@ -34,6 +34,7 @@ SMALL_MEAN = "pairops/ops/row_stats/small_mean.py"
 BACKWARD = "pairops/ops/row_stats/backward.py"
 SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
+PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
 REDUCTION = "pairops/losses/objective/reduction.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
@@ -51,6 +52,7 @@ OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_INDEX = "tests/ops/row_stats/test_index.py"
+OF_POSITIVE_ROWS = "tests/ops/row_stats/test_positive_rows.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
 OF_LISTS = "tests/ops/pairs/test_lists.py"
 OF_SHARED_LABELS = "tests/ops/pairs/test_shared_labels.py"
@@ -145,6 +147,22 @@ MUTANTS = [
         "a row is listed as a positive of itself", POSITIVE_ROWS,
         "counts = self_index != column", "counts = self_index == self_index",
         (of_loss("lifted_structure_loss-form=original", "square"),),
+    ),
+    Mutant(
+        "every block of picked rows adds its gradient to the rows of the first", PICKED_ROWS,
+        "plus_rows(by_x, picked[here], dx)", "plus_rows(by_x, picked[: last - first], dx)",
+        (OF_POSITIVE_ROWS,),
+    ),
+    Mutant(
+        "every block of picked rows has the tile masks of the first", PICKED_ROWS,
+        "masks, offset = tile_masks[offset:end].view(shape), end",
+        "masks = tile_masks[: end - offset].view(shape)",
+        (OF_POSITIVE_ROWS,),
+    ),
+    Mutant(
+        "columns get the gradient of the last block of picked rows alone", PICKED_ROWS,
+        "by_y = dy if by_y is None or dy is None else _added(by_y, dy)", "by_y = dy",
+        (OF_POSITIVE_ROWS,),
     ),
     # Scales.
     Mutant(

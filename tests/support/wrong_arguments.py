@@ -53,6 +53,12 @@ def pairs() -> pairops.Pairs:
     return pairops.Pairs.of(rows(), labels())
 
 
+def of_per_anchor(values: Any) -> Any:
+    return pairops.PositiveRows.of(pairs()).per_anchor(values)
+
+
+K = len(pairops.PositiveRows.of(pairs()).anchor)
+
 # Made once: each is kept for good, and planned anew.
 ITSELF = pairops.Function(lambda s: s, name="itself")
 TIMES = pairops.Function(lambda s, a: s * a, name="times")
@@ -134,6 +140,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         },
     ),
     "Pairs.paired": (pairops.Pairs.paired, lambda: {"x": rows(), "y": rows().flip(0)}),
+    "PositiveRows.of": (pairops.PositiveRows.of, lambda: {"pairs": pairs()}),
+    "PositiveRows.per_anchor": (of_per_anchor, lambda: {"values": torch.ones(K)}),
     "row_stats": (
         of_row_stats,
         lambda: {"pairs": pairs(), "rows": pairops.lse("neg", 1.0, 0.0), "cols": ()},
@@ -268,8 +276,9 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "10**400, 0-d, 0-d int", "any number; beyond floats it is infinite",
     ),
     (
-        "total lse lowest highest Term partner", "args above below values", "floats, floats *, "
-        "NaN in floats, ints beyond, bools, float8, 0-d, 0-d int", "any real numbers, cast",
+        "total lse lowest highest Term partner PositiveRows.per_anchor", "args above below values",
+        "floats, floats *, NaN in floats, ints beyond, bools, float8, 0-d, 0-d int",
+        "any real numbers, cast",
     ),
 ]  # fmt: skip
 

@@ -25,11 +25,12 @@ library.define("self_rows(Tensor x, Tensor y) -> Tensor")
 # Embeddings packed for the CUDA kernels: bindings/packing.py.
 library.define("pack(Tensor z, Tensor? scale, Tensor order, Tensor valid, str level) -> Tensor[]")
 
-# Row statistics and their gradient: row_stats/bodies.py. relation: the fields of `Relation`.
-# measure: the key of a `Measure`, or "".
+# Row statistics and their gradient: row_stats/bodies.py. relation, picked: the fields
+# of `Relation`. measure: the key of a `Measure`, or "".
 _CALL = (
-    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, str measure, "
-    "Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, Tensor? traced"
+    "Tensor x, Tensor? y, Tensor? scale_x, Tensor? scale_y, Tensor[] relation, Tensor? picked, "
+    "str measure, Tensor[] prepared, Tensor[] vectors, float[] numbers, str recipe, str engine, "
+    "Tensor? traced"
 )
 library.define(
     f"row_stats({_CALL}) -> (Tensor[] statistics, Tensor[] arguments, Tensor tile_masks)"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.picked import copied, of_rows
 from pairops.ops.terms.checks import one_of
 from pairops.ops.terms.term import Term
 
@@ -114,6 +115,8 @@ def asked_in_turn(
 
     The last one serves it, unless it is named by the caller and declines.
     """
+    if pairs.relation.picked is not None:  # engines see copies of some rows, however many
+        pairs, rows = copied(pairs, 0, 0), of_rows(rows, 0, 0)
     named = _known(asked_for(), "PAIROPS_ENGINE")
     asked: list[tuple[str, str | None]] = []
     for name in _preferred(pairs) if named == "auto" else [named]:

@@ -79,6 +79,8 @@ def plan_at_once(
     """
     if pairs.shards is not None or not pairs.x.is_cpu or asked_for not in ("auto", "cpu"):
         return None
+    if pairs.relation.picked is not None:
+        return None
     if not followed_by_autograd_alone(pairs.x, pairs.y):
         return None
     plan = plan_of(rows, cols)

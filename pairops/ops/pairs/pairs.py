@@ -17,7 +17,6 @@ from pairops.ops.distributed.group import Given, Group
 from pairops.ops.terms.tensor_checks import check_embeddings
 
 from .distances import Distance, Measure, Squares
-from .indexing import arange
 from .relation import Cache, Relation, Scales
 from .shards import Shards
 from .similarity import at_least_float32, inverse_norm
@@ -57,7 +56,8 @@ class Pairs:
     once.
 
     Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the rows.
+        x: (N, D) float16, bfloat16, float32 or float64, the rows; with `relation.picked`, what the
+            rows are picked from.
         y: (M, D) of the dtype of x, the columns. None: the same set.
         relation: both sets in sorted order, and for each row its positives, itself, and whether it
             counts.
@@ -88,7 +88,8 @@ class Pairs:
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of rows and columns (N, M)."""
-        return self.x.shape[0], self.other.shape[0]
+        picked = self.relation.picked
+        return (self.x if picked is None else picked).shape[0], self.other.shape[0]
 
     def of_one_rank(self, what: str) -> "Pairs":
         """Return these pairs, or raise ValueError if they have a group.
@@ -193,7 +194,7 @@ class Pairs:
         Returns:
             (N,) or (M,) int64.
         """
-        rows = arange(self.x if axis == 0 else self.other)
+        rows = torch.arange(self.shape[axis], device=self.x.device)
         return rows if self.shards is None else rows + self.shards.first(axis)
 
     def of_all(self, axis: int, values: Tensor) -> Tensor:

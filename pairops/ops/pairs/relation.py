@@ -35,10 +35,12 @@ class Relation:
     overlaps: bool = False  # True: intervals may overlap without being equal
     # (K,) int64: with a list, pos_begin and pos_end count its entries, which are positions.
     entries: Tensor | None = None
+    # (N,) int64: row k is row picked[k] of x; None: the rows are those of x.
+    picked: Tensor | None = None
     addresses: Any = field(default=None, init=False)  # of the tensors, for the CPU engine
 
     @staticmethod
-    def of(tensors: Sequence[Tensor]) -> "Relation":
+    def of(tensors: Sequence[Tensor], picked: Tensor | None) -> "Relation":
         permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y, *entries = (
             tensors
         )
@@ -46,13 +48,15 @@ class Relation:
             permutation_x, permutation_y, pos_begin, pos_end, self_index, valid_x, valid_y
         )
         relation.entries = entries[0] if entries else None
+        relation.picked = picked
         return relation
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "addresses": None}  # a copy lies elsewhere
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors in their order, as an op takes them; `of` is the inverse."""
+        """Return the tensors but `picked` in their order, as an op takes them; `of` is the
+        inverse."""
         found = [
             self.permutation_x, self.permutation_y, self.pos_begin, self.pos_end, self.self_index,
             self.valid_x, self.valid_y,

@@ -14,7 +14,7 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.recipe import unpack
 
-from . import levels
+from . import picked_rows
 from .backward import by_vector
 from .backward import wanted as gradients_wanted
 
@@ -25,6 +25,7 @@ def _forward(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    picked: Tensor | None,
     measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
@@ -34,10 +35,13 @@ def _forward(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
+    related = Relation.of(relation, picked)
+    pairs = Pairs(x, y, related, scales, cache, measure=Measure.of(measure))
     with torch.no_grad(), no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
-        return levels.forward(ENGINES[engine], pairs, rows, cols)
+        found = picked_rows.forward(ENGINES[engine], pairs, rows, cols)
+        # A compiler may not know how many rows are picked, nor then how many tiles there are.
+        return found if picked is None else (*found[:2], x.new_empty(0, dtype=torch.uint8))
 
 
 def backward(
@@ -46,6 +50,7 @@ def backward(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    picked: Tensor | None,
     measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
@@ -68,11 +73,12 @@ def backward(
     sweeps whatever the engine was, and visits all tiles: tile masks serve only their own engine.
     """
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
+    related = Relation.of(relation, picked)
+    pairs = Pairs(x, y, related, scales, cache, measure=Measure.of(measure))
     with no_autocast(x.device.type):
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
-        dx, dy, by_term = levels.backward(
+        dx, dy, by_term = picked_rows.backward(
             engine, pairs, rows, cols, statistics, arguments, tile_masks, [*cotangents],
             gradients_wanted(terms, need_x, need_y, need_vectors),
         )  # fmt: skip
@@ -88,6 +94,7 @@ def _forward_fake(
     scale_x: Tensor | None,
     scale_y: Tensor | None,
     relation: list[Tensor],
+    picked: Tensor | None,
     measure: str,
     prepared: list[Tensor],
     vectors: list[Tensor],
@@ -97,7 +104,8 @@ def _forward_fake(
     traced: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
-    pairs = Pairs(x, y, Relation.of(relation), scales, cache, measure=Measure.of(measure))
+    related = Relation.of(relation, picked)
+    pairs = Pairs(x, y, related, scales, cache, measure=Measure.of(measure))
     n, m = pairs.shape
     rows, cols = unpack(recipe, _stand_ins(numbers, traced), vectors)
     owners = [(term, n) for term in rows] + [(term, m) for term in cols]
@@ -105,7 +113,9 @@ def _forward_fake(
     arguments = [
         x.new_empty(length, dtype=torch.int64) for term, length in owners if term.keeps_argument
     ]
-    tile_masks = tile_masks_shape(ENGINES[engine], pairs, rows, cols)
+    tile_masks: tuple[int | torch.SymInt, ...] = (0,)
+    if picked is None:
+        tile_masks = tile_masks_shape(ENGINES[engine], pairs, rows, cols)
     return statistics, arguments, x.new_empty(tile_masks, dtype=torch.uint8)
 
 
@@ -115,6 +125,7 @@ def _backward_fake(
     _scale_x: Tensor | None,
     _scale_y: Tensor | None,
     _relation: list[Tensor],
+    _picked: Tensor | None,
     _measure: str,
     _prepared: list[Tensor],
     vectors: list[Tensor],

@@ -24,7 +24,7 @@ from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import BY_SETS, Term, indices
 
-from . import levels
+from . import picked_rows
 from .backward import by_vector, wanted
 from .nodes import RowStatsCall, differentiable_gradient
 
@@ -130,8 +130,8 @@ class _Eager(torch.autograd.Function):
         values: Sequence[Tensor]
         tile_masks: Tensor | None
         if plan is None:
-            values, arguments, tile_masks = levels.forward(engine, pairs, rows, cols)
-            prepared = engine.prepare(pairs)
+            values, arguments, tile_masks = picked_rows.forward(engine, pairs, rows, cols)
+            prepared = picked_rows.prepare(engine, pairs)
             constant = [k for k, term in enumerate(rows + cols) if not term.grad]
             asked = indices(rows + cols)
             whole = False
@@ -245,7 +245,7 @@ def _by_the_long_way(
     ]
     if again:
         recipe, numbers, _ = pack(rows, cols)
-        prepared = saved.engine.prepare(pairs)
+        prepared = picked_rows.prepare(saved.engine, pairs)
         call, given = RowStatsCall.of(
             pairs, recipe, numbers, None, tensors, prepared, saved.engine.NAME, terms
         )
@@ -254,7 +254,7 @@ def _by_the_long_way(
             call, flags, *given, *values, *arguments, tile_masks, *cotangents
         )
     with no_autocast(pairs.x.device.type):
-        dx, dy, by_term = levels.backward(
+        dx, dy, by_term = picked_rows.backward(
             saved.engine.NAME, pairs, rows, cols, values, arguments, tile_masks, cotangents,
             wanted(terms, needs[0], needs[1], needs[2:]),
         )  # fmt: skip

@@ -27,9 +27,9 @@ class RowStatsCall(NamedTuple):
     """A call without its tensors, and the number of tensors of each kind.
 
     torch follows a tensor only as a separate argument, so all tensors of a call are in one row: x,
-    y, vectors, scale_x, scale_y, traced, prepared, relation, which are `given`; then the results of
-    the op `row_stats`, statistics, arguments, tile masks; then cotangents. Nothing but this class
-    knows that order.
+    y, vectors, scale_x, scale_y, traced, picked, prepared, relation, which are `given`; then the
+    results of the op `row_stats`, statistics, arguments, tile masks; then cotangents. Nothing but
+    this class knows that order.
     """
 
     measure: str  # the key of the distance of the pairs
@@ -56,7 +56,7 @@ class RowStatsCall(NamedTuple):
         """Return the call, and the row of given tensors."""
         given = (
             pairs.x, pairs.y, *vectors, pairs.scales.x, pairs.scales.y, traced,
-            *prepared, *pairs.relation.tensors(),
+            pairs.relation.picked, *prepared, *pairs.relation.tensors(),
         )  # fmt: skip
         constant = tuple([k for k, term in enumerate(terms) if not term.grad])
         counts = len(terms), len(vectors), len(prepared), len(given)
@@ -87,10 +87,10 @@ class RowStatsCall(NamedTuple):
         """Return the arguments that both ops share, in the order of their schemas."""
         x, y, *rest = row[: self.given]
         vectors = rest[: self.vectors]
-        scale_x, scale_y, traced, *rest = rest[self.vectors :]
+        scale_x, scale_y, traced, picked, *rest = rest[self.vectors :]
         prepared, relation = rest[: self.prepared], rest[self.prepared :]
         return (
-            x, y, scale_x, scale_y, relation, self.measure, prepared, vectors,
+            x, y, scale_x, scale_y, relation, picked, self.measure, prepared, vectors,
             self.numbers, self.recipe, self.engine, traced,
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term, indices
 
-from . import eager, levels, sharded
+from . import eager, picked_rows, sharded
 from .nodes import RowStats, RowStatsCall
 
 
@@ -142,13 +142,13 @@ def _row_stats(pairs: Pairs, rows: tuple[Term, ...], cols: tuple[Term, ...]) -> 
     serving = engines.ENGINES[engine]
     asked = indices(rows + cols)
     if serving.backward is None:
-        statistics, arguments, _ = levels.forward(serving, pairs, rows, cols)
+        statistics, arguments, _ = picked_rows.forward(serving, pairs, rows, cols)
         return (*statistics, *[arguments[k] for k in asked])
     tensors = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
     if followed_by_autograd_alone(pairs.x, pairs.y, tensors):
         return eager.statistics(pairs, rows, cols, serving, tensors)
     recipe, numbers, vectors = pack(rows, cols)
-    prepared = serving.prepare(pairs)
+    prepared = picked_rows.prepare(serving, pairs)
     traced = None
     if compiling and _reads_at_once(pairs.x.device):
         numbers, traced = _traced(numbers)

@@ -1,8 +1,7 @@
-"""Positive pairs as rows, for losses that compare each pair with the anchor's negatives.
+"""Positive pairs as rows, for losses that compare each pair with the anchor's other pairs.
 
 Row k stands for the pair of an anchor i and its positive p. It has the similarities of i, and the
-score t_ip is one number per row: an argument of a function, or a window. The number of rows depends
-on the labels, so the host waits for it on a GPU; memory is O(K·D) for K pairs.
+score t_ip is one number per row: an argument of a function, or a window.
 """
 
 from dataclasses import dataclass, replace
@@ -10,84 +9,139 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pairops.ops.pairs.indexing import add_rows, pick_rows, positions_of
+from pairops.ops.pairs.indexing import add_rows, positions_of
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.relation import Cache, Scales
+from pairops.ops.pairs.picked import copied
+from pairops.ops.pairs.relation import Cache, Relation
+from pairops.ops.terms.arguments import vector
 from pairops.ops.terms.term import POS, total
 
 from .op import row_stats
+from .picked_rows import at_once
 
 
 @dataclass(frozen=True, eq=False)
 class PositiveRows:
-    """K rows, one for each positive pair, against the other set."""
+    """Every positive pair (i, p) as a row that has the similarities of its anchor i.
 
-    pairs: Pairs  # (K rows, M columns): each row with its anchor's positives and negatives
-    anchor: Tensor  # (K,) int64: the anchor's row in x
-    partner: Tensor  # (K,) int64: the positive's row in y, of all ranks
-    score: Tensor  # (K,) closeness of the pair, with gradient
-    blank: Tensor  # (N,)
+    `PositiveRows.of` makes them. A term of `row_stats(rows.pairs, ...)` then has one statistic for
+    each positive pair, and `rows.score` is an argument or a window of it: so each positive is
+    compared with the anchor's other pairs. The rows are ordered by class, or by anchor.
+
+    The rows are an index into x: memory is O((N + M) D + K), and so are gradients; a derivative of
+    a gradient takes O(K D). Each rank of a group holds copies of its rows, O(K D). K depends on the
+    labels, so the host waits for it on a GPU.
+
+    Args:
+        pairs: K rows and M columns: each row with the positives and negatives of its anchor.
+        anchor: (K,) int64, the row of x that the anchor is.
+        partner: (K,) int64, the row of the other set that the positive is, of all ranks.
+        score: (K,) float32 or float64, the closeness of the pair, with gradient.
+        count: N, the number of anchors.
+
+    Example:
+        from pairops import ALL, POS, Pairs, PositiveRows, functions, row_stats, total
+
+
+        def smooth_average_precision(x, labels, temperature=0.01):
+            pairs = Pairs.of(x, labels)
+            rows = PositiveRows.of(pairs)
+            # How far up a positive stands among the positives, and among all: 1/2 is its own.
+            above = (1 / temperature, rows.score)
+            among, overall = row_stats(
+                rows.pairs,
+                total(POS, *above, function=functions.sigmoid),
+                total(ALL, *above, function=functions.sigmoid),
+            )
+            precision = (among + 0.5) / (overall + 0.5)
+            return rows.per_anchor(precision) / pairs.positives().clamp(min=1)
+    """
+
+    pairs: Pairs
+    anchor: Tensor
+    partner: Tensor
+    score: Tensor
+    count: int
 
     @staticmethod
     def of(pairs: Pairs) -> "PositiveRows":
+        """Make a row of every positive pair.
+
+        Args:
+            pairs: who is compared with whom, from `Pairs.of`, `Pairs.listed`, `Pairs.within` or
+                `Pairs.paired`.
+
+        Returns:
+            The rows.
+
+        Raises:
+            TypeError: pairs is something else.
+        """
+        if not isinstance(pairs, Pairs):
+            raise TypeError(f"pairs is {type(pairs).__name__}; it must be pairops.Pairs")
         # A sum over the pair alone is the score, with the same bits as in the sweeps.
         if pairs.shards is None:
             row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
             anchor = relation.permutation_x.index_select(0, row)
-            rows = _copies(pairs, anchor)
-            by_index = replace(
-                rows.relation,
-                permutation_x=torch.arange(len(row), device=row.device),
-                pos_begin=position,
-                pos_end=position + 1,
-                self_index=torch.full_like(position, -1),
-                entries=None,
-            )
-            alone = replace(rows, relation=by_index)
+            by_index = Relation(
+                torch.arange(len(row), device=row.device), relation.permutation_y, position,
+                position + 1, torch.full_like(position, -1), torch.ones_like(row, dtype=torch.bool),
+                relation.valid_y,
+            )  # fmt: skip
+            alone = _rows_of(pairs, anchor, by_index)
             (score,) = row_stats(alone, total(POS, 1.0, 0.0))
             if relation.overlaps:  # only in the order of the anchors do these intervals ascend
                 order = torch.argsort(row, stable=True)
                 row, position, self_index, anchor, score = (
                     z.index_select(0, order) for z in (row, position, self_index, anchor, score)
                 )
-                rows = _copies(pairs, anchor)
+                alone = _rows_of(pairs, anchor, by_index)
             partner = relation.permutation_y.index_select(0, position)
             of_rows = replace(
-                by_index,
+                alone.relation,
                 pos_begin=relation.pos_begin.index_select(0, row),
                 pos_end=relation.pos_end.index_select(0, row),
                 self_index=self_index,
                 entries=relation.entries,
             )
-            rows = replace(rows, relation=of_rows)
+            rows = replace(alone, relation=of_rows)
         else:
             anchor, partner = pairs.shards.positive_pairs()
             shards = pairs.shards.of_rows(anchor)
-            rows = replace(_copies(pairs, anchor), shards=shards)
+            rows = replace(_rows_of(pairs, anchor, pairs.relation), shards=shards)
             by_keys = shards.by_keys((partner, pairs.indices(1)))
             alone = replace(rows, shards=by_keys, cache=Cache(rows.cache.prepared))
             (score,) = row_stats(alone, total(POS, 1.0, 0.0))
-        return PositiveRows(rows, anchor, partner, score, score.new_empty(pairs.shape[0]))
+        return PositiveRows(rows, anchor, partner, score, pairs.shape[0])
 
     def per_anchor(self, values: Tensor) -> Tensor:
-        """Sum values (K,) by anchor; the result (N,) is in the caller's order."""
-        return add_rows(self.blank, self.anchor, values)
+        """Sum values of positive pairs by their anchors.
+
+        Args:
+            values: (K,) real numbers, one for each pair; with gradient.
+
+        Returns:
+            (N,) the sums, of the dtype of `score`, in the caller's order; 0 for an anchor without
+            positives.
+
+        Raises:
+            ValueError, TypeError: the message names the argument, what it was and must be.
+        """
+        found = vector("values", values, len(self.anchor), self.score.dtype, grad=True)
+        return add_rows(found.new_empty(self.count), self.anchor, found)
 
 
-def _copies(pairs: Pairs, anchor: Tensor) -> Pairs:
-    """Copy these rows (K,), against the other set; the relation is still the one of all rows."""
-    scale = pairs.scales.x
-    return replace(
-        pairs,
-        x=pick_rows(pairs.x, anchor),
-        y=pairs.other,
-        scales=Scales(None if scale is None else scale.index_select(0, anchor), pairs.scales.y),
-        complete=True,
-        relation=replace(pairs.relation, valid_x=torch.ones_like(anchor, dtype=torch.bool)),
-        copies_of=anchor,
-        cache=Cache(),
-    )
+def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation) -> Pairs:
+    """Return these rows (K,), against the other set, as the relation has them."""
+    # Rows of pairs that are picked themselves are picked from the same x.
+    before = pairs.relation.picked
+    picked = anchor if before is None else before.index_select(0, anchor)
+    related = replace(relation, picked=picked)
+    rows = replace(pairs, y=pairs.other, relation=related, complete=True, cache=Cache())
+    # A compiler may know K only when the graph runs.
+    few = not torch.compiler.is_compiling() and len(anchor) <= at_once(pairs.x)
+    return copied(rows) if few or pairs.shards is not None else rows
 
 
 def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,150 @@
+"""Statistics of rows that are picked from x by index, and their gradient: a block at a time.
+
+The rows of a block are copied, an engine sweeps them, and what their copies get is added up by the
+row of x. So working memory does not grow with the number of picked rows, whichever engine serves
+the call. Terms of columns need all rows at once: then one block has all.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pairops.ops.engines import ENGINES, Engine, cpu_engine, tile_masks_shape
+from pairops.ops.engines.plan import plan_of, serves
+from pairops.ops.pairs.indexing import plus_rows
+from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.picked import copied, of_rows
+from pairops.ops.terms.term import Term, Wanted
+
+from . import levels
+
+# A block has as many rows as x, or so many if that is more: so few are not worth a start.
+ROWS = 4096
+
+
+def at_once(x: Tensor) -> int:
+    """Return how many picked rows of x a block has at most."""
+    return max(x.shape[0], ROWS)
+
+
+def prepare(engine: Engine, pairs: Pairs) -> list[Tensor]:
+    """Prepare the embeddings of pairs that are not picked; a block is prepared when it is swept."""
+    return engine.prepare(pairs) if pairs.relation.picked is None else []
+
+
+def forward(
+    engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Compute `levels.forward`, of picked rows by blocks; tile masks of these are (bytes,), one
+    block's after the other's."""
+    if pairs.relation.picked is None:
+        return levels.forward(engine, pairs, rows, cols)
+    made = [
+        levels.forward(engine, block, terms, cols)
+        for _, _, block, terms in _blocks(pairs, rows, bool(cols))
+    ]
+    statistics, arguments = (
+        [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*[one[k] for one in made], strict=True)]
+        for k in (0, 1)
+    )
+    return statistics, arguments, torch.cat([masks.flatten() for _, _, masks in made])
+
+
+def backward(
+    engine: str,
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    tile_masks: Tensor | None,
+    cotangents: list[Tensor],
+    wanted: Wanted,
+) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
+    """Compute `levels.backward`, of picked rows by blocks."""
+    picked = pairs.relation.picked
+    if picked is None:
+        return levels.backward(
+            engine, pairs, rows, cols, statistics, arguments, tile_masks, cotangents, wanted
+        )
+    by_x = by_y = None
+    if wanted.x:
+        by_x = torch.zeros(pairs.x.shape, dtype=pairs.dtype, device=pairs.x.device)
+    by_term: list[dict[int, list[Tensor]]] = []
+    split, offset = len(rows), 0
+    of_row_terms = sum(term.keeps_argument for term in rows)
+    wanted = wanted._replace(rounded=False)  # it is rounded once, when all is added up
+    for first, last, block, terms in _blocks(pairs, rows, bool(cols)):
+        here, masks = slice(first, last), None
+        if tile_masks is not None and tile_masks.numel():
+            shape = [int(k) for k in tile_masks_shape(ENGINES[engine], block, terms, cols)]
+            end = offset + math.prod(shape)
+            masks, offset = tile_masks[offset:end].view(shape), end
+        dx, dy, slopes = _of_block(
+            engine, block, terms, cols,
+            [z[here] for z in statistics[:split]] + [*statistics[split:]],
+            [z[here] for z in arguments[:of_row_terms]] + [*arguments[of_row_terms:]],
+            masks,
+            [z[here] for z in cotangents[:split]] + cotangents[split:],
+            wanted,
+        )  # fmt: skip
+        if dx is not None and by_x is not None:
+            by_x = plus_rows(by_x, picked[here], dx)
+        by_y = dy if by_y is None or dy is None else _added(by_y, dy)
+        by_term.append(slopes)
+    return by_x, by_y, {k: _joined(term, k, by_term) for k, term in enumerate((*rows, *cols))}
+
+
+def _of_block(
+    engine: str,
+    pairs: Pairs,
+    rows: Sequence[Term],
+    cols: Sequence[Term],
+    statistics: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    tile_masks: Tensor | None,
+    cotangents: list[Tensor],
+    wanted: Wanted,
+) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
+    """Compute `levels.backward` of a block, of extremes alone by the CPU engine itself: torch's way
+    takes more memory, and time for every column of each block."""
+    given = statistics, arguments, tile_masks, cotangents, wanted
+    of_cpu = engine == cpu_engine.NAME and not torch.is_grad_enabled()
+    plan = plan_of(rows, cols) if of_cpu else None
+    if plan is None or not plan.few or not serves(plan):
+        return levels.backward(engine, pairs, rows, cols, *given)
+    dx, dy, _ = cpu_engine.planned_backward(
+        pairs, rows, cols, statistics, arguments, cotangents, None, wanted, plan
+    )
+    return dx, dy, {}
+
+
+def _blocks(
+    pairs: Pairs, rows: Sequence[Term], whole: bool
+) -> Iterator[tuple[int, int, Pairs, list[Term]]]:
+    """Yield even blocks: the first row and the end, pairs with copies, and the terms of its rows.
+    whole: one block has all rows."""
+    count = pairs.shape[0]
+    pieces = 1 if whole else max(1, -(-count // at_once(pairs.x)))
+    extent = max(1, -(-count // pieces))
+    for first in range(0, max(1, count), extent):
+        last = min(first + extent, count)
+        yield first, last, copied(pairs, first, last), of_rows(rows, first, last)
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """Return the sum; without grad mode it overwrites `total`."""
+    return total + part if torch.is_grad_enabled() else total.add_(part)
+
+
+def _joined(term: Term, k: int, by_term: Sequence[dict[int, list[Tensor]]]) -> list[Tensor]:
+    """Join the blocks' gradients by the tensors of term k, of which rows have one value each."""
+    by_owners = [role == "owner" for role, _, has_grad in term.operands() if has_grad]
+    parts = zip(*[slopes.get(k, ()) for slopes in by_term], strict=True)
+    return [
+        z[0] if len(z) == 1 else torch.cat(z) if by_owner else functools.reduce(torch.add, z)
+        for by_owner, z in zip(by_owners, parts, strict=False)
+    ]
