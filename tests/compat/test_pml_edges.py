@@ -222,13 +222,6 @@ def test_what_is_refused(case: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_lists_of_tuples_are_refused(name: str) -> None:
-    x, labels = batch()
-    with pytest.raises(ValueError, match="indices_tuple is a tuple; it must be None"):
-        pml.convert(build(name))(x, labels, (torch.arange(3),) * 3)
-
-
 def test_refused_when_called() -> None:
     x, labels = batch()
     with pytest.raises(ValueError, match="labels are required"):

@@ -34,6 +34,7 @@ SMALL_MEAN = "pairops/ops/row_stats/small_mean.py"
 BACKWARD = "pairops/ops/row_stats/backward.py"
 SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
+PML_TUPLES = "pairops/compat/pml/tuples.py"
 PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
 REDUCTION = "pairops/losses/objective/reduction.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
@@ -52,6 +53,7 @@ OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_INDEX = "tests/ops/row_stats/test_index.py"
+OF_PML_TUPLES = "tests/compat/test_pml_tuples.py"
 OF_POSITIVE_ROWS = "tests/ops/row_stats/test_positive_rows.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
 OF_LISTS = "tests/ops/pairs/test_lists.py"
@@ -147,6 +149,11 @@ MUTANTS = [
         "a row is listed as a positive of itself", POSITIVE_ROWS,
         "counts = self_index != column", "counts = self_index == self_index",
         (of_loss("lifted_structure_loss-form=original", "square"),),
+    ),
+    Mutant(
+        "a list of all pairs leaves out those of a row with itself", PML_TUPLES,
+        '"ref_emb": ref_emb, "exclude_self": False}', '"ref_emb": ref_emb}',
+        (OF_PML_TUPLES,),
     ),
     Mutant(
         "every block of picked rows adds its gradient to the rows of the first", PICKED_ROWS,

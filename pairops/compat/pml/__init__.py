@@ -17,8 +17,16 @@ Unlike there: sums are in float32 or wider, and log(1 + e^z) is not z above 20; 
 loss and in the gradient; a tiny loss is not 0 for AvgNonZeroReducer, where there it may round to 0;
 NCALoss is 0, not NaN, for a batch without positives; the distance of duplicates is 0;
 PerAnchorReducer takes any number of references; labels are integers; nothing waits
-for the device, but for reducers that do so themselves. `indices_tuple` is refused, and so is what
-makes one, such as CrossBatchMemory.
+for the device, but for lists and for reducers that do so themselves.
+
+Here an anchor's negatives are all references that are not its positives. So the numbers are the
+same for an `indices_tuple` (anchors, positives, anchors, negatives) that has every pair once, but
+for those of a row with itself: such as two masks of several labels give, or that library's
+CrossBatchMemory makes for its loss. Positives are then a list, and labels are not read. Any other
+`indices_tuple` is refused: what a miner finds leaves most pairs out on both sides, and triplets
+count a pair many times; a miner is given to `convert`. NCALoss and the losses against proxies take
+a list for weights of anchors, NPairsLoss takes two rows of each class, and LiftedStructureLoss
+takes negatives of positives: they refuse every list.
 """
 
 from typing import Any
@@ -64,8 +72,8 @@ _SERVED = {getattr(losses, name): globals()[name] for name in __all__ if name !=
 def convert(loss: Any, miner: Any = None) -> Any:
     """Make the same loss, computed by pairops.
 
-    `loss` stays as it is; its parameters are shared. The result mines for itself, and is called
-    without `indices_tuple`.
+    `loss` stays as it is; its parameters are shared. The result mines for itself, and an
+    `indices_tuple` may only be one that has all pairs.
 
     Args:
         loss: a loss of pytorch-metric-learning, of one of the classes of this module.

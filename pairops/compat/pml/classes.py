@@ -29,6 +29,7 @@ _FAR = 1e30
 class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
     """pytorch-metric-learning's loss, computed by `pairops.ms_loss`."""
 
+    lists = True
     column = True
     mines = (miners.MultiSimilarityMiner,)
 
@@ -52,6 +53,7 @@ class MultiSimilarityLoss(OfAnchors, losses.MultiSimilarityLoss):
 class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructureLoss):
     """pytorch-metric-learning's loss, computed by `pairops.lifted_structure_loss`."""
 
+    lists = True
     column = True
 
     def value(self: Any, batch: Batch, reduction: str) -> Tensor:
@@ -63,6 +65,7 @@ class GeneralizedLiftedStructureLoss(OfAnchors, losses.GeneralizedLiftedStructur
 class CircleLoss(OfAnchors, losses.CircleLoss):
     """pytorch-metric-learning's loss, computed by `pairops.circle_loss`."""
 
+    lists = True
     column = True
     distances = ("cosine",)
 
@@ -73,6 +76,8 @@ class CircleLoss(OfAnchors, losses.CircleLoss):
 
 class SupConLoss(OfAnchors, losses.SupConLoss):
     """pytorch-metric-learning's loss, computed by `pairops.supcon_loss`."""
+
+    lists = True
 
     def value(self: Any, batch: Batch, reduction: str) -> Tensor:
         given = {"temperature": self.temperature, "reduction": reduction}
@@ -85,6 +90,7 @@ class SupConLoss(OfAnchors, losses.SupConLoss):
 class NTXentLoss(Served, losses.NTXentLoss):
     """pytorch-metric-learning's loss, computed by `pairops.nt_xent_loss`."""
 
+    lists = True
     reduces = (MEAN, SUM, PER_ANCHOR)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
@@ -117,6 +123,7 @@ class LiftedStructureLoss(Served, losses.LiftedStructureLoss):
 class ContrastiveLoss(Served, losses.ContrastiveLoss):
     """pytorch-metric-learning's loss, computed by `pairops.contrastive_loss`."""
 
+    lists = True
     reduces = (AVERAGE, MEAN, SUM, PER_ANCHOR)
 
     def parts(self: Any, batch: Batch) -> dict[str, Any]:
@@ -152,6 +159,7 @@ class SignalToNoiseRatioContrastiveLoss(ContrastiveLoss, losses.SignalToNoiseRat
 class TripletMarginLoss(Served, losses.TripletMarginLoss):
     """pytorch-metric-learning's loss, computed by `pairops.triplet_loss`."""
 
+    lists = True
     reduces = (AVERAGE, MEAN, SUM)
     mines = (miners.BatchHardMiner, miners.TripletMarginMiner)
 
@@ -205,6 +213,7 @@ class TripletMarginLoss(Served, losses.TripletMarginLoss):
 class MarginLoss(Served, losses.MarginLoss):
     """pytorch-metric-learning's loss, computed by `pairops.margin_loss`."""
 
+    lists = True
     reduces = (DIVISOR, MEAN, SUM)
 
     def check(self: Any) -> None:

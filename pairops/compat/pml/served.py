@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pairops.ops.pairs.checks import one_key
 
+from .tuples import EveryPair
+
 AVERAGE, DIVISOR = reducers.AvgNonZeroReducer, reducers.DivisorReducer
 MEAN, SUM, PER_ANCHOR = reducers.MeanReducer, reducers.SumReducer, reducers.PerAnchorReducer
 REDUCTIONS = {MEAN: "mean", SUM: "sum", AVERAGE: "mean_nonzero"}  # of losses of anchors
@@ -26,9 +28,12 @@ class Batch:
     ref_emb: Tensor  # (M, D)
     ref_labels: Tensor  # (M,)
     same_rows: bool  # is reference i anchor i, and left out?
+    listed: EveryPair | None = None  # the pairs in place of labels
 
     def pairing(self) -> dict[str, Any]:
         """Keywords of `Pairs.of`."""
+        if self.listed is not None:
+            return self.listed.pairing(self.x, self.ref_emb)
         if self.same_rows and self.ref_emb is self.x:
             return {"ignore_index": None}
         return {
@@ -40,6 +45,8 @@ class Batch:
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """(N,) numbers of positives and of negatives."""
+        if self.listed is not None:
+            return self.listed.counts(len(self.x))
         labels, names, _ = one_key(self.labels, self.ref_labels, None)
         assert names is not None, "there are two sets"
         names = names.sort().values
@@ -50,7 +57,7 @@ class Batch:
     def unless_lone(self, values: Tensor) -> Tensor:
         """0 in place of all if there is at most one pair on each side: losses over pairs take that
         for none."""
-        if len(self.x) * (len(self.ref_labels) - int(self.same_rows)) > 2:  # one side has two
+        if len(self.x) * (len(self.ref_emb) - 1) > 2:  # one side has two
             return values
         return torch.where(at_most_one(*self.counts()), 0, values)
 
@@ -81,6 +88,7 @@ class Served:
     mines: tuple[type, ...] = ()
     miner: Any = None
     alone = False  # does it refuse references?
+    lists = False  # may a list of all pairs stand in place of labels?
 
     def parts(self, batch: Batch) -> dict[str, Any]:
         """Return what reducers get, by the name of a part.
@@ -98,25 +106,28 @@ class Served:
         Args:
             embeddings: (N, D) floating point.
             labels: (N,) integers.
-            indices_tuple: None; a list of pairs is refused.
+            indices_tuple: None, or all pairs, each a positive or a negative; labels are not read.
             ref_emb: (M, D) the references, or `embeddings` themselves.
             of_ref: (M,) integers, the labels of the references, or `labels` themselves.
 
         Raises:
             ValueError, TypeError: the message names what is not served.
         """
+        listed = None
         if indices_tuple is not None:
-            raise ValueError(
-                f"indices_tuple is a {type(indices_tuple).__name__}; it must be None: a miner is "
-                "given to convert(loss, miner), and a memory is pairops.CrossBatchMemory around a "
-                "loss of pairops.nn"
-            )
-        common_functions.labels_required(labels)
+            if not self.lists or self.miner is not None:
+                with_miner = " with a miner" if self.lists else ""
+                raise ValueError(
+                    f"indices_tuple is given; for {type(self).__name__}{with_miner} it must be None"
+                )
+            listed = EveryPair.of(indices_tuple, len(embeddings), len(ref_emb), embeddings.device)
+        else:
+            common_functions.labels_required(labels)
         if self.alone:
             common_functions.ref_not_supported(embeddings, labels, ref_emb, of_ref)
         self.check()
         parts: dict[str, Any] = self.parts(
-            Batch(embeddings, labels, ref_emb, of_ref, of_ref is labels)
+            Batch(embeddings, labels, ref_emb, of_ref, of_ref is labels, listed)
         )
         return parts
 
@@ -164,7 +175,8 @@ class Served:
             What the function returns.
         """
         common = {"reduction": "none", **compared(self.distance), **batch.pairing()}
-        return function(batch.x, batch.labels, **{**common, **given})
+        labels = batch.labels if batch.listed is None else None
+        return function(batch.x, labels, **{**common, **given})
 
 
 class OfAnchors(Served):
