@@ -125,7 +125,9 @@ def refused(case: str) -> tuple[Any, ...]:
         "a side that is too short": ((a, p[1:], b, q), "has .* pairs"),
         "out of range": ((a, p + 24 * (a == a[0]), b, q), "rows that there are not"),
         "two of a row are missing": (of_masks(itself(24), lacking & ~itself(24)), "lacks several"),
-        "numbers": ([1, 2, 3, 4], "is 4 entries"),
+        "numbers": ([1, 2, 3, 4], "is int"),
+        "floats": ((a, p, b.float(), q), "float"),
+        "matrices": ((a, p, b[None], q), r"has an entry \(1, "),
         "a tensor": (a, "is a Tensor"),
     }[case]
 
@@ -134,12 +136,13 @@ def refused(case: str) -> tuple[Any, ...]:
     "case",
     [
         "triplets", "what a miner finds", "a pair twice", "a side that is too short",
-        "out of range", "two of a row are missing", "numbers", "a tensor",
+        "out of range", "two of a row are missing", "numbers", "floats",
+        "matrices", "a tensor",
     ],
 )  # fmt: skip
 def test_what_is_refused(case: str) -> None:
     given, says = refused(case)
-    with pytest.raises(ValueError, match=f"indices_tuple .*{says}"):
+    with pytest.raises((ValueError, TypeError), match=f"indices_tuple .*{says}"):
         pml.convert(build("SupConLoss"))(*batch(), given)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.ops.terms.tensor_checks import check_integers
+
 _WANTED = (
     "it must be None, or (anchors, positives, anchors, negatives) that have every pair of an "
     "anchor and a reference once, but for one reference of an anchor that is itself; a miner is "
@@ -25,7 +27,7 @@ class EveryPair:
     def of(indices_tuple: Any, n: int, m: int, device: torch.device) -> "EveryPair":
         """Check a list of pairs, in as many steps as it has entries.
 
-        A pair that is on neither side counts as neither there, and as a negative here.
+        There a pair that is on neither side counts nowhere, here it would be a negative.
 
         Args:
             indices_tuple: what a loss of pytorch-metric-learning is called with.
@@ -37,9 +39,13 @@ class EveryPair:
             ValueError, TypeError: pairs are missing, or are there twice.
         """
         count = len(indices_tuple) if isinstance(indices_tuple, (tuple, list)) else 0
-        if count != 4 or not all(isinstance(z, Tensor) for z in indices_tuple):
+        if count != 4:
             what = f"{count} entries" if count else f"a {type(indices_tuple).__name__}"
             raise ValueError(f"indices_tuple is {what}; {_WANTED}")
+        for z in indices_tuple:
+            check_integers("indices_tuple", z, "(K,)")
+            if z.dim() != 1:
+                raise ValueError(f"indices_tuple has an entry {tuple(z.shape)}; {_WANTED}")
         a, p, b, q = (z.to(device, torch.int64) for z in indices_tuple)
         listed = len(a) + len(b)
         if len(a) != len(p) or len(b) != len(q) or not n * m - n <= listed <= n * m:
