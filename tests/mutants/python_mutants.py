@@ -45,6 +45,7 @@ RANKING = "pairops/retrieval/ranking.py"
 PAIR_WEIGHTS = "pairops/inspection/pair_weights.py"
 TRITON_MONOIDS = "pairops/ops/engines/triton/kernels/accumulators.py"
 TRITON_TILES = "pairops/ops/engines/triton/kernels/tile.py"
+TRITON_LISTS = "pairops/ops/engines/triton/kernels/lists.py"
 TRITON_OPERANDS = "pairops/ops/engines/triton/operands.py"
 TRITON_SCALE = "pairops/ops/engines/triton/kernels/finalize.py"
 TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
@@ -75,6 +76,7 @@ OF_REDUCTIONS = "tests/losses/test_reductions.py::test_reductions"
 OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
 OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
+OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
 OF_RANKS = (
     "tests/ops/distributed/test_losses.py"
@@ -218,6 +220,21 @@ MUTANTS = [
         "row // extent[0] * self._tiles_in_a_row + position // extent[1])",
         "row // extent[0] * self._tiles_in_a_row + (position + 1) // extent[1])",
         (OF_LISTS,),
+    ),
+    Mutant(
+        "Triton looks for a tile's entries one column too far", TRITON_LISTS,
+        "mask=low < high, other=past) < first", "mask=low < high, other=past) <= first",
+        (OF_TRITON_LISTS,),
+    ),
+    Mutant(
+        "Triton takes one set with a list for symmetric", TRITON_OPERANDS,
+        "self.same = pairs.y is None and not self.listed", "self.same = pairs.y is None",
+        (OF_TRITON_LISTS,),
+    ),
+    Mutant(
+        "with a list, Triton takes the tile of a row and itself for a full one", TRITON_LISTS,
+        "if not F.band_only:", "if F.band_only:",
+        (OF_TRITON_LISTS,),
     ),
     Mutant(
         "a row shares a label with itself", SHARED_LABELS,

@@ -85,11 +85,15 @@ def compile_for(capability: int) -> dict[str, dict[str, Any]]:
 
 
 def step(name: str, dtype: torch.dtype, d: int) -> None:
-    """Forward and backward of a loss; the numbers that come out mean nothing."""
+    """Forward and backward of a loss, with positives by list if its name ends in "+list"; the
+    numbers that come out mean nothing."""
+    name, _, by_list = name.partition("+")
     x, y = (torch.ones(300, d, dtype=dtype, requires_grad=True) for _ in "xy")
     other = y if name in ("info_nce_loss", "siglip_loss") else torch.arange(300) // 4
-    numbers = {"scale": torch.ones(()), "bias": 0.0} if name == "siglip_loss" else {}
-    getattr(pairops, name)(x, other, **numbers).backward()
+    given = {"scale": torch.ones(()), "bias": 0.0} if name == "siglip_loss" else {}
+    if by_list:
+        other, given = None, {"positives": (torch.arange(299), torch.arange(1, 300))}
+    getattr(pairops, name)(x, other, **given).backward()
 
 
 if __name__ == "__main__":

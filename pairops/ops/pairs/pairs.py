@@ -363,7 +363,7 @@ class Pairs:
             group: None: lists name rows of one process.
 
         Returns:
-            The pairs, for `row_stats`. The engines "cpu", "blockwise" and "dense" serve them.
+            The pairs, for `row_stats`. Every engine but "cuda" serves them.
 
         Raises:
             ValueError, TypeError: the message names the argument, what it was and must be.

@@ -33,7 +33,8 @@ class Relation:
     complete: bool = False
     all_positive: bool = False
     overlaps: bool = False  # True: intervals may overlap without being equal
-    # (K,) int64: with a list, pos_begin and pos_end count its entries, which are positions.
+    # (K,) int64: with a list, pos_begin and pos_end count its entries, which are positions. A row's
+    # entries ascend, none twice.
     entries: Tensor | None = None
     # (N,) int64: row k is row picked[k] of x; None: the rows are those of x.
     picked: Tensor | None = None

@@ -95,7 +95,7 @@ def test_losses(loss: tuple[str, dict[str, Any]], case: str) -> None:
         return getattr(oracle, name)(x, CASES[case][0], dtype=dtype, **given)
 
     ran = check(sets(case), ours, formula)
-    assert set(ran) == {"cpu", "blockwise", "dense"} & set(HERE)
+    assert set(ran) == set(HERE) - {"cuda"}
 
 
 @pytest.mark.filterwarnings("ignore:.*dynamic shape operator:UserWarning")

@@ -21,7 +21,7 @@ from . import engine as triton_engine
 NAME = "chunked"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
-TAKES_LISTS = False
+TAKES_LISTS = True
 DEVICE: str | None = "cuda"
 
 
@@ -73,8 +73,8 @@ def backward(
 
     call = Chunked(pairs, triton_engine.backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    gradients, found = call.backward(placed, needs)
-    return *gradients, call.in_order(placed, found)
+    gradients, found = call.backward(placed, call.wanted(needs))
+    return *call.by_set(*gradients), call.in_order(placed, found)
 
 
 def tile_masks_shape(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import on_device
-from pairops.ops.terms.term import Wanted
 
 from . import codegen
 from .codegen import Sweep
@@ -75,10 +74,9 @@ class Chunked(TritonCall):
         return results.of(placed)
 
     def backward(
-        self, placed: Sequence[TritonTermView], needs: Wanted
+        self, placed: Sequence[TritonTermView], wanted: tuple[bool, bool]
     ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Compute gradients by both sets, empty where they are not wanted, and by every vector."""
-        wanted = needs[0], needs[1] and not self.same
         nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
         n, m = self.pairs.shape
         device = self.pairs.x.device

@@ -51,8 +51,9 @@ class Facts:
     normalized: bool = True  # they are inverse norms, in two parts, else powers of two
     rows_are_y: bool = False  # the rows of the sweep are y
     band_only: bool = False  # there are POS terms only
-    tile_list: bool = False  # all terms have a window, and tiles a list
+    tile_list: bool = False  # the tiles to visit are listed
     embeddings: bool = True  # the gradient by the rows is wanted
+    listed: bool = False  # positives are a list
 
 
 class Sweep(NamedTuple):

@@ -48,7 +48,7 @@ def _without() -> str | None:
 NAME = "triton"
 TAKES_EARLIER = False
 TAKES_DISTANCES = False
-TAKES_LISTS = False
+TAKES_LISTS = True
 DEVICE: str | None = "cuda"
 MISSING = _without()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -100,7 +100,8 @@ def configuration(pairs: Pairs) -> Configuration:
     have more parts in the latter, see `backward_configuration`."""
     known = None if INTERPRETED else capability(pairs.x.device)
     level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
-    return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level)
+    listed = pairs.relation.entries is not None
+    return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level, listed)
 
 
 def backward_configuration(pairs: Pairs) -> Configuration:
@@ -157,12 +158,11 @@ def backward(
     masks_by_term = call.masks_by_term(placed, tile_masks)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}
+    wanted = call.wanted(needs)
     for axis in (0,) if call.same else (0, 1):
-        gradients[axis], by_vector = call.backward(
-            axis, placed, masks_by_term, (needs.x, needs.y)[axis]
-        )
+        gradients[axis], by_vector = call.backward(axis, placed, masks_by_term, wanted[axis])
         found |= by_vector
-    return gradients[0], gradients[1], call.in_order(placed, found)
+    return *call.by_set(*gradients), call.in_order(placed, found)
 
 
 def tile_masks_shape(

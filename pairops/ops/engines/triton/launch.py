@@ -12,11 +12,11 @@ from torch import Tensor
 from pairops.ops.bindings.devices import on_device, processors, splits
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Term
+from pairops.ops.terms.term import Term, Wanted
 
 from . import codegen
-from .codegen import Sweep
-from .kernels import finalize
+from .codegen import Facts, Sweep
+from .kernels import finalize, lists
 from .kernels import sweep as sweep_kernels
 from .kernels.accumulators import INTERPRETED
 from .operands import (
@@ -25,6 +25,7 @@ from .operands import (
     TritonTermView,
     along_rows,
     any_of,
+    in_band,
     list_tiles,
     transposed_mask,
 )
@@ -32,6 +33,7 @@ from .tile_configs import Configuration
 
 FINALIZE_ROWS = 128  # rows of a program of `finalize_states`
 SCALED = 64 if INTERPRETED else 8  # rows of a program of `normalize_backward`
+MARKED = 128  # rows of a program of `mark_occupied`
 
 Found = dict[tuple[int, int], Tensor]  # gradients by (term id, argument)
 MasksByTerm = list[Tensor]  # of each term (blocks of owners, tiles of partners) uint8
@@ -122,7 +124,20 @@ class TritonCall:
             "scaled": self.operands.scaled,
             "normalized": self.pairs.scales.x is not None,
             "rows_are_y": axis == 1,
+            "listed": self.operands.listed,
         }
+
+    def wanted(self, needs: Wanted) -> tuple[bool, bool]:
+        """Return by which of the sets that are swept a gradient is wanted."""
+        if self.pairs.y is None:
+            return needs.x, needs.x and not self.same
+        return needs.x, needs.y
+
+    def by_set(self, by_rows: Tensor, by_cols: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients by x and y, the latter empty if there is one set."""
+        if self.pairs.y is None and by_cols.numel():
+            return by_rows + by_cols, by_cols.new_empty(0)
+        return by_rows, by_cols
 
     def _normalize_backward(self, axis: int, gradient: Tensor) -> Tensor:
         x, scale, _, valid = self.operands.sets[axis]
@@ -149,7 +164,7 @@ class Swept(TritonCall):
         self, axis: int, placed: Sequence[TritonTermView], tile_masks: Tensor, results: "Results"
     ) -> None:
         """Compute statistics of terms of the rows of `axis`; fill tile_masks, term after term."""
-        sweep = codegen.forward(placed, **self._facts(axis))
+        sweep = codegen.forward(placed, tile_list=self.operands.listed, **self._facts(axis))
         init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
@@ -160,7 +175,7 @@ class Swept(TritonCall):
         with on_device(self.pairs.x):
             sweep_kernels.forward[blocks, parts](
                 self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
-                bands(self.pairs, axis, self.config.rows), self.operands.numbers(), tile_masks,
+                self._visits(axis, sweep.facts, None, parts), self.operands.numbers(), tile_masks,
                 states, self.config.padded,
                 INIT=init, VISIT=visit, F=static(sweep.facts), C=static(self.config),
                 **self._options(),
@@ -177,8 +192,9 @@ class Swept(TritonCall):
         """Compute the gradient by the set `axis` (empty if it is not wanted), and by every vector
         along it, by (term id, argument)."""
         views = self._views(axis, placed)
+        tile_list = bool(masks_by_term) or self.operands.listed
         facts, (visit,) = codegen.backward(
-            views, embeddings=embeddings, tile_list=bool(masks_by_term), **self._facts(axis)
+            views, embeddings=embeddings, tile_list=tile_list, **self._facts(axis)
         )
         where = self.where(views, len(placed))
         n, d = self.pairs.shape[axis], self.pairs.x.shape[1]
@@ -195,16 +211,14 @@ class Swept(TritonCall):
         parts = self._splits(blocks * shares, tiles, 4 * n * (d if embeddings else facts.gradients))
         gradient = torch.empty((parts, n, d), device=device) if embeddings else nothing
         sums = torch.zeros((parts, facts.gradients, n), device=device)
-        band = bands(self.pairs, axis, self.config.rows)
-        rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
-        visited = TileList(band, band, band)
+        mask = None
         if masks_by_term:
             seen = zip(views, itertools.cycle(masks_by_term))
             mask = any_of([self._seen(p, tile_mask, blocks, tiles) for p, tile_mask in seen])
-            visited = list_tiles(mask, band, cols.valid_count, config.cols, parts, facts.band_only)
         with on_device(self.pairs.x):
             sweep_kernels.backward[blocks, parts, shares](
-                rows, cols, self.operands.relation, band, self.operands.numbers(), visited,
+                self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
+                self._visits(axis, facts, mask, parts), self.operands.numbers(),
                 gradient, sums, config.padded, d,
                 VISIT=visit, F=static(facts), C=static(config), **self._options(),
             )  # fmt: skip
@@ -212,6 +226,33 @@ class Swept(TritonCall):
                 gradient = self._normalize_backward(axis, gradient)
         by_vector = {at: sums[:, k].sum(0) for k, at in enumerate(where)}
         return gradient, by_vector
+
+    def _visits(
+        self, axis: int, facts: Facts, mask: Tensor | None, parts: int
+    ) -> Tensor | TileList:
+        """Return the tiles that a sweep visits: the bands of its blocks, or a list of those in mask
+        (None: all)."""
+        rows, cols = self.config.rows, self.config.cols
+        if self.operands.listed:
+            occupied = self._occupied(axis, facts)
+        else:
+            band = bands(self.pairs, axis, rows)
+            if not facts.tile_list:
+                return band
+            occupied = in_band(band, self.grid(axis)[1], cols)
+        valid_count = self.operands.sides[1 - axis].valid_count
+        return list_tiles(mask, occupied, valid_count, cols, parts, facts.band_only)
+
+    def _occupied(self, axis: int, facts: Facts) -> Tensor:
+        """Return (blocks, tiles) bool: the tiles that hold a pair of the list or, unless the sweep
+        sees positives alone, of a row with itself."""
+        marks = torch.zeros(self.grid(axis), dtype=torch.uint8, device=self.pairs.x.device)
+        n = self.pairs.shape[0]
+        lists.mark_occupied[(n + MARKED - 1) // MARKED,](
+            self.operands.relation, n, marks, marks.shape[1],
+            ROWS=self.config.rows, COLS=self.config.cols, F=static(facts), R=MARKED, **options(),
+        )  # fmt: skip
+        return marks.bool()
 
     def masks_by_term(
         self, placed: Sequence[TritonTermView], tile_masks: Tensor | None

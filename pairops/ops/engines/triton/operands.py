@@ -93,6 +93,13 @@ class Intervals(NamedTuple):
     self_index: Tensor  # `self_index`
 
 
+class ListedIntervals(NamedTuple):
+    pos_begin: Tensor  # those of `Intervals`, which count entries
+    pos_end: Tensor
+    self_index: Tensor
+    entries: Tensor  # `entries`
+
+
 class TileList(NamedTuple):
     tiles: Tensor  # (blocks, tiles) int32: full ones first, then partial ones
     starts: Tensor  # (blocks, parts + 1) int64: the begin of each part in its list
@@ -104,26 +111,37 @@ class Operands:
 
     def __init__(self, pairs: Pairs, config: Configuration) -> None:
         self.pairs = pairs
-        self.same = pairs.y is None
+        self.listed = pairs.relation.entries is not None
+        # A list is directed: of one set, a tile's positives are others if its sides are exchanged.
+        # So one set with a list counts as two, and no kernel needs two masks.
+        self.same = pairs.y is None and not self.listed
         self._precision, self._padded = config.precision, config.padded
         # float32 rows are scaled once; 16-bit rows would be rounded, so their scales stay apart.
         whole = self._precision.stored == torch.float32 and not self._precision.unit
         self.scaled = self._precision.unit or (pairs.scales.x is not None and not whole)
         known = pairs.relation
-        self.relation = Intervals(known.pos_begin, known.pos_end, known.self_index)
+        intervals = Intervals(known.pos_begin, known.pos_end, known.self_index)
+        self.relation: Intervals | ListedIntervals = intervals
+        if known.entries is not None:
+            self.relation = ListedIntervals(*intervals, known.entries)
+        scale_y = pairs.scales.x if pairs.y is None else pairs.scales.y
         self.sets = (
             (pairs.x, pairs.scales.x, known.permutation_x, known.valid_x),
-            (pairs.other, pairs.scales.y, known.permutation_y, known.valid_y),
+            (pairs.other, scale_y, known.permutation_y, known.valid_y),
         )
         self.vectors = Vectors(self.same, self.scaled)
 
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:
         """Both sets, with the vectors of all terms: read after all terms are placed."""
-        first = self._side(0)
-        return first, first if self.same else self._side(1)
+        rows = self._rows(0)
+        first = self._side(0, *rows)
+        if self.same:
+            return first, first
+        return first, self._side(1, *(rows if self.pairs.y is None else self._rows(1)))
 
-    def _side(self, axis: int) -> Side:
+    def _rows(self, axis: int) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings of a set in sorted order, and scales that are not in them."""
         z, scale, order, valid = self.sets[axis]
         rows = z.index_select(0, order)
         if self._precision.unit:
@@ -138,6 +156,10 @@ class Operands:
         rows = rows.masked_fill_(~valid.index_select(0, order).unsqueeze(1), 0.0)
         if self._padded > z.shape[1]:
             rows = torch.nn.functional.pad(rows, (0, self._padded - z.shape[1]))
+        return rows.contiguous(), scale
+
+    def _side(self, axis: int, rows: Tensor, scale: Tensor | None) -> Side:
+        z, _, order, valid = self.sets[axis]
         vectors = list(self.vectors.along[axis])
         if self.scaled:
             vectors = [*_in_two_parts(scale), *vectors]
@@ -145,7 +167,7 @@ class Operands:
             stacked = torch.stack([v.float() for v in vectors]).index_select(1, order)
         else:
             stacked = z.new_empty((0, z.shape[0]), dtype=torch.float32)
-        return Side(rows.contiguous(), stacked, order, valid.sum(), z.shape[0])
+        return Side(rows, stacked, order, valid.sum(), z.shape[0])
 
     def numbers(self) -> tuple[float, ...]:
         return tuple(self.vectors.numbers) or (0.0,)
@@ -165,23 +187,38 @@ def _in_two_parts(scale: Any) -> list[Tensor]:
     return [high, torch.where(high == 0, 0.0, rest / torch.where(high == 0, 1.0, high)).float()]
 
 
+def in_band(band: Tensor, tiles: int, cols: int) -> Tensor:
+    """Return (blocks, tiles) which tiles of `cols` columns are in the band of their block."""
+    tile = torch.arange(tiles, device=band.device)
+    return (tile >= band[:, :1] // cols) & (tile < (band[:, 1:] + cols - 1) // cols)
+
+
 def list_tiles(
-    mask: Tensor, band: Tensor, valid_count: Tensor, cols: int, parts: int, band_only: bool
+    mask: Tensor | None,
+    occupied: Tensor,
+    valid_count: Tensor,
+    cols: int,
+    parts: int,
+    occupied_only: bool,
 ) -> TileList:
     """List the tiles to visit, those in mask (blocks, tiles), in the order of `tile.itinerary`.
 
-    Each of the `parts` begins and ends at the same tiles as without a list, so that nothing but
+    Each of the `parts` begins and ends at the same tiles as without a mask, so that nothing but
     zeros is left out of its sums.
+
+    mask: None: all tiles.  occupied: (blocks, tiles) bool, the tiles in which a pair may be a
+    positive, or of a row with itself.
     """
-    tile = torch.arange(mask.shape[1], device=mask.device)
+    tile = torch.arange(occupied.shape[1], device=occupied.device)
     tiles = (valid_count + cols - 1) // cols
-    in_band = (tile >= band[:, :1] // cols) & (tile < (band[:, 1:] + cols - 1) // cols)
     exists = tile < tiles
-    partial = (in_band | ((tile == tiles - 1) & (valid_count % cols != 0))) & exists
+    partial = (occupied | ((tile == tiles - 1) & (valid_count % cols != 0))) & exists
     full = ~partial & exists
-    if band_only:
-        partial, full = in_band & exists, torch.zeros_like(full)
-    rank = full.to(torch.uint8).mul_(2).add_(partial).mul_(mask != 0)
+    if occupied_only:
+        partial, full = occupied & exists, torch.zeros_like(full)
+    rank = full.to(torch.uint8).mul_(2).add_(partial)
+    if mask is not None:
+        rank.mul_(mask != 0)
     # Sort some rows at a time: an argsort takes ten times the memory of its input.
     pieces = rank.split(max(1, _SORTED // max(1, rank.shape[1])))
     order = torch.cat([_by_rank(piece) for piece in pieces])
@@ -193,7 +230,7 @@ def list_tiles(
             full, full.cumsum(1) - 1, full.sum(1, keepdim=True) + partial.cumsum(1) - 1
         )
         visits = (full | partial).sum(1, keepdim=True)
-        bounds = visits * torch.arange(parts + 1, device=mask.device) // parts
+        bounds = visits * torch.arange(parts + 1, device=tile.device) // parts
         before = place.unsqueeze(2) < bounds.unsqueeze(1)
         starts = (before & (rank != 0).unsqueeze(2)).sum(1)
     return TileList(order, starts, counted[:, 0].contiguous())

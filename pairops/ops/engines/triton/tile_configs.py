@@ -134,13 +134,16 @@ TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
 # Triton's interpreter pays for every tile and every operation, not for the numbers in them.
 INTERPRETED = Row(math.inf, 64, 64, 128, 3, False, 4, 1)
 _INTERPRETED_RESIDENT = 128
+# Who is listed in a tile is held in registers beside its similarities, and leaves none for more.
+_LISTED_COLS = 32
 
 
 def choose(
-    capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str
+    capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str, listed: bool = False
 ) -> Configuration:
     """Return the configuration for a compute capability (None: the interpreter), embeddings (N, d)
-    of this dtype and this level of `torch.get_float32_matmul_precision()`."""
+    of this dtype and this level of `torch.get_float32_matmul_precision()`. listed: positives are a
+    list."""
     exact = precision(dtype, level)
     row = INTERPRETED if capability is None else _row(capability, exact.stored, d)
     depth = min(row.depth, max(16, 1 << (d - 1).bit_length()))
@@ -148,8 +151,9 @@ def choose(
     parts = (blocks + row.accumulators - 1) // row.accumulators
     accumulators = (blocks + parts - 1) // parts
     resident = d <= _INTERPRETED_RESIDENT if capability is None else row.resident
+    cols = min(row.cols, _LISTED_COLS) if listed else row.cols
     return Configuration(
-        row.rows, row.cols, depth, parts * accumulators, accumulators,
+        row.rows, cols, depth, parts * accumulators, accumulators,
         resident and parts == 1, row.warps, row.stages, exact,
     )  # fmt: skip
 

@@ -60,6 +60,12 @@ JOBS = [
     Job(90, "float32", 128, "supcon_loss", "high", spilled=256),
     # A reference per row and one per column, besides both log-sum-exps.
     Job(100, "bfloat16", 128, "info_nce_loss", spilled=128),
+    # Positives by list, whose flags are held besides all that.
+    Job(80, "bfloat16", 128, "ms_loss+list", spilled=8),
+    Job(80, "float32", 1024, "ms_loss+list"),
+    Job(90, "bfloat16", 64, "ms_loss+list"),
+    Job(90, "bfloat16", 256, "ms_loss+list", spilled=32),
+    Job(100, "bfloat16", 128, "ms_loss+list"),
 ]
 
 

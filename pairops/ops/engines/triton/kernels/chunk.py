@@ -16,7 +16,9 @@ from .tile import masks, scale, vectors
 def _tile(cols, relation, chunk, tile, i, live_i, row, limit,
           F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Load s of a tile and its columns' vectors; return also positives, and pairs at all."""
-    j = chunk.first_j + tile * C + tl.arange(0, C)
+    begin_i = chunk.first_i + tl.program_id(0) * i.shape[0]
+    begin_j = chunk.first_j + tile * C
+    j = begin_j + tl.arange(0, C)
     live_j = j < limit
     col = vectors(cols, j, live_j, F.col_vectors)
     at = (tl.full((), 0, tl.int64) + i - chunk.first_i)[:, None] * chunk.stride_i
@@ -24,7 +26,7 @@ def _tile(cols, relation, chunk, tile, i, live_i, row, limit,
     s = tl.load(chunk.s + at, mask=live_i[:, None] & live_j[None, :], other=0.0)
     if F.scaled:
         s = scale(s, row, col, F)
-    positive, present = masks(relation, i, j, live_i, live_j, F)
+    positive, present = masks(relation, begin_i, begin_j, i, j, live_i, live_j, F)
     return s, col, positive, present, at, j, live_j
 
 

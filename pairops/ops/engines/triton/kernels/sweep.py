@@ -11,7 +11,7 @@ computes what a tile adds; `codegen.py` writes it for every recipe, for ms_loss 
 tests/ops/engines/triton/generated_ms_loss.txt. Only shapes decide the order of sums, and no two
 programs add to one number.
 
-Arguments are as in `tile.py`; band: (blocks, 2) as `engines/bands.py` returns it.
+Arguments are as in `tile.py`.
 """
 
 import triton
@@ -46,7 +46,7 @@ def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, dep
     col = vectors(cols, j, live_j, F.col_vectors)
     positive, present = live_i, live_i
     if PARTIAL:
-        positive, present = masks(relation, i, j, live_i, live_j, F)
+        positive, present = masks(relation, block * C.rows, tile * C.cols, i, j, live_i, live_j, F)
     return j, live_j, col, y, s, positive, present
 
 
@@ -72,7 +72,7 @@ def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, liv
 
 
 @triton.jit
-def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
+def forward(rows, cols, relation, visits, numbers, tile_masks, states, depth,
            INIT: tl.constexpr, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Write states (splits, F.states, N), of one split of the columns for each sorted row."""
     block, split = tl.program_id(0), tl.program_id(1)
@@ -81,17 +81,18 @@ def forward(rows, cols, relation, band, numbers, tile_masks, states, depth,
     valid_count = tl.load(cols.valid_count).to(tl.int32)
     row = vectors(rows, i, live_i, F.row_vectors)
     x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
-    first, width, begin, full, end, tiles = itinerary(
-        band, block, split, tl.num_programs(1), valid_count, F, C
+    tiles = tl.cdiv(valid_count, C.cols)
+    first, width, begin, full, end = itinerary(
+        visits, block, split, tl.num_programs(1), tiles, valid_count, F, C
     )
     state = INIT(C.rows)
     if not F.band_only:
         for visit in range(begin, tl.minimum(end, full)):
-            tile = full_tile(visit, first, width)
+            tile = full_tile(visits, block, visit, first, width, cols.n, F, C)
             state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i,
                                  x, row, state, valid_count, depth, VISIT, F, C, False)  # fmt: skip
     for visit in range(tl.maximum(begin, full), end):
-        tile = partial_tile(visit - full, first, width, tiles)
+        tile = partial_tile(visits, block, visit, full, first, width, tiles, cols.n, F, C)
         state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x,
                              row, state, valid_count, depth, VISIT, F, C, True)  # fmt: skip
     for k in tl.static_range(F.states):
@@ -165,28 +166,20 @@ def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row
 
 
 @triton.jit
-def backward(rows, cols, relation, band, numbers, tile_list, gradient, by_vector, depth, width,
+def backward(rows, cols, relation, visits, numbers, gradient, by_vector, depth, width,
           VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Write Σ_j w_ij ŷ_j of each row, (splits, N, width), and gradients by the rows' vectors
-    (splits, F.gradients, N), both in the caller's order.
-
-    tile_list: the tiles of each block with a pair inside a window, full ones first; the begin of
-    each split in it; and the number of full ones."""
+    (splits, F.gradients, N), both in the caller's order."""
     block, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = block * C.rows + tl.arange(0, C.rows)
     live_i = i < tl.load(rows.valid_count).to(tl.int32)
     valid_count = tl.load(cols.valid_count).to(tl.int32)
     row = vectors(rows, i, live_i, F.row_vectors)
     x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
-    first, band_width, begin, full, end, tiles = itinerary(
-        band, block, split, tl.num_programs(1), valid_count, F, C
+    tiles = tl.cdiv(valid_count, C.cols)
+    first, band_width, begin, full, end = itinerary(
+        visits, block, split, tl.num_programs(1), tiles, valid_count, F, C
     )
-    if F.tile_list:
-        full = tl.load(tile_list.full + block).to(tl.int32)
-        start = tile_list.starts + block * (tl.num_programs(1) + 1) + split
-        begin = tl.load(start).to(tl.int32)
-        end = tl.load(start + 1).to(tl.int32)
-    list_start = tile_list.tiles + tl.full((), block, tl.int64) * tl.cdiv(cols.n, C.cols)
     sums, slopes = (), ()
     if F.embeddings:
         for k in tl.static_range(C.accumulators):
@@ -196,19 +189,13 @@ def backward(rows, cols, relation, band, numbers, tile_list, gradient, by_vector
     exponent = tl.full((C.rows,), 1, tl.int32)
     if not F.band_only:
         for visit in range(begin, tl.minimum(end, full)):
-            if F.tile_list:
-                tile = tl.load(list_start + visit).to(tl.int32)
-            else:
-                tile = full_tile(visit, first, band_width)
+            tile = full_tile(visits, block, visit, first, band_width, cols.n, F, C)
             sums, slopes, exponent = _backward_tile(
                 rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
                 exponent, valid_count, depth, VISIT, F, C, False,
             )  # fmt: skip
     for visit in range(tl.maximum(begin, full), end):
-        if F.tile_list:
-            tile = tl.load(list_start + visit).to(tl.int32)
-        else:
-            tile = partial_tile(visit - full, first, band_width, tiles)
+        tile = partial_tile(visits, block, visit, full, first, band_width, tiles, cols.n, F, C)
         sums, slopes, exponent = _backward_tile(
             rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
             exponent, valid_count, depth, VISIT, F, C, True,

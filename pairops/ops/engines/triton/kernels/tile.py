@@ -1,11 +1,15 @@
 """One tile on a GPU: its embeddings, its similarities, who is positive, and which tiles there are.
 
-rows, cols: `Side`s. relation: `Intervals` of the rows of x, also where these are the columns. `F`,
-the facts of a recipe, and `C`, a configuration, are compile-time records.
+rows, cols: `Side`s. relation: `Intervals` of the rows of x, also where these are the columns, or
+`ListedIntervals`. `F`, the facts of a recipe, and `C`, a configuration, are compile-time records.
+visits: which tiles a block of rows visits, (blocks, 2) as `engines/bands.py` returns it, or a
+`TileList`.
 """
 
 import triton
 import triton.language as tl
+
+from .lists import is_listed
 
 
 @triton.jit
@@ -100,48 +104,82 @@ def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, d
 
 
 @triton.jit
-def masks(relation, i, j, live_i, live_j, F: tl.constexpr):
-    """Return (R, C) whether a pair is positive, and whether it is a pair at all."""
+def masks(relation, begin_i, begin_j, i, j, live_i, live_j, F: tl.constexpr):
+    """Return (R, C) whether a pair is positive, and whether it is a pair at all.
+
+    begin_i, begin_j: the first of i and of j.
+    """
     if F.rows_are_y:
-        pos_begin = tl.load(relation.pos_begin + j, mask=live_j, other=0).to(tl.int32)[None, :]
-        pos_end = tl.load(relation.pos_end + j, mask=live_j, other=0).to(tl.int32)[None, :]
         self_index = tl.load(relation.self_index + j, mask=live_j, other=-1).to(tl.int32)[None, :]
         position = i[:, None]
     else:
-        pos_begin = tl.load(relation.pos_begin + i, mask=live_i, other=0).to(tl.int32)[:, None]
-        pos_end = tl.load(relation.pos_end + i, mask=live_i, other=0).to(tl.int32)[:, None]
         self_index = tl.load(relation.self_index + i, mask=live_i, other=-1).to(tl.int32)[:, None]
         position = j[None, :]
     present = live_j[None, :] & (position != self_index)
-    return present & (position >= pos_begin) & (position < pos_end), present
-
-
-@triton.jit
-def itinerary(band, block, split, splits, valid_count, F: tl.constexpr, C: tl.constexpr):
-    """Return first tile and width of the band, then visits: full tiles from `begin` to `full`, and
-    partial ones to `end`; and the number of tiles."""
-    tiles = tl.cdiv(valid_count, C.cols)
-    first = tl.minimum(tl.load(band + 2 * block) // C.cols, tiles).to(tl.int32)
-    last = tl.minimum(tl.cdiv(tl.load(band + 2 * block + 1), C.cols), tiles).to(tl.int32)
-    width = tl.maximum(last - first, 0)
-    if F.band_only:
-        full = width * 0
-        visits = width
+    if F.listed:
+        if F.rows_are_y:
+            positive = present & is_listed(relation, j, live_j, begin_i, 0, i.shape[0])
+        else:
+            positive = present & is_listed(relation, i, live_i, begin_j, 1, j.shape[0])
     else:
-        ragged = ((valid_count % C.cols != 0) & ((width == 0) | (last < tiles))).to(tl.int32)
-        visits = tiles
-        full = tiles - width - ragged
-    begin = (visits.to(tl.int64) * split // splits).to(tl.int32)
-    end = (visits.to(tl.int64) * (split + 1) // splits).to(tl.int32)
-    return first, width, begin, full, end, tiles
+        if F.rows_are_y:
+            pos_begin = tl.load(relation.pos_begin + j, mask=live_j, other=0).to(tl.int32)[None, :]
+            pos_end = tl.load(relation.pos_end + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        else:
+            pos_begin = tl.load(relation.pos_begin + i, mask=live_i, other=0).to(tl.int32)[:, None]
+            pos_end = tl.load(relation.pos_end + i, mask=live_i, other=0).to(tl.int32)[:, None]
+        positive = present & (position >= pos_begin) & (position < pos_end)
+    return positive, present
 
 
 @triton.jit
-def full_tile(visit, first, width):
-    return tl.where(visit < first, visit, visit + width)
+def itinerary(visits, block, split, splits, tiles, valid_count, F: tl.constexpr, C: tl.constexpr):
+    """Return first tile and width of the band, if there is one; then visits: full tiles from
+    `begin` to `full`, and partial ones to `end`."""
+    if F.tile_list:
+        first, width = tiles, tiles
+        full = tl.load(visits.full + block).to(tl.int32)
+        start = visits.starts + block * (splits + 1) + split
+        begin = tl.load(start).to(tl.int32)
+        end = tl.load(start + 1).to(tl.int32)
+    else:
+        first = tl.minimum(tl.load(visits + 2 * block) // C.cols, tiles).to(tl.int32)
+        last = tl.minimum(tl.cdiv(tl.load(visits + 2 * block + 1), C.cols), tiles).to(tl.int32)
+        width = tl.maximum(last - first, 0)
+        if F.band_only:
+            full = width * 0
+            many = width
+        else:
+            ragged = ((valid_count % C.cols != 0) & ((width == 0) | (last < tiles))).to(tl.int32)
+            many = tiles
+            full = tiles - width - ragged
+        begin = (many.to(tl.int64) * split // splits).to(tl.int32)
+        end = (many.to(tl.int64) * (split + 1) // splits).to(tl.int32)
+    return first, width, begin, full, end
 
 
 @triton.jit
-def partial_tile(visit, first, width, tiles):
+def listed_tile(visits, block, visit, n, C: tl.constexpr):
+    """Return the tile of a visit in a `TileList`, where the columns are n."""
+    row = visits.tiles + tl.full((), block, tl.int64) * tl.cdiv(n, C.cols)
+    return tl.load(row + visit).to(tl.int32)
+
+
+@triton.jit
+def full_tile(visits, block, visit, first, width, n, F: tl.constexpr, C: tl.constexpr):
+    if F.tile_list:
+        tile = listed_tile(visits, block, visit, n, C)
+    else:
+        tile = tl.where(visit < first, visit, visit + width)
+    return tile
+
+
+@triton.jit
+def partial_tile(visits, block, visit, full, first, width, tiles, n,
+                 F: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Return the tile of a visit: those of the band, then the ragged last one."""
-    return tl.where(visit < width, first + visit, tiles - 1)
+    if F.tile_list:
+        tile = listed_tile(visits, block, visit, n, C)
+    else:
+        tile = tl.where(visit - full < width, first + visit - full, tiles - 1)
+    return tile
