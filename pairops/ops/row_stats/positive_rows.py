@@ -28,12 +28,14 @@ class PositiveRows:
     each positive pair, and `rows.score` is an argument or a window of it: so each positive is
     compared with the anchor's other pairs. The rows are ordered by class, or by anchor.
 
-    The rows are an index into x: memory is O((N + M) D + K), and so are gradients; a derivative of
-    a gradient takes O(K D). Each rank of a group holds copies of its rows, O(K D). K depends on the
-    labels, so the host waits for it on a GPU.
+    The rows are an index into x, and as many as x has, or 4,096, are copied at a time: memory is
+    O((N + M) D + K), and so are gradients. Terms of columns and derivatives of gradients take
+    O(K D), as each rank of a group does for its rows. K depends on the labels, so the host waits
+    for it on a GPU.
 
     Args:
-        pairs: K rows and M columns: each row with the positives and negatives of its anchor.
+        pairs: K rows and M columns: each row with the positives and negatives of its anchor. Its x
+            may be the whole x, from which `pairs.relation.picked` picks the rows.
         anchor: (K,) int64, the row of x that the anchor is.
         partner: (K,) int64, the row of the other set that the positive is, of all ranks.
         score: (K,) float32 or float64, the closeness of the pair, with gradient.
