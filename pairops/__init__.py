@@ -22,6 +22,7 @@ from .ops.pairs.pairs import Pairs as Pairs
 from .ops.row_stats.op import row_stats as row_stats
 from .ops.row_stats.positive_rows import PositiveRows as PositiveRows
 from .ops.terms import functions as functions
+from .ops.terms.arguments import between as between
 from .ops.terms.arguments import partner as partner
 from .ops.terms.arguments import table as table
 from .ops.terms.functions import Function as Function
@@ -55,6 +56,7 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
         "Pairs",
         "PositiveRows",
         "Term",
+        "between",
         "cached_step",
         "engine",
         "estimate_memory",

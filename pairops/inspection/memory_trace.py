@@ -212,10 +212,15 @@ def _ring_call(call: SizedCall, axis: int, ranks: int, travelling: int) -> tuple
 
 
 def _partner_bytes(term: Term) -> int:
-    return sum(z.element_size() for z in term.tensors("partner"))
+    return sum(map(_row_bytes, term.tensors("partner")))
 
 
 def _known(term: Term, float_bytes: int) -> int:
     """Bytes per owner: arguments, windows, statistic, cotangent, who attained an extreme."""
-    owner_bytes = sum(z.element_size() for z in term.tensors("owner", "window"))
+    owner_bytes = sum(map(_row_bytes, term.tensors("owner", "window")))
     return owner_bytes + 2 * float_bytes + 8 * term.keeps_argument
+
+
+def _row_bytes(values: Tensor) -> int:
+    """Bytes of a value per row, or of a row of further embeddings."""
+    return values.element_size() * values.shape[1:].numel()

@@ -20,7 +20,7 @@ from pairops.ops.pairs.similarity import apply_scale, no_autocast, product
 from pairops.ops.row_stats import levels, picked_rows
 from pairops.ops.row_stats.levels import Levels
 from pairops.ops.row_stats.op import RecordedCall, watched
-from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.arguments import Between, Partner, Table
 from pairops.ops.terms.checks import function
 from pairops.ops.terms.tensor_checks import check_embeddings, check_integers
 from pairops.ops.terms.term import ALL, POS, Term, Wanted
@@ -202,6 +202,8 @@ class Block:
                 args.append(a.values[partner])
             elif isinstance(a, Table):
                 args.append(a.values[a.owners[owner]][:, a.partners[partner]])
+            elif isinstance(a, Between):
+                args.append(product(a.owners[owner], a.partners[partner]))
             else:
                 args.append(a[owner].unsqueeze(1) if isinstance(a, Tensor) else a)
         share: Any = 1.0

@@ -62,6 +62,7 @@ OF_SHARED_LABELS = "tests/ops/pairs/test_shared_labels.py"
 OF_WIDTHS = "tests/ops/pairs/test_widths.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
+OF_BETWEEN = "tests/ops/row_stats/test_between.py"
 OF_LAYOUT = "tests/ops/engines/cpu/test_memory_layout.py"
 OF_SMALL_MEAN = "tests/ops/row_stats/test_small_mean.py"
 OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
@@ -267,8 +268,8 @@ MUTANTS = [
     ),
     Mutant(
         "a partner's argument is the owner's", GRID,
-        "self._args.append((1 - axis, grid.cut(argument.values, 1 - axis)))",
-        "self._args.append((axis, grid.cut(argument.values, axis)))",
+        "return TiledVector(1 - axis, self.cut(argument.values, 1 - axis))",
+        "return TiledVector(axis, self.cut(argument.values, axis))",
         (OF_STATISTICS,),
     ),
     Mutant(
@@ -451,6 +452,23 @@ MUTANTS = [
         "owner, partner = self.index[axis], self.index[1 - axis]",
         "owner, partner = self.index[0], self.index[1]",
         (OF_PAIR_WEIGHTS,),
+    ),
+    Mutant(
+        "an infinite product of a pair that is dropped counts", GRID,
+        "self.finite = term.function.finite and not products",
+        "self.finite = term.function.finite",
+        (OF_BETWEEN,),
+    ),
+    Mutant(
+        "an owner's other embedding gets itself for a gradient by an extreme", BACKWARD,
+        "by_vector += [by_product * others[k][1], by_partners]",
+        "by_vector += [by_product * others[k][0], by_partners]",
+        (OF_BETWEEN,),
+    ),
+    Mutant(
+        "a product of learned embeddings passes one gradient for two", EARLIER,
+        "found += [None, None]", "found.append(None)",
+        (OF_BETWEEN,),
     ),
     # Triton's twins.
     Mutant(

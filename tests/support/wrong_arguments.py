@@ -90,6 +90,11 @@ def of_table(values: Any, owners: Any, partners: Any) -> Any:
     return pairops.row_stats(pairs(), pairops.total("neg", 1.0, given))
 
 
+def of_between(owners: Any, partners: Any) -> Any:
+    given = pairops.between(owners, partners)
+    return pairops.row_stats(pairs(), pairops.total("neg", 1.0, given))
+
+
 def of_row_stats(pairs: Any, rows: Any, cols: Any) -> Any:
     return pairops.row_stats(pairs, rows, cols=cols)
 
@@ -159,6 +164,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "table": (
         of_table, lambda: {"values": torch.eye(3), "owners": labels(), "partners": labels()},
     ),
+    "between": (of_between, lambda: {"owners": rows(), "partners": rows()}),
     "Function": (pairops.Function, lambda: {"value": lambda s: s}),
     "mine": (pairops.mine, lambda: {"x": rows(), "labels": labels(), **shared()}),
     "pair_weights": (of_pair_weights, lambda: {"loss": pairops.ms_loss, "x": rows()}),
@@ -261,6 +267,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ),
     ("sms_loss", "relevance", "* rows, one row less, rows one wider", "a table of any size"),
     ("table", "values", "* rows, one row less, rows one wider", "a table of any size"),
+    ("between", "owners partners", "double rows", "they are cast to the dtype of statistics"),
     ("n_pair_loss *paired CrossBatchMemory.forward", "x", "double rows", "nothing to be like"),
     ("n_pair_loss", "x", "rows one wider", "nothing to be like"),
     ("proxy_*", "x proxies", "double rows", "proxies are cast to the dtype of x"),

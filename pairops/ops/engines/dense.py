@@ -14,7 +14,7 @@ from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.indexing import inverse_permutation
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale, inverse_norm, product, shrinking
-from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.arguments import Argument, Between, Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
 
 from .protocol import Backward
@@ -47,8 +47,9 @@ def forward(
     y = x if pairs.y is None else _comparable(pairs.y, pairs.relation.valid_y, pairs)
     s = product(x, y)
     positive, present = _masks(pairs)
-    found = [_statistic(s, positive, present, term) for term in rows]
-    found += [_statistic(s.T, positive.T, present.T, term) for term in cols]
+    valid = pairs.relation.valid_x, pairs.relation.valid_y
+    found = [_statistic(s, positive, present, term, valid) for term in rows]
+    found += [_statistic(s.T, positive.T, present.T, term, valid[::-1]) for term in cols]
     arguments = [argument for _, argument in found if argument is not None]
     tile_masks = pairs.x.new_empty(tile_masks_shape(), dtype=torch.uint8)
     return [statistic for statistic, _ in found], arguments, tile_masks
@@ -82,11 +83,11 @@ def _masks(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def _statistic(
-    s: Tensor, positive: Tensor, present: Tensor, term: Term
+    s: Tensor, positive: Tensor, present: Tensor, term: Term, valid: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
     """Return the statistic (N,) of s (N, M), and who attained an extreme.
 
-    A column term gets everything transposed.
+    A column term gets everything transposed. valid: owners and partners that are not ignored.
     """
     if not term.grad:
         s = s.detach()
@@ -100,7 +101,7 @@ def _statistic(
     # Select inputs as well as results: a dropped pair's slope may be infinite, as its owner's
     # argument may be, and 0·inf is NaN. `where` cuts its gradient off, of any order.
     s = torch.where(selected, s, 0)
-    args = [_where_selected(selected, _spread(argument)) for argument in term.args]
+    args = [_where_selected(selected, _spread(argument, valid)) for argument in term.args]
     if term.function.is_derivative:
         f = term.value(s, *args)
     else:
@@ -132,9 +133,16 @@ def _where_selected(selected: Tensor, argument: Any) -> Any:
     return torch.where(selected, argument, 1) if isinstance(argument, Tensor) else argument
 
 
-def _spread(argument: Any) -> Any:
+def _spread(argument: Argument, valid: tuple[Tensor, Tensor]) -> Any:
     if isinstance(argument, Partner):
         return argument.values[None, :]
+    if isinstance(argument, Between):
+        # An ignored row may hold anything, and 0·NaN would be its share of a gradient.
+        rows = [
+            torch.where(keep[:, None], z, 0)
+            for keep, z in zip(valid, (argument.owners, argument.partners), strict=True)
+        ]
+        return product(*rows)
     if isinstance(argument, Table):
         return argument.values[argument.owners][:, argument.partners]
     return argument[:, None] if isinstance(argument, Tensor) else argument

@@ -15,6 +15,7 @@ from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
 from pairops.ops.bindings.devices import capability, float32_level, processors, splits
 from pairops.ops.pairs.distances import Measure
+from pairops.ops.terms.arguments import Between
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import POS, Term
 
@@ -74,6 +75,12 @@ class SizedCall:
             for term, k in self.terms_and_owners
         ]
         return self.float_bytes * sum(counts)
+
+    def products(self, gradients: int = 0) -> int:
+        """Return the bytes of further embeddings, with so many gradients of the learned ones."""
+        found = [a for z in (*self.rows, *self.cols) for a in z.args if isinstance(a, Between)]
+        columns = [a.owners.shape[1] * (1 + gradients * a.grad) for a in found]
+        return self.float_bytes * (self.n + self.m) * sum(columns)
 
 
 # ── native ──
@@ -142,7 +149,7 @@ def _blockwise_forward(call: SizedCall) -> int:
     making = 3 * call.copies(call.lengths[-1])
     if call.dtype.itemsize < call.float_bytes:
         making += call.lengths[-1] * call.d * call.dtype.itemsize
-    return call.copies(*call.lengths) + max(making, _blockwise_tile(call, 2))
+    return call.copies(*call.lengths) + call.products() + max(making, _blockwise_tile(call, 2))
 
 
 def _blockwise_backward(call: SizedCall) -> int:
@@ -150,8 +157,8 @@ def _blockwise_backward(call: SizedCall) -> int:
     it is taken through the scale."""
     sides = zip((call.n, call.m), call.wanted, strict=True)
     sums = [call.n, call.n] if call.same else [length for length, want in sides if want]
-    ending = call.copies(*sums) + 4 * call.copies(max(sums, default=0))
-    return call.copies(*call.lengths, *sums) + max(ending, _blockwise_tile(call, 4))
+    end = call.copies(*sums) + 4 * call.copies(max(sums, default=0))
+    return call.copies(*call.lengths, *sums) + call.products(2) + max(end, _blockwise_tile(call, 4))
 
 
 def _blockwise_tile(call: SizedCall, of_term: int) -> int:

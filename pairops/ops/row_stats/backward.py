@@ -14,7 +14,7 @@ from pairops.ops.pairs.distances import Squares
 from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale, normalize_backward
-from pairops.ops.terms.arguments import Argument, Partner, Table
+from pairops.ops.terms.arguments import Argument, Between, Partner, Table
 from pairops.ops.terms.term import Term, Wanted
 
 
@@ -188,7 +188,16 @@ def extreme_backward(
 
     owner, partner = select(owners), select(partners.index_select(0, at))
     s = (owner * partner).sum(1)
-    args = [_of_pairs(a, at) for a in term.args]
+    # Further embeddings of the pair of each owner, by the argument that holds them.
+    others = {
+        k: (select(a.owners), select(a.partners.index_select(0, at)))
+        for k, a in enumerate(term.args)
+        if isinstance(a, Between)
+    }
+    args = [
+        (others[k][0] * others[k][1]).sum(1) if k in others else _of_pairs(a, at)
+        for k, a in enumerate(term.args)
+    ]
     slope, *slopes = term.slopes(s, *args)
     weight = select(cotangent * slope).unsqueeze(1)
     by_vector = []
@@ -197,6 +206,10 @@ def extreme_backward(
             by_vector.append(add_rows(a.values, at, select(cotangent * slopes[k])))
         elif isinstance(a, Tensor):
             by_vector.append(select(cotangent * slopes[k]))
+        elif isinstance(a, Between) and a.grad:
+            by_product = select(cotangent * slopes[k]).unsqueeze(1)
+            by_partners = add_rows(a.partners, at, by_product * others[k][0])
+            by_vector += [by_product * others[k][1], by_partners]
     return weight * partner, add_rows(partners, at, weight * owner), by_vector
 
 

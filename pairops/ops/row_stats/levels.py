@@ -5,6 +5,7 @@ passes its gradient on, the earlier term is differentiated after it, when its co
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,8 +81,8 @@ def backward(
     for some in passes(rows, cols):
         swept = [terms.swept(k, statistics, cotangents) for k in some]
         flags = []
-        for k, (term, _, _) in zip(some, swept, strict=True):
-            mine = iter(wanted.args[k] if wanted.args is not None else [True] * len(term.args))
+        for k in some:
+            mine = itertools.repeat(True) if wanted.args is None else iter(wanted.args[k])
             flags.append(
                 [next(mine, False) if a is None else a.grad for a in by_earlier(terms.every[k])]
             )

@@ -21,7 +21,7 @@ from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.distributed.allocation import refused
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import no_autocast
-from pairops.ops.terms.arguments import EarlierAt, Partner, Table
+from pairops.ops.terms.arguments import Between, EarlierAt, Partner, Table
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term, indices
@@ -181,7 +181,7 @@ def _of_tensors(term: Term, owners: int, pairs: Pairs) -> Term:
     """Turn numbers of the term into tensors on the device, one value for all owners."""
     args = [
         a
-        if isinstance(a, (Tensor, Partner, Table, EarlierAt))
+        if isinstance(a, (Tensor, Partner, Table, Between, EarlierAt))
         else pairs.x.new_full((), a, dtype=pairs.dtype).expand(owners)
         for a in term.args
     ]

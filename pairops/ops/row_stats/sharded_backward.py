@@ -154,6 +154,17 @@ def _axis_backward(
                     there.append(SweptTerm(term, statistic, cotangent, argument))
                 both = (here, there) if axis == 0 else (there, here)
                 every = [*both[0], *both[1]]
+                of_mine, of_theirs = [(k, True) for k in way.mine], [(k, False) for k in way.theirs]
+                order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
+                # The owners' tensors of my terms, and the partners' of theirs, are this rank's.
+                held = [
+                    [
+                        (role == "owner") == is_mine
+                        for role, _, has_grad in swept_terms[k].term.operands()
+                        if has_grad
+                    ]
+                    for k, is_mine in order
+                ]
                 *by_set, vectors = of_terms(
                     replace(block, measure=way.measure),
                     [known.term for known in both[0]],
@@ -163,19 +174,16 @@ def _axis_backward(
                     [known.argument for known in every if known.argument is not None],
                     None,
                     [known.cotangent for known in every],
-                    Wanted(need and axis == 0, need and axis == 1),
+                    Wanted(need and axis == 0, need and axis == 1, args=held),
                 )
                 found = by_set[axis]
                 if found is not None:
                     total = _joined(found, of_others) if total is None else _added(total, found)
-                of_mine, of_theirs = [(k, True) for k in way.mine], [(k, False) for k in way.theirs]
-                order = [*of_mine, *of_theirs] if axis == 0 else [*of_theirs, *of_mine]
-                for place, (k, is_mine) in enumerate(order):
-                    held_by = [
-                        role for role, _, has_grad in swept_terms[k].term.operands() if has_grad
-                    ]
-                    for v, (gradient, role) in enumerate(zip(vectors[place], held_by, strict=True)):
-                        if (role == "owner") == is_mine:
+                for place, (k, _) in enumerate(order):
+                    for v, (gradient, mine) in enumerate(
+                        zip(vectors[place], held[place], strict=True)
+                    ):
+                        if mine:
                             by_term[k][v] = by_term[k][v] + _joined(gradient, of_others)
                 del by_set, found  # else both blocks' gradients would be in memory
     return None if total is None else total.to(local.dtype)

@@ -1,13 +1,15 @@
-"""Arguments of a pair function: numbers, vectors of owners or partners, tables, earlier terms."""
+"""Arguments of a pair function: numbers, vectors of owners or partners, tables, further
+embeddings, earlier terms."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .plain_numbers import plain_float
-from .tensor_checks import FLOATS, check_classes, check_integers, check_real
+from .tensor_checks import FLOATS, check_classes, check_embeddings, check_integers, check_real
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +31,21 @@ class Table:
         return self.values, self.owners, self.partners
 
 
+@dataclass(frozen=True, eq=False)
+class Between:
+    """<owners_i, partners_j>: one value for each pair, of a second pair of embeddings."""
+
+    owners: Tensor  # (N, E) in a row term, (M, E) in a column term
+    partners: Tensor  # (M, E), or (N, E)
+    grad: bool  # False: both are constants, and nobody multiplies for their gradients
+
+
 class Operand(NamedTuple):
     """A tensor of a term."""
 
     role: Literal[
         "owner", "partner", "table", "window"
-    ]  # owner or partner: one value for each of them
+    ]  # owner or partner: one value, or one row, for each of them
     tensor: Tensor
     has_grad: bool
 
@@ -50,7 +61,7 @@ class EarlierAt(NamedTuple):
     window: bool = False
 
 
-Given = float | Tensor | Partner | Table
+Given = float | Tensor | Partner | Table | Between
 Argument = Given | EarlierAt
 
 
@@ -96,6 +107,37 @@ def table(values: Tensor, owners: Tensor, partners: Tensor) -> Table:
     return Table(values, owners, partners)
 
 
+def between(owners: Tensor, partners: Tensor) -> Between:
+    """Compare each pair a second time, by the dot product of other embeddings.
+
+    The matrix of these products is never held, on any engine but "dense". Embeddings that require
+    no gradient are constants. Where one of them requires a gradient it gets one, by the engines
+    "blockwise" and "dense".
+
+    Args:
+        owners: (N, E) floating point in a row term, (M, E) in a column term: one row for each
+            owner. As they are: normalise them for a cosine.
+        partners: (M, E) floating point in a row term, (N, E) in a column term: one row for each
+            partner. float16 and bfloat16 are multiplied in float32.
+
+    Returns:
+        The argument <owners_i, partners_j>, for `total`, `lse`, `lowest` or `highest`.
+
+    Raises:
+        ValueError, TypeError: the two are no matrices of floating-point numbers, or of different E.
+    """
+    check_embeddings("owners", owners)
+    check_embeddings("partners", partners)
+    if owners.shape[1] != partners.shape[1]:
+        raise ValueError(
+            f"partners has shape {tuple(partners.shape)} and owners {tuple(owners.shape)}; both "
+            "must have the same E, their number of columns"
+        )
+    # Forward-mode derivatives are no property of a tensor that torch.func wraps.
+    grad = owners.requires_grad or partners.requires_grad or forward_ad._current_level >= 0
+    return Between(owners, partners, grad)
+
+
 def checked(
     name: str, argument: object, owners: int, partners: int, dtype: torch.dtype, grad: bool
 ) -> Argument:
@@ -104,6 +146,8 @@ def checked(
         return Partner(vector(name, argument.values, partners, dtype, grad))
     if isinstance(argument, Table):
         return _table(name, argument, owners, partners, dtype)
+    if isinstance(argument, Between):
+        return _between(name, argument, owners, partners, dtype, grad)
     if isinstance(argument, Tensor):
         return vector(name, argument, owners, dtype, grad)
     if isinstance(argument, EarlierAt):
@@ -117,8 +161,8 @@ def plain_argument(name: str, argument: object) -> float:
     if number is None:
         raise TypeError(
             f"{name} is {type(argument).__name__}; it must be a number, a tensor (N,) or with one "
-            "element, or an earlier term of the call; as an argument also partner(tensor) or "
-            "table(tensor, classes, classes)"
+            "element, or an earlier term of the call; as an argument also partner(tensor), "
+            "table(tensor, classes, classes) or between(embeddings, embeddings)"
         )
     if number != number:
         raise ValueError(f"{name} is NaN; it must be a number")
@@ -147,3 +191,21 @@ def _table(name: str, given: Table, owners: int, partners: int, dtype: torch.dty
                 f"{name} has {side} of shape {tuple(classes.shape)}; they must be int64 ({length},)"
             )
     return Table(given.values.detach().to(dtype), given.owners, given.partners)
+
+
+def _between(
+    name: str, given: Between, owners: int, partners: int, dtype: torch.dtype, grad: bool
+) -> Between:
+    for side, rows, length in (
+        ("owners", given.owners, owners),
+        ("partners", given.partners, partners),
+    ):
+        if rows.shape[0] != length:
+            raise ValueError(
+                f"{name} has {side} of shape {tuple(rows.shape)}; they must be ({length}, E)"
+            )
+    grad = given.grad and grad
+    of_owners, of_partners = [
+        (z if grad else z.detach()).to(dtype) for z in (given.owners, given.partners)
+    ]
+    return Between(of_owners, of_partners, grad)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import EarlierAt, Partner
+from .arguments import Between, EarlierAt, Partner
 from .term import POS, Earlier, Term
 
 
@@ -169,9 +169,12 @@ def without_pairs(term: Term, terms: Sequence[Term], statistics: Sequence[Tensor
 
 
 def by_earlier(term: Term) -> list[EarlierAt | None]:
-    """Return the earlier term, or None, that each vector of the `resolved` term comes from."""
-    return [
-        a if isinstance(a, EarlierAt) else None
-        for a in term.args
-        if isinstance(a, (Tensor, Partner, EarlierAt))
-    ]
+    """Return the earlier term, or None, that each operand with a gradient of the `resolved` term
+    comes from."""
+    found: list[EarlierAt | None] = []
+    for a in term.args:
+        if isinstance(a, (Tensor, Partner, EarlierAt)):
+            found.append(a if isinstance(a, EarlierAt) else None)
+        elif isinstance(a, Between) and a.grad:
+            found += [None, None]
+    return found

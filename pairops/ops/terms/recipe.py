@@ -7,6 +7,7 @@ A `Term` holds tensors and a callable; an op takes neither. So terms travel as a
     term   = statistic ":" side ":" function [ "(" kinds ")" ] [ ">" ] [ "<" ] [ "@" ]
     kinds  = one letter per argument, left out if all are f:
              f a number, o one value per owner, p one value per partner, t a table,
+             b a product of further embeddings, l the same of learned ones,
              e0 the first of the row terms (or column terms), g0 with its gradient
     > <    = a window, `above=` or `below=`; >0 is one by the first term
     @      = an extreme that keeps its argument, and so has a gradient
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .arguments import Argument, EarlierAt, Partner, Table
+from .arguments import Argument, Between, EarlierAt, Partner, Table
 from .functions import FUNCTIONS
 from .term import Term
 
@@ -34,6 +35,8 @@ def key(term: Term) -> str:
 def _letter(argument: Argument) -> str:
     if isinstance(argument, EarlierAt):
         return f"{'g' if argument.grad else 'e'}{argument.place}"
+    if isinstance(argument, Between):
+        return "l" if argument.grad else "b"
     return {float: "f", Partner: "p", Table: "t"}.get(type(argument), "o")
 
 
@@ -50,7 +53,7 @@ def cuda_key(term: Term) -> str:
 
 
 def _by_partner(term: Term) -> str:
-    letter = {Partner: "p", Table: "t"}
+    letter = {Partner: "p", Table: "t", Between: "b"}
     kinds = "".join([letter.get(type(a), "o") for a in term.args])
     return kinds if kinds.strip("o") else ""
 
@@ -85,6 +88,7 @@ def _template(word: str) -> Term:
     holder = torch.empty(0)
     of_kind: dict[str, Argument] = {
         "f": 0.0, "o": holder, "p": Partner(holder), "t": Table(holder, holder, holder),
+        "b": Between(holder, holder, False), "l": Between(holder, holder, True),
     }  # fmt: skip
 
     def argument(kind: str) -> Argument:

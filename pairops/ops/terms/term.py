@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from .accumulators import ACCUMULATORS, Accumulator
 from .arguments import (
     Argument,
+    Between,
     EarlierAt,
     Given,
     Operand,
@@ -42,9 +43,10 @@ class Term:
         function: the pair function.
         args: its arguments besides s. Each is a number; a tensor (N,) with one value per owner, or
             a tensor with one for all; `partner(v)`, one value per partner; `table(v, a, b)`, one
-            value per pair of classes; or an earlier term of the same call and owners, whose
-            statistic is a constant, with `Earlier(term, grad=True)` one that passes its gradient
-            on. Gradients reach the tensors and partner values among them.
+            value per pair of classes; `between(u, v)`, a product of other embeddings; or an earlier
+            term of the same call and owners, whose statistic is a constant, with
+            `Earlier(term, grad=True)` one that passes its gradient on. Gradients reach the tensors,
+            partner values and other embeddings among them.
         above: a threshold: a number, a tensor (N,) per owner, or an earlier term, without gradient.
             Pairs with s ≤ above are dropped; a NaN stays. None: no threshold.
         below: likewise; pairs with s ≥ below are dropped.
@@ -151,6 +153,9 @@ class Term:
             elif isinstance(a, Table):
                 classes = Operand("owner", a.owners, False), Operand("partner", a.partners, False)
                 found += [Operand("table", a.values, False), *classes]
+            elif isinstance(a, Between):
+                grad = self.grad and a.grad
+                found += [Operand("owner", a.owners, grad), Operand("partner", a.partners, grad)]
         for bound in (self.above, self.below):
             if isinstance(bound, Tensor):
                 found.append(Operand("window", bound, False))
@@ -166,6 +171,8 @@ class Term:
                 args.append(Partner(next(tensors)))
             elif isinstance(a, Table):
                 args.append(Table(next(tensors), next(tensors), next(tensors)))
+            elif isinstance(a, Between):
+                args.append(Between(next(tensors), next(tensors), a.grad))
             else:
                 args.append(next(tensors) if isinstance(a, Tensor) else a)
         above, below = [
@@ -240,7 +247,7 @@ class Earlier:
     grad: bool = False
 
 
-_KINDS = (Tensor, Parameter, Partner, Table, Term, EarlierAt)
+_KINDS = (Tensor, Parameter, Partner, Table, Between, Term, EarlierAt)
 
 
 def _check_index(term: Term) -> None:

@@ -76,7 +76,8 @@ def forward(
                     continue
                 if t in bit:
                     bit[t][tile] = 1
-            f = _selected(t, t.term.value(s, *t.args(tile)), drop, tile, t.term.monoid.neutral)
+            f = t.term.value(s, *t.args(tile, t.pieces(tile)))
+            f = _selected(t, f, drop, tile, t.term.monoid.neutral)
             owner, partner = tile[t.axis], tile[1 - t.axis]
             seen = t.term.monoid.from_tile(f, 1 - t.axis, grid.caller[1 - t.axis][partner])
             states[t][owner] = t.term.monoid.merge(states[t][owner], seen)
@@ -117,11 +118,13 @@ def backward(
     same = pairs.y is None
     embeddings = needs[0], needs[0] if same else needs[1]
 
-    # The axis of everything that gets a gradient: x, y, every tensor argument.
-    axes, vectors = [0, 1], {}
+    # The axis and the pieces of everything that gets a gradient: x, y, every tensor argument.
+    axes, like, vectors = [0, 1], [*grid.embeddings], {}
     for t in terms:
-        vectors[t] = range(len(axes), len(axes) + len(t.slope_axes()))
-        axes += [axis for _, axis in t.slope_axes()]
+        sloping = t.slope_operands()
+        vectors[t] = range(len(axes), len(axes) + len(sloping))
+        axes += [operand.axis for operand in sloping]
+        like += [operand.pieces for operand in sloping]
     sums: list[dict[int, Tensor]] = [{} for _ in axes]
     run = recomputed if torch.is_grad_enabled() else _call
     for tile in grid.tiles():
@@ -137,8 +140,9 @@ def backward(
             mine[here] = mine[here] + part if here in mine else part
 
     def whole(k: int) -> Tensor:
-        blank = grid.embeddings[k] if k < 2 else grid.blank[axes[k]]
-        pieces = [sums[k][i] if i in sums[k] else torch.zeros_like(z) for i, z in enumerate(blank)]
+        pieces = [
+            sums[k][i] if i in sums[k] else torch.zeros_like(z) for i, z in enumerate(like[k])
+        ]
         return grid.unsort(pieces, axes[k], 0.0)
 
     dx, dy = (whole(k) if needed else pairs.x.new_empty(0) for k, needed in enumerate(embeddings))
@@ -185,7 +189,8 @@ def _tile_backward(
     operands = iter(given)
     for t in terms:
         cotangent, statistic = next(operands), next(operands)
-        args = t.args(tile, [next(operands) for _ in t.vector_axes()])
+        pieces = [next(operands) for _ in t.pieces(tile)]
+        args = t.args(tile, pieces)
         drop = t.dropped(s, tile)
         share = t.spread(cotangent).expand_as(s)
         seen = s
@@ -196,16 +201,21 @@ def _tile_backward(
             share = share * torch.exp(_selected(t, f, drop, tile, -torch.inf))
         slope, *slopes = t.term.slopes(seen, *args)
         # Select once more: a slope may be infinite or NaN where there is no pair.
-        unused = drop if t.term.statistic == "sum" or not t.term.function.finite else None
+        unused = drop if t.term.statistic == "sum" or not t.finite else None
         weights = weights + _selected(t, share * slope, unused, tile, 0.0)
-        by_vector += [
-            _selected(t, share * slopes[k], unused, tile, 0.0).sum(1 - axis)
-            for k, axis in t.slope_axes()
-        ]
+        by_argument = partial(_by_argument, t, share, slopes, unused, tile)
+        by_vector += t.gradients(pieces, by_argument)
     by_embeddings = [product(weights, y.T)] if needs[0] else []
     if needs[1]:
         by_embeddings.append(product(weights.T, x.T))
     return by_embeddings + by_vector
+
+
+def _by_argument(
+    t: TiledTerm, share: Tensor, slopes: list[Any], unused: Tensor | None, tile: Tile, k: int
+) -> Tensor:
+    """Return the weights of a tile's pairs by the k-th argument."""
+    return _selected(t, share * slopes[k], unused, tile, 0.0)
 
 
 def _of_pairs(
@@ -227,7 +237,7 @@ def _of_pairs(
 
 def _selected(t: TiledTerm, f: Tensor, drop: Tensor | None, tile: Tile, fill: float) -> Tensor:
     """Replace `f` by `fill` wherever a pair is outside the window or not on the side."""
-    if drop is not None and fill != 0 and t.term.function.finite:
+    if drop is not None and fill != 0 and t.finite:
         f = f + (drop if fill < 0 else -drop)  # several times faster on CPUs than to select
     elif drop is not None:
         f = torch.where(drop < 0, fill, f)

@@ -1,7 +1,7 @@
 """Grid of `blockwise`: sorted, scaled embeddings cut into tiles, and the terms of each tile."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,17 @@ from torch import Tensor
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Relation
 from pairops.ops.pairs.similarity import apply_scale, product
-from pairops.ops.terms.arguments import Partner, Table
+from pairops.ops.terms.arguments import Argument, Between, Partner, Table
 from pairops.ops.terms.term import ALL, POS, Term
+
+from .tiled_arguments import (
+    TiledArgument,
+    TiledNumber,
+    TiledOperand,
+    TiledProduct,
+    TiledTable,
+    TiledVector,
+)
 
 # The extents of a tile at most. 512 KiB of fp32 and its temporaries stay in cache, and the band of
 # positives is narrow. They are the fastest from 64 to 1,024 at N = 1,024 to 4,096 with 1 MiB of L2.
@@ -112,6 +121,24 @@ class Grid:
         pieces: tuple[Tensor, ...] = values.index_select(0, order).split(self.extent[axis])
         return pieces
 
+    def tiled(self, argument: Argument, axis: int) -> TiledArgument:
+        """Cut an argument of a term whose owners are the rows (axis 0) or the columns (axis 1)."""
+        if isinstance(argument, Partner):
+            return TiledVector(1 - axis, self.cut(argument.values, 1 - axis))
+        if isinstance(argument, Tensor):
+            return TiledVector(axis, self.cut(argument, axis))
+        if isinstance(argument, Table):
+            classes = self.cut(argument.owners, axis), self.cut(argument.partners, 1 - axis)
+            return TiledTable(argument.values, *classes, axis)
+        if isinstance(argument, Between):
+            owners, partners = (
+                self._scaled(k, z, None, z.dtype).split(self.extent[k])
+                for k, z in ((axis, argument.owners), (1 - axis, argument.partners))
+            )
+            return TiledProduct(owners, partners, axis, argument.grad)
+        assert isinstance(argument, float), "earlier terms are resolved"
+        return TiledNumber(argument)
+
     def unsort(self, pieces: Sequence[Tensor], axis: int, absent: float) -> Tensor:
         """Join the pieces in the caller's order, with `absent` for ignored rows."""
         joined = torch.cat(list(pieces))
@@ -191,46 +218,50 @@ class TiledTerm:
 
     def __init__(self, grid: Grid, term: Term, axis: int) -> None:
         self.grid, self.term, self.axis = grid, term, axis
-        self._args: list[Any] = []  # a number, (axis, pieces) or a table by tile
-        for argument in term.args:
-            if isinstance(argument, Partner):
-                self._args.append((1 - axis, grid.cut(argument.values, 1 - axis)))
-            elif isinstance(argument, Tensor):
-                self._args.append((axis, grid.cut(argument, axis)))
-            elif isinstance(argument, Table):
-                self._args.append(_Looked(grid, argument, axis))
-            else:
-                self._args.append(argument)
+        self._args = [grid.tiled(argument, axis) for argument in term.args]
+        self._operands = [z for argument in self._args for z in argument.operands]
+        # A product of other embeddings may be infinite or NaN where s is not.
+        products = any(isinstance(argument, TiledProduct) for argument in self._args)
+        self.finite = term.function.finite and not products
         self._above = None if term.above is None else grid.cut(term.above, axis)
         self._below = None if term.below is None else grid.cut(term.below, axis)
 
-    def vector_axes(self) -> list[tuple[int, int]]:
-        """Return (position among the arguments, axis) of every tensor argument."""
-        return [(k, arg[0]) for k, arg in enumerate(self._args) if isinstance(arg, tuple)]
+    def _wants(self) -> list[bool]:
+        """Return whether a gradient is wanted by each operand."""
+        flags = iter(self.wanted or ())
+        return [
+            operand.has_grad and (self.wanted is None or next(flags)) for operand in self._operands
+        ]
 
-    def slope_axes(self) -> list[tuple[int, int]]:
-        """Return those `vector_axes` by which a gradient is wanted."""
-        every = self.vector_axes()
-        return every if self.wanted is None else list(itertools.compress(every, self.wanted))
+    def slope_operands(self) -> list[TiledOperand]:
+        """Return the operands of arguments by which a gradient is wanted."""
+        return list(itertools.compress(self._operands, self._wants()))
 
     def operands(self, tile: Tile) -> list[Tensor]:
-        """Return what a tile's backward takes: cotangents, statistics, tensor arguments."""
-        return [pieces[tile[self.axis]] for pieces in self.given] + self._vectors(tile)
+        """Return what a tile's backward takes: cotangents, statistics, operands of arguments."""
+        return [pieces[tile[self.axis]] for pieces in self.given] + self.pieces(tile)
 
-    def _vectors(self, tile: Tile) -> list[Tensor]:
-        return [arg[1][tile[arg[0]]] for arg in self._args if isinstance(arg, tuple)]
+    def pieces(self, tile: Tile) -> list[Tensor]:
+        """Return the operands of arguments in a tile."""
+        return [operand.pieces[tile[operand.axis]] for operand in self._operands]
 
-    def args(self, tile: Tile, vectors: Sequence[Tensor] | None = None) -> list[Any]:
+    def args(self, tile: Tile, pieces: Sequence[Tensor]) -> list[Any]:
         """Return the arguments, shaped to be combined with a tile of similarities."""
-        pieces = iter(self._vectors(tile) if vectors is None else vectors)
+        given = iter(pieces)
         return [
-            next(pieces).unsqueeze(1 - arg[0])
-            if isinstance(arg, tuple)
-            else arg.up(tile)
-            if isinstance(arg, _Looked)
-            else arg
-            for arg in self._args
+            argument.value(tile, [next(given) for _ in argument.operands])
+            for argument in self._args
         ]
+
+    def gradients(self, pieces: Sequence[Tensor], weights: Callable[[int], Tensor]) -> list[Tensor]:
+        """Return the gradients by `slope_operands`. weights: those by the k-th argument."""
+        found, given, flags = [], iter(pieces), iter(self._wants())
+        for k, argument in enumerate(self._args):
+            mine = [next(given) for _ in argument.operands]
+            wanted = [next(flags) for _ in argument.operands]
+            if any(wanted):
+                found += argument.gradients(weights(k), mine, wanted)
+        return found
 
     def spread(self, values: Tensor) -> Tensor:
         """Return one value per owner, shaped likewise."""
@@ -258,19 +289,3 @@ class TiledTerm:
             room = self.spread(self._below[tile[self.axis]]) - s
             inside = room if inside is None else torch.minimum(inside, room)
         return None if inside is None else torch.threshold(inside, 0.0, -torch.inf).clamp_(max=0.0)
-
-
-class _Looked:
-    """A table whose classes are cut into tiles."""
-
-    def __init__(self, grid: Grid, table: Table, axis: int) -> None:
-        self._values, self._axis = table.values, axis
-        self._owners, self._partners = (
-            grid.cut(table.owners, axis),
-            grid.cut(table.partners, 1 - axis),
-        )
-
-    def up(self, tile: Tile) -> Tensor:
-        owners, partners = self._owners[tile[self._axis]], self._partners[tile[1 - self._axis]]
-        found = self._values.index_select(0, owners).index_select(1, partners)
-        return found if self._axis == 0 else found.T

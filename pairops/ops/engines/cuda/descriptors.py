@@ -8,7 +8,7 @@ from torch import Tensor
 from pairops.ops.bindings.cuda import Kernels
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.arguments import Argument, EarlierAt, Partner, Table
+from pairops.ops.terms.arguments import Argument, Between, EarlierAt, Partner, Table
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import POS, Term
 
@@ -103,7 +103,7 @@ class Descriptors:
     def _operand(self, a: Argument) -> tuple[int | None, int, float]:
         if isinstance(a, float):
             return None, 0, a
-        assert not isinstance(a, (Table, EarlierAt)), "no such term is compiled, or comes here"
+        assert not isinstance(a, (Table, Between, EarlierAt)), "no such term is compiled"
         values = a.values if isinstance(a, Partner) else a
         if values.stride(0) == 0:
             self.tensors.append(values)

@@ -20,7 +20,7 @@ from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
-from pairops.ops.terms.arguments import Table
+from pairops.ops.terms.arguments import Between, Table
 from pairops.ops.terms.term import Term, Wanted
 
 from . import tile_configs
@@ -79,6 +79,11 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     for term in (*rows, *cols):
         if any(isinstance(a, Table) for a in term.args):
             return f"{term.function.name} takes a table; the Triton kernels look none up"
+        if any(isinstance(a, Between) for a in term.args):
+            return (
+                f"{term.function.name} takes a product of other embeddings; the Triton kernels "
+                "make none"
+            )
         reason = _reason_against(term.function.name)
         if reason is not None:
             return reason
