@@ -11,9 +11,16 @@ inline namespace PAIROPS_TARGET {
 enum class Side { pos, neg, all };
 
 // A term has an accumulator, a side and a function; further its windows, and the arguments that are
-// one value per partner. The others are one value per owner or a plain number, which costs the
-// same.
-enum With : unsigned { nothing = 0, above = 1, below = 2, partner_0 = 4, partner_1 = 8 };
+// one value per partner, or one per pair: a product of further embeddings. The others are one value
+// per owner or a plain number, which costs the same.
+enum With : unsigned {
+    nothing = 0,
+    above = 1,
+    below = 2,
+    partner_0 = 4,
+    partner_1 = 8,
+    product_0 = 16
+};
 
 template <template <class> class Acc, Side of_side, class F, unsigned with = nothing>
 struct Term {
@@ -28,6 +35,9 @@ struct Term {
     static constexpr bool by_partner(int k) {
         return k < 2 && (with & (k == 0 ? partner_0 : partner_1));
     }
+    static constexpr bool has_product = with & product_0;
+    // Is argument k a product of further embeddings?
+    static constexpr bool is_product(int k) { return k == 0 && has_product; }
 };
 
 template <class... Terms>
@@ -79,6 +89,8 @@ using OfTheCpu = std::tuple<
     // a softmax over the negatives below a bound: semihard ones, or none that may be false
     Recipe<Term<LogSumExp, Side::neg, Affine, below>,
            Term<LogSumExp, Side::neg, Affine, below | partner_1>>,
+    // a softmax over the negatives that a guide does not rate above a bar
+    Recipe<Term<LogSumExp, Side::neg, Gated, product_0>>,
     // triplet: the farthest negative, the nearest positive; the nearest of all, and its index
     Recipe<Term<Lowest, Side::neg, Identity>, Term<Highest, Side::pos, Identity>>,
     Recipe<Term<Lowest, Side::all, Identity>, Term<Highest, Side::all, Identity>>>;

@@ -55,9 +55,10 @@ std::string name_of(const T*) {
                         : T::side == Side::neg ? "neg"
                                                : "all") +
                        ":" + F::name;
-    if (T::by_partner(0) || T::by_partner(1)) {
+    if (T::by_partner(0) || T::by_partner(1) || T::has_product) {
         name += "(";
-        for (int k = 0; k < F::arity; ++k) name += T::by_partner(k) ? "p" : "o";
+        for (int k = 0; k < F::arity; ++k)
+            name += T::is_product(k) ? "b" : T::by_partner(k) ? "p" : "o";
         name += ")";
     }
     name += std::string(T::has_above ? ">" : "") + (T::has_below ? "<" : "");
@@ -74,7 +75,8 @@ void add(Names& names, int& next, const Recipe<Ts...>*) {
                       {next++,
                        T::Function::arity,
                        T::side == Side::pos,
-                       {T::by_partner(0), T::by_partner(1), T::by_partner(2)}}});
+                       {T::by_partner(0), T::by_partner(1), T::by_partner(2)},
+                       T::has_product}});
     };
     (one(static_cast<const Ts*>(nullptr)), ...);
 }

@@ -18,11 +18,11 @@ namespace pairops::cpu {
 // The facts of a term that follow from its name.
 struct Served {
     int kernel, arity;
-    bool positives, by_partner[MOST_ARGUMENTS];
+    bool positives, by_partner[MOST_ARGUMENTS], has_product;
 };
 
-// The source of an argument or a window: the next number, the next vector, nothing, or the
-// statistic of an earlier term, given by that term's index in the call.
+// The source of an argument or a window: the next number, the next vector (of a product the next
+// two), nothing, or the statistic of an earlier term, given by that term's index in the call.
 constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
 
 struct PlannedTerm {
@@ -72,8 +72,8 @@ struct Plan {
 template <class T>
 class BoundPlan {
    public:
-    // A vector is (address, stride). Bits are of all terms that have some, `bits_stride` bytes
-    // each.
+    // A vector is (address, stride), and so are further embeddings. Bits are of all terms that have
+    // some, `bits_stride` bytes each.
     BoundPlan(const Plan& plan, bool same, const pybind11::list& numbers,
               const pybind11::list& vectors, std::vector<Address> addresses, std::uint8_t* bits,
               std::size_t bits_stride)
@@ -85,7 +85,9 @@ class BoundPlan {
             term.by_column = planned.by_column && !same;
             term.of_columns = planned.by_column;
             term.arity = planned.known.arity;
-            for (int k = 0; k < term.arity; ++k) {
+            term.has_product = planned.known.has_product;
+            if (term.has_product) term.further = further();
+            for (int k = term.has_product; k < term.arity; ++k) {
                 term.args[k] = operand(planned.args[k], int(terms.size()), k);
                 term.by_partner[k] = planned.known.by_partner[k];
             }
@@ -115,6 +117,10 @@ class BoundPlan {
     std::vector<std::pair<int, int>> arguments;
 
    private:
+    Further<T> further() {
+        const Numbers<T> owners = vector(vectors_[next_vector_++]);
+        return {owners.values, vector(vectors_[next_vector_++]).values, owners.stride};
+    }
     Numbers<T> operand(int from, int term = -1, int argument = -1) {
         Numbers<T> result;
         if (from == NUMBER) {

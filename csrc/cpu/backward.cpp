@@ -76,7 +76,7 @@ class Backward {
     struct Workspace {
         // `by_col` has the gradients by arguments of the tile's columns, and last the factors of
         // their squared norms.
-        Buffer<T> rows, columns, s, w, w_cols, dx, by_col, x_slices, y_slices;
+        Buffer<T> rows, columns, s, further, products, w, w_cols, dx, by_col, x_slices, y_slices;
         ListedTile<T> listed;
         std::vector<T*> out = std::vector<T*>(TILE);
 
@@ -84,6 +84,8 @@ class Backward {
             : rows(TILE * pass.call_.x.d, pass.call_.poison),
               columns(pass.sweep_.columns_per_thread(), pass.call_.poison),
               s(pass.sweep_.similarities_per_thread(), pass.call_.poison),
+              further(pass.sweep_.further_per_thread(), pass.call_.poison),
+              products(pass.sweep_.products_per_thread(), pass.call_.poison),
               w(TILE * TILE, pass.call_.poison),
               w_cols(pass.call_.measure.directed() ? TILE * TILE : 0, pass.call_.poison),
               dx(pass.dx_ ? TILE * pass.width_ : 0, pass.call_.poison),
@@ -126,6 +128,7 @@ class Backward {
         const std::size_t stride = TILE * kernels_.panel_cols;
         const T* transposed = nullptr;
         bool packed = false, begun = false;
+        sweep_.pack_further(r, w.further);
         for (int c = std::max(begin, sweep_.first_tile(r)); c < std::min(end, sweep_.end_tile(r));
              ++c) {
             Tile<T> tile = sweep_.tile(r, c, w.listed);
@@ -142,6 +145,7 @@ class Backward {
             Range memory[TILE];
             const Range* ranges = sweep_.ranges(tile, memory);
             const T* t = sweep_.look(r, c, tile, w.rows, w.columns, ranges, w.s);
+            sweep_.multiply_further(tile, w.further, w.products);
             const bool has_weights = pair_weights(tile, t, r, c, w);
             if (has_weights && sweep_.squares_x) through_closeness(tile, t, r, c, ranges, w);
             if (has_weights && !begun) {
@@ -217,7 +221,7 @@ class Backward {
             // Arguments have their gradients already if the mirror image is visited or this tile.
             const bool mirrored = sweep_.triangle && r != c;
             const TermKernels<T>& kernel = kernels_.terms[term.kernel];
-            sweep_.show(tile, term, t, w.s);
+            sweep_.show(tile, k, t, w.s, w.products);
             if (!term.by_column)
                 found |= kernel.backward_rows(tile, given, weights(w, term, false));
             if (term.by_column || call_.same)

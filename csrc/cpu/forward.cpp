@@ -42,7 +42,7 @@ class Forward {
 
    private:
     struct Workspace {
-        Buffer<T> rows, columns, s;
+        Buffer<T> rows, columns, s, further, products;
         ListedTile<T> listed;
         std::vector<Buffer<unsigned char>> of_rows, of_columns;
 
@@ -50,6 +50,8 @@ class Forward {
             : rows(TILE * pass.call_.x.d, pass.call_.poison),
               columns(pass.sweep_.columns_per_thread(), pass.call_.poison),
               s(pass.sweep_.similarities_per_thread(), pass.call_.poison),
+              further(pass.sweep_.further_per_thread(), pass.call_.poison),
+              products(pass.sweep_.products_per_thread(), pass.call_.poison),
               listed(pass.sweep_.no_list_yet()) {
             for (const TermCall<T>& term : pass.call_.terms) {
                 const std::size_t state = pass.kernels_.terms[term.kernel].state;
@@ -87,6 +89,7 @@ class Forward {
         const int rows = int(std::min(Position(TILE), call_.x.n_valid - row));
         const int width = kernels_.vector_width, col_states = TILE / width;
         bool packed = false;
+        sweep_.pack_further(r, w.further);
         for (std::size_t k = 0; k < call_.terms.size(); ++k)  // finalize reads whole vectors
             kernel(k).clear(w.of_rows[k], (rows + width - 1) / width * width);
 
@@ -108,11 +111,12 @@ class Forward {
                 wavefront_.pass(r, c);
                 continue;
             }
+            sweep_.multiply_further(tile, w.further, w.products);
             const bool mirrored = sweep_.triangle && c != r;
             for (std::size_t k = 0; k < call_.terms.size(); ++k) {
                 const TermCall<T>& term = call_.terms[k];
                 if (!sweep_.visits(term, tile)) continue;
-                sweep_.show(tile, term, t, w.s);
+                sweep_.show(tile, k, t, w.s, w.products);
                 bool found = false;
                 const int mate = sweep_.triangle && !mirrored ? -1 : mate_[k];
                 if (mate >= 0) {

@@ -82,8 +82,9 @@ Sweep<T>::Sweep(const Call<T>& call, bool for_backward)
 
     for (const TermCall<T>& term : call.terms) {
         Operands<T> given{};
-        for (int k = 0; k < term.arity; ++k)
+        for (int k = term.has_product; k < term.arity; ++k)
             given.args[k] = sorted(term.args[k], term.by_column != term.by_partner[k]);
+        product_of_term_.push_back(term.has_product ? product_of(term) : -1);
         if (term.has_above) given.above = sorted(term.above, term.by_column);
         if (term.has_below) given.below = sorted(term.below, term.by_column);
         if (for_backward) {
@@ -98,6 +99,9 @@ template <class T>
 void Sweep<T>::open_stripe(int first, int tiles) {
     // The first stripe is as wide as any.
     if (!columns_) columns_ = Buffer<T>(std::size_t(tiles) * TILE * call.y.d, call.poison);
+    for (Product& product : products_)
+        if (!product.packed)
+            product.packed = Buffer<T>(std::size_t(tiles) * TILE * product.columns.d, call.poison);
     stripe_ = Position(first) * TILE;
 }
 
@@ -112,18 +116,59 @@ bool Sweep<T>::unknown(int r, int c) const {
 
 template <class T>
 void Sweep<T>::pack(int c) const {
+    const Position first = Position(c) * TILE;
+    const int count = int(std::min(Position(TILE), call.y.n_valid - first));
+    for (const Product& product : products_)
+        pack_columns(product.columns, first, count,
+                     product.packed + (first - stripe_) * product.columns.d);
     bool needed = false;
     for (int r = 0; !needed && r < (triangle ? c + 1 : row_tiles); ++r) needed = unknown(r, c);
-    if (!needed) return;
-    const Position first = Position(c) * TILE;
-    pack_columns(first, int(std::min(Position(TILE), call.y.n_valid - first)),
-                 columns_ + (first - stripe_) * call.y.d);
+    if (needed) pack_columns(call.y, first, count, columns_ + (first - stripe_) * call.y.d);
 }
 
 template <class T>
-void Sweep<T>::pack_columns(Position first, int count, T* panels) const {
+void Sweep<T>::pack_columns(const Embeddings& set, Position first, int count, T* panels) const {
     for (int j = 0; j < count; j += kernels.panel_cols)
-        kernels.pack_cols(call.y, first + j, panels + j * call.y.d);
+        kernels.pack_cols(set, first + j, panels + j * set.d);
+}
+
+// Terms over the same further embeddings share a product.
+template <class T>
+int Sweep<T>::product_of(const TermCall<T>& term) {
+    constexpr Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+    const Further<T>& given = term.further;
+    const T* rows = term.by_column ? given.partners : given.owners;
+    const T* columns = term.by_column ? given.owners : given.partners;
+    for (std::size_t k = 0; k < products_.size(); ++k)
+        if (products_[k].rows.z == rows && products_[k].columns.z == columns &&
+            products_[k].rows.d == given.d)
+            return int(k);
+    const auto further = [&](const T* z, const Embeddings& like) {
+        return Embeddings{z, dtype, like.n, given.d, nullptr, like.permutation, like.n_valid};
+    };
+    products_.push_back({further(rows, call.x), further(columns, call.y), {}});
+    return int(products_.size()) - 1;
+}
+
+template <class T>
+void Sweep<T>::pack_further(int r, T* rows) const {
+    const Position first = Position(r) * TILE;
+    const int count = int(std::min(Position(TILE), call.x.n_valid - first));
+    for (const Product& product : products_) {
+        kernels.pack_rows(product.rows, first, count, rows);
+        rows += TILE * product.rows.d;
+    }
+}
+
+template <class T>
+void Sweep<T>::multiply_further(const Tile<T>& tile, const T* rows, T* products) const {
+    for (const Product& product : products_) {
+        const Index d = product.rows.d;
+        kernels.multiply(rows, product.packed + (tile.col - stripe_) * d, tile.rows, tile.cols, d,
+                         nullptr, products);
+        rows += TILE * d;
+        products += TILE * TILE;
+    }
 }
 
 template <class T>
@@ -262,7 +307,7 @@ const T* Sweep<T>::similarities(int r, int c, const Tile<T>& tile, const T* rows
     const bool mine = state && __atomic_compare_exchange_n(state, &missing, BEGUN, false,
                                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     if (mine) s = saved;
-    if (band) pack_columns(tile.col, tile.cols, columns);
+    if (band) pack_columns(call.y, tile.col, tile.cols, columns);
     const T* from = band ? columns : columns_ + (tile.col - stripe_) * call.y.d;
     kernels.multiply(rows, from, tile.rows, tile.cols, call.x.d, ranges, s);
     if (squares_x)
@@ -291,10 +336,13 @@ const T* Sweep<T>::look(int r, int c, const Tile<T>& tile, const T* rows, T* col
 }
 
 template <class T>
-void Sweep<T>::show(Tile<T>& tile, const TermCall<T>& term, const T* t, const T* s) const {
+void Sweep<T>::show(Tile<T>& tile, std::size_t k, const T* t, const T* s, const T* products) const {
+    const TermCall<T>& term = call.terms[k];
     const bool directed = call.measure.directed();
     tile.s = directed ? s + shared(anchors_are_rows(term, false)) : t;
     tile.s_of_cols = directed ? s + shared(anchors_are_rows(term, true)) : t;
+    const int product = product_of_term_[k];
+    tile.products = product < 0 ? nullptr : products + std::size_t(product) * TILE * TILE;
 }
 
 template <class T>

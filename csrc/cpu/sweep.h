@@ -24,6 +24,13 @@ struct Numbers {
     bool is_number() const { return !values || stride == 0; }
 };
 
+// Further embeddings of owners and of partners, (·, d) each in the caller's order.
+template <class T>
+struct Further {
+    const T *owners = nullptr, *partners = nullptr;
+    Index d = 0;
+};
+
 template <class T>
 struct TermCall {
     int kernel;       // index in Kernels::terms
@@ -33,13 +40,15 @@ struct TermCall {
     int arity = 0;
     Numbers<T> args[MOST_ARGUMENTS];
     bool by_partner[MOST_ARGUMENTS] = {};
+    bool has_product = false;  // is argument 0 the product of further embeddings, a constant?
+    Further<T> further;
     bool has_above = false, has_below = false;
     Numbers<T> above, below;
     std::uint8_t* bits = nullptr;  // (tiles of rows, tiles of columns), or null: none
 
     // Are all arguments the same for all owners and partners?
     bool takes_numbers() const {
-        bool result = true;
+        bool result = !has_product;
         for (int k = 0; k < arity; ++k) result = result && args[k].is_number();
         return result;
     }
@@ -83,7 +92,7 @@ struct Call {
     Measure measure;
     const Position *pos_begin, *pos_end, *self_index;  // (x.n,)
     // With a list, pos_begin and pos_end count its entries, positions of columns; else null. A list
-    // is not symmetric: its sets count as two.
+    // is not symmetric, and neither are products of further embeddings: one set then counts as two.
     const Position* entries;
     std::vector<TermCall<T>> terms;
     Similarities<T> similarities;
@@ -179,8 +188,18 @@ class Sweep {
     // similarities_per_thread().
     const T* look(int r, int c, const Tile<T>& tile, const T* rows, T* columns, const Range* ranges,
                   T* s) const;
-    // Show the tile as the term sees it; `s` is as for look.
-    void show(Tile<T>& tile, const TermCall<T>& term, const T* t, const T* s) const;
+    // Pack the further embeddings of the tile rows of block r.
+    void pack_further(int r, T* rows) const;
+    // Compute all products of a tile from rows that are packed so.
+    void multiply_further(const Tile<T>& tile, const T* rows, T* products) const;
+    std::size_t further_per_thread() const {
+        std::size_t d = 0;
+        for (const Product& product : products_) d += std::size_t(product.rows.d);
+        return TILE * d;
+    }
+    std::size_t products_per_thread() const { return products_.size() * TILE * TILE; }
+    // Show the tile as term k sees it; `s` is as for look, `products` as from multiply_further.
+    void show(Tile<T>& tile, std::size_t k, const T* t, const T* s, const T* products) const;
     std::size_t similarities_per_thread() const {
         return std::size_t(call.measure.directed() ? 3 : 1) * TILE * TILE;
     }
@@ -203,13 +222,20 @@ class Sweep {
     }
 
    private:
+    // Further embeddings of the rows and of the columns of tiles, and these packed.
+    struct Product {
+        Embeddings rows, columns;
+        Buffer<T> packed;
+    };
+
+    int product_of(const TermCall<T>& term);
     void sort_list();
     std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;
     const T* squared(const Embeddings& set, std::size_t padded);
     const T* shares(const T* squares, std::size_t padded);
-    void pack_columns(Position first, int count, T* panels) const;
+    void pack_columns(const Embeddings& set, Position first, int count, T* panels) const;
     const T* sorted(const Numbers<T>& numbers, bool of_columns);
 
     Buffer<T> columns_;    // panels of the stripe
@@ -217,6 +243,8 @@ class Sweep {
     Buffer<std::int32_t> caller_x_memory_, caller_y_memory_;
     const std::int32_t *caller_x_, *caller_y_;
     std::vector<Buffer<T>> vectors_;
+    std::vector<Product> products_;
+    std::vector<int> product_of_term_;  // -1: it has none
     // Positives by list, tile by tile: row · TILE + column, and where those of a tile end.
     std::vector<std::uint16_t> listed_;
     std::vector<std::size_t> list_ends_;

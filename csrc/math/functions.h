@@ -3,6 +3,7 @@
 // function sees one similarity.
 #pragma once
 
+#include <limits>
 #include <tuple>
 
 #include "math/elementary.h"
@@ -207,8 +208,30 @@ struct Attended {
     }
 };
 
+// scale * s where t <= bar, else -inf: a log-sum-exp leaves the pair out. A NaN stays one.
+struct Gated {
+    static constexpr const char* name = "gated";
+    static constexpr const char* arguments = "t, scale, bar";
+    static constexpr int arity = 3;
+
+    template <class T>
+    HD static T value(T s, T t, T scale, T bar) {
+        constexpr auto out = -std::numeric_limits<typename Traits<T>::Scalar>::infinity();
+        const T z = (t - bar) + T(0) * s;
+        return select(z <= T(0), scale * s, select(z > T(0), T(out), z));
+    }
+    template <class T>
+    HD static Slopes<T, arity> slopes(T s, T t, T scale, T bar) {
+        const T z = (t - bar) + T(0) * s;
+        const auto kept = z <= T(0);
+        const T flat = select(z > T(0), T(0), z);
+        const T by_gate = select(kept, T(0), flat);
+        return {{select(kept, scale, flat), by_gate, select(kept, s, flat), by_gate}};
+    }
+};
+
 using Functions = std::tuple<Identity, One, Affine, Hinge, Sigmoid, Softplus, SoftplusFrom,
-                             CirclePull, CirclePush, Attended>;
+                             CirclePull, CirclePush, Attended, Gated>;
 
 }  // namespace PAIROPS_TARGET
 }  // namespace pairops

@@ -23,6 +23,12 @@ def step(n, kind):
         rows = pairops.PositiveRows.of(pairops.Pairs.of(x, labels))
         term = pairops.total("pos", 9.0, rows.score, function=pairops.functions.sigmoid)
         value = pairops.row_stats(rows.pairs, term)[0].sum()
+    elif kind.startswith("between"):
+        u = torch.randn(n, 64, requires_grad=kind.endswith("learned"))
+        term = pairops.lse(
+            "neg", pairops.between(u, u.roll(1, 0)), 2.0, 0.5, function=pairops.functions.gated
+        )
+        value = pairops.row_stats(pairops.Pairs.of(x, labels), term)[0].mean()
     else:
         value = getattr(pairops, kind.split()[0])(x, labels)
     if kind.endswith("penalty"):
@@ -74,6 +80,18 @@ def test_positive_rows_are_no_copies(engine: str, most: float) -> None:
     """K = 32,256 rows of 2 KiB: all copied, with gradients, took 196 MiB and 527 MiB; by blocks it
     is 44 MiB and 105 MiB."""
     assert growth(512, "positive rows", engine) <= most
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    exhaustive_but(
+        [("cpu", "between"), ("blockwise", "between"), ("blockwise", "between learned")],
+        lambda engine, _kind: engine == "cpu",
+    ),
+)
+def test_a_product_of_further_embeddings(engine: str, kind: str) -> None:
+    """N = 8,192: either matrix would take 256 MiB."""
+    assert growth(8192, kind, engine) <= 100
 
 
 @exhaustive

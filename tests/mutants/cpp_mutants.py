@@ -36,6 +36,7 @@ OF_EXTREMES = f"{OF_SAVED}::test_the_gradient_of_extremes_is_that_of_dense"
 OF_DISTANCES = "tests/ops/row_stats/test_distances.py"
 OF_LISTS = "tests/ops/pairs/test_lists.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
+OF_BETWEEN = "tests/ops/row_stats/test_between.py"
 OF_PIECES = "tests/ops/row_stats/test_pieces.py"
 OF_TILES_WITHOUT_WEIGHTS = (
     "tests/ops/engines/cpu/test_sweeps.py::test_a_tile_without_weights_has_slopes"
@@ -192,6 +193,16 @@ MUTANTS = [
         "    if (mine) s = saved;\n",
         "    if (mine) s = saved, __atomic_store_n(state, KNOWN, __ATOMIC_RELEASE);\n",
         (OF_SAVED,),
+    ),
+    Mutant(
+        "all products of further embeddings are the first", SWEEP,
+        "products + std::size_t(product) * TILE * TILE", "products",
+        (f"{OF_BETWEEN}::test_compiled_beside_others",),
+    ),
+    Mutant(
+        "a pair above its bar has the slope of one below", FUNCTIONS,
+        "const T flat = select(z > T(0), T(0), z);", "const T flat = select(z > T(0), scale, z);",
+        (OF_FUNCTIONS,),
     ),
     # What goes without a sweep.
     Mutant(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, partner, row_stats, total
+from pairops import ALL, NEG, POS, Pairs, between, highest, lowest, lse, partner, row_stats, total
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import cpu as cpu_engine
 from pairops.ops.terms import functions
-from pairops.ops.terms.arguments import Argument, Partner
+from pairops.ops.terms.arguments import Argument, Between, Partner
 from pairops.ops.terms.functions import hinge, softplus
 from pairops.ops.terms.recipe import cuda_key, unpack
 from pairops.ops.terms.term import Term
@@ -72,14 +72,20 @@ def served_terms(
     """A term for every name in csrc/recipes.h, so that one added later is tested by existing.
 
     u, v: one value per owner and per partner; t: 0-d. Where a term takes a value per owner it gets
-    u, t and a number in turns; `turn` begins elsewhere. above, below: windows, by default of u.
+    u, t and a number in turns; `turn` begins elsewhere. Products are of embeddings made of u and v.
+    above, below: windows, by default of u.
     """
     terms = []
     for k, name in enumerate(sorted(names)):
         (pattern,), _ = unpack(name, [0.0] * 3, [u] * 5)
         given: list[Argument] = [u, t, 0.7]
+        products = between(*[torch.stack([z, 1 - z], 1).detach() for z in (u, v)])
         args = [
-            partner(v) if isinstance(a, Partner) else given[(turn + k + place) % 3]
+            partner(v)
+            if isinstance(a, Partner)
+            else products
+            if isinstance(a, Between)
+            else given[(turn + k + place) % 3]
             for place, a in enumerate(pattern.args)
         ]
         pattern = replace(pattern, args=tuple(args))

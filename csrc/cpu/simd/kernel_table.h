@@ -41,6 +41,7 @@ struct Tile {
     const T *s, *s_of_cols;
     int rows, cols;
     Position row, col;  // the first of each
+    const T* products;  // (TILE, TILE) of the further embeddings of a term; null if it has none
     bool positives;     // may a positive pair be in it?
     bool partial;       // else it is full: every pair in it is a negative
     // (rows,) the interval of a row's positives, and the column that the row itself is.

@@ -56,7 +56,10 @@ struct Visit {
     // Argument k in row i.
     template <int k>
     auto argument(int i) const {
-        return along<by_row != Term::by_partner(k)>(given.args[k], i);
+        if constexpr (Term::is_product(k))
+            return Along<V, false>(tile.products + i * TILE, 0, 0);
+        else
+            return along<by_row != Term::by_partner(k)>(given.args[k], i);
     }
     // Call `call` with the arguments of the function, each of them an Along.
     template <class Call>

@@ -14,7 +14,7 @@ from pairops.ops.bindings.extension import MISSING
 from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.arguments import Between, Partner
 from pairops.ops.terms.levels import numbered, resolved, without_pairs
 from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
@@ -43,6 +43,10 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     if any_above(pairs.shape, _MOST):
         return f"there are {max(pairs.shape)} rows; the cpu engine counts {_MOST} at most"
     for term in (*rows, *cols):
+        if any(isinstance(a, Between) and a.grad for a in term.args):
+            return (
+                f"{term.function.name} takes a product of learned embeddings; here it is constant"
+            )
         if cpu_key(term) not in SERVED:
             return f"no recipe in csrc/recipes.h has the term {cpu_key(term)}"
     return None
@@ -199,8 +203,9 @@ def planned_backward(
     if needs.x:
         dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
-    # One set with a list counts as two, whose gradients are added before they are rounded.
-    counts_as_two = needs.x and y is None and pairs.relation.entries is not None
+    # One set may count as two, whose gradients are added before they are rounded.
+    listed = pairs.relation.entries is not None
+    counts_as_two = needs.x and y is None and (listed or plan.has_product)
     if (needs.y and y is not None) or counts_as_two:
         dy = torch.zeros(x.shape if y is None else y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()

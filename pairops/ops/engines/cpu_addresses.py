@@ -54,8 +54,8 @@ class CpuCall:
         of_y: Any = None
         if y is not None:
             of_y = (*given[1], scale_y, *permutation_y)
-        elif relation.entries is not None:  # a list is not symmetric, so one set counts as two
-            of_y = of_x
+        elif relation.entries is not None or plan.has_product:
+            of_y = of_x  # neither a list nor a product is symmetric, so one set counts as two
         measure = pairs.measure
         compared = None if measure is None else (measure.name, measure.anchors == 1)
         numbers = [
@@ -67,7 +67,12 @@ class CpuCall:
         vectors = []
         if not plan.short:
             operands = [z for term in (*rows, *cols) for _, z, _ in term.operands()]
-            vectors = [(z.data_ptr(), z.stride(0)) for z in operands]
+            if plan.has_product:
+                operands = [z.contiguous() if z.dim() == 2 else z for z in operands]
+                self._tensors += tuple(operands)
+            vectors = [
+                (z.data_ptr(), z.shape[1] if z.dim() == 2 else z.stride(0)) for z in operands
+            ]
         self.shared = (
             extension.isa(), of_x, of_y, compared, intervals, similarities, numbers, vectors,
         )  # fmt: skip

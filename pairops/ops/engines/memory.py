@@ -89,7 +89,7 @@ class SizedCall:
 def _native_forward(call: SizedCall) -> int:
     """Count positions, sorted vectors, states of columns, and all columns packed."""
     tiles = 3 if _directed(call) else 1  # s, and closeness from either side
-    size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call)
+    size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call) + call.products()
     size += _native_team(call, 1, tiles)
     if call.band:
         return size

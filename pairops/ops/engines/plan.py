@@ -14,7 +14,7 @@ from pairops.ops.autograd.node import followed_by_autograd_alone
 from pairops.ops.bindings.extension import MISSING
 from pairops.ops.bindings.extension import native as _native
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.arguments import EarlierAt
+from pairops.ops.terms.arguments import Between, EarlierAt
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.levels import numbered, passes, sweeps
 from pairops.ops.terms.recipe import cpu_key
@@ -59,6 +59,7 @@ class Plan:
     extremes: list[int]  # the extremes that have one
     indices: list[int]  # the places among these of terms whose index is a result
     few: bool  # all terms are extremes of s itself: the CPU engine needs no sweep
+    has_product: bool  # an argument is a product of further embeddings; one set then counts as two
     # Earlier terms that are arguments: index, neutral value, and whether each owner with a positive
     # has a pair.
     arguments: list[tuple[int, float, bool]]
@@ -139,6 +140,8 @@ def plan_of(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
                     kind = (place.get(a.term, "none"), a.grad)
                 elif kind is EarlierAt:
                     kind = a
+                elif kind is Between:
+                    kind = (Between, a.grad)
                 operands += (kind,)
             flags = term.grad, term.index
             key += ((term.statistic, term.side, term.function.name, operands, *flags),)
@@ -204,6 +207,7 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
         extremes=[k for k, term in enumerate(terms) if term.keeps_argument],
         indices=indices(terms),
         few=not any(kind.swept or kind.args for kind in kinds),
+        has_product=any(isinstance(a, Between) for term in terms for a in term.args),
         arguments=[
             (k, kinds[k].neutral, terms[k].side == POS and terms[k].above is terms[k].below is None)
             for k in sorted(earlier)

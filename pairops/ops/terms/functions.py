@@ -25,6 +25,7 @@ __all__ = [
     "attended",
     "circle_pull",
     "circle_push",
+    "gated",
     "hinge",
     "identity",
     "one",
@@ -301,6 +302,19 @@ def _attended_slopes(s, scale, shift):  # type: ignore[no-untyped-def]
     return weight, shift / (scale * scale) * weight, -weight / scale
 
 
+def _gated(s, t, scale, bar):  # type: ignore[no-untyped-def]
+    """scale · s where t ≤ bar, else −∞; t is `between(u, v)`"""
+    z = (t - bar) + 0.0 * s
+    return torch.where(z <= 0, scale * s, torch.where(z > 0, -torch.inf, z))
+
+
+def _gated_slopes(s, t, scale, bar):  # type: ignore[no-untyped-def]
+    z = (t - bar) + 0.0 * s
+    flat = torch.where(z > 0, 0.0, z)  # NaN for NaN, if it is used
+    by_gate = torch.where(z <= 0, 0.0, flat)
+    return torch.where(z <= 0, scale, flat), by_gate, torch.where(z <= 0, s, flat), by_gate
+
+
 # s
 identity = Function(_identity, _identity_slopes, "identity", finite=True)
 # scale (s - base)
@@ -323,3 +337,5 @@ circle_push = Function(_circle_push, _circle_push_slopes, "circle_push", finite=
 # Σ is the mean of s − shift / scale under a softmax without gradient, where shift is the log Σ exp:
 # s lies near shift / scale, so that what the weights are off by is multiplied with little
 attended = Function(_attended, _attended_slopes, "attended")
+# scale s where t ≤ bar, else −inf: a log-sum-exp leaves out what a guide, t, rates above the bar
+gated = Function(_gated, _gated_slopes, "gated")

@@ -53,8 +53,10 @@ def cuda_key(term: Term) -> str:
 
 
 def _by_partner(term: Term) -> str:
-    letter = {Partner: "p", Table: "t", Between: "b"}
-    kinds = "".join([letter.get(type(a), "o") for a in term.args])
+    letter = {Partner: "p", Table: "t"}
+    kinds = "".join(
+        [_letter(a) if type(a) is Between else letter.get(type(a), "o") for a in term.args]
+    )
     return kinds if kinds.strip("o") else ""
 
 

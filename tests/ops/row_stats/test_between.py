@@ -1,7 +1,7 @@
 """`between(u, v)`: a product of other embeddings as an argument, against the whole matrices."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -28,11 +28,12 @@ from pairops import (
     row_stats,
     total,
 )
+from pairops.ops.engines import cpu_addresses
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from pairops.ops.engines.blockwise import grid, tiled_arguments
 from pairops.ops.pairs.similarity import product
 from pairops.ops.row_stats import ring_blocks
-from pairops.ops.terms.functions import affine
+from pairops.ops.terms.functions import affine, gated
 from support.error_rule import Dense, assert_within_rule
 from support.exhaustive import exhaustive_but
 from support.gloo_ranks import Ranks
@@ -46,10 +47,6 @@ DOUBLE = torch.float64
 
 # A learned gate of each pair, as in Hydra.
 blend = Function(lambda s, t, sharpness: s * torch.sigmoid(sharpness * t), name="blend_of_products")
-# Pairs that a guide rates above a bar of their owner's are left out, as in GISTEmbed.
-guided = Function(
-    lambda s, t, scale, bar: torch.where(t <= bar, scale * s, -torch.inf), name="guided_by_products"
-)
 above_earlier = Function(lambda s, t, e: s * torch.sigmoid(t - e), name="product_above_an_earlier")
 alone = Function(lambda s, t: t + 0 * s, name="product_alone")
 
@@ -71,7 +68,7 @@ KINDS = [
     ),
     Kind(lambda t, _: lse(NEG, 3.0, t), "lse", NEG, lambda s, t, _: 3 * (s - t)),
     Kind(
-        lambda t, bar: lse(ALL, t, 4.0, bar, function=guided),
+        lambda t, bar: lse(ALL, t, 4.0, bar, function=gated),
         "lse", ALL, lambda s, t, bar: torch.where(t <= bar, 4 * s, -torch.inf),
     ),
     Kind(
@@ -88,6 +85,15 @@ KINDS = [
     Kind(
         lambda t, _: lowest(POS, t, 1.0, function=blend),
         "lowest", POS, lambda s, t, _: s * torch.sigmoid(t),
+    ),
+]  # fmt: skip
+
+
+# The one that is compiled for the engine cpu.
+GATED = [
+    Kind(
+        lambda t, bar: lse(NEG, t, 4.0, bar, function=gated),
+        "lse", NEG, lambda s, t, bar: torch.where(t <= bar, 4 * s, -torch.inf),
     ),
 ]  # fmt: skip
 
@@ -116,15 +122,21 @@ class Batch(NamedTuple):
     u: Tensor
     v: Tensor
     of_columns: bool
+    kinds: list[Kind]
 
     @staticmethod
-    def of(case: Case, of_columns: bool = False, dtype: torch.dtype | None = None) -> "Batch":
+    def of(
+        case: Case,
+        of_columns: bool = False,
+        dtype: torch.dtype | None = None,
+        kinds: list[Kind] = KINDS,
+    ) -> "Batch":
         sets = case.x, case.keywords.get("ref_emb", case.x)
         u, v = [
             torch.randint(-3, 4, (len(z), E)).to(z.dtype if dtype is None else dtype) / 2
             for z in sets
         ]
-        return Batch(case, u, v, of_columns)
+        return Batch(case, u, v, of_columns, kinds)
 
     def tensors(self) -> list[Tensor]:
         other = [self.case.keywords["ref_emb"]] if "ref_emb" in self.case.keywords else []
@@ -144,7 +156,7 @@ class Batch(NamedTuple):
         """Statistics, 0 where there is no pair."""
         owners, partners = (v, u) if self.of_columns else (u, v)
         bar = self.bar(DOUBLE if x.dtype == DOUBLE else torch.float32)
-        terms = [kind.make(between(owners, partners), bar) for kind in KINDS]
+        terms = [kind.make(between(owners, partners), bar) for kind in self.kinds]
         pairs = self.pairs(x, *y)
         found = row_stats(pairs, cols=terms) if self.of_columns else row_stats(pairs, *terms)
         return [torch.where(z.isinf(), 0, z) for z in found]
@@ -168,7 +180,7 @@ class Batch(NamedTuple):
             positive, negative = positive.T, negative.T
         sides = {POS: positive, NEG: negative, ALL: positive | negative}
         every = self.bar(dtype)
-        found = [statistic(kind, s, t, every[owners], sides) for kind in KINDS]
+        found = [statistic(kind, s, t, every[owners], sides) for kind in self.kinds]
         return [torch.zeros(len(every), dtype=z.dtype).index_put((owners,), z) for z in found]
 
 
@@ -187,7 +199,7 @@ def values_and_gradients(
     ]
 
 
-def check(batch: Batch, learned: bool) -> None:
+def check(batch: Batch, learned: bool, engines: Sequence[str] = SERVING) -> None:
     """By the error rule, on every engine that serves it."""
     tensors = batch.tensors()
     stored = tensors[2].dtype
@@ -198,7 +210,7 @@ def check(batch: Batch, learned: bool) -> None:
 
     dense = Dense(lambda: of_formula(wide, tensors), wide)
     truth = of_formula(DOUBLE, [z.double() for z in tensors])
-    for engine in SERVING:
+    for engine in engines:
         with pairops.engine(engine):
             found = values_and_gradients(batch.ours, tensors, learned)
         assert len(found) == len(truth)
@@ -218,6 +230,46 @@ def test_values_and_gradients(name: str, of_columns: bool, learned: bool) -> Non
     if name == "ragged":
         case.x, case.labels = case.x[:50], case.labels[:50]
     check(Batch.of(case, of_columns), learned)
+
+
+@pytest.mark.parametrize("of_columns", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("name", exhaustive_but(CASES, lambda name: name in (*KEPT, "ragged")))
+def test_what_is_compiled(name: str, of_columns: bool) -> None:
+    """Of one set a product is not symmetric, so its gradient is one of two sets."""
+    check(Batch.of(CASES[name](smooth), of_columns, kinds=GATED), False, ["cpu", *SERVING])
+
+
+def test_compiled_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several products, shared ones among them, an earlier bar, distances, views, strides."""
+    u, v = smooth(110, 7, DOUBLE), smooth(7, 203, DOUBLE).T
+    x, y = smooth(110, 9, DOUBLE), smooth(203, 9, DOUBLE)
+    labels, others = torch.randint(0, 9, (110,)), torch.randint(0, 9, (203,))
+    scale = torch.rand(110, dtype=DOUBLE)
+
+    def both(engine: str, distance: Any, one_set: bool) -> list[Tensor]:
+        leaves = [z.clone().requires_grad_() for z in (x, scale, *([] if one_set else [y]))]
+        other = {} if one_set else {"ref_emb": leaves[2], "ref_labels": others}
+        partners = u.flip(1)[::1] if one_set else v
+        pairs = Pairs.of(leaves[0], labels, distance=distance, **other)
+        near = highest(POS)
+        rows = [
+            near, lse(NEG, between(u, partners), leaves[1], near, function=gated),
+            lse(NEG, between(u[:, 2:], partners[:, 2:]), 2.0, 0.3, function=gated),
+            total(POS, 1.0, 0.2),
+        ]  # fmt: skip
+        cols = [lse(NEG, between(partners, u), 3.0, 0.1, function=gated), lse(NEG, 2.0, 0.0)]
+        with pairops.engine(engine):
+            found = [torch.where(z.isinf(), 0, z) for z in row_stats(pairs, *rows, cols=cols)]
+            return [*found, *derived(summed(found), leaves)]
+
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(cpu_addresses, "MOST_BYTES", 0)
+        for distance in ("cosine", "l2", "snr"):
+            for one_set in (False, True):
+                truth = both("dense", distance, one_set)
+                for one, z in zip(both("cpu", distance, one_set), truth, strict=True):
+                    torch.testing.assert_close(one, z, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -343,7 +395,7 @@ def test_earlier_terms(engine: str) -> None:
         first = lse(NEG, between(u, v), 1.0, function=blend)
         bar = highest(POS, between(u, v), 0.5, function=blend, grad=False)
         terms = (
-            first, bar, lse(ALL, between(u, v), 2.0, bar, function=guided),
+            first, bar, lse(ALL, between(u, v), 2.0, bar, function=gated),
             total(
                 ALL, between(u, v), weight, Earlier(first, grad=True), partner(other), function=mix
             ),
@@ -353,9 +405,9 @@ def test_earlier_terms(engine: str) -> None:
         ours = derived(summed([z for z in values if z.requires_grad]), leaves)
     labels, others = case.labels, case.keywords["ref_labels"]
     rows = Rows(x, labels, ref_emb=y, ref_labels=others)
-    kept = (others != -100).nonzero()[:, 0]
-    s, t = rows.t, u[rows.anchors] @ v[kept].T
-    w, p = weight[rows.anchors][:, None], other[kept]
+    columns = (others != -100).nonzero()[:, 0]
+    s, t = rows.t, u[rows.anchors] @ v[columns].T
+    w, p = weight[rows.anchors][:, None], other[columns]
     sides = {POS: rows.positive, NEG: rows.negative, ALL: rows.positive | rows.negative}
 
     def of(name: str, side: str, f: Tensor) -> Tensor:
@@ -366,11 +418,11 @@ def test_earlier_terms(engine: str) -> None:
     nobody = ~sides[NEG].any(1)
     highest_of = of("highest", POS, s * torch.sigmoid(t / 2)).detach()
     without = ~sides[POS].any(1)
-    gated = of("lse", ALL, torch.where(t <= highest_of[:, None], 2 * s, -torch.inf))
+    kept = of("lse", ALL, torch.where(t <= highest_of[:, None], 2 * s, -torch.inf))
     e = earlier[:, None]
     mixed_of = of("sum", ALL, w * s * torch.sigmoid(t - 0.1 * e) + p * e)
     expected = [
-        earlier, torch.where(without, 0, gated), torch.where(nobody, 0, mixed_of),
+        earlier, torch.where(without, 0, kept), torch.where(nobody, 0, mixed_of),
     ]  # fmt: skip
     for one, z in zip([values[0], *values[2:]], expected, strict=True):
         torch.testing.assert_close(one[rows.anchors], z)
@@ -503,6 +555,37 @@ def test_over_ranks(ranks: Ranks, one_set: bool, learned: bool, gathered: int) -
             torch.testing.assert_close(together, one, rtol=1e-8, atol=1e-9)
 
 
+def gated_on_a_rank(group: Any, given: dict[str, Any]) -> list[Tensor]:
+    """Statistics and gradients of what is compiled."""
+    x, y = given["x"].clone().requires_grad_(), given["y"].clone().requires_grad_()
+    u, v = given["u"], given["v"]
+    with mock.patch.object(ring_blocks, "GATHERED", RING), pairops.engine("cpu"):
+        pairs = Pairs.of(x, given["labels"], ref_emb=y, ref_labels=given["ref_labels"], group=group)
+        row = lse(NEG, between(u, v), 4.0, 0.3, function=gated)
+        found = row_stats(pairs, row, cols=[lse(NEG, between(v, u), 2.0, 0.1, function=gated)])
+        values = [torch.where(z.isinf(), 0, z) for z in found]
+        g = torch.autograd.grad(torch.stack([z.square().sum() for z in values]).sum(), [x, y])
+    return [z.detach() for z in (*values, *g)]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_compiled_over_ranks(ranks: Ranks) -> None:
+    case = mixed()
+    batch = Batch.of(case)
+    given = {
+        "x": case.x, "labels": case.labels, "y": case.keywords["ref_emb"],
+        "ref_labels": case.keywords["ref_labels"], "u": batch.u, "v": batch.v,
+    }  # fmt: skip
+    truth = gated_on_a_rank(None, given)
+    size = {"x": [12, 9], "labels": [12, 9], "u": [12, 9]}
+    size |= {"y": [30, 4], "ref_labels": [30, 4], "v": [30, 4]}
+    parts = {key: z.split(size[key]) for key, z in given.items()}
+    shares = [{key: z[k] for key, z in parts.items()} for k in (0, 1)]
+    found = ranks.run(2, "ops.row_stats.test_between:gated_on_a_rank", shares)
+    for k, one in enumerate(truth):
+        torch.testing.assert_close(torch.cat([got[k] for got in found]), one, rtol=1e-9, atol=1e-9)
+
+
 def test_which_engine_serves_it(capsys: pytest.CaptureFixture[str]) -> None:
     x, u = smooth(30, 6), smooth(30, 4)
     labels = torch.arange(30) // 3
@@ -516,6 +599,10 @@ def test_which_engine_serves_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sum of blend_of_products(s, between, 1) over negatives" in shown
     assert "engine cpu: declines" in shown
     assert "engine blockwise: serves it" in shown
+    learned = between(u.clone().requires_grad_(), u)
+    term = lse(NEG, learned, 2.0, 0.5, function=gated)
+    with pairops.engine("cpu"), pytest.raises(ValueError, match="of learned embeddings; here it"):
+        row_stats(Pairs.of(x, labels), term)
     for engine, reason in (
         ("cpu", r"no recipe .* has the term sum:neg:blend_of_products\(bo\)"),
         ("triton", "takes a product of other embeddings"),

@@ -35,6 +35,8 @@ CASES = [
     ("circle_push", (80.0, 0.25)),
     ("attended", (3.0, 2.0)),
     ("attended", (-3.0, -2.0)),
+    ("gated", (0.25, 50.0, 0.25)),
+    ("gated", (0.5, -2.0, 0.25)),
 ]
 FORMULAS = {
     "identity": lambda s: s,
@@ -52,6 +54,7 @@ FORMULAS = {
     "circle_pull": lambda s, g, m: g * (1 + m - s).clamp(min=0).detach() * (1 - m - s),
     "circle_push": lambda s, g, m: g * (s + m).clamp(min=0).detach() * (s - m),
     "attended": lambda s, scale, shift: (scale * s - shift).exp().detach() * (s - shift / scale),
+    "gated": lambda s, t, scale, bar: torch.where(t <= bar, scale * s, -torch.inf) + 0 * (t - bar),
 }
 GATHERS = ["sum", "lse", "lowest", "highest"]
 
