@@ -223,10 +223,10 @@ struct Gated {
     template <class T>
     HD static Slopes<T, arity> slopes(T s, T t, T scale, T bar) {
         const T z = (t - bar) + T(0) * s;
-        const auto kept = z <= T(0);
+        const auto below = z <= T(0);
         const T flat = select(z > T(0), T(0), z);
-        const T by_gate = select(kept, T(0), flat);
-        return {{select(kept, scale, flat), by_gate, select(kept, s, flat), by_gate}};
+        const T by_gate = select(below, T(0), flat);
+        return {{select(below, scale, flat), by_gate, select(below, s, flat), by_gate}};
     }
 };
 

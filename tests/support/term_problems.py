@@ -68,23 +68,25 @@ def served_terms(
     below: Tensor | None = None,
     names: Iterable[str] = cpu_engine.SERVED,
     turn: int = 0,
+    products: bool = True,
 ) -> list[Term]:
     """A term for every name in csrc/recipes.h, so that one added later is tested by existing.
 
     u, v: one value per owner and per partner; t: 0-d. Where a term takes a value per owner it gets
-    u, t and a number in turns; `turn` begins elsewhere. Products are of embeddings made of u and v.
-    above, below: windows, by default of u.
+    u, t and a number in turns; `turn` begins elsewhere. Products are of embeddings made of u and v;
+    with `products` False a value per owner stands in their place. above, below: windows, by default
+    of u.
     """
     terms = []
     for k, name in enumerate(sorted(names)):
         (pattern,), _ = unpack(name, [0.0] * 3, [u] * 5)
         given: list[Argument] = [u, t, 0.7]
-        products = between(*[torch.stack([z, 1 - z], 1).detach() for z in (u, v)])
+        product = between(*[torch.stack([z, 1 - z], 1).detach() for z in (u, v)])
         args = [
             partner(v)
             if isinstance(a, Partner)
-            else products
-            if isinstance(a, Between)
+            else product
+            if isinstance(a, Between) and products
             else given[(turn + k + place) % 3]
             for place, a in enumerate(pattern.args)
         ]

@@ -69,7 +69,9 @@ def compare(
         given = {**case.keywords, **further, **({"ref_emb": y[0]} if y else {})}
         pairs = Pairs.of(x, case.labels, **given)
         if every_function:
-            return row_stats(pairs, *served_terms(u, v, t), cols=served_terms(v, u, t, turn=1))
+            of_rows = served_terms(u, v, t, products=engine not in TRITON)
+            of_cols = served_terms(v, u, t, turn=1, products=engine not in TRITON)
+            return row_stats(pairs, *of_rows, cols=of_cols)
         rows, cols = terms_of(engine, u, v, t, 0, sums), terms_of(engine, v, u, t, 1, sums)
         return row_stats(pairs, *rows, cols=cols)
 
