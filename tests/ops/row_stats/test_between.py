@@ -239,6 +239,31 @@ def test_what_is_compiled(name: str, of_columns: bool) -> None:
     check(Batch.of(CASES[name](smooth), of_columns, kinds=GATED), False, ["cpu", *SERVING])
 
 
+@pytest.mark.parametrize("of_columns", [False, True], ids=["rows", "columns"])
+def test_derivatives_of_what_is_compiled(of_columns: bool) -> None:
+    """Second ones, by torch.func, and through the compiler, where an op takes the recipe."""
+    batch = Batch.of(mixed(), of_columns, kinds=GATED)
+    u, v, x, y = batch.tensors()
+
+    def ours(x: Tensor, y: Tensor) -> Tensor:
+        return summed(batch.ours(u, v, x, y))
+
+    def truth(x: Tensor, y: Tensor) -> Tensor:
+        return summed(batch.formula(u, v, x, y, dtype=DOUBLE))
+
+    def close(found: Any, other: Any) -> None:
+        torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-9)
+
+    torch._dynamo.reset()
+    with pairops.engine("cpu"):
+        leaves = [z.clone().requires_grad_() for z in (x, y)]
+        close(derived(ours(*leaves), leaves), derived(truth(*leaves), leaves))
+        close(torch.func.grad(ours, (0, 1))(x, y), torch.func.grad(truth, (0, 1))(x, y))
+        compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
+        found = torch.autograd.grad(compiled(*leaves), leaves)
+        close(found, torch.autograd.grad(truth(*leaves), leaves))
+
+
 def test_compiled_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several products, shared ones among them, an earlier bar, distances, views, strides."""
     u, v = smooth(110, 7, DOUBLE), smooth(7, 203, DOUBLE).T
