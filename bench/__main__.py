@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench.cpu import call_path, comparison, kernel, large, mined, retrieval, small
+from bench.cpu import call_path, comparison, kernel, large, mined, relations, retrieval, small
 from bench.distributed import ring
 from bench.gpu import entry as gpu
 from bench.memory import cached
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
         "the native sweeps' share of the peak, and where their time goes",
     ),
     "mined": (mined.options, mined.run, "what skipping tiles that mining emptied saves"),
+    "relations": (relations.options, relations.run, "positives by a list or a width beside labels"),
     "gpu": (gpu.options, gpu.run, "all that only a GPU can show: tests, time, memory, error, bits"),
     "retrieval": (retrieval.options, retrieval.run, "Recall@1 and MAP@R beside torch.mm; memory"),
     "cached": (cached.options, cached.run, "cached_step beside the plain step; time and memory"),

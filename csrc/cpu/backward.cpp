@@ -260,8 +260,10 @@ class Backward {
             T* target = call_.same ? dx_ : dy_;
             for (int j = 0; j < tile.cols; ++j)
                 w.out[j] = target + call_.y.permutation[tile.col + j] * call_.y.d;
+            Range memory[TILE];
             kernels_.accumulate(w.w, true, tile.rows, tile.cols, x_slices,
-                                TILE * kernels_.panel_cols, call_.y.d, nullptr, w.out.data());
+                                TILE * kernels_.panel_cols, call_.y.d,
+                                sweep_.ranges_of_columns(tile, memory), w.out.data());
         }
         if (factors_y_)
             for (int j = 0; j < tile.cols; ++j)

@@ -34,6 +34,10 @@ void for_each(int threads, int count, const std::function<void(int)>& work) {
     });
 }
 
+static void extend(Range& range, Range by) {
+    range = {std::min(range.begin, by.begin), std::max(range.end, by.end)};
+}
+
 static int tiles_of(Position n) { return int((n + TILE - 1) / TILE); }
 
 static Buffer<std::int32_t> narrowed(const Embeddings& set, std::size_t padded, bool poison) {
@@ -238,7 +242,7 @@ Tile<T> Sweep<T>::tile(int r, int c) const {
     else
         tile.positives =
             std::max(tile.pos_begin[0], tile.col) < std::min(tile.pos_end[tile.rows - 1], end);
-    tile.partial = tile.positives || tile.cols % kernels.vector_width != 0 ||
+    tile.partial = (tile.positives && !call.entries) || tile.cols % kernels.vector_width != 0 ||
                    std::max(Position(self_ranges_[r].begin), tile.col) <
                        std::min(Position(self_ranges_[r].end), end);
     return tile;
@@ -248,11 +252,21 @@ template <class T>
 Tile<T> Sweep<T>::tile(int r, int c, ListedTile<T>& listed) const {
     Tile<T> result = tile(r, c);
     if (!call.entries) return result;
-    for (std::size_t k = listed.begin; k < listed.end; ++k) listed.flags[listed_[k]] = 0;
+    for (std::size_t k = listed.begin; k < listed.end; ++k) {
+        listed.flags[listed_[k]] = 0;
+        listed.columns[listed_[k] / TILE] = {0, 0};
+    }
     listed.begin = list_ends_[tile_index(r, c)];
     listed.end = list_ends_[tile_index(r, c) + 1];
-    for (std::size_t k = listed.begin; k < listed.end; ++k) listed.flags[listed_[k]] = -1;
+    for (std::size_t k = listed.begin; k < listed.end; ++k) {
+        listed.flags[listed_[k]] = -1;
+        Range& columns = listed.columns[listed_[k] / TILE];
+        const int j = listed_[k] % TILE;
+        if (columns.end == 0) columns.begin = j;
+        extend(columns, {j, j + 1});
+    }
     result.listed = listed.flags;
+    result.listed_columns = listed.columns;
     return result;
 }
 
@@ -284,13 +298,32 @@ void Sweep<T>::sort_list() {
 }
 
 template <class T>
+Range Sweep<T>::positives_of(const Tile<T>& tile, int i) const {
+    if (tile.listed) return tile.listed_columns[i];
+    const Position begin = std::max(tile.pos_begin[i] - tile.col, Position(0));
+    const Position end = std::min(tile.pos_end[i] - tile.col, Position(tile.cols));
+    return begin < end ? Range{int(begin), int(end)} : Range{0, 0};
+}
+
+template <class T>
 const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
-    if (!band) return nullptr;
-    for (int i = 0; i < tile.rows; i += kernels.panel_rows) {
-        const int last = std::min(i + kernels.panel_rows, tile.rows) - 1;
-        const Position begin = std::max(tile.pos_begin[i] - tile.col, Position(0));
-        const Position end = std::min(tile.pos_end[last] - tile.col, Position(tile.cols));
-        memory[i / kernels.panel_rows] = {int(std::min(begin, Position(tile.cols))), int(end)};
+    if (!of_positives || call.similarities.tiles) return nullptr;
+    std::fill_n(memory, TILE, Range{TILE, 0});
+    for (int i = 0; i < tile.rows; ++i)
+        if (const Range columns = positives_of(tile, i); columns.end > 0)
+            extend(memory[i / kernels.panel_rows], columns);
+    return memory;
+}
+
+template <class T>
+const Range* Sweep<T>::ranges_of_columns(const Tile<T>& tile, Range* memory) const {
+    if (!of_positives || call.similarities.tiles) return nullptr;
+    const int panel = kernels.panel_rows;
+    std::fill_n(memory, TILE, Range{TILE, 0});
+    for (int i = 0; i < tile.rows; ++i) {
+        const Range columns = positives_of(tile, i);
+        for (int j = columns.begin; j < columns.end; j += panel - j % panel)
+            extend(memory[j / panel], {i, i + 1});
     }
     return memory;
 }

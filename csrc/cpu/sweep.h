@@ -141,10 +141,11 @@ class Buffer {
     std::unique_ptr<void, Deleter> memory_;
 };
 
-// The positives of one tile by list, as flags.
+// The positives of one tile by list, as flags, and the columns among which those of each row are.
 template <class T>
 struct ListedTile {
-    Buffer<Flag<T>> flags;           // (TILE, TILE)
+    Buffer<Flag<T>> flags;  // (TILE, TILE)
+    Range columns[TILE] = {};
     std::size_t begin = 0, end = 0;  // those that are set
 };
 
@@ -179,8 +180,10 @@ class Sweep {
     bool visits(const TermCall<T>& term, const Tile<T>& tile) const {
         return !term.positives || tile.positives;
     }
-    // The columns that a panel of rows needs in a band; else null.
+    // The columns that a panel of rows needs where all terms are of the positives; else null.
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
+    // The rows that a panel of columns needs there; else null.
+    const Range* ranges_of_columns(const Tile<T>& tile, Range* memory) const;
     // Are the similarities of tile (r, c) still to be computed?
     bool unknown(int r, int c) const;
     // The tile's similarities or closeness without the anchor's share: the saved ones, or made of
@@ -230,6 +233,8 @@ class Sweep {
 
     int product_of(const TermCall<T>& term);
     void sort_list();
+    // The columns of a tile among which the positives of row i are; {0, 0} if there are none.
+    Range positives_of(const Tile<T>& tile, int i) const;
     std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;

@@ -19,6 +19,9 @@ def step(n, kind):
     start = forget_peak()
     if kind == "info_nce_loss":
         value = pairops.info_nce_loss(x, x.roll(1, 0))
+    elif kind == "list":
+        rows, cols = torch.randint(0, n, (2, 20000))
+        value = pairops.ms_loss(x, None, positives=(rows, cols), exclude_self=False)
     elif kind == "positive rows":
         rows = pairops.PositiveRows.of(pairops.Pairs.of(x, labels))
         term = pairops.total("pos", 9.0, rows.score, function=pairops.functions.sigmoid)
@@ -73,6 +76,12 @@ def test_a_large_batch_on_native(loss: str) -> None:
     """64 bytes a row, 64 MiB for whatever there is per tile and thread, four copies of x."""
     n, d = 16384, 64
     assert growth(n, loss, "cpu") < (64 * n + 4 * n * d * 4) / 2**20 + 64
+
+
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("blockwise", marks=exhaustive)])
+def test_a_list(engine: str) -> None:
+    """K = 20,000 and N = 8,192: either matrix would take 256 MiB."""
+    assert growth(8192, "list", engine) <= 100
 
 
 @pytest.mark.parametrize(("engine", "most"), [("cpu", 80), ("blockwise", 160)])

@@ -34,6 +34,12 @@ struct Embeddings {
     Position n_valid;          // how many are not ignored
 };
 
+// Columns [begin, end) of a tile that a row has something in, or a panel of `panel_rows` rows
+// needs.
+struct Range {
+    int begin, end;
+};
+
 // One tile of similarities, or of closeness, and what is known of its rows and columns.
 template <class T>
 struct Tile {
@@ -43,10 +49,13 @@ struct Tile {
     Position row, col;  // the first of each
     const T* products;  // (TILE, TILE) of the further embeddings of a term; null if it has none
     bool positives;     // may a positive pair be in it?
-    bool partial;       // else it is full: every pair in it is a negative
+    bool partial;       // else it is full: every pair that is not listed is a negative
     // (rows,) the interval of a row's positives, and the column that the row itself is.
     const Position *pos_begin, *pos_end, *self_index;
-    const Flag<T>* listed;  // (TILE, TILE) is a pair positive, in place of intervals; else null
+    // Positives by list, in place of intervals, or null: (TILE, TILE) is a pair one, and (rows,)
+    // the columns among which those of a row are.
+    const Flag<T>* listed;
+    const Range* listed_columns;
     const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
 };
 
@@ -79,11 +88,6 @@ struct TermKernels {
     // Add the pair weights to w (TILE, TILE); true if one of them is not 0. An extreme has null.
     bool (*backward_rows)(const Tile<T>&, const Operands<T>&, T* w);
     bool (*backward_cols)(const Tile<T>&, const Operands<T>&, T* w);
-};
-
-// Columns [begin, end) of a tile that a panel of `panel_rows` rows needs.
-struct Range {
-    int begin, end;
 };
 
 // Pair weights of a tile by closeness, and the outputs by similarity and by squared norms.

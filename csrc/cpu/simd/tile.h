@@ -119,7 +119,11 @@ struct Visit {
 
     // The columns in which row i can have a pair.
     Range columns(int i) const {
-        if (Term::side != Side::pos || tile.listed) return {0, tile.cols};
+        if (Term::side != Side::pos) return {0, tile.cols};
+        if (tile.listed) {
+            const Range listed = tile.listed_columns[i];
+            return {listed.begin / V::count * V::count, listed.end};
+        }
         const Position pos_begin = tile.pos_begin[i] - tile.col,
                        pos_end = tile.pos_end[i] - tile.col;
         const int begin = int(pos_begin < 0 ? 0 : pos_begin > tile.cols ? tile.cols : pos_begin);
@@ -206,33 +210,79 @@ struct Visit {
     }
 };
 
+// Rows [first, first + count) of a tile.
+template <class T>
+Tile<T> part(Tile<T> tile, int first, int count) {
+    tile.s += first * TILE;
+    tile.s_of_cols += first * TILE;
+    if (tile.products) tile.products += first * TILE;
+    tile.rows = count;
+    tile.row += first;
+    tile.pos_begin += first;
+    tile.pos_end += first;
+    tile.self_index += first;
+    tile.listed += first * TILE;
+    tile.listed_columns += first;
+    tile.caller_x += first;
+    return tile;
+}
+
+// Call visit(tile, first row, masked) with the runs of rows that have listed positives, and of
+// those that have none, which need no masks; or once with a tile that is not such.
+template <class T, class F>
+bool by_runs(const Tile<T>& tile, F visit) {
+    if (tile.partial || !tile.listed || !tile.positives) return visit(tile, 0, tile.partial);
+    const auto has_some = [&](int i) { return tile.listed_columns[i].end > 0; };
+    bool found = false;
+    for (int first = 0, end; first < tile.rows; first = end) {
+        for (end = first + 1; end < tile.rows && has_some(end) == has_some(first);) ++end;
+        found |= visit(part(tile, first, end - first), first, has_some(first));
+    }
+    return found;
+}
+
 template <class Term, class V, bool by_row>
 bool forward_tile(const Tile<typename Traits<V>::Scalar>& tile,
                   const Operands<typename Traits<V>::Scalar>& given, void* states) {
     using Visitor = Visit<Term, V, by_row>;
-    const Visitor visit{tile, given};
     auto* mine = static_cast<typename Visitor::Acc*>(states);
-    if constexpr (Term::side == Side::pos)
-        return visit.template forward<true>(mine);
-    else
-        return tile.partial ? visit.template forward<true>(mine)
-                            : visit.template forward<false>(mine);
+    if constexpr (Term::side == Side::pos) {
+        return Visitor{tile, given}.template forward<true>(mine);
+    } else {
+        return by_runs(tile, [&](const auto& rows, int first, bool masked) {
+            const Visitor visit{rows, given};
+            auto* owners = by_row ? mine + first : mine;
+            return masked ? visit.template forward<true>(owners)
+                          : visit.template forward<false>(owners);
+        });
+    }
 }
 
 template <class Term, class V, bool by_row>
 bool backward_tile(const Tile<typename Traits<V>::Scalar>& tile,
                    const Operands<typename Traits<V>::Scalar>& given,
                    typename Traits<V>::Scalar* w) {
-    const Visit<Term, V, by_row> visit{tile, given};
+    using Visitor = Visit<Term, V, by_row>;
     bool slopes = false;
     for (int k = 0; k < MOST_ARGUMENTS; ++k) slopes = slopes || given.by_row[k] || given.by_col[k];
-    if (tile.partial || Term::side == Side::pos)
+    if constexpr (Term::side == Side::pos) {
+        const Visitor visit{tile, given};
         return slopes ? visit.template backward<true, true>(w)
                       : visit.template backward<true, false>(w);
-    if constexpr (Term::side != Side::pos)
-        return slopes ? visit.template backward<false, true>(w)
-                      : visit.template backward<false, false>(w);
-    return false;
+    } else {
+        return by_runs(tile, [&](const auto& rows, int first, bool masked) {
+            auto of_rows = given;
+            for (auto*& sums : of_rows.by_row)
+                if (sums) sums += first;
+            const Visitor visit{rows, of_rows};
+            auto* weights = w + first * TILE;
+            if (masked)
+                return slopes ? visit.template backward<true, true>(weights)
+                              : visit.template backward<true, false>(weights);
+            return slopes ? visit.template backward<false, true>(weights)
+                          : visit.template backward<false, false>(weights);
+        });
+    }
 }
 
 template <class Acc>

@@ -198,7 +198,8 @@ bool forward_both(const Tile<typename Traits<V>::Scalar>& tile,
     if constexpr (Term::side == Side::pos)
         return forward(std::true_type());
     else
-        return tile.partial ? forward(std::true_type()) : forward(std::false_type());
+        return tile.partial || (tile.listed && tile.positives) ? forward(std::true_type())
+                                                               : forward(std::false_type());
 }
 
 }  // namespace PAIROPS_TARGET

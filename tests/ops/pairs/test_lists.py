@@ -219,8 +219,9 @@ def test_transforms(name: str, engine: str) -> None:
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf), leaf)
     torch.testing.assert_close(torch.func.grad(loss)(x), gradient)
-    torch.autograd.gradcheck(loss, (leaf,))
-    torch.autograd.gradgradcheck(loss, (leaf,), atol=1e-5)
+    few = x[:6].clone().requires_grad_()
+    torch.autograd.gradcheck(lambda z: loss(torch.cat([z, x[6:]])), (few,))
+    torch.autograd.gradgradcheck(lambda z: loss(torch.cat([z, x[6:]])), (few,), atol=1e-5)
     by_sample = torch.func.vmap(loss)(torch.stack([x, -x]))
     torch.testing.assert_close(by_sample, torch.stack([loss(x), loss(-x)]))
 
