@@ -111,7 +111,10 @@ def statistic(kind: Kind, s: Tensor, t: Tensor, bar: Tensor, sides: dict[str, Te
     sign = -1 if kind.statistic == "lowest" else 1
     f = torch.where(selected | empty[:, None], f * sign, -torch.inf)
     f = torch.where(empty[:, None], 0, f)
-    found = f.logsumexp(1) if kind.statistic == "lse" else sign * f.amax(1)
+    if kind.statistic == "lse":
+        found = f.logsumexp(1)
+    else:  # of equal ones the first: of a zero vector many are
+        found = sign * f.gather(1, f.detach().argmax(1, keepdim=True))[:, 0]
     return torch.where(empty, 0, found)
 
 
