@@ -124,6 +124,16 @@ MUTANTS = [
         (OF_LISTS,),
     ),
     Mutant(
+        "of a row's listed positives in a tile the last alone is read", SWEEP,
+        "extend(columns, {j, j + 1});", "columns = {j, j + 1};",
+        (OF_LISTS,),
+    ),
+    Mutant(
+        "a row without a listed positive decides for the rows after it", TILE,
+        "has_some(end) == has_some(first)", "!has_some(first)",
+        (OF_LISTS,),
+    ),
+    Mutant(
         "a list's columns are its rows", SWEEP,
         "std::uint16_t(p % TILE * TILE + q % TILE)", "std::uint16_t(q % TILE * TILE + p % TILE)",
         (OF_LISTS,),
