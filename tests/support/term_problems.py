@@ -59,6 +59,11 @@ def every_kind_of_term(u: Tensor, v: Tensor, t: float | Tensor = 1.0) -> list[Te
     ]
 
 
+# A call with a product of further embeddings takes one set for two, so these have calls apart.
+PRODUCTS = frozenset(name for name in cpu_engine.SERVED if "(b" in name)
+WITHOUT_PRODUCTS = cpu_engine.SERVED - PRODUCTS
+
+
 def served_terms(
     u: Tensor,
     v: Tensor,
@@ -66,16 +71,14 @@ def served_terms(
     *,
     above: Tensor | None = None,
     below: Tensor | None = None,
-    names: Iterable[str] = cpu_engine.SERVED,
+    names: Iterable[str] = WITHOUT_PRODUCTS,
     turn: int = 0,
-    products: bool = True,
 ) -> list[Term]:
     """A term for every name in csrc/recipes.h, so that one added later is tested by existing.
 
     u, v: one value per owner and per partner; t: 0-d. Where a term takes a value per owner it gets
-    u, t and a number in turns; `turn` begins elsewhere. Products are of embeddings made of u and v;
-    with `products` False a value per owner stands in their place. above, below: windows, by default
-    of u.
+    u, t and a number in turns; `turn` begins elsewhere. Products are of embeddings made of u and v.
+    above, below: windows, by default of u.
     """
     terms = []
     for k, name in enumerate(sorted(names)):
@@ -86,7 +89,7 @@ def served_terms(
             partner(v)
             if isinstance(a, Partner)
             else product
-            if isinstance(a, Between) and products
+            if isinstance(a, Between)
             else given[(turn + k + place) % 3]
             for place, a in enumerate(pattern.args)
         ]

@@ -249,11 +249,11 @@ bool forward_tile(const Tile<typename Traits<V>::Scalar>& tile,
     if constexpr (Term::side == Side::pos) {
         return Visitor{tile, given}.template forward<true>(mine);
     } else {
-        return by_runs(tile, [&](const auto& rows, int first, bool masked) {
+        return by_runs(tile, [&](const auto& rows, int first, bool partial) {
             const Visitor visit{rows, given};
             auto* owners = by_row ? mine + first : mine;
-            return masked ? visit.template forward<true>(owners)
-                          : visit.template forward<false>(owners);
+            return partial ? visit.template forward<true>(owners)
+                           : visit.template forward<false>(owners);
         });
     }
 }
@@ -270,13 +270,13 @@ bool backward_tile(const Tile<typename Traits<V>::Scalar>& tile,
         return slopes ? visit.template backward<true, true>(w)
                       : visit.template backward<true, false>(w);
     } else {
-        return by_runs(tile, [&](const auto& rows, int first, bool masked) {
+        return by_runs(tile, [&](const auto& rows, int first, bool partial) {
             auto of_rows = given;
             for (auto*& sums : of_rows.by_row)
                 if (sums) sums += first;
             const Visitor visit{rows, of_rows};
             auto* weights = w + first * TILE;
-            if (masked)
+            if (partial)
                 return slopes ? visit.template backward<true, true>(weights)
                               : visit.template backward<true, false>(weights);
             return slopes ? visit.template backward<false, true>(weights)

@@ -13,13 +13,20 @@ from torch import Tensor
 import pairops
 from pairops import Pairs, row_stats
 from pairops.ops import engines
-from pairops.ops.engines.cpu import SERVED
 from pairops.ops.terms.term import NEG, POS, Term, highest, lowest
 from support.engine_comparison import assert_as_dense
 from support.engine_names import DEVICE, HERE, NARROW, TRITON, WIDE
 from support.exhaustive import exhaustive_but
 from support.named_cases import CASES, Case, smaller, smooth
-from support.term_problems import any_problem, every_kind_of_term, of_gpus, results, served_terms
+from support.term_problems import (
+    PRODUCTS,
+    WITHOUT_PRODUCTS,
+    any_problem,
+    every_kind_of_term,
+    of_gpus,
+    results,
+    served_terms,
+)
 
 ENGINES = [name for name in HERE if name != "dense"]
 # The cases that differ in what a sweep is told; the others differ in numbers.
@@ -40,7 +47,7 @@ def terms_of(
     sums: of the CPU's, the sums alone, or all but them.
     """
     if engine == "cpu":
-        names = [z for z in SERVED if sums is None or z.startswith("sum:") == sums]
+        names = [z for z in WITHOUT_PRODUCTS if sums is None or z.startswith("sum:") == sums]
         return served_terms(u, v, t, turn=turn, names=names)
     if engine == "cuda":
         return of_gpus(served_terms(u, v, t, turn=turn))
@@ -69,11 +76,14 @@ def compare(
         given = {**case.keywords, **further, **({"ref_emb": y[0]} if y else {})}
         pairs = Pairs.of(x, case.labels, **given)
         if every_function:
-            of_rows = served_terms(u, v, t, products=engine not in TRITON)
-            of_cols = served_terms(v, u, t, turn=1, products=engine not in TRITON)
-            return row_stats(pairs, *of_rows, cols=of_cols)
-        rows, cols = terms_of(engine, u, v, t, 0, sums), terms_of(engine, v, u, t, 1, sums)
-        return row_stats(pairs, *rows, cols=cols)
+            rows, cols = served_terms(u, v, t), served_terms(v, u, t, turn=1)
+        else:
+            rows, cols = terms_of(engine, u, v, t, 0, sums), terms_of(engine, v, u, t, 1, sums)
+        found = row_stats(pairs, *rows, cols=cols)
+        if sums or not (engine == "cpu" or (every_function and engine not in TRITON)):
+            return found
+        rows, cols = [served_terms(*z, t, names=PRODUCTS) for z in ((u, v), (v, u))]
+        return found + row_stats(pairs, *rows, cols=cols)
 
     return assert_as_dense(engine, run, *leaves, dtype=dtype)
 

@@ -20,7 +20,7 @@ from pairops.ops.terms.recipe import cpu_key
 from pairops.ops.terms.term import Term, Wanted
 from support.error_rule import Dense, assert_within_rule, gradients
 from support.exhaustive import exhaustive, exhaustive_but
-from support.term_problems import DOUBLE, problem, served_terms
+from support.term_problems import DOUBLE, PRODUCTS, problem, served_terms
 
 ISAS, TILE = pairops._native.isas(), pairops._native.TILE
 isas = pytest.mark.parametrize("isa", ISAS)
@@ -55,8 +55,10 @@ def against_dense(pairs: Callable[[], Pairs], leaves: list[Tensor], calls: str =
     n, m = pairs().shape
     u, v, t = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE), torch.tensor(1.3)
     own = [z.to(DOUBLE).requires_grad_() for z in (u, v, t)]
-    rows, cols = served_terms(*own), served_terms(own[1], own[0], own[2], turn=1)
-    alone = [([term], []) for term in rows] + [([], [term]) for term in cols]
+    turned = own[1], own[0], own[2]
+    rows, cols = served_terms(*own), served_terms(*turned, turn=1)
+    every = rows + served_terms(*own, names=PRODUCTS), cols + served_terms(*turned, names=PRODUCTS)
+    alone = [([term], []) for term in every[0]] + [([], [term]) for term in every[1]]
     two = [(list(pair), []) for pair in itertools.combinations(rows, 2)]
     for call in {"one": [(rows, cols)], "alone": alone, "in pairs": two}[calls]:
         with pairops.engine("dense"):
