@@ -31,14 +31,14 @@ code-search: export OMP_WAIT_POLICY := PASSIVE
 code-search: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
 
-# The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
-# the other must not spin.
+# The tests run the examples and the benchmark too. Three processes with two threads each, since some
+# tests wait for others that they start: who waits must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE
 # test-all runs the rest of the products of losses, terms, engines, cases and dtypes in the same run.
 test-all: ALL := -m ""
 test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/support/cuda_on_host/build.py
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALL) $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup $(ALL) $(ARGS)
 
 # The test of the tests: mistakes in a copy of this tree, each of which they must catch. docs/testing.md.
 mutants: export OMP_WAIT_POLICY := PASSIVE
@@ -60,14 +60,14 @@ pml-conformance: $(VENV)/.test
 LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_be_had_is_a_memory_error
 
 # The extension's tests on AVX-512, where the machine has it, and on the baseline, as built with gcc's
-# sanitizers. Python is built without them, so what the extension needs of them is loaded before it. A report ends the run:
-# it is not captured, and the abort says which test it was.
+# sanitizers. Python is built without them, so what the extension needs of them is loaded before it. A report ends its
+# process: it is not captured, and pytest says which test it was.
 sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
 sanitize: $(SANITIZED)/.installed $(VENV)/.test
 	LD_PRELOAD="$$(ldd $(SANITIZED)/lib/python3*/site-packages/pairops/_native*.so | \
 		awk '/lib(asan|stdc\+\+)/ {printf "%s ", $$3}')" $(SANITIZED)/bin/python -m pytest \
-		--capture=sys --deselect $(LITTLE_MEMORY) tests/ops/engines/cpu tests/ops/terms/test_compiled_functions.py $(ARGS)
+		-n 2 --capture=sys --deselect $(LITTLE_MEMORY) tests/ops/engines/cpu tests/ops/terms/test_compiled_functions.py $(ARGS)
 
 # What can be known of the CUDA kernels without a GPU: what they compute, executed on the CPU under
 # sanitizers and with mistakes that must be found; and what they take, as the build has it.

@@ -15,7 +15,7 @@ from pairops.ops.row_stats import ring_blocks
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from pairops.ops.terms.functions import one
 from support.engine_names import HERE
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 from support.gloo_ranks import Ranks
 from support.loss_comparison import check
 from support.loss_parameters import call
@@ -228,7 +228,7 @@ def test_transforms(name: str) -> None:
     torch.autograd.gradgradcheck(lambda z: loss(torch.cat([z, x[6:]]), values), (few,), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["supcon_loss", "triplet_loss"])
+@pytest.mark.parametrize("name", ["supcon_loss", pytest.param("triplet_loss", marks=exhaustive)])
 def test_compiled_in_one_graph(name: str) -> None:
     loss, x, values = loss_by_width(name)
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -35,7 +35,7 @@ from pairops.ops.pairs.similarity import product
 from pairops.ops.row_stats import ring_blocks
 from pairops.ops.terms.functions import affine, gated
 from support.error_rule import Dense, assert_within_rule
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 from support.gloo_ranks import Ranks
 from support.named_cases import CASES, Case, smooth
 from support.on_cpu import device as device
@@ -370,7 +370,7 @@ def test_second_derivatives(engine: str, of_columns: bool, learned: bool) -> Non
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("engine", SERVING)
+@pytest.mark.parametrize("engine", ["blockwise", pytest.param("dense", marks=exhaustive)])
 def test_transforms_and_the_compiler(engine: str) -> None:
     batch = Batch.of(mixed())
     u, v, x, y = batch.tensors()
