@@ -229,6 +229,11 @@ class MarginLoss(Served, losses.MarginLoss):
         dtype = torch.promote_types(batch.x.dtype, torch.float32)
         beta = self.beta.to(batch.x.device, dtype)
         one = len(beta) == 1
+        if not one and batch.listed is not None:
+            raise ValueError(
+                f"indices_tuple is given and beta has {len(beta)} entries, one for each class; "
+                "with a list of pairs it must be one number"
+            )
         given = {"beta": beta[0] if one else beta, "margin": self.margin, "triplets": True}
         reducer = self.reducer_of("margin_loss")
         if type(reducer) is DIVISOR:

@@ -16,6 +16,7 @@ from pairops.ops.terms.term import Term
 from .plan import Plan
 
 TILE = _native.TILE if _native else 1
+NOT_SAVED = (), None  # what `Cache.similarities` is where they are not saved
 MOST_BYTES = 3 << 19  # of similarities, at most, that are saved from sweep to sweep
 
 
@@ -111,7 +112,7 @@ def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any,
     tiles = -(-n // TILE) * -(-m // TILE)
     count = tiles * TILE * TILE
     if not 0 < count * dtype.itemsize <= MOST_BYTES:
-        return (), None
+        return NOT_SAVED
     values = torch.empty(count, dtype=dtype, device="cpu")
     known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")
     return (values, known), (values.data_ptr(), known.data_ptr())

@@ -89,8 +89,8 @@ class SizedCall:
 def _native_forward(call: SizedCall) -> int:
     """Count positions, sorted vectors, states of columns, and all columns packed."""
     tiles = 3 if _directed(call) else 1  # s, and closeness from either side
-    size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call) + call.products()
-    size += _native_team(call, 1, tiles)
+    size = 4 * sum(call.lengths) + call.vectors() + _native_squares(call)
+    size += _native_team(call, 1, tiles) + _native_products(call, call.m)
     if call.band:
         return size
     of_columns = [k for _, k in call.terms_and_owners] if call.same else [call.m] * len(call.cols)
@@ -114,7 +114,20 @@ def _native_backward(call: SizedCall) -> int:
         return size
     tile = _native_tile()
     stripe = tile * min(max(12 * _MIB // max(call.float_bytes * tile * call.d, 1), 1), 64)
+    size += _native_products(call, min(stripe, call.m))
+    if call.same and call.products():  # one set counts as two
+        size += call.copies(call.n)
     return size + call.copies(min(stripe, call.m)) * (1 + call.wanted[0])
+
+
+def _native_products(call: SizedCall, columns: int) -> int:
+    """Count further embeddings of so many columns packed, and of each thread its rows and tiles."""
+    found = [a for z in (*call.rows, *call.cols) for a in z.args if isinstance(a, Between)]
+    packed = (columns + torch.get_num_threads() * _native_tile()) * sum(
+        [a.owners.shape[1] for a in found]
+    )
+    tiles = torch.get_num_threads() * _native_tile() ** 2 * len(found)
+    return call.float_bytes * (packed + tiles)
 
 
 def _native_takes_extremes(call: SizedCall) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.engines import ENGINES, Engine, cpu_engine, tile_masks_shape
+from pairops.ops.engines.cpu_addresses import NOT_SAVED
 from pairops.ops.engines.plan import plan_of, serves
 from pairops.ops.pairs.indexing import plus_rows
 from pairops.ops.pairs.pairs import Pairs
@@ -23,11 +24,13 @@ from . import levels
 
 # A block has as many rows as x, or so many if that is more: so few are not worth a start.
 ROWS = 4096
+# A block repeats its anchors' lists: as many entries as there are rows, or so many.
+ENTRIES = 1 << 22
 
 
-def at_once(x: Tensor) -> int:
-    """Return how many picked rows of x a block has at most."""
-    return max(x.shape[0], ROWS)
+def in_one_block(x: Tensor, count: int, entries: int) -> bool:
+    """May one block have all of so many rows, picked from x, with so many entries of a list?"""
+    return count <= max(x.shape[0], ROWS) and entries <= max(count, ENTRIES)
 
 
 def prepare(engine: Engine, pairs: Pairs) -> list[Tensor]:
@@ -125,14 +128,30 @@ def _of_block(
 def _blocks(
     pairs: Pairs, rows: Sequence[Term], whole: bool
 ) -> Iterator[tuple[int, int, Pairs, list[Term]]]:
-    """Yield even blocks: the first row and the end, pairs with copies, and the terms of its rows.
+    """Yield blocks: the first row and the end, pairs with copies, and the terms of its rows.
     whole: one block has all rows."""
-    count = pairs.shape[0]
-    pieces = 1 if whole else max(1, -(-count // at_once(pairs.x)))
-    extent = max(1, -(-count // pieces))
-    for first in range(0, max(1, count), extent):
-        last = min(first + extent, count)
-        yield first, last, copied(pairs, first, last), of_rows(rows, first, last)
+    first = 0
+    for last in [pairs.shape[0]] if whole else _ends(pairs):
+        block = copied(pairs, first, last)
+        block.cache.similarities = NOT_SAVED  # the backward pass makes blocks of its own
+        yield first, last, block, of_rows(rows, first, last)
+        first = last
+
+
+def _ends(pairs: Pairs) -> list[int]:
+    """Return where blocks end: even ones, or with a list of so many entries at most."""
+    count, relation = pairs.shape[0], pairs.relation
+    most = max(pairs.x.shape[0], ROWS)
+    extent = -(-count // -(-count // most)) if count else 1
+    if relation.entries is None:
+        return [*range(extent, count, extent), count]
+    total = (relation.pos_end - relation.pos_begin).cumsum(0).cpu()
+    ends = [0]
+    while not ends[1:] or ends[-1] < count:
+        before = int(total[ends[-1] - 1]) if ends[-1] else 0
+        end = int(torch.searchsorted(total, before + max(count, ENTRIES), right=True))
+        ends.append(min(max(end, ends[-1] + 1), ends[-1] + extent, count))
+    return ends[1:]
 
 
 def _added(total: Tensor, part: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pairops.ops.terms.arguments import vector
 from pairops.ops.terms.term import POS, total
 
 from .op import row_stats
-from .picked_rows import at_once
+from .picked_rows import in_one_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +78,15 @@ class PositiveRows:
 
         Raises:
             TypeError: pairs is something else.
+            ValueError: pairs are those of positive rows.
         """
         if not isinstance(pairs, Pairs):
             raise TypeError(f"pairs is {type(pairs).__name__}; it must be pairops.Pairs")
+        if pairs.copies_of is not None or pairs.relation.picked is not None:
+            raise ValueError(
+                "pairs are those of positive rows; they must be pairs of embeddings, such as "
+                "Pairs.of makes"
+            )
         # A sum over the pair alone is the score, with the same bits as in the sweeps.
         if pairs.shards is None:
             row, position, self_index = _positive_pairs(pairs)
@@ -91,14 +97,18 @@ class PositiveRows:
                 position + 1, torch.full_like(position, -1), torch.ones_like(row, dtype=torch.bool),
                 relation.valid_y,
             )  # fmt: skip
-            alone = _rows_of(pairs, anchor, by_index)
+            entries = 0
+            if relation.entries is not None and not torch.compiler.is_compiling():
+                listed = relation.pos_end - relation.pos_begin
+                entries = int(listed.index_select(0, row).sum())
+            alone = _rows_of(pairs, anchor, by_index, entries)
             (score,) = row_stats(alone, total(POS, 1.0, 0.0))
             if relation.overlaps:  # only in the order of the anchors do these intervals ascend
                 order = torch.argsort(row, stable=True)
                 row, position, self_index, anchor, score = (
                     z.index_select(0, order) for z in (row, position, self_index, anchor, score)
                 )
-                alone = _rows_of(pairs, anchor, by_index)
+                alone = _rows_of(pairs, anchor, by_index, entries)
             partner = relation.permutation_y.index_select(0, position)
             of_rows = replace(
                 alone.relation,
@@ -134,15 +144,15 @@ class PositiveRows:
         return add_rows(found.new_empty(self.count), self.anchor, found)
 
 
-def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation) -> Pairs:
-    """Return these rows (K,), against the other set, as the relation has them."""
-    # Rows of pairs that are picked themselves are picked from the same x.
-    before = pairs.relation.picked
-    picked = anchor if before is None else before.index_select(0, anchor)
-    related = replace(relation, picked=picked)
+def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation, entries: int = 0) -> Pairs:
+    """Return these rows (K,), against the other set, as the relation has them.
+
+    entries: how many entries the lists of all these anchors have together.
+    """
+    related = replace(relation, picked=anchor)
     rows = replace(pairs, y=pairs.other, relation=related, complete=True, cache=Cache())
     # A compiler may know K only when the graph runs.
-    few = not torch.compiler.is_compiling() and len(anchor) <= at_once(pairs.x)
+    few = not torch.compiler.is_compiling() and in_one_block(pairs.x, len(anchor), entries)
     return copied(rows) if few or pairs.shards is not None else rows
 
 

@@ -21,6 +21,7 @@ from pairops.ops.engines import ENGINES, Engine, terms_for_engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import no_autocast
+from pairops.ops.terms.arguments import Between
 from pairops.ops.terms.levels import after, sweeps
 from pairops.ops.terms.recipe import pack, unpack
 from pairops.ops.terms.term import POS, Term, indices
@@ -42,6 +43,9 @@ def row_stats(
         )
     if pairs.y is None and not (pairs.measure is not None and pairs.measure.directed):
         rows, cols = (*rows, *after(cols, len(rows))), ()  # a column is a row
+    learned = [a.grad for term in (*rows, *cols) for a in term.args if isinstance(a, Between)]
+    if learned and pairs.shards is not None:  # it decides who goes through which ring
+        pairs.shards.group.agree({"which embeddings of between(...) are learned": str(learned)})
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
     asked = indices((*rows, *cols))

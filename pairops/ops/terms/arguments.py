@@ -111,8 +111,8 @@ def between(owners: Tensor, partners: Tensor) -> Between:
     """Compare each pair a second time, by the dot product of other embeddings.
 
     The matrix of these products is never held, on any engine but "dense". Embeddings that require
-    no gradient are constants. Where one of them requires a gradient it gets one, by the engines
-    "blockwise" and "dense".
+    no gradient when `between` is called are constants. Where one of them requires a gradient it
+    gets one, by the engines "blockwise" and "dense"; write `.detach()` where it needs none.
 
     Args:
         owners: (N, E) floating point in a row term, (M, E) in a column term: one row for each

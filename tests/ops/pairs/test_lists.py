@@ -42,6 +42,7 @@ CASES: dict[str, tuple[int, int, List]] = {
     "one set": (40, 0, listed(40, 40, 90, True)),
     "two sets": (40, 57, listed(40, 57, 120, False)),
     "int32": (30, 20, (torch.tensor([3, 1]).int(), torch.tensor([19, 0]).int())),
+    "whole tiles": (110, 210, listed(110, 210, 60, False)),
     "an empty list": (20, 30, nothing()),
     "an empty list of one set": (20, 0, nothing()),
     "everyone": (

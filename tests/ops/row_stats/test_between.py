@@ -596,6 +596,21 @@ def gated_on_a_rank(group: Any, given: dict[str, Any]) -> list[Tensor]:
     return [z.detach() for z in (*values, *g)]
 
 
+def learned_on_one_rank(group: Any, given: dict[str, Any]) -> list[Tensor]:
+    x, u = given["x"], given["u"].clone().requires_grad_(given["learned"])
+    pairs = Pairs.of(x, given["labels"], group=group)
+    return list(row_stats(pairs, lse(NEG, 2.0, between(u, u))))
+
+
+@pytest.mark.xdist_group("ranks")
+def test_ranks_that_disagree_about_who_is_learned(ranks: Ranks) -> None:
+    batch = Batch.of(mixed())
+    given = {"x": batch.case.x, "labels": batch.case.labels, "u": batch.u}
+    shares = [{**given, "learned": learned} for learned in (True, False)]
+    for found in ranks.run(2, "ops.row_stats.test_between:learned_on_one_rank", shares):
+        assert "disagree about which embeddings of between(...) are learned" in str(found)
+
+
 @pytest.mark.xdist_group("ranks")
 def test_compiled_over_ranks(ranks: Ranks) -> None:
     case = mixed()

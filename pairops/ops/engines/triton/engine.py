@@ -117,7 +117,8 @@ def backward_configuration(pairs: Pairs) -> Configuration:
 
 def prefers_chunks(pairs: Pairs) -> bool:
     """Return whether `chunked` is expected to be faster, see `tile_configs.chunks_pay`."""
-    return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.y is None)
+    same = pairs.y is None and pairs.relation.entries is None  # with a list it counts as two
+    return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], same)
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:
