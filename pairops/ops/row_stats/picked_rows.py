@@ -45,9 +45,11 @@ def forward(
     block's after the other's."""
     if pairs.relation.picked is None:
         return levels.forward(engine, pairs, rows, cols)
+    # An engine that torch differentiates holds all pairs at once, however few rows a block has.
+    whole = bool(cols) or engine.backward is None
     made = [
         levels.forward(engine, block, terms, cols)
-        for _, _, block, terms in _blocks(pairs, rows, bool(cols))
+        for _, _, block, terms in _blocks(pairs, rows, whole)
     ]
     statistics, arguments = (
         [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*[one[k] for one in made], strict=True)]
