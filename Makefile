@@ -31,14 +31,14 @@ code-search: export OMP_WAIT_POLICY := PASSIVE
 code-search: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
 
-# The tests run the examples and the benchmark too. Three processes with two threads each, since some
-# tests wait for others that they start: who waits must not spin.
+# The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
+# the other must not spin.
 test test-all: export OMP_WAIT_POLICY := PASSIVE
 # test-all runs the rest of the products of losses, terms, engines, cases and dtypes in the same run.
 test-all: ALL := -m ""
 test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python tests/support/cuda_on_host/build.py
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(ALL) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALL) $(ARGS)
 
 # The test of the tests: mistakes in a copy of this tree, each of which they must catch. docs/testing.md.
 mutants: export OMP_WAIT_POLICY := PASSIVE

@@ -12,7 +12,7 @@ from pathlib import Path
 from mutants.tree import TREE, BrokenMutant, environment
 
 # As `make test` runs them.
-PYTEST = ("-m", "pytest", "-n", "3", "--dist", "loadgroup", "-x", "-q", "-rfE")
+PYTEST = ("-m", "pytest", "-n", "2", "--dist", "loadgroup", "-x", "-q", "-rfE")
 CRASH = r"Fatal Python error.*?/(tests/[^\"]+)\", line \d+ in (test_\w+)"
 PATIENCE = {"likely": 900.0, "whole": 3600.0}  # seconds, after which a run has failed
 
