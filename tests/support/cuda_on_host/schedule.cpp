@@ -111,11 +111,12 @@ void begin_block() {
     renew_fibers();
     machine.tick++;
     const int used = of_thread + machine.threads;
+    // What another block stored needs no fence of this one, also where it had more threads.
+    for (Fiber& fiber : machine.fibers) fiber.fences++;
     for (int i = 0; i < machine.threads; i++) {
         Fiber& fiber = machine.fibers[i];
         fiber.at = nullptr;
         fiber.done = false;
-        fiber.fences++;  // what another block stored needs no fence of this one
         fiber.first_copy = fiber.copies_end = fiber.group = 0;
         for (int j = 0; j < used; j++) fiber.clock[j] = machine.tick;
         fiber.clock[of_thread + i] = machine.tick + 1;
