@@ -34,8 +34,10 @@ void for_each(int threads, int count, const std::function<void(int)>& work) {
     });
 }
 
+// A range that ends at 0 is empty.
 static void extend(Range& range, Range by) {
-    range = {std::min(range.begin, by.begin), std::max(range.end, by.end)};
+    range =
+        range.end == 0 ? by : Range{std::min(range.begin, by.begin), std::max(range.end, by.end)};
 }
 
 static int tiles_of(Position n) { return int((n + TILE - 1) / TILE); }
@@ -55,7 +57,8 @@ Sweep<T>::Sweep(const Call<T>& call, bool for_backward)
       col_tiles(tiles_of(call.y.n_valid)),
       of_positives(true) {
     for (const TermCall<T>& term : call.terms) of_positives = of_positives && term.positives;
-    band = of_positives && !call.similarities.tiles && !call.entries;
+    in_ranges = of_positives && !call.similarities.tiles;
+    band = in_ranges && !call.entries;
     if (call.entries) sort_list();
     triangle = call.same && !band;
 
@@ -262,7 +265,6 @@ Tile<T> Sweep<T>::tile(int r, int c, ListedTile<T>& listed) const {
         listed.flags[listed_[k]] = -1;
         Range& columns = listed.columns[listed_[k] / TILE];
         const int j = listed_[k] % TILE;
-        if (columns.end == 0) columns.begin = j;
         extend(columns, {j, j + 1});
     }
     result.listed = listed.flags;
@@ -298,30 +300,22 @@ void Sweep<T>::sort_list() {
 }
 
 template <class T>
-Range Sweep<T>::positives_of(const Tile<T>& tile, int i) const {
-    if (tile.listed) return tile.listed_columns[i];
-    const Position begin = std::max(tile.pos_begin[i] - tile.col, Position(0));
-    const Position end = std::min(tile.pos_end[i] - tile.col, Position(tile.cols));
-    return begin < end ? Range{int(begin), int(end)} : Range{0, 0};
-}
-
-template <class T>
 const Range* Sweep<T>::ranges(const Tile<T>& tile, Range* memory) const {
-    if (!of_positives || call.similarities.tiles) return nullptr;
-    std::fill_n(memory, TILE, Range{TILE, 0});
+    if (!in_ranges) return nullptr;
+    std::fill_n(memory, TILE, Range{0, 0});
     for (int i = 0; i < tile.rows; ++i)
-        if (const Range columns = positives_of(tile, i); columns.end > 0)
+        if (const Range columns = tile.positives_of(i); columns.end > 0)
             extend(memory[i / kernels.panel_rows], columns);
     return memory;
 }
 
 template <class T>
 const Range* Sweep<T>::ranges_of_columns(const Tile<T>& tile, Range* memory) const {
-    if (!of_positives || call.similarities.tiles) return nullptr;
+    if (!in_ranges) return nullptr;
     const int panel = kernels.panel_rows;
-    std::fill_n(memory, TILE, Range{TILE, 0});
+    std::fill_n(memory, TILE, Range{0, 0});
     for (int i = 0; i < tile.rows; ++i) {
-        const Range columns = positives_of(tile, i);
+        const Range columns = tile.positives_of(i);
         for (int j = columns.begin; j < columns.end; j += panel - j % panel)
             extend(memory[j / panel], {i, i + 1});
     }

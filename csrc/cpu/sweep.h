@@ -162,6 +162,7 @@ class Sweep {
     // each tile for its rows alone. Otherwise, and where similarities are saved, the same set
     // visits the upper triangle, and a tile serves its rows and its columns.
     bool of_positives, band, triangle;
+    bool in_ranges;                     // of a tile, only what holds positives is multiplied
     std::vector<Operands<T>> operands;  // one per term
 
     // Open a stripe of `tiles` tiles from tile `first` on, each of which is packed before it is
@@ -180,7 +181,7 @@ class Sweep {
     bool visits(const TermCall<T>& term, const Tile<T>& tile) const {
         return !term.positives || tile.positives;
     }
-    // The columns that a panel of rows needs where all terms are of the positives; else null.
+    // The columns that a panel of rows needs, if a tile is multiplied in ranges; else null.
     const Range* ranges(const Tile<T>& tile, Range* memory) const;
     // The rows that a panel of columns needs there; else null.
     const Range* ranges_of_columns(const Tile<T>& tile, Range* memory) const;
@@ -233,8 +234,6 @@ class Sweep {
 
     int product_of(const TermCall<T>& term);
     void sort_list();
-    // The columns of a tile among which the positives of row i are; {0, 0} if there are none.
-    Range positives_of(const Tile<T>& tile, int i) const;
     std::size_t tile_index(int r, int c) const { return std::size_t(r) * col_tiles + c; }
     const T* similarities(int r, int c, const Tile<T>& tile, const T* rows, T* columns,
                           const Range* ranges, T* s) const;

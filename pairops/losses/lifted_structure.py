@@ -94,7 +94,7 @@ def _negatives(pairs: Pairs, push: float | Tensor) -> tuple[Tensor, Tensor]:
     A partner is then the anchor, and snr divides by its variance.
     """
     term = lse(NEG, 1.0, push)
-    if pairs.y is None and pairs.relation.entries is None:  # a list is directed
+    if pairs.symmetric:
         (rows,) = row_stats(pairs, term)
         return rows, rows
     if pairs.measure is None or not pairs.measure.directed:

@@ -154,6 +154,13 @@ def test_losses_that_take_no_list(name: str) -> None:
         pml.convert(build(name))(x, labels, loss_and_miner_utils.get_all_pairs_indices(labels))
 
 
+def test_a_beta_per_class_and_a_list() -> None:
+    x, labels = batch()
+    loss = pml.convert(losses.MarginLoss(num_classes=40, learn_beta=True))
+    with pytest.raises(ValueError, match="beta has 40 entries, one for each class; with a list"):
+        loss(x, labels, loss_and_miner_utils.get_all_pairs_indices(labels))
+
+
 def test_a_miner_and_a_list() -> None:
     x, labels = batch()
     mined = pml.convert(build("MultiSimilarityLoss"), miners.MultiSimilarityMiner())

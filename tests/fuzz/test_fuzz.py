@@ -91,7 +91,7 @@ def test_a_planted_fault_is_found_and_told(
 @pytest.mark.parametrize("area", QUICK)
 def test_the_first_problems(area: str) -> None:
     fuzz = session.Session(area)
-    for seed in range(4):  # `make test-all` takes a minute of others
+    for seed in range(8):
         fuzz.take(seed)
     assert fuzz.summary() == 0
 

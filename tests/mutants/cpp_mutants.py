@@ -195,7 +195,7 @@ MUTANTS = [
     # Similarities that are kept.
     Mutant(
         "a tile of which a band has computed a part is known", SWEEP,
-        "band = of_positives && !call.similarities.tiles && !call.entries;", "band = of_positives;",
+        "in_ranges = of_positives && !call.similarities.tiles;", "in_ranges = of_positives;",
         (OF_SAVED,),
     ),
     Mutant(

@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "every block of picked rows adds its gradient to the rows of the first", PICKED_ROWS,
-        "plus_rows(by_x, picked[here], dx)", "plus_rows(by_x, picked[: last - first], dx)",
+        "add_rows(by_x, picked[here], dx)", "add_rows(by_x, picked[: last - first], dx)",
         (OF_POSITIVE_ROWS,),
     ),
     Mutant(
@@ -229,7 +229,7 @@ MUTANTS = [
     ),
     Mutant(
         "Triton takes one set with a list for symmetric", TRITON_OPERANDS,
-        "self.same = pairs.y is None and not self.listed", "self.same = pairs.y is None",
+        "self.same = pairs.symmetric", "self.same = pairs.y is None",
         (OF_TRITON_LISTS,),
     ),
     Mutant(

@@ -57,6 +57,15 @@ struct Tile {
     const Flag<T>* listed;
     const Range* listed_columns;
     const std::int32_t *caller_x, *caller_y;  // (rows,), (cols,) in the caller's order
+
+    // The columns among which the positives of row i are; {0, 0} if there are none. It is inline
+    // everywhere, so that no instruction set runs what another one compiled.
+    __attribute__((always_inline)) Range positives_of(int i) const {
+        if (listed) return listed_columns[i];
+        const Position begin = pos_begin[i] - col, end = pos_end[i] - col;
+        const int first = int(begin < 0 ? 0 : begin), last = int(end < cols ? end : cols);
+        return begin < last ? Range{first, last} : Range{0, 0};
+    }
 };
 
 // One term's vectors, in sorted order, padded to whole tiles, and what it adds up.

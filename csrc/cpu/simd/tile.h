@@ -120,14 +120,8 @@ struct Visit {
     // The columns in which row i can have a pair.
     Range columns(int i) const {
         if (Term::side != Side::pos) return {0, tile.cols};
-        if (tile.listed) {
-            const Range listed = tile.listed_columns[i];
-            return {listed.begin / V::count * V::count, listed.end};
-        }
-        const Position pos_begin = tile.pos_begin[i] - tile.col,
-                       pos_end = tile.pos_end[i] - tile.col;
-        const int begin = int(pos_begin < 0 ? 0 : pos_begin > tile.cols ? tile.cols : pos_begin);
-        return {begin / V::count * V::count, int(pos_end < tile.cols ? pos_end : tile.cols)};
+        const Range positives = tile.positives_of(i);
+        return {positives.begin / V::count * V::count, positives.end};
     }
 
     template <bool partial>
@@ -227,8 +221,9 @@ Tile<T> part(Tile<T> tile, int first, int count) {
     return tile;
 }
 
-// Call visit(tile, first row, masked) with the runs of rows that have listed positives, and of
-// those that have none, which need no masks; or once with a tile that is not such.
+// Call visit(tile, first row, partial) with each run of rows that have listed positives, and with
+// each run of rows that have none, which is full; or once with a whole tile, if nothing is listed
+// in it or if it is partial anyway.
 template <class T, class F>
 bool by_runs(const Tile<T>& tile, F visit) {
     if (tile.partial || !tile.listed || !tile.positives) return visit(tile, 0, tile.partial);

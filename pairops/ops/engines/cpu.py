@@ -204,8 +204,7 @@ def planned_backward(
         dx = torch.zeros(x.shape, dtype=dtype, device="cpu")
         by_x = dx.data_ptr()
     # One set may count as two, whose gradients are added before they are rounded.
-    listed = pairs.relation.entries is not None
-    counts_as_two = needs.x and y is None and (listed or plan.has_product)
+    counts_as_two = needs.x and call.counts_as_two
     if (needs.y and y is not None) or counts_as_two:
         dy = torch.zeros(x.shape if y is None else y.shape, dtype=dtype, device="cpu")
         by_y = dy.data_ptr()

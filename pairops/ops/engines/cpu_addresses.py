@@ -16,7 +16,6 @@ from pairops.ops.terms.term import Term
 from .plan import Plan
 
 TILE = _native.TILE if _native else 1
-NOT_SAVED = (), None  # what `Cache.similarities` is where they are not saved
 MOST_BYTES = 3 << 19  # of similarities, at most, that are saved from sweep to sweep
 
 
@@ -57,6 +56,7 @@ class CpuCall:
             of_y = (*given[1], scale_y, *permutation_y)
         elif relation.entries is not None or plan.has_product:
             of_y = of_x  # neither a list nor a product is symmetric, so one set counts as two
+        self.counts_as_two = y is None and of_y is not None
         measure = pairs.measure
         compared = None if measure is None else (measure.name, measure.anchors == 1)
         numbers = [
@@ -112,7 +112,7 @@ def _similarities(x: Tensor, y: Tensor | None, dtype: torch.dtype) -> tuple[Any,
     tiles = -(-n // TILE) * -(-m // TILE)
     count = tiles * TILE * TILE
     if not 0 < count * dtype.itemsize <= MOST_BYTES:
-        return NOT_SAVED
+        return (), None
     values = torch.empty(count, dtype=dtype, device="cpu")
     known = torch.zeros(tiles, dtype=torch.uint8, device="cpu")
     return (values, known), (values.data_ptr(), known.data_ptr())

@@ -76,10 +76,13 @@ class SizedCall:
         ]
         return self.float_bytes * sum(counts)
 
+    def further(self) -> list[Between]:
+        """Return the further embeddings of all terms."""
+        return [a for z in (*self.rows, *self.cols) for a in z.args if isinstance(a, Between)]
+
     def products(self, gradients: int = 0) -> int:
         """Return the bytes of further embeddings, with so many gradients of the learned ones."""
-        found = [a for z in (*self.rows, *self.cols) for a in z.args if isinstance(a, Between)]
-        columns = [a.owners.shape[1] * (1 + gradients * a.grad) for a in found]
+        columns = [a.owners.shape[1] * (1 + gradients * a.grad) for a in self.further()]
         return self.float_bytes * (self.n + self.m) * sum(columns)
 
 
@@ -115,19 +118,16 @@ def _native_backward(call: SizedCall) -> int:
     tile = _native_tile()
     stripe = tile * min(max(12 * _MIB // max(call.float_bytes * tile * call.d, 1), 1), 64)
     size += _native_products(call, min(stripe, call.m))
-    if call.same and call.products():  # one set counts as two
+    if call.same and call.further():  # one set counts as two
         size += call.copies(call.n)
     return size + call.copies(min(stripe, call.m)) * (1 + call.wanted[0])
 
 
 def _native_products(call: SizedCall, columns: int) -> int:
     """Count further embeddings of so many columns packed, and of each thread its rows and tiles."""
-    found = [a for z in (*call.rows, *call.cols) for a in z.args if isinstance(a, Between)]
-    packed = (columns + torch.get_num_threads() * _native_tile()) * sum(
-        [a.owners.shape[1] for a in found]
-    )
-    tiles = torch.get_num_threads() * _native_tile() ** 2 * len(found)
-    return call.float_bytes * (packed + tiles)
+    rows = torch.get_num_threads() * _native_tile()
+    cells = [(columns + rows) * a.owners.shape[1] + rows * _native_tile() for a in call.further()]
+    return call.float_bytes * sum(cells)
 
 
 def _native_takes_extremes(call: SizedCall) -> bool:

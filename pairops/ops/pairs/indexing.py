@@ -20,17 +20,6 @@ def add_rows(like: Tensor, at: Tensor, rows: Tensor) -> Tensor:
     return zeros.index_put((at,), rows, accumulate=True)
 
 
-def plus_rows(total: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-    """Return total with rows added by destination, as by `add_rows`; without grad mode it
-    overwrites `total`."""
-    grad = torch.is_grad_enabled()
-    if total.device.type == "cpu":
-        return total.index_add(0, at, rows) if grad else total.index_add_(0, at, rows)
-    if grad:
-        return total.index_put((at,), rows, accumulate=True)
-    return total.index_put_((at,), rows, accumulate=True)
-
-
 def pick_rows(x: Tensor, at: Tensor) -> Tensor:
     """Return x[at], whose gradient is summed by `add_rows`."""
     result: Tensor = _Pick.of(x, at)

@@ -86,6 +86,12 @@ class Pairs:
         return self.x if self.y is None else self.y
 
     @property
+    def symmetric(self) -> bool:
+        """Whether one set is compared with itself, and i is a positive of j if j is one of i: a
+        list is directed."""
+        return self.y is None and self.relation.entries is None
+
+    @property
     def shape(self) -> tuple[int, int]:
         """The numbers of rows and columns (N, M)."""
         picked = self.relation.picked

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from pairops.ops.engines import ENGINES, Engine, cpu_engine, tile_masks_shape
-from pairops.ops.engines.cpu_addresses import NOT_SAVED
 from pairops.ops.engines.plan import plan_of, serves
-from pairops.ops.pairs.indexing import plus_rows
+from pairops.ops.pairs.indexing import add_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.picked import copied, of_rows
 from pairops.ops.terms.term import Term, Wanted
@@ -28,9 +27,9 @@ ROWS = 4096
 ENTRIES = 1 << 22
 
 
-def in_one_block(x: Tensor, count: int, entries: int) -> bool:
-    """May one block have all of so many rows, picked from x, with so many entries of a list?"""
-    return count <= max(x.shape[0], ROWS) and entries <= max(count, ENTRIES)
+def most(x: Tensor, count: int) -> tuple[int, int]:
+    """Return how many rows a block has at most, of `count` picked from x, and entries of a list."""
+    return max(x.shape[0], ROWS), max(count, ENTRIES)
 
 
 def prepare(engine: Engine, pairs: Pairs) -> list[Tensor]:
@@ -69,7 +68,11 @@ def backward(
     cotangents: list[Tensor],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """Compute `levels.backward`, of picked rows by blocks."""
+    """Compute `levels.backward`, of picked rows by blocks.
+
+    The CPU engine takes extremes alone itself: torch's way, `levels.backward`, takes more memory,
+    and time for every column of each block.
+    """
     picked = pairs.relation.picked
     if picked is None:
         return levels.backward(
@@ -82,49 +85,33 @@ def backward(
     split, offset = len(rows), 0
     of_row_terms = sum(term.keeps_argument for term in rows)
     wanted = wanted._replace(rounded=False)  # it is rounded once, when all is added up
+    of_cpu = engine == cpu_engine.NAME and not torch.is_grad_enabled()
+    plan = plan_of(rows, cols) if of_cpu else None
+    if plan is not None and not (plan.few and serves(plan)):
+        plan = None
     for first, last, block, terms in _blocks(pairs, rows, bool(cols)):
         here, masks = slice(first, last), None
         if tile_masks is not None and tile_masks.numel():
             shape = [int(k) for k in tile_masks_shape(ENGINES[engine], block, terms, cols)]
             end = offset + math.prod(shape)
             masks, offset = tile_masks[offset:end].view(shape), end
-        dx, dy, slopes = _of_block(
-            engine, block, terms, cols,
-            [z[here] for z in statistics[:split]] + [*statistics[split:]],
-            [z[here] for z in arguments[:of_row_terms]] + [*arguments[of_row_terms:]],
-            masks,
-            [z[here] for z in cotangents[:split]] + cotangents[split:],
-            wanted,
-        )  # fmt: skip
+        values = [z[here] for z in statistics[:split]] + [*statistics[split:]]
+        attained = [z[here] for z in arguments[:of_row_terms]] + [*arguments[of_row_terms:]]
+        given = [z[here] for z in cotangents[:split]] + cotangents[split:]
+        slopes: dict[int, list[Tensor]] = {}
+        if plan is None:
+            dx, dy, slopes = levels.backward(
+                engine, block, terms, cols, values, attained, masks, given, wanted
+            )
+        else:
+            dx, dy, _ = cpu_engine.planned_backward(
+                block, terms, cols, values, attained, given, None, wanted, plan
+            )
         if dx is not None and by_x is not None:
-            by_x = plus_rows(by_x, picked[here], dx)
+            by_x = _added(by_x, add_rows(by_x, picked[here], dx))
         by_y = dy if by_y is None or dy is None else _added(by_y, dy)
         by_term.append(slopes)
     return by_x, by_y, {k: _joined(term, k, by_term) for k, term in enumerate((*rows, *cols))}
-
-
-def _of_block(
-    engine: str,
-    pairs: Pairs,
-    rows: Sequence[Term],
-    cols: Sequence[Term],
-    statistics: Sequence[Tensor],
-    arguments: Sequence[Tensor],
-    tile_masks: Tensor | None,
-    cotangents: list[Tensor],
-    wanted: Wanted,
-) -> tuple[Tensor | None, Tensor | None, dict[int, list[Tensor]]]:
-    """Compute `levels.backward` of a block, of extremes alone by the CPU engine itself: torch's way
-    takes more memory, and time for every column of each block."""
-    given = statistics, arguments, tile_masks, cotangents, wanted
-    of_cpu = engine == cpu_engine.NAME and not torch.is_grad_enabled()
-    plan = plan_of(rows, cols) if of_cpu else None
-    if plan is None or not plan.few or not serves(plan):
-        return levels.backward(engine, pairs, rows, cols, *given)
-    dx, dy, _ = cpu_engine.planned_backward(
-        pairs, rows, cols, statistics, arguments, cotangents, None, wanted, plan
-    )
-    return dx, dy, {}
 
 
 def _blocks(
@@ -134,26 +121,25 @@ def _blocks(
     whole: one block has all rows."""
     first = 0
     for last in [pairs.shape[0]] if whole else _ends(pairs):
-        block = copied(pairs, first, last)
-        block.cache.similarities = NOT_SAVED  # the backward pass makes blocks of its own
-        yield first, last, block, of_rows(rows, first, last)
+        yield first, last, copied(pairs, first, last), of_rows(rows, first, last)
         first = last
 
 
 def _ends(pairs: Pairs) -> list[int]:
-    """Return where blocks end: even ones, or with a list of so many entries at most."""
+    """Return where blocks end: they are even or, with a list, as large as `most` allows."""
     count, relation = pairs.shape[0], pairs.relation
-    most = max(pairs.x.shape[0], ROWS)
-    extent = -(-count // -(-count // most)) if count else 1
+    rows, entries = most(pairs.x, count)
+    extent = -(-count // -(-count // rows)) if count else 1
     if relation.entries is None:
         return [*range(extent, count, extent), count]
     total = (relation.pos_end - relation.pos_begin).cumsum(0).cpu()
-    ends = [0]
-    while not ends[1:] or ends[-1] < count:
-        before = int(total[ends[-1] - 1]) if ends[-1] else 0
-        end = int(torch.searchsorted(total, before + max(count, ENTRIES), right=True))
-        ends.append(min(max(end, ends[-1] + 1), ends[-1] + extent, count))
-    return ends[1:]
+    ends, end = [], 0
+    while end < count:
+        before = int(total[end - 1]) if end else 0
+        fitting = int(torch.searchsorted(total, before + entries, right=True))
+        end = min(max(fitting, end + 1), end + extent, count)
+        ends.append(end)
+    return ends or [0]
 
 
 def _added(total: Tensor, part: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pairops.ops.terms.arguments import vector
 from pairops.ops.terms.term import POS, total
 
 from .op import row_stats
-from .picked_rows import in_one_block
+from .picked_rows import most
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +152,11 @@ def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation, entries: int = 0)
     related = replace(relation, picked=anchor)
     rows = replace(pairs, y=pairs.other, relation=related, complete=True, cache=Cache())
     # A compiler may know K only when the graph runs.
-    few = not torch.compiler.is_compiling() and in_one_block(pairs.x, len(anchor), entries)
-    return copied(rows) if few or pairs.shards is not None else rows
+    if pairs.shards is None:
+        most_rows, most_entries = most(pairs.x, len(anchor))
+        if torch.compiler.is_compiling() or len(anchor) > most_rows or entries > most_entries:
+            return rows
+    return copied(rows)
 
 
 def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

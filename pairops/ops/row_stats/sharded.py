@@ -44,7 +44,8 @@ def row_stats(
     if pairs.y is None and not (pairs.measure is not None and pairs.measure.directed):
         rows, cols = (*rows, *after(cols, len(rows))), ()  # a column is a row
     learned = [a.grad for term in (*rows, *cols) for a in term.args if isinstance(a, Between)]
-    if learned and pairs.shards is not None:  # it decides who goes through which ring
+    assert pairs.shards is not None, "these pairs have a group"
+    if learned:  # it decides who goes through which ring
         pairs.shards.group.agree({"which embeddings of between(...) are learned": str(learned)})
     recipe, numbers, vectors = pack(rows, cols)
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]

@@ -343,6 +343,22 @@ def test_any_name_will_do(name: str, engine: str) -> None:
     torch.testing.assert_close(found, truth)
 
 
+@pytest.mark.parametrize("engine", [name for name in HERE if name != "cuda"])
+def test_a_first_call_draws_no_random_number(engine: str) -> None:
+    """A function is traced when it is made, and once more when an engine first meets it."""
+    x, labels, _ = problem()
+    x = x.float().requires_grad_()
+    before = torch.get_rng_state()
+    one_that_engines_serve = functions.affine if engine == "cpu" else Function(lambda s: s * s + s)
+    given = (2.0, 0.1)[: one_that_engines_serve.arity]
+    with pairops.engine(engine):
+        (found,) = row_stats(
+            Pairs.of(x, labels), total(NEG, *given, function=one_that_engines_serve)
+        )
+    found.sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_function_without_a_name_of_its_own() -> None:
     class Times:
         def __call__(self, s: Tensor) -> Tensor:

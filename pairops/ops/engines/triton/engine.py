@@ -117,8 +117,7 @@ def backward_configuration(pairs: Pairs) -> Configuration:
 
 def prefers_chunks(pairs: Pairs) -> bool:
     """Return whether `chunked` is expected to be faster, see `tile_configs.chunks_pay`."""
-    same = pairs.y is None and pairs.relation.entries is None  # with a list it counts as two
-    return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], same)
+    return tile_configs.chunks_pay(configuration(pairs), pairs.x.shape[1], pairs.symmetric)
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:

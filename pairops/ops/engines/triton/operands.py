@@ -114,7 +114,7 @@ class Operands:
         self.listed = pairs.relation.entries is not None
         # A list is directed: of one set, a tile's positives are others if its sides are exchanged.
         # So one set with a list counts as two, and no kernel needs two masks.
-        self.same = pairs.y is None and not self.listed
+        self.same = pairs.symmetric
         self._precision, self._padded = config.precision, config.padded
         # float32 rows are scaled once; 16-bit rows would be rounded, so their scales stay apart.
         whole = self._precision.stored == torch.float32 and not self._precision.unit

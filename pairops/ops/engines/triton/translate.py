@@ -113,7 +113,8 @@ def _trace(what: str, call: Any, arity: int) -> fx.Graph:
     from torch._decomp import core_aten_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    samples = [torch.rand(3, 5) for _ in range(arity + 1)]
+    # Constants, since random ones would advance the caller's generator.
+    samples = [torch.full((3, 5), 0.5) for _ in range(arity + 1)]
     try:
         traced = make_fx(
             # Without mutations a node keeps its value.
