@@ -87,8 +87,9 @@ class Pairs:
 
     @property
     def symmetric(self) -> bool:
-        """Whether one set is compared with itself, and i is a positive of j if j is one of i: a
-        list is directed."""
+        """Whether one set is compared with itself and (j, i) is a positive where (i, j) is.
+
+        A list is directed."""
         return self.y is None and self.relation.entries is None
 
     @property
