@@ -12,6 +12,7 @@ from pairops import losses
 from pairops.ops import engines
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from support.engine_names import TRITON
+from support.exhaustive import exhaustive
 from support.on_cpu import device as device
 
 # Here Triton is interpreted, which a self-test of every loss need not wait for.
@@ -37,6 +38,7 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     assert set(found["self-test"]) == set(engines.ENGINES)
 
 
+@exhaustive
 def test_the_environment_chooses_the_engine() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pairops"],

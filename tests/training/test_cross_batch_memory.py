@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import oracle
 import pairops
 from pairops import CrossBatchMemory
+from support.exhaustive import exhaustive
 from support.named_cases import smooth
 
 SUPCON = functools.partial(pairops.supcon_loss, reduction="none")
@@ -246,7 +247,9 @@ def test_wraps_functions_of_every_kind(loss: Any) -> None:
     assert torch.isfinite(value)
 
 
-@pytest.mark.parametrize("options", [{}, {"ids": True, "enqueue": True}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=exhaustive), {"ids": True, "enqueue": True}]
+)
 def test_compiles_as_one_graph(options: dict[str, bool]) -> None:
     ours = memory(20)
     compiled = torch.compile(copy.deepcopy(ours), backend="aot_eager", fullgraph=True)

@@ -12,7 +12,7 @@ import pairops
 from pairops import ALL, NEG, POS, Pairs, highest, lse, row_stats, total
 from pairops.ops.row_stats.positive_rows import PositiveRows
 from support.engine_names import HERE, NARROW, WIDE
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 from support.gloo_ranks import Ranks
 from support.loss_comparison import check
 from support.named_cases import smooth
@@ -227,7 +227,7 @@ def test_transforms(name: str, engine: str) -> None:
     torch.testing.assert_close(by_sample, torch.stack([loss(x), loss(-x)]))
 
 
-@pytest.mark.parametrize("name", ["supcon_loss", "triplet_loss"])
+@pytest.mark.parametrize("name", [pytest.param("supcon_loss", marks=exhaustive), "triplet_loss"])
 def test_compiled_in_one_graph(name: str) -> None:
     x, y = sets("two sets", torch.float64)
 
