@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from .alignment import *
 from .circle import *
 from .contrastive import *
+from .decoupled_contrastive import *
+from .hard_negative import *
 from .info_nce import *
 from .lifted_structure import *
+from .multi_positive import *
 from .multi_similarity import *
 from .objective.registration import LOSSES as LOSSES
 from .proxy import *

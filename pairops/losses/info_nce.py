@@ -1,24 +1,27 @@
-"""InfoNCE and losses that grew from it: two sets belong together row by row."""
+"""InfoNCE: a row finds its partner in the other set among whatever else it is compared with."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.row_stats.op import row_stats
-from pairops.ops.row_stats.pieces import log1p_exp, softplus_of
-from pairops.ops.terms.accumulators import log_add_exp
-from pairops.ops.terms.checks import flag
-from pairops.ops.terms.tensor_checks import check_embeddings, check_real, number
+from pairops.ops.row_stats.pieces import softplus_of
+from pairops.ops.terms.checks import flag, one_of, plain_number
+from pairops.ops.terms.tensor_checks import check_embeddings, number
 from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
+from .candidates import Candidates, Direction, checked_directions
+from .directions import Directions
 from .objective.keywords import Paired, Value
-from .objective.objective import Objective, check_one_for_each, paired, split
+from .objective.objective import Objective, paired, split
 from .objective.registration import loss
 
-__all__ = ["decoupled_contrastive_loss", "info_nce_loss", "multi_positive_loss"]
+__all__ = ["info_nce_loss"]
+
+Partition = Literal["separate", "joint"]
+PARTITIONS = get_args(Partition)
+_BOTH: tuple[Direction, ...] = ("xy", "yx")
 
 
 @loss()
@@ -27,190 +30,116 @@ def info_nce_loss(
     y: Tensor,  # (M, D)
     *,
     temperature: float | Tensor = 0.07,
-    symmetric: bool = True,
+    directions: Sequence[Direction] = _BOTH,
+    symmetric: bool | None = None,
+    partition: Partition = "separate",
+    own_negatives: Tensor | None = None,  # (N, K, D)
+    false_negatives: float | Tensor | None = None,
+    ids: Tensor | None = None,  # (N,)
+    ref_ids: Tensor | None = None,  # (M,)
+    log_q: Tensor | None = None,  # (M,)
+    guide: tuple[Tensor, Tensor] | None = None,  # (N, E), (M, E)
+    guide_margin: float = 0.0,
+    guide_relative: bool = False,
+    label_smoothing: float = 0.0,
+    queue: Tensor | None = None,  # (Q, D)
+    queue_only: bool = False,
     **common: Unpack[Paired],
 ) -> Value:
-    """ℓ_i = ½ (log Σ_j e^{s_ij/τ} + log Σ_j e^{s_ji/τ}) − s_ii/τ: x_i finds y_i, and y_i finds x_i.
+    """ℓ_i = mean over directions of log(1 + Σ_j e^{(s_ij − s_ii)/τ}): x_i finds y_i, and y_i x_i.
 
     y_i is the one positive of x_i. Rows of y beyond the N-th are hard negatives: every x_i has to
-    tell them from y_i. `weight` is one factor per pair (i, i). With a distance d, s is −d.
+    tell them from y_i. The sum is over the negatives of a direction, and all keywords combine.
+    `weight` is one factor per pair (i, i). With a distance d, s is −d.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
         y: (M, D) of the dtype of x, with M ≥ N. The embeddings that x is compared with.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
-        symmetric: False leaves only the direction in which x_i finds y_i, log Σ_j e^{s_ij/τ} −
-            s_ii/τ.
+        directions: which of "xy", "yx", "xx" and "yy", each for the anchors i < N with the positive
+            s_ii: x_i against all rows of y; y_i against the other x_j; x_i against the other x_j;
+            y_i against all other rows of y.
+        symmetric: a short way to say directions: True ("xy", "yx"), False ("xy",). None: as
+            `directions` says.
+        partition: "separate", a softmax for each direction; "joint", one whose denominator has the
+            negatives of all directions, and the positive once.
+        own_negatives: (N, K, D) of the dtype of x, K further negatives for each x_i alone, in "xy".
+        false_negatives: a number or a 0-d tensor, held constant: m. A negative with s_ij > s_ii + m
+            is dropped, in every direction, of own negatives and of the queue too. None: none is.
+        ids: (N,) integers that name the pairs. A candidate with the id of the anchor is no
+            negative, in every direction. None: every pair has a name of its own.
+        ref_ids: (M,) integers, the names of the rows of y, of which the first N are those of
+            `ids`. None: `ids`, where M = N.
+        log_q: (M,) floating point, held constant: s_ij/τ − log_q_j takes the place of s_ij/τ for
+            the rows of y in "xy", the positive among them, and in "yy".
+        guide: (u, v), (N, E) and (M, E) floating point, held constant: unit vectors of these
+            compare, as x and y do, by g. A negative with g above b_i is dropped.
+        guide_margin: a number: b_i = g_ii − margin.
+        guide_relative: True takes b_i = g_ii − |g_ii| · margin.
+        label_smoothing: a number from 0 to below 1, as in `torch.nn.functional.cross_entropy` over
+            the positive and all candidates of a direction; dropped ones count as candidates, and
+            add nothing.
+        queue: (Q, D) of the dtype of x, held constant: further negatives in "xy" for all rows. With
+            a group it is this rank's, for this rank's rows.
+        queue_only: True takes the negatives of "xy" from the queue alone, as MoCo does.
 
     Source:
         van den Oord et al., 2018; two-way as in CLIP (Radford et al., 2021). The two-way loss
         equals open_clip's ClipLoss with logit_scale = 1/τ. The one-way loss with hard negatives is
-        sentence-transformers' MultipleNegativesRankingLoss with scale = 1/τ.
+        sentence-transformers' MultipleNegativesRankingLoss with scale = 1/τ. False negatives as in
+        Qwen3-Embedding, 2025; a guide as in GISTEmbed (Solatorio, 2024); log_q as in Yi et al.,
+        Sampling-Bias-Corrected Neural Modeling, RecSys 2019; a queue as in MoCo (He et al., 2020).
+
+    Differs from:
+        sentence-transformers counts the positive twice in its joint denominator.
     """
     scale = 1 / number("temperature", temperature, positive=True)
-    if symmetric is not True:
-        flag("symmetric", symmetric)
-    objective = paired(x, y, common)
-    ways: list[tuple[Term, ...]] = [_self_and_others(scale)]
-    if symmetric:
-        ways += (_self_and_others(scale),)
-    pieces = [softplus_of(neg, pos, weight=1 / len(ways)) for _, pos, neg in ways]
-    seen = {}
-    if objective.return_aux:
-        seen = dict(zip(("rows", "cols"), [lse(ALL, scale, 0.0) for _ in ways], strict=False))
-        ways = [(*way, every) for way, every in zip(ways, seen.values(), strict=True)]
-    return objective.of_pieces(ways[0], pieces, ways[1] if symmetric else (), **seen)
+    if symmetric is not None:
+        flag("symmetric", symmetric, optional=True)
+        if directions is not _BOTH:
+            raise ValueError("symmetric and directions are both given; give one of them")
+        ways = _BOTH if symmetric else _BOTH[:1]
+    else:
+        ways = directions if directions is _BOTH else checked_directions(directions)
+    if (
+        own_negatives is None and false_negatives is None and ids is None and ref_ids is None
+        and log_q is None and guide is None and guide_margin == 0.0 and not guide_relative
+        and queue is None and label_smoothing == 0.0 and queue_only is False
+        and partition == "separate" and ways in (_BOTH, _BOTH[:1])
+    ):  # fmt: skip
+        objective = paired(x, y, common)
+        terms: list[tuple[Term, ...]] = [self_and_others(scale)]
+        if len(ways) > 1:
+            terms += (self_and_others(scale),)
+        pieces = [softplus_of(neg, pos, weight=1 / len(ways)) for _, pos, neg in terms]
+        seen = {}
+        if objective.return_aux:
+            seen = dict(zip(ways, [lse(ALL, scale, 0.0) for _ in ways], strict=True))
+            terms = [(*term, every) for term, every in zip(terms, seen.values(), strict=True)]
+        return objective.of_pieces(terms[0], pieces, terms[1] if len(ways) > 1 else (), **seen)
+    one_of("partition", partition, PARTITIONS)
+    smoothing = plain_number("label_smoothing", label_smoothing)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing is {smoothing}; it must be from 0 to below 1")
+    check_embeddings("x", x)
+    check_embeddings("y", y, like=("x", x))
+    candidates = Candidates.checked(
+        x, y, ways, own_negatives=own_negatives, false_negatives=false_negatives, ids=ids,
+        ref_ids=ref_ids, log_q=log_q, guide=guide, guide_margin=guide_margin,
+        guide_relative=guide_relative, queue=queue, queue_only=queue_only,
+    )  # fmt: skip
+    asked, comparing = split(common, x)
+    at = Directions(x, y, scale, candidates, smoothing > 0, comparing)
+    found = at.negatives(ways)
+    losses = at.joint(found, smoothing) if partition == "joint" else at.separate(found, smoothing)
+    objective = Objective.of(at.paired, **asked)
+    return objective.value(losses, **(at.log_sum_exps(found) if objective.return_aux else {}))
 
 
-def _self_and_others(scale: float | Tensor) -> tuple[Term, ...]:
+def self_and_others(scale: float | Tensor) -> tuple[Term, ...]:
     """Build terms of an anchor: c = s_ii, scale (s_ii − c), log Σ_{j≠i} e^{scale (s_ij − c)}.
 
     c is held constant. A loss of differences from it does not lose small numbers in large ones.
     """
     near = highest(POS, grad=False)
     return near, total(POS, scale, near), lse(NEG, scale, near)
-
-
-@loss()
-def decoupled_contrastive_loss(
-    x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
-    *,
-    temperature: float | Tensor = 0.1,
-    sigma: float | Tensor | None = None,
-    symmetric: bool = True,
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = log(Σ_{j≠i} e^{⟨x_i, x_j⟩/τ} + Σ_{j≠i} e^{⟨x_i, y_j⟩/τ}) − w_i ⟨x_i, y_i⟩/τ.
-
-    The positive is not in the denominator. The loss is 0 for N = 1. `weight` is one factor per pair
-    (i, i). With a distance d, ⟨·, ·⟩ is −d.
-
-    Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the embeddings of one view.
-        y: (N, D) of the dtype of x, the embeddings of the other view.
-        temperature: a number above 0 or a 0-d tensor with gradient: τ.
-        sigma: a number above 0 or a 0-d tensor with gradient: σ in w_i = 2 − N e^{⟨x_i, y_i⟩/σ} /
-            Σ_k e^{⟨x_k, y_k⟩/σ}, which has a gradient. None: w_i = 1.
-        symmetric: True takes the mean of this loss and of the same with x and y exchanged.
-
-    Source:
-        Yeh et al., Decoupled Contrastive Learning, ECCV 2022. The weights w_i are those of a
-        reimplementation, whose gradient passes through them.
-    """
-    scale = 1 / number("temperature", temperature, positive=True)
-    spread = None if sigma is None else number("sigma", sigma, positive=True)
-    flag("symmetric", symmetric)
-    check_one_for_each(x, y)
-    asked, comparing = split(common, x)
-    objective = Objective.of(Pairs.paired(x, y, **comparing), **asked)
-    pairs = objective.pairs
-    # snr divides by the variance of the anchor. In the other direction that is a row of y.
-    directed = pairs.measure is not None and pairs.measure.directed
-    at_once = (x, y) if symmetric and not directed else (x,)
-    losses = _decoupled(objective, pairs, at_once, comparing, scale, spread)
-    if symmetric and directed:
-        turned = Pairs.paired(y, x, **comparing)
-        losses = (losses + _decoupled(objective, turned, (y,), comparing, scale, spread)) / 2
-    return objective.value(losses)
-
-
-def _decoupled(
-    objective: Objective,
-    pairs: Pairs,
-    sets: tuple[Tensor, ...],
-    comparing: Any,
-    scale: float | Tensor,
-    spread: float | Tensor | None,
-) -> Tensor:  # (N,)
-    """Compute the loss of every pair (i, i), before weights.
-
-    Args:
-        objective: the objective of the call.
-        pairs: x_i and y_i, by index.
-        sets: the rows of `pairs`, and its columns too for the mean of both directions.
-        comparing: keywords of `Pairs.of` that say how rows are compared.
-        scale: 1/τ.
-        spread: σ. None: w_i = 1.
-    """
-    terms = _self_and_others(scale)
-    found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
-    if pairs.batch[0] < 2:
-        return 0 * found[1]
-    names = pairs.indices()
-    ways = []
-    for z, near, pos, cross in zip(sets, found[::3], found[1::3], found[2::3], strict=True):
-        alone = Pairs.of(z, names, ignore_index=None, **comparing)
-        (within,) = row_stats(alone, lse(NEG, scale, near))
-        ways.append(log_add_exp(cross, within) - pos)
-    losses = torch.stack(ways).mean(0)
-    if spread is not None:
-        s = found[1] / scale + found[0]
-        losses = losses - (1 - _shares(s / spread, objective)) * s * scale
-    return losses
-
-
-def _shares(z: Tensor, objective: Objective) -> Tensor:
-    """Compute N times the softmax of z (N,) over the batch of all ranks."""
-    if objective.group is None:
-        return len(z) * torch.softmax(z, 0)
-    power = torch.exp(z - objective.highest(z))
-    return power * (objective.pairs.batch[0] / objective.total(power.sum()))
-
-
-@loss()
-def multi_positive_loss(
-    x: Tensor,  # (N, D)
-    positives: Tensor,  # (N, P, D)
-    *,
-    negatives: Tensor | None = None,  # (K, D)
-    temperature: float | Tensor = 0.02,
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = 1/P Σ_o [log(Σ_j e^{⟨x_i, p_jo⟩/τ} + Σ_k e^{⟨x_i, n_k⟩/τ}) − ⟨x_i, p_io⟩/τ].
-
-    Each slot o of positives is a softmax of its own: the other positives of the same row are not in
-    it, the same slot of other rows is, and all negatives are. `Aux` counts the pairs that are
-    compared in one slot. `weight` is one factor per row. With a distance d, ⟨·, ·⟩ is −d.
-
-    Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        positives: (N, P, D) of the dtype of x: P ≥ 1 of them for every row.
-        negatives: (K, D) of the dtype of x: those of all rows together. None: there are none.
-        temperature: a number above 0 or a 0-d tensor with gradient: τ.
-
-    Source:
-        CoDiEmb, the retrieval loss of its training code.
-    """
-    scale = 1 / number("temperature", temperature, positive=True)
-    check_embeddings("x", x)
-    check_real("positives", positives)
-    if positives.dim() != 3 or not positives.shape[1]:
-        shape = tuple(positives.shape)
-        raise ValueError(f"positives is {shape}; it must be a tensor (N, P, D) with P at least 1")
-    if len(positives) != len(x):
-        raise ValueError(f"positives has {len(positives)} rows; it must have {len(x)}, as x has")
-    slots = positives.unbind(1)
-    check_embeddings("positives[:, 0]", slots[0], like=("x", x))
-    asked, comparing = split(common, x)
-    by_slot = [Pairs.paired(x, slot, **comparing) for slot in slots]
-    of_slots = [row_stats(pairs, *_self_and_others(scale)) for pairs in by_slot]
-    first = of_slots[0][0]
-    shared = None
-    compared = slots[0]
-    if negatives is not None:
-        check_embeddings("negatives", negatives, like=("x", x))
-        compared = torch.cat([compared, negatives])
-        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        ones = torch.ones(len(negatives), dtype=torch.int64, device=x.device)
-        apart = Pairs.of(
-            x, zeros, ref_emb=negatives, ref_labels=ones, ignore_index=None, **comparing
-        )
-        (shared,) = row_stats(apart, lse(NEG, scale, first))
-    objective = Objective.of(Pairs.paired(x, compared, **comparing), **asked)
-    losses = []
-    for near, pos, neg in of_slots:
-        if shared is not None:
-            neg = log_add_exp(neg, shared + scale * (first - near))
-        losses.append(log1p_exp(neg - pos))
-    return objective.value(torch.stack(losses).mean(0))

@@ -15,13 +15,14 @@ from pairops.ops.terms.term import ALL, NEG, POS, Earlier, highest, lse, total
 from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Value
 from .objective.objective import Objective, labelled, split
 from .objective.registration import loss
+from .objective.views import rows_of_views
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
 
 
 @loss()
 def supcon_loss(
-    x: Tensor,  # (N, D)
+    x: Tensor,  # (N, D) or (N, V, D)
     labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.1,
@@ -33,8 +34,10 @@ def supcon_loss(
     "mean_nonzero" leaves them out.
 
     Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings; or (N, V, D), V views of
+            each of N: they are rows of their own, and positives of one another.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives. Of
+            views None stands for N different labels.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
@@ -46,6 +49,8 @@ def supcon_loss(
         averages as "mean_nonzero" does, and also returns 0 for a batch without negatives.
     """
     scale = 1 / number("temperature", temperature, positive=True)
+    if isinstance(x, Tensor) and x.ndim == 3:
+        x, labels = rows_of_views(x, labels, common)
     objective = labelled(x, labels, common)
     objective.warn_without_positives()
     near = highest(POS, grad=False)
@@ -58,7 +63,7 @@ def supcon_loss(
 
 @loss()
 def nt_xent_loss(
-    x: Tensor,  # (N, D)
+    x: Tensor,  # (N, D) or (N, V, D)
     labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.07,
@@ -70,8 +75,10 @@ def nt_xent_loss(
     −d. `reduction="mean_pairs"` averages over all positive pairs.
 
     Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives.
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings; or (N, V, D), V views of
+            each of N: they are rows of their own, and positives of one another.
+        labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives. Of
+            views None stands for N different labels.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
@@ -82,6 +89,8 @@ def nt_xent_loss(
     Differs from:
         pytorch-metric-learning adds a tiny number to a probability.
     """
+    if isinstance(x, Tensor) and x.ndim == 3:
+        x, labels = rows_of_views(x, labels, common)
     return _nt_xent(x, labels, temperature, common)
 
 

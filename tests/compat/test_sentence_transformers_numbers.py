@@ -1,6 +1,7 @@
 """pairops.compat.sentence_transformers against the package itself, and under its trainer."""
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import pairops
-from pairops.compat.sentence_transformers import LabelledLoss, PairedLoss
+from pairops.compat.sentence_transformers import (
+    LabelledLoss,
+    MultipleNegativesRankingLoss,
+    PairedLoss,
+)
 from support.on_cpu import device as device
 
 # One process imports the package: that takes 5 seconds.
@@ -101,6 +106,107 @@ def test_multiple_negatives(theirs: Any, model: Any, count: int, scale: float) -
     same(both, theirs.MultipleNegativesRankingLoss(model, scale, **ways), features)
 
 
+DIRECTIONS = [
+    ("query_to_doc", *further)
+    for count in range(4)
+    for further in itertools.combinations(("query_to_query", "doc_to_query", "doc_to_doc"), count)
+]
+HARDNESS = [None, "in_batch_negatives", "hard_negatives", "all_negatives"]
+
+
+@pytest.mark.parametrize("partition", ["joint", "per_direction"])
+@pytest.mark.parametrize("hardness", HARDNESS)
+def test_multiple_negatives_with_all_its_arguments(
+    theirs: Any, model: Any, hardness: str | None, partition: str
+) -> None:
+    """On embeddings: pairs, triplets and more hard negatives, and every set of directions."""
+    within = {"query_to_query", "doc_to_doc"}
+    for ways in DIRECTIONS:
+        if partition == "per_direction" and within & {*ways}:
+            continue
+        given: dict[str, Any] = {"directions": ways, "partition_mode": partition}
+        if hardness is not None:
+            given |= {"hardness_mode": hardness, "hardness_strength": 9.0}
+        for count in (2, 3, 4):
+            columns = [torch.randn(7, 5, dtype=torch.float64) for _ in range(count)]
+            leaves = [z.requires_grad_() for z in columns]
+            ours = MultipleNegativesRankingLoss(model, 13.0, **given).of_columns(columns, None)
+            other = theirs.MultipleNegativesRankingLoss(model, 13.0, **given)
+            expected = other.compute_loss_from_embeddings(columns, None)
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+            for one, two in zip(
+                torch.autograd.grad(ours, leaves),
+                torch.autograd.grad(expected, leaves),
+                strict=True,
+            ):
+                torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-10)
+
+
+def test_multiple_negatives_in_chunks_and_by_products(theirs: Any, model: Any) -> None:
+    from sentence_transformers.util import dot_score
+
+    given = {"directions": DIRECTIONS[-1], "similarity_fct": dot_score}
+    ours = MultipleNegativesRankingLoss(model, 0.3, mini_batch_size=5, **given)
+    same(ours, theirs.MultipleNegativesRankingLoss(model, 0.3, **given), columns(model, 3))
+    inside = (
+        theirs.MatryoshkaLoss(model, each, [16, 8])
+        for each in (
+            MultipleNegativesRankingLoss(model, mini_batch_size=5),
+            theirs.MultipleNegativesRankingLoss(model),
+        )
+    )
+    same(*inside, columns(model, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"directions": ("doc_to_doc",)}, "query_to_doc must be one of them"),
+        ({"directions": ("docs",)}, "directions is 'docs'; it must be one of query_to_doc"),
+        ({"partition_mode": "both"}, "partition_mode is 'both'"),
+        (
+            {"directions": DIRECTIONS[-1], "partition_mode": "per_direction"},
+            "must be 'joint' with them",
+        ),
+        ({"similarity_fct": "euclid"}, "similarity_fct is 'euclid'; it must be one of cos_sim"),
+        ({"hardness_mode": "none"}, "hardness_mode is 'none'"),
+        ({"hardness_strength": -1.0}, "hardness_strength is -1.0; it must be 0 or above"),
+        ({"scale": 0.0}, "scale is 0.0; it must be a finite number above 0"),
+    ],
+)
+def test_multiple_negatives_refuses(model: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MultipleNegativesRankingLoss(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "margin"), [("absolute", 0.0), ("absolute", 0.05), ("relative", 0.05)]
+)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_guide(theirs: Any, model: Any, count: int, strategy: str, margin: float) -> None:
+    """GISTEmbedLoss: pairs, and triplets with contrast_positives=False."""
+    guide = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    features = columns(model, count)
+    given = {"margin_strategy": strategy, "margin": margin, "contrast_positives": count == 2}
+    expected = theirs.GISTEmbedLoss(model, guide, temperature=0.05, **given)
+    value = expected([dict(each) for each in features], None)
+    x, *docs = (model(dict(each))["sentence_embedding"] for each in features)
+    with torch.no_grad():
+        u, *v = (guide(dict(each))["sentence_embedding"] for each in features)
+    ours = pairops.info_nce_loss(
+        x, torch.cat(docs), temperature=0.05, partition="joint",
+        directions=("xy", "xx", "yy") if count == 2 else ("xy", "xx"),
+        guide=(u, torch.cat(v)), guide_margin=margin, guide_relative=strategy == "relative",
+    )  # fmt: skip
+    torch.testing.assert_close(ours, value, rtol=1e-9, atol=1e-11)
+    weight = next(model.parameters())
+    one, two = (torch.autograd.grad(z, weight)[0] for z in (ours, value))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+
+
 def test_products(theirs: Any, model: Any) -> None:
     from sentence_transformers.util import dot_score
 
@@ -168,7 +274,7 @@ def test_a_chunk_is_encoded_twice_with_the_same_dropout(
     torch.manual_seed(1)
     value, gradient = result(loss, features, None)
     once = lambda encode, *given, use_reentrant: encode(*given)  # noqa: E731, ARG005
-    monkeypatch.setattr("pairops.compat.sentence_transformers.checkpoint", once)
+    monkeypatch.setattr("pairops.compat.sentence_transformers.columns.checkpoint", once)
     torch.manual_seed(1)
     for found, expected in zip((value, gradient), result(loss, features, None), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
@@ -181,8 +287,22 @@ def test_inside_another_loss_of_theirs(theirs: Any, model: Any) -> None:
     ours, other = (theirs.MatryoshkaLoss(model, each, [16, 8]) for each in (inner, expected))
     same(ours, other, columns(model, 3))
     chunked = PairedLoss(model, pairops.info_nce_loss, mini_batch_size=5, **given)
-    with pytest.raises(torch.utils.checkpoint.CheckpointError):
-        theirs.MatryoshkaLoss(model, chunked, [16, 8])(columns(model, 3), None).backward()
+    inside = theirs.MatryoshkaLoss(model, chunked, [16, 8])
+    same(inside, other, columns(model, 3))
+    labelled = LabelledLoss(model, pairops.ms_loss, mini_batch_size=5)
+    whole = LabelledLoss(model, pairops.ms_loss)
+    pair = (theirs.MatryoshkaLoss(model, each, [16, 8]) for each in (labelled, whole))
+    same(*pair, columns(model, 1), LABELS)
+    with torch.no_grad():
+        features = columns(model, 3)
+        value = inside(features, None)
+        torch.testing.assert_close(value, other(columns(model, 3), None), rtol=1e-10, atol=0)
+
+
+def test_what_learns_is_refused_inside_matryoshka_with_chunks(theirs: Any, model: Any) -> None:
+    learning = PairedLoss(model, pairops.nn.InfoNCELoss(learn=["temperature"]), mini_batch_size=5)
+    with pytest.raises(ValueError, match="has none for them; give it numbers"):
+        theirs.MatryoshkaLoss(model, learning, [16, 8])(columns(model, 3), None)
 
 
 def trained(model: Any, loss: nn.Module, folder: Path, table: dict[str, Any], **more: Any) -> Any:

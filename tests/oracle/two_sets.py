@@ -3,31 +3,18 @@
 import torch
 from torch import Tensor
 
+from oracle.info_nce import info_nce_loss
 from oracle.rows import closeness, hinge, softplus
 
 __all__ = [
     "anchor_info_nce_loss",
     "decoupled_contrastive_loss",
-    "info_nce_loss",
     "multi_positive_loss",
     "quality_weighted_info_nce_loss",
     "siglip_loss",
     "sms_loss",
     "tal_loss",
 ]
-
-
-def info_nce_loss(x, y, *, temperature=0.07, symmetric=True, **pairing) -> Tensor:
-    """InfoNCE (van den Oord et al. 2018), both ways as in CLIP: half the cross entropies of row i
-    and of column i, target i; or that of the row.
-
-    The rows of y beyond those of x are negatives of every row.
-    """
-    logits = closeness(x, y, **pairing) / temperature  # (N, M)
-    matched = logits.diagonal()
-    rows = logits.logsumexp(1) - matched
-    columns = logits[:, : len(x)].logsumexp(0) - matched
-    return rows / 2 + columns / 2 if symmetric else rows
 
 
 def siglip_loss(x, y, *, scale=10.0, bias=-10.0, **pairing) -> Tensor:

@@ -90,6 +90,8 @@ class Problem:
         """What each rank is given."""
 
         def of(at: Any, value: Any) -> list[Any]:
+            if isinstance(value, tuple) and isinstance(value[0], Tensor):
+                return list(zip(*[of(at, part) for part in value], strict=True))
             if not isinstance(value, Tensor) or at in self.whole:
                 return [value] * len(sizes)
             return list(value.split(self.sizes(at, sizes)))

@@ -1,29 +1,4 @@
-"""Losses for the trainer of sentence-transformers: columns of texts in, a loss of pairops out.
-
-    from pairops.compat.sentence_transformers import PairedLoss
-    loss = PairedLoss(model, pairops.info_nce_loss, temperature=0.05, symmetric=False)
-    SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()
-
-Its own losses are these:
-
-- MultipleNegativesRankingLoss: `PairedLoss(model, info_nce_loss, temperature=0.05,
-  symmetric=False)`; temperature is 1/scale, and `distance="dot"` is similarity_fct=dot_score.
-- MultipleNegativesSymmetricRankingLoss: the same without `symmetric`.
-- Cached…: the same with `mini_batch_size`.
-- BatchHardTripletLoss: `LabelledLoss(model, triplet_loss, margin=5, distance="l2",
-  normalize=False)`; its cosine distance is `distance="cosine"`.
-- BatchHardSoftMarginTripletLoss: the same with `margin=0, soft=True`.
-- BatchAllTripletLoss and BatchSemiHardTripletLoss: that of BatchHardTripletLoss with `mining="all"`
-  or "semihard", and `reduction="mean_pairs"`.
-
-`group="auto"` is gather_across_devices=True; as there, it changes nothing where no process group is
-initialised.
-
-Unlike there: an anchor that has no positive is worth 0, where BatchHard counts it as if its
-farthest were at distance 0; with `group` the value is the mean over all processes on every one of
-them, and what a loss learns itself gets one gradient on all; a column too many or too few raises;
-and nothing is imported of the package, so no particular version of it is needed.
-"""
+"""The columns of a dataset embedded, at once or some texts at a time, for a loss of pairops."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,6 +70,60 @@ class _OfColumns(LossModule):
         encoded = [checkpoint(_encode, models, chunk, use_reentrant=False) for chunk in chunks]
         return torch.cat(encoded)
 
+    @property
+    def uses_gradient_cache(self) -> bool:
+        """Whether texts are encoded again in the backward pass: MatryoshkaLoss asks for it."""
+        return self.mini_batch_size is not None
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False
+    ) -> Value:
+        """Return the loss of embeddings; MatryoshkaLoss puts a function in its place that calls it
+        with the first dimensions of them, once for each number of dimensions.
+
+        Args:
+            reps: the embeddings of every column, in pieces.
+            labels: as in `forward`.
+            with_backward: True gives the embeddings their gradients.
+
+        Returns:
+            What the loss returns.
+        """
+        value = self.of_columns([torch.cat(pieces) for pieces in reps], labels)
+        if with_backward:
+            # What the loss learns would get its gradient now, before a scaler or DDP knows of it.
+            if any(p.requires_grad for p in self.learned()):
+                raise ValueError(
+                    "the loss has parameters that learn, and mini_batch_size inside MatryoshkaLoss "
+                    "has none for them; give it numbers, or mini_batch_size=None"
+                )
+            value.backward()
+        return value
+
+    def learned(self) -> list[nn.Parameter]:
+        """Return the parameters of the loss itself, without the model's."""
+        of_model = {id(p) for p in self.model.parameters()}
+        return [p for p in self.parameters() if id(p) not in of_model]
+
+    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
+        """Return the loss of the embeddings of every column."""
+        raise NotImplementedError
+
+    def _value(self, columns: list[Features], labels: Any) -> Value:
+        embeddings = [self.embed(features) for features in columns]
+        if "calculate_loss" not in vars(self):
+            return self.of_columns(embeddings, labels)
+        # The function in its place goes backward from parts of these, so they are copies; the
+        # gradients that they get are those of the embeddings.
+        leaves = [z.detach().requires_grad_(z.requires_grad) for z in embeddings]
+        with_backward = torch.is_grad_enabled() and any(z.requires_grad for z in leaves)
+        value = self.calculate_loss([[z] for z in leaves], labels, with_backward=with_backward)
+        if not with_backward:
+            return value
+        known = [torch.zeros_like(z) if z.grad is None else z.grad for z in leaves]
+        found: Tensor = _Known.apply(value.detach(), len(known), *known, *embeddings)  # type: ignore[no-untyped-call]
+        return found
+
     def of(self, *tensors: Tensor, **further: Any) -> Value:
         """Call the loss with the arguments of this Module.
 
@@ -147,9 +176,9 @@ class PairedLoss(_OfColumns):
             parameters the trainer trains too.
         group: a process group, or "auto" for the default group if there is one, as every loss has.
         mini_batch_size: an int: encode so many texts at a time and each of them twice, for the
-            memory of so many; numbers are those of the whole batch. Not inside MatryoshkaLoss or
-            AdaptiveLayerLoss, whose changes of the model are over when a text is encoded again.
-            None: encode all at once.
+            memory of so many; numbers are those of the whole batch. Not inside AdaptiveLayerLoss,
+            whose changes of the model are over when a text is encoded again. None: encode all at
+            once.
         arguments: arguments of the loss; the trainer trains those that are an `nn.Parameter`.
 
     Raises:
@@ -176,7 +205,11 @@ class PairedLoss(_OfColumns):
                 f"sentence_features has {len(columns)} columns; it must have at least 2: anchors, "
                 "positives, and hard negatives if there are any"
             )
-        x, *others = map(self.embed, columns)
+        return self._value(columns, None)
+
+    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
+        """Return the loss of the embeddings of every column."""
+        x, *others = columns
         return self.of(x, torch.cat(others))
 
 
@@ -211,7 +244,25 @@ class LabelledLoss(_OfColumns):
         columns = list(sentence_features)
         if len(columns) != 1:
             raise ValueError(f"sentence_features has {len(columns)} columns; it must have 1")
-        return self.of(self.embed(columns[0]), labels)
+        return self._value(columns, labels)
+
+    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
+        """Return the loss of the embeddings of the one column."""
+        return self.of(columns[0], labels)
+
+
+class _Known(torch.autograd.Function):
+    """A node: a loss, the number of its gradients, these, and what they are by → the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[:count])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        known = ctx.saved_tensors
+        return None, None, *[None] * len(known), *[gradient.to(z.dtype) * z for z in known]
 
 
 def _encode(models: Iterator[nn.Module], chunk: Features) -> Tensor:

@@ -1,0 +1,29 @@
+"""Several views of each row, (N, V, D), as the rows of a loss over labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pairops.ops.distributed.group import Group
+
+_ROWS = 1 << 40  # more than a rank has
+
+
+def rows_of_views(
+    x: Tensor, labels: Tensor | None, common: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Return (N·V, D) embeddings and their labels; without labels, one for each of N."""
+    n, views = x.shape[:2]
+    if labels is None and common.get("positives") is None:
+        group = Group.of(common.get("group"))
+        labels = torch.arange(n, device=x.device) + (0 if group is None else group.rank * _ROWS)
+    if isinstance(labels, Tensor):
+        if labels.shape[:1] != (n,):
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}; it must be ({n},), one for each of the "
+                f"{n} rows of {views} views"
+            )
+        labels = labels.repeat_interleave(views, 0)
+    return x.flatten(0, 1), labels
