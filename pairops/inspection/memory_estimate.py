@@ -20,6 +20,8 @@ __all__ = ["Memory", "estimate_memory"]
 
 _MOST = 2**31  # rows, or dimensions: two of them multiplied are still a number of bytes
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+# What is given of each row, and with references of each of these too.
+_OF_ROWS = ("labels", "values", "predictions", "teacher")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ def estimate_memory(
         n: rows of x.
         d: dimensions of the embeddings.
         m: rows of the other set, be it y, references or proxies, which get a gradient too; of
-            `multi_positive_loss` the number of positives, m / n for each row. None: x is compared
-            with itself, or y has n rows.
+            `multi_positive_loss` the number of positives, m / n for each row; of `nnclr_loss` the
+            rows of the queue, and y has n. None: x is compared with itself, or y has n rows, and
+            the queue too.
         dtype: the dtype of the embeddings.
         loss: a name in `pairops.losses`, a function that is called as these are, such as a
             `functools.partial` with options, or a Module without proxies.
@@ -200,19 +203,33 @@ def _given(
     def rows(*extents: int) -> Tensor:
         return torch.empty(*extents, d, dtype=dtype, device="cpu", requires_grad=True)
 
-    def vector(length: int) -> Tensor:
-        return torch.empty(length, dtype=torch.int64, device="cpu")
+    def vector(length: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(length, dtype=dtype, device="cpu")
+
+    def numbers(length: int) -> Tensor:
+        return vector(length, torch.float32)
+
+    def constant(length: int) -> Tensor:
+        return rows(length).detach()
 
     second = n if m is None else m
+    queued = "queue" in parameters
     known: dict[str, Callable[[], Tensor]] = {
         "x": lambda: rows(n),
-        "y": lambda: rows(second),
+        "y": lambda: rows(n if queued else second),
         "positives": lambda: rows(n, second // n if n else 1),
         "proxies": lambda: rows(second),
         "ref_emb": lambda: rows(second),
         "labels": lambda: vector(n),
         "proxy_labels": lambda: vector(second),
         "ref_labels": lambda: vector(second),
+        "values": lambda: numbers(n),
+        "ref_values": lambda: numbers(second),
+        "predictions": lambda: numbers(n),
+        "ref_predictions": lambda: numbers(second),
+        "teacher": lambda: constant(n),
+        "ref_teacher": lambda: constant(second),
+        "queue": lambda: constant(second),
     }
     wanted = [name for name, required in parameters.items() if required]
     unknown = [name for name in wanted if name not in known]
@@ -232,7 +249,8 @@ def _given(
     elif m is not None and "y" not in wanted:
         if "ref_emb" not in parameters:
             raise ValueError(f"m is {m}; of a loss without a second set it must be None")
-        wanted += ["ref_emb", "ref_labels"]
+        wanted += ["ref_emb"]
+        wanted += [f"ref_{name}" for name in _OF_ROWS if name in wanted]
     return {name: known[name]() for name in wanted}
 
 

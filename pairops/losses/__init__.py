@@ -11,9 +11,12 @@ from .info_nce import *
 from .lifted_structure import *
 from .multi_positive import *
 from .multi_similarity import *
+from .neighbours import *
 from .objective.registration import LOSSES as LOSSES
 from .proxy import *
+from .regression import *
 from .siglip import *
+from .soft_triplet import *
 from .softmax import *
 from .triplet import *
 from .uniformity import *

@@ -138,6 +138,9 @@ def check_arguments(
         "labels": torch.zeros(0, dtype=torch.int64, device="cpu"),
         "positives": nothing.reshape(0, 1, 1),
         "proxies": torch.zeros(1, 1, device="cpu"),
+        "queue": torch.zeros(1, 1, device="cpu"),
+        "values": torch.zeros(0, device="cpu"),
+        "predictions": torch.zeros(0, device="cpu"),
     }
     with torch.no_grad(), engine("auto"):
         function(*[stand_ins.get(p.name, nothing) for p in positional], **alone)

@@ -24,7 +24,7 @@ REFUSED = ("compares similarities", "cannot serve this call", "one feature has n
 REFERRED = {
     "supcon_loss", "nt_xent_loss", "decoupled_softmax_loss", "nca_loss", "n_pair_loss",
     "proxy_nca_loss", "info_nce_loss",
-    "decoupled_contrastive_loss", "multi_positive_loss",
+    "decoupled_contrastive_loss", "multi_positive_loss", "conr_loss", "supremix_loss", "nnclr_loss",
 }  # fmt: skip
 FAR = 4.0
 
@@ -140,7 +140,8 @@ def two_sets(name: str, params: dict[str, Any], x: Tensor, y: Tensor, **told: An
 def has_kinks(name: str, params: dict[str, Any]) -> bool:
     margins = ("contrastive_loss", "triplet_loss", "lifted_structure_loss", "margin_loss")
     mined = name == "ms_loss" and params.get("epsilon", 0.1) is not None
-    return mined or name in (*margins, "circle_loss", "tal_loss", "sms_loss")
+    nearest = ("nnclr_loss", "soft_triplet_loss")  # which row it is may change
+    return mined or name in (*margins, *nearest, "circle_loss", "tal_loss", "sms_loss")
 
 
 def indices(

@@ -102,6 +102,10 @@ def others(name: str, x: torch.Tensor) -> list[torch.Tensor]:
         "labels": torch.arange(len(x)) % 5,
         "y": 0.5 * x.roll(1, 1),
         "positives": 0.5 * x.roll(1, 1).unsqueeze(1),
+        "values": torch.arange(len(x)) % 5 / 2,
+        "predictions": torch.arange(len(x)) % 7 / 3,
+        "queue": 0.3 * x.roll(2, 1)[:9],
+        "teacher": x.roll(3, 1),
     }
     parameters = inspect.signature(getattr(nn, name).forward).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

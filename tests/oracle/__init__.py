@@ -20,16 +20,18 @@ Those against proxies take distance, normalize, ignore_index and dtype of these,
 sets distance, normalize and dtype.
 """
 
-from oracle import hard_negative, info_nce, margins, proxies, softmaxes, two_sets
+from oracle import hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes, two_sets
 from oracle.hard_negative import *
 from oracle.info_nce import *
 from oracle.margins import *
+from oracle.nearest import *
 from oracle.proxies import *
+from oracle.regression import *
 from oracle.reported import Aux, aux
 from oracle.rows import closeness, reduce
 from oracle.softmaxes import *
 from oracle.two_sets import *
 
 __all__ = ["Aux", "aux", "closeness", "reduce"]
-for _family in (hard_negative, info_nce, margins, proxies, softmaxes, two_sets):
+for _family in (hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes, two_sets):
     __all__ += _family.__all__

@@ -58,6 +58,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
     "multi_positive_loss": [{"temperature": 0.2}],
+    "conr_loss": [
+        {"temperature": 0.3, "eta": 0.5, "width": 0.5},
+        {"constant": False, "distance": "l2"},
+    ],
+    "supremix_loss": [{"width": 0.5}, {"temperature": 0.1, "distance": "sqeuclidean"}],
+    "nnclr_loss": [{"temperature": 0.3}, {"symmetric": False}, {"distance": "snr"}],
+    "soft_triplet_loss": [
+        {"normalize": False},
+        {"distance": "cosine"},
+        {"distance": "snr", "normalize": False},
+    ],
 }
 
 
@@ -70,8 +81,12 @@ AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [
     name
     for name in losses.LOSSES
-    if _takes(name, "labels") and name not in AGAINST_PROXIES and not _takes(name, "y")
+    if _takes(name, "labels")
+    and name not in AGAINST_PROXIES
+    and not _takes(name, "y")
+    and not _takes(name, "teacher")
 ]
+# Those that take labels and y, numbers, or a teacher are among these too, with y as references.
 TWO_SETS = [name for name in losses.LOSSES if name not in (*LABELLED, *AGAINST_PROXIES)]
 
 
@@ -81,6 +96,19 @@ def parameters(name: str) -> list[dict[str, Any]]:
 
 def is_first(name: str, params: dict[str, Any]) -> bool:
     return params == parameters(name)[0]
+
+
+# Tensors that get no gradient, and those that all ranks have in full.
+CONSTANT = {
+    "relevance", "values", "ref_values", "predictions", "ref_predictions", "queue", "teacher",
+    "ref_teacher",
+}  # fmt: skip
+WHOLE = {"relevance", "proxies", "queue"}
+
+
+def argument_names(name: str) -> list[str]:
+    """The names of a loss's arguments, in their order."""
+    return list(inspect.signature(getattr(losses, name)).parameters)
 
 
 def variants(names: list[str]) -> list[Any]:
@@ -123,6 +151,22 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
         table = torch.linspace(0, 1, 35).view(5, 7)
         told = {"relevance": table, "x_classes": classes % 5, "y_classes": classes * 3 % 7}
         return (y,), told
+    if name == "nnclr_loss":
+        # As these are in any dtype, and near no tie.
+        waves = torch.sin(torch.arange(31 * x.shape[1]) * 1.7).view(31, x.shape[1])
+        return (y, ((32 * waves).round() / 32).to(x.dtype)), {}
+    if name in ("conr_loss", "supremix_loss"):
+        places = torch.arange(n)
+        values, others = places * 7 % 11 / 4, places * 5 % 11 / 4
+        told = {"ref_emb": y, "ref_values": others}
+        if name == "supremix_loss":
+            return (values,), told
+        said = values + 0.37 * (places % 5)
+        return (values, said), {**told, "ref_predictions": said.flip(0)}
+    if name == "soft_triplet_loss":
+        teacher = torch.cos(torch.arange(8 * n) * 1.3).view(n, 8)
+        told = {"ref_emb": y, "ref_labels": torch.arange(n) % 4, "ref_teacher": teacher.flip(0)}
+        return (torch.arange(n) * 3 % 5, teacher), told
     return (y,), {}
 
 

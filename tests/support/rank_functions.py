@@ -45,7 +45,9 @@ def step(group: Any, given: dict[str, Any]) -> dict[Any, Any]:
             value, aux = loss.with_aux(*args, **keywords, group=group)
             aux = {name: getattr(aux, name) for name in given["seen"]}
         weights = given.get("weights", torch.ones_like(value))
-        gradients = torch.autograd.grad((value * weights).sum(), list(leaves.values()))
+        gradients = torch.autograd.grad(
+            (value * weights).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
     return {"value": value.detach(), "aux": aux, **dict(zip(leaves, gradients, strict=True))}
 
 

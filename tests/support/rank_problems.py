@@ -38,20 +38,24 @@ class Problem:
             rest, told = loss_parameters.with_rest(name, x, y)
             self.args = (x, *rest)
         self.keywords = {**told, **params}
-        self.whole: set[Any] = {"relevance"} | (
-            {2} if name in loss_parameters.AGAINST_PROXIES else set()
-        )
+        named = list(enumerate(loss_parameters.argument_names(name)[: len(self.args)]))
+        self.whole: set[Any] = loss_parameters.WHOLE | {
+            at for at, argument in named if argument in loss_parameters.WHOLE
+        }
+        constant = loss_parameters.CONSTANT | {
+            at for at, argument in named if argument in loss_parameters.CONSTANT
+        }
         self.apart = {"negatives": [5, 0, 4, 3]}  # with rows of their own: how many each rank has
         self.leaves = [
             at
             for at, value in [*enumerate(self.args), *self.keywords.items()]
-            if isinstance(value, Tensor) and value.is_floating_point() and at != "relevance"
+            if isinstance(value, Tensor) and value.is_floating_point() and at not in constant
         ]
 
     def learned(self) -> "Problem":
         """With every number that may be learned as a tensor with gradient."""
         for at, value in self.keywords.items():
-            if isinstance(value, float) and at not in ("smoothing", "epsilon", "gamma"):
+            if isinstance(value, float) and at not in ("smoothing", "epsilon", "gamma", "width"):
                 self.keywords[at] = torch.tensor(value, dtype=self.args[0].dtype)
                 self.whole.add(at)
                 self.leaves.append(at)
@@ -77,7 +81,9 @@ class Problem:
             where: Any = args if isinstance(at, int) else keywords
             where[at] = leaves[at] = where[at].clone().requires_grad_()
         value = getattr(pairops, self.name)(*args, **keywords)
-        gradients = torch.autograd.grad(value.sum(), list(leaves.values()))
+        gradients = torch.autograd.grad(
+            value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
 
     def sizes(self, at: Any, sizes: list[int]) -> list[int]:

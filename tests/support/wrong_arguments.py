@@ -21,10 +21,11 @@ from support.wrong_values import D, N, labels, rows
 
 def shared() -> dict[str, Any]:
     """Another set, with what is told of both."""
-    return {
-        "ref_emb": smooth(N, D).flip(0), "ref_labels": labels(), "ids": torch.arange(N),
-        "ref_ids": torch.arange(N) + 3,
-    }  # fmt: skip
+    return {"ref_emb": smooth(N, D).flip(0), "ref_labels": labels(), **names_of_rows()}
+
+
+def names_of_rows() -> dict[str, Any]:
+    return {"ids": torch.arange(N), "ref_ids": torch.arange(N) + 3}
 
 
 def of_loss(name: str) -> dict[str, Any]:
@@ -38,7 +39,19 @@ def of_loss(name: str) -> dict[str, Any]:
         }  # fmt: skip
     if name == "multi_positive_loss":
         return given | {"positives": torch.ones(N, 2, D), "negatives": smooth(3, D)}
+    if name in ("conr_loss", "supremix_loss"):
+        others = {"ref_emb": smooth(N, D).flip(0), "ref_values": torch.ones(N)}
+        given |= {"values": torch.arange(N) / 3, **others, **names_of_rows()}
+        if name == "conr_loss":
+            given |= {"predictions": torch.arange(N) / 2, "ref_predictions": torch.ones(N)}
+        return given
+    if name == "soft_triplet_loss":
+        return given | shared() | {
+            "labels": labels(), "teacher": smooth(N, 3), "ref_teacher": smooth(N, 3),
+        }  # fmt: skip
     given |= {"y": smooth(N, D).flip(0)}
+    if name == "nnclr_loss":
+        given |= {"queue": smooth(4, D)}
     if name == "tal_loss":
         given |= {"labels": labels()}
     if name == "sms_loss":
@@ -244,6 +257,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "epsilon smoothing", "0.5, 0-d", "they are right"),
     ("*", "margin *_margin base bias epsilon tau tolerance", _ZERO, "any finite number"),
     ("siglip_loss", "scale", _ZERO, "any finite number"),
+    ("conr_loss", "eta", _ZERO, "any finite number"),
     ("sms_loss", "gamma", _ZERO, "any finite number"),
     ("margin_loss", "beta", _ZERO, "any finite number"),
     ("proxy_nca_loss", "smoothing", "0, 1e-320", "from 0 to below 1"),
@@ -254,7 +268,8 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "ignore_index", "−1, 0", "they are right"),
     ("*", "width", "0, 0.5, 1e-320", "numbers, 0 or above"),
     (
-        "Pairs.within", "values ref_values",
+        "Pairs.within conr_loss supremix_loss",
+        "values ref_values predictions ref_predictions",
         "ints beyond, floats, floats *, NaN in floats, bools, float8",
         "any real numbers",
     ),
@@ -262,9 +277,10 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("CrossBatchMemory", "warmup", "0", "it is right"),
     ("estimate_memory", "n m", "0", "it is right"),
     (
-        "*", "normalize symmetric soft triplets grad index is_derivative finite map_at_r progress",
+        "*", "normalize symmetric constant soft triplets grad index is_derivative finite map_at_r progress",
         "True", "it is right",
     ),
+    ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
     ("sms_loss", "relevance", "* rows, one row less, rows one wider", "a table of any size"),
     ("table", "values", "* rows, one row less, rows one wider", "a table of any size"),
     ("between", "owners partners", "double rows", "they are cast to the dtype of statistics"),

@@ -47,6 +47,16 @@ class UnlabelledApart(Relating, Asked, total=False):
     normalize: bool | None
 
 
+class Numbered(Comparing, Asked, total=False):
+    """The keywords of a loss over numbers."""
+
+    ref_emb: Tensor | None
+    ref_values: Tensor | None
+    ids: Tensor | None
+    ref_ids: Tensor | None
+    exclude_self: bool | Literal["auto"]
+
+
 class LabelledAlone(Comparing, Asked, total=False):
     """The keywords of a loss over labels that takes no references and leaves nobody out."""
 

@@ -34,7 +34,7 @@ POSITIVES = Keyword(
     "cols_k is a positive of anchor rows_k, and every other a negative, as in `Pairs.listed`.",
 )
 RELATED_BY = {"width": WIDTH, "positives": POSITIVES}
-SHARED = keywords_of(Pairs.of) | RELATED_BY | keywords_of(Objective.of)
+SHARED = keywords_of(Pairs.within) | keywords_of(Pairs.of) | RELATED_BY | keywords_of(Objective.of)
 
 # Sections of a loss's docstring, where it has none of its own.
 _COMMON = {
