@@ -1,12 +1,13 @@
 """NNCLR: a row's nearest neighbour in a queue of earlier rows stands for the row itself."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.pairs.by_index import pairs_by_index
 from pairops.ops.pairs.by_label import pairs_by_label
-from pairops.ops.pairs.pairs import Comparing
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.checks import flag
@@ -30,7 +31,7 @@ def nnclr_loss(
     symmetric: bool = True,
     **common: Unpack[Paired],
 ) -> Value:
-    """ℓ_i = log Σ_j e^{⟨q_i, y_j⟩/τ} − ⟨q_i, y_i⟩/τ, q_i the row of the queue that is nearest to x_i.
+    """ℓ_i = log Σ_j e^{⟨q_i, y_j⟩/τ} − ⟨q_i, y_i⟩/τ, q_i the row of the queue nearest to x_i.
 
     The neighbour is found without a matrix (N, Q), and is held constant: with symmetric=False x
     gets no gradient. Rows are compared as `distance` and `normalize` say, those of the queue too,
@@ -76,7 +77,7 @@ def nnclr_loss(
     return objective.value(torch.stack(losses).mean(0), rows=lse(ALL, scale, 0.0))
 
 
-def _nearest(x: Tensor, queue: Tensor, comparing: Comparing) -> Tensor:
+def _nearest(x: Tensor, queue: Tensor, comparing: dict[str, Any]) -> Tensor:
     """Return (N, D) the row of the queue that is nearest to each of x."""
     with torch.no_grad():
         zeros, ones = (

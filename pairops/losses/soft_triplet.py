@@ -1,4 +1,4 @@
-"""Soft triplet loss: a teacher says by how much the hardest negative is farther than the positive."""
+"""Soft triplet loss: a teacher says how much farther a negative is to be than a positive."""
 
 from typing import Any
 
@@ -97,5 +97,6 @@ def _closeness(rows: Tensor, every: Tensor, at: Tensor, comparing: dict[str, Any
 def _check_rows(name: str, given: Tensor, owner: str, x: Tensor) -> None:
     if given.shape[0] != x.shape[0]:
         raise ValueError(
-            f"{name} has {given.shape[0]} rows; it must have {x.shape[0]}, one for each row of {owner}"
+            f"{name} has {given.shape[0]} rows; it must have {x.shape[0]}, "
+            f"one for each row of {owner}"
         )

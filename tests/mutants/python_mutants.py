@@ -37,6 +37,9 @@ POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
 PML_TUPLES = "pairops/compat/pml/tuples.py"
 PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
 REDUCTION = "pairops/losses/objective/reduction.py"
+REGRESSION = "pairops/losses/regression.py"
+NEIGHBOURS = "pairops/losses/neighbours.py"
+SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
 CACHED_STEP = "pairops/training/cached_step.py"
@@ -67,6 +70,9 @@ OF_LAYOUT = "tests/ops/engines/cpu/test_memory_layout.py"
 OF_SMALL_MEAN = "tests/ops/row_stats/test_small_mean.py"
 OF_HUGE_ROWS = "tests/ops/pairs/test_huge_rows.py"
 OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
+OF_NUMBERS = "tests/losses/test_over_numbers.py::test_one_set_on_every_engine"
+OF_NEIGHBOURS = "tests/losses/test_nearest.py::test_nnclr_on_every_engine"
+OF_SOFT_TRIPLETS = "tests/losses/test_nearest.py::test_soft_triplets_on_every_engine"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_DISTANCES = "tests/compat/test_pml.py"
 OF_SQUARES = "tests/ops/row_stats/test_distances.py::test_gradients_are_those_of_differences"
@@ -210,6 +216,23 @@ MUTANTS = [
         "ranks count equal numbers alone", SHARDS,
         "(self_keys - key).abs() <= width", "self_keys == key",
         (OF_WIDTHS,),
+    ),
+    Mutant(
+        "a prediction that is far makes a negative", REGRESSION,
+        "return torch.where(z <= 0, pushed, torch.where(z > 0, -torch.inf, z))",
+        "return torch.where(z <= 0, pushed, torch.where(z > 0, pushed, z))",
+        (OF_NUMBERS,),
+    ),
+    Mutant(
+        "a row's nearest neighbour is the row before it", NEIGHBOURS,
+        "return queue[index]", "return queue[index - 1]",
+        (OF_NEIGHBOURS,),
+    ),
+    Mutant(
+        "the teacher's softmax has its logits turned", SOFT_TRIPLET,
+        "torch.sigmoid(taught) * log1p_exp(-gap) + torch.sigmoid(-taught) * log1p_exp(gap)",
+        "torch.sigmoid(-taught) * log1p_exp(-gap) + torch.sigmoid(taught) * log1p_exp(gap)",
+        (OF_SOFT_TRIPLETS,),
     ),
     Mutant(
         "a list has a pair twice", LISTS,

@@ -83,9 +83,8 @@ def test_soft_triplets_as_their_code():
     labels = torch.arange(30) % 7
     same = (labels[:, None] == labels).double()
     d, taught = (torch.cdist(z, z).clamp(min=1e-6) for z in (x, teacher))
-    far, p = torch.sort(d - 9999999.0 * (1 - same), dim=1, descending=True)
-    near, n = torch.sort(d + 9999999.0 * same, dim=1)
-    p, n = p[:, :1], n[:, :1]
+    p = torch.sort(d - 9999999.0 * (1 - same), dim=1, descending=True).indices[:, :1]
+    n = torch.sort(d + 9999999.0 * same, dim=1).indices[:, :1]
     picked = torch.cat([d.gather(1, p), d.gather(1, n)], 1)
     share = softmax(torch.cat([taught.gather(1, p), taught.gather(1, n)], 1), 1).detach()
     expected = (-share * log_softmax(picked, 1)).mean(0).sum()

@@ -46,7 +46,10 @@ def step(group: Any, given: dict[str, Any]) -> dict[Any, Any]:
             aux = {name: getattr(aux, name) for name in given["seen"]}
         weights = given.get("weights", torch.ones_like(value))
         gradients = torch.autograd.grad(
-            (value * weights).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            (value * weights).sum(),
+            list(leaves.values()),
+            allow_unused=True,
+            materialize_grads=True,
         )
     return {"value": value.detach(), "aux": aux, **dict(zip(leaves, gradients, strict=True))}
 

@@ -277,7 +277,9 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("CrossBatchMemory", "warmup", "0", "it is right"),
     ("estimate_memory", "n m", "0", "it is right"),
     (
-        "*", "normalize symmetric constant soft triplets grad index is_derivative finite map_at_r progress",
+        "*",
+        "normalize symmetric constant soft triplets grad index is_derivative finite map_at_r "
+        "progress",
         "True", "it is right",
     ),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
