@@ -141,7 +141,11 @@ def supremix_loss(
     base, found_pos, sums, found_neg = row_stats(pairs, near, pos, total(POS, scale, near), neg)
     none = base == -torch.inf
     found_pos, sums = (torch.where(none, 0, z) for z in (found_pos, sums))
-    losses = log1p_exp(found_neg - found_pos) + found_pos - sums / pairs.positives().clamp(min=1)
+    positives = pairs.positives()
+    less_mean = found_pos - sums / positives.clamp(min=1)
+    # Of one positive it is the logarithm of a constant, where two slopes would cancel.
+    less_mean = torch.where(positives > 1, less_mean, less_mean.detach())
+    losses = log1p_exp(found_neg - found_pos) + less_mean
     return objective.value(torch.where(none, 0, losses), positive=lse(POS, scale, 0.0))
 
 

@@ -41,7 +41,8 @@ def draw(random: Random) -> list[str]:
         return [*IMPORTS, f"x = torch.randn({n}, {d}, dtype=torch.float64)", line]
     x = f"x = torch.randn({random.randint(4, 24)}, {random.choice([4, 9])})"
     if way == "numbers":
-        known = [k for k, v in params.items() if isinstance(v, float) and k != "smoothing"]
+        plain = ("smoothing", "width")  # numbers that the host has to know
+        known = [k for k, v in params.items() if isinstance(v, float) and k not in plain]
         if not known:
             name, params, known = "supcon_loss", {"temperature": 0.25}, ["temperature"]
         keyword, kind = random.choice(known), random.choice(list(KINDS))
@@ -59,7 +60,10 @@ def _gradient(loss: Any, x: Tensor, create_graph: bool = False) -> Tensor:
 
 def _second(loss: Any, x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
-    (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    value = loss(x)
+    first = value
+    if value.requires_grad:
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
     if not first.requires_grad:
         return torch.zeros(x.shape + x.shape, dtype=x.dtype)
     found = [
@@ -130,9 +134,11 @@ def without_float64(name: str, params: dict[str, Any], x: Tensor, engine: str) -
     """On a device that refuses float64: the numbers of one that does not, but for rounding."""
 
     def both() -> tuple[Tensor, Tensor]:
-        leaf = x.clone().requires_grad_()
-        value = call_with(name, leaf, params)
-        return value.detach(), torch.autograd.grad(value, leaf)[0]
+        def loss(x: Tensor) -> Tensor:
+            value: Tensor = call_with(name, x, params)
+            return value
+
+        return loss(x), _gradient(loss, x)
 
     unless_refused(lambda: call_with(name, x, params))
     with pairops.engine(engine):
