@@ -55,7 +55,7 @@ def conr_loss(
         width: a finite number, 0 or above.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
         eta: a number or a 0-d tensor with gradient: η, how steeply a push grows with |y_i − y_n|.
-        constant: False takes c_i = 0, as in the paper.
+        constant: False takes c_i = 0.
         ref_predictions: (M,) real numbers, the predictions of `ref_emb`.
 
     Source:
@@ -64,9 +64,10 @@ def conr_loss(
         which multiplies it by 4 and adds it to that of the predictions.
 
     Differs from:
-        c_i is in the authors' code, which takes e^0 for every pair that is no positive. An anchor
-        without positives is NaN there. Their code for NYUD2 pushes by η|y_i − y_n|ω_i, in place of
-        the power, divides by |P_i| + 1, and has no ω_i outside of the logarithm.
+        c_i is that of the authors' code, which adds e^0 for every pair that is no positive; no such
+        term is known of the paper. An anchor without positives is NaN there. Their code for NYUD2
+        pushes by η|y_i − y_n|ω_i, in place of the power, divides by |P_i| + 1, and has no ω_i
+        outside of the logarithm.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     eta, width = number("eta", eta), width_of(width)
@@ -92,7 +93,8 @@ def conr_loss(
     if constant:
         others = (pairs.batch[1] - positives).to(neg.dtype)
         neg = log_add_exp(neg, torch.log(others) - scale * base)
-    losses = log1p_exp(neg - pos) + torch.where(positives > 1, pos - sums / positives, 0)
+    less_mean = torch.where(positives > 1, pos - sums / positives.clamp(min=1), 0)
+    losses = log1p_exp(neg - pos) + less_mean
     return objective.value(torch.where(none, 0, losses), positive=lse(POS, scale, 0.0))
 
 
@@ -121,7 +123,8 @@ def supremix_loss(
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
 
     Source:
-        Wu et al., SupReMix, 2023: its weights "L1_inv", with both views of a batch in x.
+        Wu et al., Mixup Your Own Pairs (SupReMix), 2023: its weights "L1_inv", with both views of a
+        batch in x.
 
     Differs from:
         The paper also compares with random mixtures of two rows each, drawn anew for every anchor:

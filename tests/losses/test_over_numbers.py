@@ -87,22 +87,26 @@ def test_a_weight_multiplies_pushes_too(constant: bool) -> None:
 
 
 @pytest.mark.parametrize("engine", ["blockwise", "dense"])
-def test_what_is_learned_has_the_gradients_of_differences(engine: str) -> None:
+@pytest.mark.parametrize("case", ["quarters", "some alone"])
+def test_what_is_learned_has_the_gradients_of_differences(case: str, engine: str) -> None:
     """By embeddings, temperature, the slope of a push and the weights, and once more by all."""
-    values, width = CASES["quarters"]
-    x, few = smooth(8, 3, DOUBLE), values[:8]
+    values, width = CASES[case]
+    few = values[:8] if case == "quarters" else values[17:25]
+    guess = few.double() + 0.3 * (torch.arange(8) % 4)
 
     def conr(x: Tensor, temperature: Tensor, eta: Tensor, weight: Tensor) -> Tensor:
         given = {"width": width, "temperature": temperature, "eta": eta, "weight": weight}
-        return pairops.conr_loss(x, few, said(few), **given)
+        return pairops.conr_loss(x, few, guess if case == "quarters" else 0 * guess, **given)
 
     def supremix(x: Tensor, temperature: Tensor) -> Tensor:
         return pairops.supremix_loss(x, few, width=width, temperature=temperature)
 
     numbers = [torch.tensor(z, dtype=DOUBLE) for z in (0.4, 0.3)]
-    leaves = [z.requires_grad_() for z in (x, *numbers, 0.5 + torch.rand(8, dtype=DOUBLE))]
+    weight = 0.5 + torch.rand(8, dtype=DOUBLE)
+    leaves = [z.requires_grad_() for z in (smooth(8, 3, DOUBLE), *numbers, weight)]
     with pairops.engine(engine):
         for loss, given in ((conr, leaves), (supremix, leaves[:2])):
+            assert bool(loss(*given) > 0)
             torch.autograd.gradcheck(loss, given)
             torch.autograd.gradgradcheck(loss, given)
 
