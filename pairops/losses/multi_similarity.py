@@ -82,8 +82,9 @@ def mlcd_loss(
 ) -> Value:
     """ℓ_i = log(1 + Σ_n e^{γ s_in}) + log(1 + Σ_p e^{−γ s_ip}).
 
-    A side without pairs adds 0. The references are class centres, `ref_emb` and `ref_labels`:
-    centres with the same label are positives together. With a distance d, s is −d.
+    A side without pairs adds 0. The references are class centres, and the positives of an anchor
+    all centres that it is assigned to, several of them: `positives=(rows, cols)` lists them, or
+    labels (N, C) with `ref_labels=torch.eye(C)`. With a distance d, s is −d.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
@@ -94,8 +95,9 @@ def mlcd_loss(
         An et al., Multi-Label Cluster Discrimination, ECCV 2024.
 
     Differs from:
-        The paper compares with a sample of the centres; here all of them are compared. The paper's
-        training code is not public, and a later one of the same team does something else.
+        The paper compares with a sample of the centres; here all of them are compared. No public
+        code confirms this form: the paper's training code is not public, and a later one of the
+        same team takes eight labels one by one, in a softmax each.
     """
     scale = number("scale", scale, positive=True)
     objective = labelled(x, labels, common)

@@ -16,6 +16,7 @@ from .objective.keywords import Labelled, LabelledAloneApart, LabelledApart, Val
 from .objective.objective import Objective, labelled, split
 from .objective.registration import loss
 from .objective.views import rows_of_views
+from .several_labels import PositiveWeight, weighted_supcon
 
 __all__ = ["decoupled_softmax_loss", "n_pair_loss", "nca_loss", "nt_xent_loss", "supcon_loss"]
 
@@ -26,6 +27,7 @@ def supcon_loss(
     labels: Tensor | None,  # (N,)
     *,
     temperature: float | Tensor = 0.1,
+    positive_weight: PositiveWeight = "equal",
     **common: Unpack[Labelled],
 ) -> Value:
     """ℓ_i = log Σ_{j≠i} e^{s_ij/τ} − 1/|P_i| Σ_p s_ip/τ, 0 for an anchor without positives.
@@ -33,12 +35,18 @@ def supcon_loss(
     With a distance d, s is −d. `reduction="mean"` counts anchors without positives, and
     "mean_nonzero" leaves them out.
 
+    Where each row has several labels, A_i, positives may be weighted by how many they share with
+    the anchor: the mean is then Σ_p w_ip s_ip/τ over Σ_p w_ip.
+
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings; or (N, V, D), V views of
             each of N: they are rows of their own, and positives of one another.
         labels: (N,) integers, or (N, C) as in `Pairs.of`; rows with equal ones are positives. Of
             views None stands for N different labels.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
+        positive_weight: "equal", w_ip = 1; of labels (N, C) also "shared", the number of labels
+            that both have, or "jaccard", that over the number that one of them has. The engines
+            "blockwise" and "dense" serve these two.
 
     Source:
         Khosla et al., Supervised Contrastive Learning, 2020.
@@ -51,6 +59,8 @@ def supcon_loss(
     scale = 1 / number("temperature", temperature, positive=True)
     if isinstance(x, Tensor) and x.ndim == 3:
         x, labels = rows_of_views(x, labels, common)
+    if type(positive_weight) is not str or positive_weight != "equal":
+        return weighted_supcon(x, labels, scale, positive_weight, common)
     objective = labelled(x, labels, common)
     objective.warn_without_positives()
     near = highest(POS, grad=False)
@@ -104,10 +114,12 @@ def decoupled_softmax_loss(
 ) -> Value:
     """ℓ_i = 1/|P_i| Σ_p log(1 + Σ_n e^{(s_in − s_ip)/τ}): `nt_xent_loss` against classes.
 
-    The loss is for extreme classification: the references are class embeddings, `ref_emb` (C, D)
-    and `ref_labels` (C,), and several of them may have one label. An anchor without positives
-    contributes 0. With a distance d, s is −d. `reduction="mean_pairs"` averages over all positive
-    pairs.
+    The loss is for extreme classification: anchors are queries, the references are embeddings of
+    classes, and the positives of a query are all classes that it has. `positives=(rows, cols)`
+    lists them, as sparse labels are stored; labels (N, C) with `ref_labels=torch.eye(C)` say the
+    same, and labels (N,) with `ref_labels` (C,) that a query has one class. An anchor without
+    positives contributes 0, and counts in "mean". With a distance d, s is −d.
+    `reduction="mean_pairs"` averages over all positive pairs.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.

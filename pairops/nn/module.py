@@ -134,8 +134,12 @@ def check_arguments(
     # Tensors are for a batch that is not here, or on another device.
     alone = {k: v for k, v in arguments.items() if k != "group" and not isinstance(v, Tensor)}
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    classes = torch.zeros(0, dtype=torch.int64, device="cpu")
+    if alone.get("positive_weight", "equal") != "equal":  # which is of several labels
+        classes = torch.zeros(0, 1, dtype=torch.bool, device="cpu")
     stand_ins = {
-        "labels": torch.zeros(0, dtype=torch.int64, device="cpu"),
+        "labels": classes,
+        "partner_labels": classes,
         "positives": nothing.reshape(0, 1, 1),
         "proxies": torch.zeros(1, 1, device="cpu"),
         "queue": torch.zeros(1, 1, device="cpu"),

@@ -158,6 +158,15 @@ def test_copies_and_shows_its_arguments(name: str) -> None:
     assert "reduction='sum'" in repr(loss)
 
 
+def test_what_is_of_several_labels_is_kept() -> None:
+    x, several = smooth(20, 9, DOUBLE), torch.rand(20, 5) < 0.4
+    loss = nn.SupConLoss(positive_weight="jaccard")
+    expected = pairops.supcon_loss(x, several, positive_weight="jaccard")
+    assert torch.equal(loss(x, several), expected)
+    with pytest.raises(ValueError, match="positive_weight is 'iou'; it must be one of equal, sh"):
+        nn.SupConLoss(positive_weight="iou")
+
+
 def test_any_function_can_be_a_module() -> None:
     def half(x: Tensor, labels: Tensor, *, factor: float = 0.5) -> Tensor:
         return factor * pairops.ms_loss(x, labels)

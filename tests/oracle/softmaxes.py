@@ -59,12 +59,15 @@ def mined(pos: Tensor, neg: Tensor, epsilon) -> tuple[Tensor, Tensor]:
     return pos[~(pos - epsilon >= nearest)], neg[~(neg + epsilon <= farthest)]
 
 
-def supcon_loss(x, labels, *, temperature=0.1, **pairing) -> Tensor:
+def supcon_loss(x, labels, *, temperature=0.1, positive_weight="equal", **pairing) -> Tensor:
     """SupCon (Khosla et al. 2020, L_out), with T the temperature:
     mean_P -log(e^{t_p / T} / sum_{all but self} e^{t / T}).
 
-    0 for an anchor without positives.
+    0 for an anchor without positives. With labels (N, C) the mean may be weighted: "shared" by the
+    number of labels that both have, "jaccard" by that over the number of labels that one has.
     """
+    if positive_weight != "equal":
+        return _weighted_supcon(x, labels, temperature, positive_weight == "jaccard", **pairing)
 
     def anchor(pos: Tensor, neg: Tensor) -> Tensor:  # (P,), (N,)
         if not len(pos):
@@ -73,6 +76,23 @@ def supcon_loss(x, labels, *, temperature=0.1, **pairing) -> Tensor:
         return (everyone.logsumexp(0) - pos / temperature).mean()
 
     return each_anchor(anchor, x, labels, **pairing)
+
+
+def _weighted_supcon(x, labels, temperature, jaccard: bool, **pairing) -> Tensor:
+    rows = Rows(x, labels, **pairing)
+    mine = labels != 0
+    other = pairing.get("ref_labels")
+    theirs = mine if other is None else other != 0
+    losses = []
+    for i, t in enumerate(rows.t):
+        pos, every = rows.positive[i], rows.positive[i] | rows.negative[i]
+        w = (mine[i] & theirs).sum(1).to(t.dtype)
+        if jaccard:
+            w = w / (mine[i] | theirs).sum(1)
+        z = t / temperature
+        mean = (w[pos] * z[pos]).sum() / w[pos].sum()
+        losses.append(z[every].logsumexp(0) - mean if pos.any() else 0 * t.sum())
+    return rows.spread(losses)
 
 
 def circle_loss(x, labels, *, margin=0.4, gamma=80.0, distance="cosine", **pairing) -> Tensor:
