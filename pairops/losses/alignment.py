@@ -13,7 +13,9 @@ from pairops.ops.terms.functions import Function, attended
 from pairops.ops.terms.tensor_checks import (
     FLOATS,
     check_classes,
+    check_finite,
     check_integers,
+    check_one_each,
     check_real,
     number,
     readable,
@@ -85,6 +87,7 @@ def sms_loss(
     relevance: Tensor | None = None,  # (A, B)
     x_classes: Tensor | None = None,  # (N,)
     y_classes: Tensor | None = None,  # (N,)
+    own: Tensor | None = None,  # (N,)
     gamma: float | Tensor = 0.6,
     tau: float | Tensor = 0.1,
     tolerance: float | Tensor = 1.1 / 240,
@@ -94,16 +97,20 @@ def sms_loss(
 
     With z = γR − Δ, φ(R, Δ) is [z]₊ where R > e, [|z| − τ]₊ where |R| < e, and [−z]₊ elsewhere. The
     margin by which the own pair is to be nearer than another depends on how much more relevant it
-    is: R_ij = c_ii − c_ij and R'_ij = c_ii − c_ji, where c_ij = C[a_i, b_j]. Without a table R is
-    1. With a distance d, s is −d. `weight` is one factor per pair (i, i).
+    is: R_ij = c_ii − c_ij and R'_ij = c_ii − c_ji, where c_ij = C[a_i, b_j]. Without a table other
+    pairs are not relevant, and R_ij = R'_ij = c_ii, which is `own`. With a distance d, s is −d.
+    `weight` is one factor per pair (i, i).
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
         y: (N, D) of the dtype of x. y_i belongs to x_i.
-        relevance: (A, B) floating point, from 0 to 1, without gradient: C. None: R is 1.
+        relevance: (A, B) floating point, from 0 to 1, without gradient: C. None: no pair but the
+            own one is relevant.
         x_classes: (N,) integers, not uint64: a, the row of C for each x_i; needed with `relevance`.
         y_classes: (N,) integers, not uint64: b, the column of C for each y_i; needed with
             `relevance`.
+        own: (N,) floating point, from 0 to 1, without gradient: how relevant y_i is to x_i, where
+            there is no table. None: 1.
         gamma: a number or a 0-d tensor with gradient: γ.
         tau: a number or a 0-d tensor with gradient: τ.
         tolerance: a number or a 0-d tensor: e.
@@ -114,8 +121,8 @@ def sms_loss(
 
     Source:
         Wang et al., symmetric multi-similarity of EVA02-AT, 2025, as in the authors' SMS-Loss,
-        where a table is stored in steps of 1/240. The loss has no log-sum-exp, its name
-        notwithstanding.
+        where a table is stored in steps of 1/240, and `own` comes with each pair. The loss has no
+        log-sum-exp, its name notwithstanding.
     """
     gamma, tau = number("gamma", gamma), number("tau", tau)
     tolerance = number("tolerance", tolerance)
@@ -123,12 +130,16 @@ def sms_loss(
     others: list[Given] = [0.0, 0.0]
     self_relevance: float | Tensor = 1.0
     if relevance is not None:
+        if own is not None:
+            raise ValueError("own is given with relevance, which has it; it must be None")
         values, a, b = _looked_up(relevance, x_classes, y_classes, x)
         others, self_relevance = [Table(values, a, b), Table(values.T, b, a)], values[a, b]
     else:
         for name, classes in (("x_classes", x_classes), ("y_classes", y_classes)):
             if classes is not None:
                 raise ValueError(f"{name} is given without relevance; it must come with a table")
+        if own is not None:
+            self_relevance = _checked_relevance(own, x)
     objective = paired(x, y, common)
     pairs = objective.pairs
     (self_score,) = row_stats(pairs, total(POS, 1.0, 0.0))
@@ -162,6 +173,16 @@ def _graded_slopes(s, self_score, self_relevance, of_other, gamma, tau, toleranc
 
 
 _graded = Function(_graded_value, _graded_slopes, "graded", finite=True)
+
+
+def _checked_relevance(own: Tensor, x: Tensor) -> Tensor:
+    """Check the relevance of each pair (i, i); give it the dtype of statistics."""
+    check_real("own", own)
+    if own.dtype not in FLOATS:
+        raise TypeError(f"own is {own.dtype}; it must be floating-point, from 0 to 1")
+    check_one_each("own", own, "x", x)
+    check_finite("own", own, None)
+    return own.detach().to(x.device, at_least_float32(x[:0]).dtype)
 
 
 def _looked_up(

@@ -107,6 +107,7 @@ def sms_loss(
     relevance=None,
     x_classes=None,
     y_classes=None,
+    own=None,
     gamma=0.6,
     tau=0.1,
     tolerance=1.1 / 240,
@@ -115,12 +116,14 @@ def sms_loss(
     """Symmetric Multi-Similarity (EVA02-AT, 2025): the mean over j != i of
     phi(gamma R - (t_ii - t_ij), R = c_ii - c_ij) and phi(gamma R - (t_ii - t_ji), R = c_ii - c_ji).
 
-    c_ij = relevance[x_classes_i, y_classes_j]; without a table every R is 1.
+    c_ij = relevance[x_classes_i, y_classes_j]; without a table c_ii is own_i, or 1, and all others
+    are 0.
     phi(z, R) = [z]+ if R > tolerance, [|z| - tau]+ if |R| < tolerance, else [-z]+.
     """
     t = closeness(x, y, **pairing)  # (N, N)
     if relevance is None:
-        R_row = R_column = torch.ones_like(t)
+        c_ii = t.new_ones(len(t)) if own is None else own.to(t)
+        R_row = R_column = c_ii[:, None].expand_as(t)
     else:
         c = relevance.to(t)[x_classes[:, None], y_classes]
         R_row, R_column = c.diagonal()[:, None] - c, c.diagonal()[:, None] - c.T

@@ -97,6 +97,13 @@ def test_references_and_ids(
     check(ranks, problem, 1e-12, gathered=gathered)
 
 
+def test_each_pair_s_own_relevance(ranks: gloo_ranks.Ranks) -> None:
+    problem = Problem("sms_loss", {})
+    problem.keywords = {"own": torch.linspace(-0.02, 1, 24, dtype=torch.float64)}
+    problem.leaves = [0, 1]
+    check(ranks, problem, 1e-12)
+
+
 def test_excluded_by_place(ranks: gloo_ranks.Ranks) -> None:
     x, labels = rows(24)
     for keywords in ({"exclude_self": True}, {"exclude_self": False}):
