@@ -217,10 +217,12 @@ def _given(
     known: dict[str, Callable[[], Tensor]] = {
         "x": lambda: rows(n),
         "y": lambda: rows(n if queued else second),
+        "gate": lambda: rows(n),
         "positives": lambda: rows(n, second // n if n else 1),
         "proxies": lambda: rows(second),
         "ref_emb": lambda: rows(second),
         "labels": lambda: vector(n),
+        "partner_labels": lambda: vector(n),
         "proxy_labels": lambda: vector(second),
         "ref_labels": lambda: vector(second),
         "values": lambda: numbers(n),

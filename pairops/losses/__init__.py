@@ -7,6 +7,8 @@ from .circle import *
 from .contrastive import *
 from .decoupled_contrastive import *
 from .hard_negative import *
+from .hashing import *
+from .hydra import *
 from .info_nce import *
 from .lifted_structure import *
 from .multi_positive import *

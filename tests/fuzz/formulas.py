@@ -141,7 +141,14 @@ def has_kinks(name: str, params: dict[str, Any]) -> bool:
     margins = ("contrastive_loss", "triplet_loss", "lifted_structure_loss", "margin_loss")
     mined = name == "ms_loss" and params.get("epsilon", 0.1) is not None
     nearest = ("nnclr_loss", "soft_triplet_loss")  # which row it is may change
-    return mined or name in (*margins, *nearest, "circle_loss", "tal_loss", "sms_loss")
+    return mined or name in (
+        *margins,
+        *nearest,
+        "circle_loss",
+        "tal_loss",
+        "sms_loss",
+        "hashing_loss",
+    )
 
 
 def indices(

@@ -19,6 +19,8 @@ from support.named_cases import smooth
 LAST_DISTANCES = {
     "circle_loss": "dot",  # of similarities alone
     "proxy_anchor_loss": "dot",
+    "hydra_loss": "cosine",
+    "hashing_loss": "dot",
     "ms_loss": "snr",
     "contrastive_loss": "sqeuclidean",
     "triplet_loss": "snr",
@@ -106,6 +108,8 @@ def others(name: str, x: torch.Tensor) -> list[torch.Tensor]:
         "predictions": torch.arange(len(x)) % 7 / 3,
         "queue": 0.3 * x.roll(2, 1)[:9],
         "teacher": x.roll(3, 1),
+        "gate": 0.5 * x.roll(1, 1),
+        "partner_labels": (torch.arange(len(x)) + 1) % 5,
     }
     parameters = inspect.signature(getattr(nn, name).forward).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -24,7 +24,7 @@ SMS = {"relevance": TABLE, "x_classes": CLASSES, "y_classes": CLASSES}
         ("decoupled_softmax_loss", "temperature"), ("proxy_anchor_loss", "alpha"),
         ("proxy_nca_loss", "scale"), ("info_nce_loss", "temperature"), ("tal_loss", "temperature"),
         ("decoupled_contrastive_loss", "temperature"), ("decoupled_contrastive_loss", "sigma"),
-        ("multi_positive_loss", "temperature"),
+        ("multi_positive_loss", "temperature"), ("hydra_loss", "temperature"),
     ],
 )  # fmt: skip
 def test_what_must_be_above_0(name: str, argument: str) -> None:
@@ -44,7 +44,7 @@ def test_what_must_be_above_0(name: str, argument: str) -> None:
         ("circle_loss", "margin"), ("proxy_anchor_loss", "margin"), ("tal_loss", "margin"),
         ("sms_loss", "gamma"), ("sms_loss", "tau"), ("sms_loss", "tolerance"),
         ("ms_loss", "base"),
-        ("binomial_deviance_loss", "base"),
+        ("binomial_deviance_loss", "base"), ("hashing_loss", "scale"),
     ],
 )  # fmt: skip
 def test_what_must_be_finite(name: str, argument: str) -> None:
@@ -95,7 +95,7 @@ def test_a_variance_needs_two_features() -> None:
         pairops.contrastive_loss(X[:, :1], LABELS, distance="snr")
 
 
-@pytest.mark.parametrize("name", ["circle_loss", "proxy_anchor_loss"])
+@pytest.mark.parametrize("name", ["circle_loss", "proxy_anchor_loss", "hydra_loss", "hashing_loss"])
 def test_what_compares_similarities_alone(name: str) -> None:
     with pytest.raises(ValueError, match=f"distance is 'l2'; {name} compares similarities"):
         call(name, X, distance="l2")
@@ -142,6 +142,21 @@ def test_names_that_are_unknown(name: str, argument: str) -> None:
 def test_a_bad_table_of_classes(changed: dict[str, Any], error: str) -> None:
     with pytest.raises((ValueError, TypeError), match=error):
         pairops.sms_loss(X, Y, **{**SMS, **changed})
+
+
+@pytest.mark.parametrize(
+    ("own", "further", "error"),
+    [
+        (torch.ones(6), SMS, "own is given with relevance, which has it; it must be None"),
+        (torch.ones(5), {}, r"own has shape \(5,\); it must be \(6,\)"),
+        (CLASSES, {}, r"own is torch\.int64; it must be floating-point, from 0 to 1"),
+        ([1.0], {}, "own is list; it must be a real tensor"),
+        (torch.full((6,), torch.nan), {}, "own has the value nan; it must be finite"),
+    ],
+)
+def test_a_bad_relevance_of_pairs(own: Any, further: dict[str, Any], error: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=error):
+        pairops.sms_loss(X, Y, own=own, **further)
 
 
 def test_bad_proxies() -> None:

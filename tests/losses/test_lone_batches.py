@@ -33,6 +33,7 @@ PUSHES_APART: list[tuple[str, dict[str, Any]]] = [
     ("contrastive_loss", {}),
     ("binomial_deviance_loss", {}),
     ("mlcd_loss", {}),
+    ("hashing_loss", {}),
     ("lifted_structure_loss", {}),
     ("margin_loss", {"beta": 2.0}),
     ("proxy_anchor_loss", {"proxies": torch.eye(5), "proxy_labels": torch.arange(20, 25)}),

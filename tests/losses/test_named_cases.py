@@ -33,11 +33,16 @@ UNLIKE = (
 )  # fmt: skip
 
 
+# Of pair functions that are not compiled.
+UNCOMPILED = ("hashing_loss",)
+
+
 def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     """All, for three losses; for the rest the engines in torch, and once the compiled one."""
     if name in THOROUGH and is_first(name, params):
         return HERE
-    return [e for e in WIDE if e != "cpu" or case in ("", "square")]
+    compiled = case in ("", "square") and name not in UNCOMPILED
+    return [e for e in WIDE if e != "cpu" or compiled]
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -180,6 +185,20 @@ def test_hard_negatives_of_info_nce(n: int, m: int, symmetric: bool) -> None:
         functools.partial(pairops.info_nce_loss, symmetric=symmetric, reduction="none"),
         functools.partial(oracle.info_nce_loss, symmetric=symmetric),
     )
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 96])
+def test_each_pair_s_own_relevance_of_sms(n: int, dtype: torch.dtype) -> None:
+    """Of some it is 0 within the tolerance, and of some below."""
+    own = torch.linspace(-0.02, 1, n)
+    ran = check(
+        [smooth(n, 24, dtype), smooth(n, 24, dtype)],
+        functools.partial(pairops.sms_loss, own=own, reduction="none"),
+        functools.partial(oracle.sms_loss, own=own),
+    )
+    assert set(ran) == {e for e in HERE if e in WIDE or dtype == torch.float32} - {"cpu", "cuda"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -41,6 +41,10 @@ REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
 SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
+HYDRA = "pairops/losses/hydra.py"
+HASHING = "pairops/losses/hashing.py"
+SEVERAL_LABELS = "pairops/losses/several_labels.py"
+ALIGNMENT = "pairops/losses/alignment.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
 CACHED_STEP = "pairops/training/cached_step.py"
 RETRIEVAL = "pairops/retrieval/metrics.py"
@@ -74,6 +78,10 @@ OF_NUMBERS = "tests/losses/test_over_numbers.py::test_one_set_on_every_engine"
 OF_NEIGHBOURS = "tests/losses/test_nearest.py::test_nnclr_on_every_engine"
 OF_SOFT_TRIPLETS = "tests/losses/test_nearest.py::test_soft_triplets_on_every_engine"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
+OF_HYDRA = "tests/losses/test_hydra.py"
+OF_HASHING = "tests/losses/test_hashing.py"
+OF_SEVERAL_LABELS = "tests/losses/test_several_labels.py"
+OF_OWN_RELEVANCE = "tests/losses/test_named_cases.py::test_each_pair_s_own_relevance_of_sms"
 OF_DISTANCES = "tests/compat/test_pml.py"
 OF_SQUARES = "tests/ops/row_stats/test_distances.py::test_gradients_are_those_of_differences"
 OF_DERIVATIVES = (
@@ -504,6 +512,45 @@ MUTANTS = [
         "tl.where(visit < first, visit, visit + width)",
         "tl.where(visit <= first, visit, visit + width)",
         (OF_TRITON,),
+    ),
+    # Losses of two classes for each anchor, of label vectors, of several labels.
+    Mutant(
+        "a reference of the anchor's own class is a negative of a gated pair", HYDRA,
+        "return torch.where(mine == theirs, -torch.inf, z)", "return z",
+        (OF_HYDRA,),
+    ),
+    Mutant(
+        "a gate is not held to the norm of the other row", HYDRA,
+        "return inverse, -0.5 * (s * inverse) * (inverse * inverse)", "return inverse, 0.0 * s",
+        (OF_HYDRA,),
+    ),
+    Mutant(
+        "an anchor that is ignored by its own class counts by its partner class", HYDRA,
+        "partners = torch.where(is_number(labels, ignored), labels, partners)",
+        "partners = partners + 0",
+        (OF_HYDRA,),
+    ),
+    Mutant(
+        "a similarity below 0 is pulled to a target", HASHING,
+        "return torch.where(s <= 0, 0.0, slope), -slope * scale, -slope * target",
+        "return slope, -slope * scale, -slope * target",
+        (OF_HASHING,),
+    ),
+    Mutant(
+        "labels that both have count twice among those of either", SEVERAL_LABELS,
+        "either = mine + theirs - shared", "either = mine + theirs",
+        (OF_SEVERAL_LABELS,),
+    ),
+    Mutant(
+        "a weighted mean over positives without their weights", SEVERAL_LABELS,
+        "mean = found[sums] / torch.where(found[weights] > 0, found[weights], 1)",
+        "mean = found[sums] / pairs.positives().clamp(min=1)",
+        (OF_SEVERAL_LABELS,),
+    ),
+    Mutant(
+        "each pair is as relevant as can be, whatever its own relevance is", ALIGNMENT,
+        "self_relevance = _checked_relevance(own, x)", "_checked_relevance(own, x)",
+        (OF_OWN_RELEVANCE,),
     ),
     Mutant(
         "both sets must have few rows for weights of two parts", WEIGHT_PARTS,

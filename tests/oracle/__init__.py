@@ -20,7 +20,20 @@ Those against proxies take distance, normalize, ignore_index and dtype of these,
 sets distance, normalize and dtype.
 """
 
-from oracle import hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes, two_sets
+from oracle import (  # fmt: skip
+    codes,
+    gates,
+    hard_negative,
+    info_nce,
+    margins,
+    nearest,
+    proxies,
+    regression,
+    softmaxes,
+    two_sets,
+)
+from oracle.codes import *
+from oracle.gates import *
 from oracle.hard_negative import *
 from oracle.info_nce import *
 from oracle.margins import *
@@ -33,5 +46,8 @@ from oracle.softmaxes import *
 from oracle.two_sets import *
 
 __all__ = ["Aux", "aux", "closeness", "reduce"]
-for _family in (hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes, two_sets):
+for _family in (
+    codes, gates, hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes,
+    two_sets,
+):  # fmt: skip
     __all__ += _family.__all__

@@ -103,7 +103,7 @@ def test_tal_as_its_code():
     assert not any(g.any() for g in torch.autograd.grad(values.sum(), (x, y)))
 
 
-@pytest.mark.parametrize("x_is", ["text", "video", "without a table"])
+@pytest.mark.parametrize("x_is", ["text", "video", "without a table", "own alone"])
 def test_sms_in_loops(x_is):
     """With the names of its code: x_ij = cos(text_i, video_j), c_ij = C[video_i, text_j]."""
     (text, video), N = two_sets(12), 12
@@ -114,6 +114,11 @@ def test_sms_in_loops(x_is):
     of_text = torch.randint(7, (N,), generator=generator)
     cos = normalize(text) @ normalize(video).T
     c = table[of_video][:, of_text]
+    own = torch.linspace(-0.004, 1, N).double()
+    if x_is == "without a table":
+        c = torch.eye(N).double()
+    elif x_is == "own alone":  # what comes with each pair; nothing is known of others
+        c = own.diag()
     seen, total = set(), 0
     for i in range(N):
         for j in range(N):
@@ -121,7 +126,6 @@ def test_sms_in_loops(x_is):
             for R, other in ((c[i, i] - c[j, i], cos[i, j]), (c[i, i] - c[i, j], cos[j, i])):
                 if i == j:
                     continue
-                R = torch.tensor(1.0).double() if x_is == "without a table" else R
                 z = 0.6 * R - (cos[i, i] - other)
                 if R > 1.1 / 240:
                     branch, loss = "more", relu(z)
@@ -131,12 +135,61 @@ def test_sms_in_loops(x_is):
                     branch, loss = "less", relu(-z)
                 seen |= {(branch, bool(loss > 0))}
                 total = total + loss
-    assert len(seen) == (2 if x_is == "without a table" else 6)
+    assert len(seen) == {"without a table": 2, "own alone": 4}.get(x_is, 6)
     if x_is == "text":
         given, classes = (text, video), (table.T, of_text, of_video)
     else:
         given, classes = (video, text), (table, of_video, of_text)
     names = ("relevance", "x_classes", "y_classes")
-    table = {} if x_is == "without a table" else dict(zip(names, classes, strict=True))
-    actual = oracle.sms_loss(*given, **table)
+    told = dict(zip(names, classes, strict=True))
+    if x_is == "without a table":
+        told = {}
+    elif x_is == "own alone":
+        told = {"own": own}
+    actual = oracle.sms_loss(*given, **told)
     agree(actual.mean(), total / (2 * N * (N - 1)), text, video)
+
+
+@pytest.mark.parametrize("keeps_itself", [False, True])
+def test_hydra_as_its_code(keeps_itself):
+    """All gated rows at once, masks, a row's mean subtracted, the mean over all positive pairs."""
+    (x, _), (z, _), N = sample(20), sample(20, seed=1), 20
+    gate = leaf(z.sigmoid())
+    y1, y2 = torch.arange(N) % 4, torch.arange(N) * 7 // 3 % 5  # of some both are one, or unknown
+    mine, theirs = normalize(x * gate), normalize(x[None] * gate[:, None], dim=2)
+    logits = torch.einsum("id,ijd->ij", mine, theirs) / 0.1
+    of_own, of_partner = y1[:, None] == y1, y2[:, None] == y1
+    neither = ~(of_own | of_partner)
+    if not keeps_itself:
+        of_partner = of_partner & ~torch.eye(N, dtype=torch.bool)
+    z = logits - logits.mean(1, keepdim=True)
+    log = torch.log(z.exp() + (z.exp() * neither).sum(1, keepdim=True))
+    expected = ((log - z) * of_partner).sum() / of_partner.sum()
+    own = torch.full((N,), -1) if keeps_itself else None
+    actual = oracle.hydra_loss(x, gate, y1, y2, own=own, reduction="mean_pairs")
+    agree(actual, expected, x, gate, atol=1e-11)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_hashing_as_its_code(one_hot):
+    """DLCH's, over all pairs of two sets; over one, itself is no difference."""
+    (x, labels), (y, others) = sample(15), sample(23, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.rand(n, 6, generator=generator) < 0.4 for n in (15, 23))
+    a[:, 0] |= ~a.any(1)
+    b[:, 0] |= ~b.any(1)
+    if one_hot:
+        a, b = (z[:, None] == torch.arange(6) for z in (labels, others))
+    else:
+        labels, others = a, b
+    cos = normalize(x) @ normalize(y).T
+    expected = ((relu(cos) - normalize(a.double()) @ normalize(b.double()).T) ** 2).mean()
+    actual = oracle.hashing_loss(x, labels, ref_emb=y, ref_labels=others)
+    agree(actual.mean(), expected, x, y)
+    cos = normalize(x) @ normalize(x).T
+    whole = ((relu(cos) - normalize(a.double()) @ normalize(a.double()).T) ** 2).sum() / (15 * 14)
+    agree(oracle.hashing_loss(x, labels).mean(), whole, x)
+    products = ((8.0 * normalize(a.double()) @ normalize(b.double()).T - x @ y.T) ** 2).mean()
+    given = {"ref_emb": y, "ref_labels": others, "distance": "dot"}
+    actual = oracle.hashing_loss(x, labels, **given, scale=8.0, rectified=False)
+    agree(actual.mean(), products, x, y, atol=1e-10)

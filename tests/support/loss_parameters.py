@@ -57,6 +57,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
+    "hydra_loss": [{"temperature": 0.5}, {"distance": "dot", "temperature": 5.0}],
+    "hashing_loss": [{"rectified": False, "scale": 0.4}],
     "multi_positive_loss": [{"temperature": 0.2}],
     "conr_loss": [
         {"temperature": 0.3, "eta": 0.5, "width": 0.5},
@@ -83,9 +85,9 @@ LABELLED = [
     for name in losses.LOSSES
     if _takes(name, "labels")
     and name not in AGAINST_PROXIES
-    and not _takes(name, "y")
-    and not _takes(name, "teacher")
+    and not any(_takes(name, other) for other in ("y", "gate", "teacher"))
 ]
+# A gate is like a second set: a row of it belongs to each row of x.
 # Those that take labels and y, numbers, or a teacher are among these too, with y as references.
 TWO_SETS = [name for name in losses.LOSSES if name not in (*LABELLED, *AGAINST_PROXIES)]
 
@@ -144,6 +146,9 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
     if name == "multi_positive_loss":
         slots = torch.stack([y, y.roll(1, 1), y.flip(1)], 1)
         return (slots,), {"negatives": y.roll(2, 1)[: n // 2]}
+    if name == "hydra_loss":
+        labels = torch.arange(n) % 5
+        return (y, labels, (3 * torch.arange(n) + 1) % 5), {}
     if name == "tal_loss":
         return (y, torch.arange(n) // 3), {}
     if name == "sms_loss":

@@ -49,6 +49,9 @@ def of_loss(name: str) -> dict[str, Any]:
         return given | shared() | {
             "labels": labels(), "teacher": smooth(N, 3), "ref_teacher": smooth(N, 3),
         }  # fmt: skip
+    if name == "hydra_loss":
+        given |= {"gate": smooth(N, D).flip(0), "labels": labels(), "partner_labels": labels()}
+        return given | shared()
     given |= {"y": smooth(N, D).flip(0)}
     if name == "nnclr_loss":
         given |= {"queue": smooth(4, D)}
@@ -247,7 +250,7 @@ def call(function: str, **changed: Any) -> Any:
 _ZERO = "−1, 0, 1e-320"
 ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "labels ref_labels ids ref_ids", "ints beyond, bools", "integers are names"),
-    ("*", "proxy_labels", "ints beyond, bools", "integers are names"),
+    ("*", "proxy_labels partner_labels", "ints beyond, bools", "integers are names"),
     ("sms_loss", "x_classes y_classes", "bools", "0 and 1 are classes"),
     (
         "tal_loss", "labels", "int rows, float8 rows, rows without features",
@@ -256,7 +259,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("*", "weight", "floats, floats with gradient", "they are right"),
     ("*", "epsilon smoothing", "0.5, 0-d", "they are right"),
     ("*", "margin *_margin base bias epsilon tau tolerance", _ZERO, "any finite number"),
-    ("siglip_loss", "scale", _ZERO, "any finite number"),
+    ("siglip_loss hashing_loss", "scale", _ZERO, "any finite number"),
     ("conr_loss", "eta", _ZERO, "any finite number"),
     ("sms_loss", "gamma", _ZERO, "any finite number"),
     ("margin_loss", "beta", _ZERO, "any finite number"),
@@ -278,8 +281,8 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("estimate_memory", "n m", "0", "it is right"),
     (
         "*",
-        "normalize symmetric constant soft triplets grad index is_derivative finite map_at_r "
-        "progress",
+        "normalize symmetric constant soft triplets rectified grad index is_derivative finite "
+        "map_at_r progress",
         "True", "it is right",
     ),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),

@@ -57,6 +57,12 @@ class Numbered(Comparing, Asked, total=False):
     exclude_self: bool | Literal["auto"]
 
 
+class ClassesApart(Relating, Asked, total=False):
+    """The keywords of `LabelledApart` for a loss over classes, not over numbers or lists."""
+
+    normalize: bool | None
+
+
 class LabelledAlone(Comparing, Asked, total=False):
     """The keywords of a loss over labels that takes no references and leaves nobody out."""
 

@@ -334,7 +334,11 @@ def check_one_for_each(x: Tensor, y: Tensor) -> None:
 def similar_only(loss: str, pairs: Pairs) -> None:
     """Refuse a distance; for a formula that has no meaning on distances."""
     if pairs.measure is not None:
-        raise ValueError(
-            f"distance is {pairs.measure.name!r}; {loss} compares similarities, so it must be "
-            "'cosine' or 'dot'"
-        )
+        raise no_similarity(loss, pairs.measure.name)
+
+
+def no_similarity(loss: str, distance: str) -> ValueError:
+    """Make the error of a distance where a loss compares similarities."""
+    return ValueError(
+        f"distance is {distance!r}; {loss} compares similarities, so it must be 'cosine' or 'dot'"
+    )
