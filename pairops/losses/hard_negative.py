@@ -171,7 +171,7 @@ def _debiased(
     log_n = torch.log(torch.where(none, 1, negatives.count))
     hard = log_n + torch.where(none, 0.0, negatives.log_sum) - torch.where(none, 0.0, spread)
     if isinstance(share, Tensor) or share:
-        share = torch.as_tensor(share).to(hard)
+        share = torch.as_tensor(share, dtype=hard.dtype, device=hard.device)
         gone = torch.log(share) + log_n + positive - hard
         left = torch.where(
             gone < 0, torch.log1p(-torch.exp(torch.where(gone < 0, gone, -1))), -torch.inf

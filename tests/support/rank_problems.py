@@ -12,6 +12,10 @@ from support import loss_parameters
 from support.gloo_ranks import Ranks
 
 D = 6
+# Arguments that no tensor may be, or whose gradient is none.
+NUMBERS = {
+    "smoothing", "label_smoothing", "epsilon", "gamma", "width", "hardness", "false_negatives",
+}  # fmt: skip
 RING, GATHERED = 0, 1 << 30  # bytes below which all rows are gathered at once
 SHARDS = {
     "even": {1: [24], 2: [12, 12], 3: [8, 8, 8], 4: [6, 6, 6, 6]},
@@ -55,7 +59,7 @@ class Problem:
     def learned(self) -> "Problem":
         """With every number that may be learned as a tensor with gradient."""
         for at, value in self.keywords.items():
-            if isinstance(value, float) and at not in ("smoothing", "epsilon", "gamma", "width"):
+            if isinstance(value, float) and at not in NUMBERS:
                 self.keywords[at] = torch.tensor(value, dtype=self.args[0].dtype)
                 self.whole.add(at)
                 self.leaves.append(at)
