@@ -14,12 +14,12 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo code-search test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
+.PHONY: help demo code-search shared-identifiers test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
 	bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | code-search | test | test-all | mutants | compat | pml-conformance | sanitize |'
+	@echo 'make demo | code-search | shared-identifiers | test | test-all | mutants | compat | pml-conformance | sanitize |'
 	@echo 'cuda-on-host | cuda-resources | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
@@ -30,6 +30,10 @@ demo: $(VENV)/.demo
 code-search: export OMP_WAIT_POLICY := PASSIVE
 code-search: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
+
+shared-identifiers: export OMP_WAIT_POLICY := PASSIVE
+shared-identifiers: $(VENV)/.demo
+	$(BIN)/python examples/code_search/train_shared_identifiers.py --output build/shared_identifiers.png $(ARGS)
 
 # The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
 # the other must not spin.

@@ -5,20 +5,22 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from code_search_picture import WITHIN, draw
 from docstrings import Pair, installed, read, split, without_doubles
-from hashed_text import BUCKETS, Bags, counted, rarity, weighted
 from ranking import ranks_by_words, recall
 from torch import Tensor
 from torch.nn.functional import normalize
+from towers import Side, Towers, bags_of, batches
 from tqdm import tqdm
+from ways_picture import draw_ways
 
 from pairops.nn import InfoNCELoss, SigLIPLoss
 from pairops.retrieval import first_ranks
@@ -28,19 +30,20 @@ LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
     "info_nce": partial(InfoNCELoss, learn=["temperature"]),
     "siglip": partial(SigLIPLoss, learn=["scale", "bias"]),
 }
-WIDTH = 256
+# What InfoNCE may be told further. Functions of one name often do the same: `names` makes them no
+# negatives of one another.
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "all directions": {"directions": ("xy", "yx", "xx", "yy"), "partition": "joint"},
+    "false negatives": {"false_negatives": 0.1},
+    "names": {},
+}
+LOSSES |= {
+    name: partial(InfoNCELoss, learn=["temperature"], **given) for name, given in KEYWORDS.items()
+}
 LEARNING_RATE = 5e-3
 OWN_LEARNING_RATE = 1e-2  # of temperature, scale and bias
-THINNED = 0.5
 ASKED, SHOWN = 4, 3  # of what is printed: docstrings, and functions for each
-
-
-@dataclass
-class Side:
-    """N docstrings and their N codes, as bags of hashed words."""
-
-    docstrings: Bags
-    codes: Bags
+SEEDS = 3  # with --loss keywords
 
 
 @dataclass
@@ -61,54 +64,6 @@ class Run:
     before: Found
     after: Found
     nearest: Tensor  # (N, 3): the codes nearest to each docstring, best first
-
-
-class Towers(torch.nn.Module):
-    """Docstrings and code to WIDTH numbers each: the weighted sum of what their words stand for.
-
-    What a word stands for is the same on both sides: a word that no training pair holds still finds
-    itself. How much it says is learned for each side apart: `return` says much in a docstring.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = torch.nn.EmbeddingBag(BUCKETS, WIDTH, mode="sum", include_last_offset=True)
-        torch.nn.init.normal_(self.words.weight, std=WIDTH**-0.5)
-        self.docstring_gain = torch.nn.Parameter(torch.zeros(BUCKETS))
-        self.code_gain = torch.nn.Parameter(torch.zeros(BUCKETS))
-
-    def embed(self, bags: Bags, gain: Tensor) -> Tensor:
-        # Not gain[bags.entries]: of that, torch adds the gradients in any order.
-        weights = bags.weights * gain.index_select(0, bags.entries).exp()
-        return self.words(bags.entries, bags.ends, per_sample_weights=weights)
-
-    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
-        docstrings = self.embed(side.docstrings, self.docstring_gain)
-        return docstrings, self.embed(side.codes, self.code_gain)
-
-
-def bags_of(training: Sequence[Pair], test: Sequence[Pair]) -> tuple[Side, Side]:
-    """Hashed and weighted; how rare a word is, the training pairs say."""
-    sides = [
-        Side(counted([pair.docstring for pair in half]), counted([pair.code for pair in half]))
-        for half in (training, test)
-    ]
-    rare = rarity(sides[0].docstrings, sides[0].codes)
-    first, second = (Side(weighted(s.docstrings, rare), weighted(s.codes, rare)) for s in sides)
-    return first, second
-
-
-def batches(side: Side, size: int) -> Iterator[Side]:
-    """Random batches without end, no pair twice before all the others.
-
-    Of every bag a random half is left out, or millions of numbers learn some ten thousand pairs by
-    heart: no pair can then be known by one rare word.
-    """
-    while True:
-        for rows in torch.randperm(len(side.codes)).split(size):
-            if len(rows) == size:
-                halves = (b.chosen(rows).thinned(THINNED) for b in (side.docstrings, side.codes))
-                yield Side(*halves)
 
 
 def found_by(docstrings: Tensor, codes: Tensor) -> Found:
@@ -132,8 +87,8 @@ def nearest(docstrings: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([block.topk(min(SHOWN, len(codes))).indices for block in blocks])
 
 
-def fit(training: Side, test: Side, loss_name: str, options: argparse.Namespace) -> Run:
-    torch.manual_seed(options.seed)
+def fit(training: Side, test: Side, loss_name: str, seed: int, options: argparse.Namespace) -> Run:
+    torch.manual_seed(seed)
     towers, objective = Towers(), LOSSES[loss_name]()
     optimizer = torch.optim.Adam(
         [
@@ -159,13 +114,16 @@ def fit(training: Side, test: Side, loss_name: str, options: argparse.Namespace)
     for _ in progress:
         begin = time.perf_counter()
         optimizer.zero_grad()
-        docstrings, codes = towers(next(source))
+        batch = next(source)
+        docstrings, codes = towers(batch)
         # The loss ends where its gradient, both at once, arrives at the embeddings.
         loss_begin = time.perf_counter()
         docstrings.register_hook(
             lambda _, begin=loss_begin: loss_seconds.append(time.perf_counter() - begin)
         )
-        loss = objective(docstrings, codes)
+        loss = objective(
+            docstrings, codes, **({"ids": batch.names} if loss_name == "names" else {})
+        )
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -209,6 +167,23 @@ def table(found: dict[str, Found], runs: dict[str, Run], options: argparse.Names
     return "\n".join(lines)
 
 
+def compare(training: Side, test: Side, options: argparse.Namespace) -> None:
+    """Train with InfoNCE and each of its keywords from SEEDS seeds; print and draw the recalls."""
+    found: dict[str, list[float]] = {}
+    for name in ("info_nce", *KEYWORDS):
+        for seed in range(options.seed, options.seed + SEEDS):
+            run = fit(training, test, name, seed, options)
+            found.setdefault(name, []).append(recall(run.after.codes, 1))
+    lines = [f"{'':<22}{'recall@1':>12}{'lowest':>12}{'highest':>12}"]
+    for name, values in found.items():
+        numbers = (statistics.mean(values), min(values), max(values))
+        lines.append(f"{name:<22}" + "".join(f"{number:>12.4f}" for number in numbers))
+    print("\n".join(lines))
+    title = f"Docstrings that find their code first, of {len(test.codes):,}, {SEEDS} seeds"
+    draw_ways(options.output, title, found)
+    print(f"\npicture: {options.output}")
+
+
 def questions(test: Sequence[Pair], run: Run) -> str:
     """A few docstrings of the test, and the functions that were found for them."""
     lines = []
@@ -225,7 +200,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--loss", choices=(*LOSSES, "both"), default="both", help="to train with")
+    parser.add_argument(
+        "--loss",
+        choices=(*LOSSES, "both", "keywords"),
+        default="both",
+        help="to train with; both: info_nce and siglip; keywords: info_nce alone, and with each of "
+        f"{', '.join(KEYWORDS)}, from three seeds",
+    )
     parser.add_argument("--steps", type=int, default=200, help="steps of training with each loss")
     parser.add_argument("--seconds", type=float, default=75, help="stop each earlier, after these")
     parser.add_argument("--batch", type=int, default=2048, help="pairs a step")
@@ -265,8 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     print(f"{len(training):,} pairs for training, {len(test):,} for the test")
     training_side, test_side = bags_of(training, test)
-    names = tuple(LOSSES) if options.loss == "both" else (options.loss,)
-    runs = {name: fit(training_side, test_side, name, options) for name in names}
+    if options.loss == "keywords":
+        compare(training_side, test_side, options)
+        return
+    names = ("info_nce", "siglip") if options.loss == "both" else (options.loss,)
+    runs = {name: fit(training_side, test_side, name, options.seed, options) for name in names}
 
     found = {"shared words (TF-IDF)": found_by_words(test_side)}
     found["before training"] = runs[names[0]].before

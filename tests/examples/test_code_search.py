@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ def ranks() -> ModuleType:
 @pytest.fixture
 def train_code_search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("train_code_search")
-    monkeypatch.setattr(module, "WIDTH", 32)  # of a table of 2 ** 16 rows
+    monkeypatch.setattr(
+        importlib.import_module("towers"), "WIDTH", 32
+    )  # of a table of 2 ** 16 rows
     return module
 
 
@@ -193,7 +196,7 @@ def test_training_finds_what_no_shared_word_would(
     assert len(test) >= 5
     options = train_code_search.parse(["--batch", "16", "--steps", "25"])
     sides = train_code_search.bags_of(training, test)
-    run = train_code_search.fit(*sides, loss, options)
+    run = train_code_search.fit(*sides, loss, options.seed, options)
     assert len(run.curve) == 25
     assert sum(run.curve[-5:]) < 0.8 * sum(run.curve[:5])
     mean_rank = run.after.codes.double().mean()
@@ -241,3 +244,72 @@ def test_bad_options_are_refused(
 def test_too_few_pairs_are_refused(train_code_search: ModuleType, package: Path) -> None:
     with pytest.raises(SystemExit, match=r"--batch is 2,048, and .* lower --batch"):
         train_code_search.main(["--folders", str(package)])
+
+
+def test_keywords_of_info_nce_are_compared(
+    train_code_search: ModuleType,
+    package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "keywords.png"
+    arguments = ["--folders", str(package), "--batch", "16", "--steps", "2", "--loss", "keywords"]
+    train_code_search.main([*arguments, "--output", str(output)])
+    printed = capsys.readouterr().out
+    for name in ("info_nce", "all directions", "false negatives", "names"):
+        assert name in printed
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def shared_identifiers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = importlib.import_module("train_shared_identifiers")
+    monkeypatch.setattr(module, "WIDTH", 32)
+    monkeypatch.setattr(module, "LEAST", 2)
+    monkeypatch.setattr(module, "MOST_SHARE", 0.5)
+    return module
+
+
+def test_labels_are_the_rarest_identifiers_that_several_functions_use(
+    shared_identifiers: ModuleType, docstrings: ModuleType
+) -> None:
+    def pair(code: str) -> Any:
+        return docstrings.Pair("", code, "", "", 0)
+
+    training = [
+        pair("read(name, rare)"),
+        pair("read(name, rare)"),
+        pair("read(name)"),
+        pair("read"),
+    ]
+    training += [pair("self")] * 4
+    mine, theirs, used = shared_identifiers.labels_of(training, [pair("rare(name, unknown)")])
+    assert used.tolist() == [2, 3, 4, 4]  # rare, name, read, self
+    assert mine[:4].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    assert theirs.int().tolist() == [[1, 1, 0, 0]]
+    assert shared_identifiers.rarest(mine[:4]).tolist() == [0, 0, 1, 2]
+
+
+def test_the_gain_is_that_of_the_best_order_at_most(
+    shared_identifiers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = torch.eye(4, dtype=torch.bool).repeat_interleave(3, 0)
+    assert shared_identifiers.gains(labels.float(), labels).tolist() == [1.0] * 12
+    monkeypatch.setattr(shared_identifiers, "NEAREST", 1)
+    of_another_label = torch.eye(6).repeat(2, 1)  # row 0 is nearest to row 6
+    assert shared_identifiers.gains(of_another_label, labels).tolist() == [0.0] * 12
+
+
+def test_several_labels_are_learned(
+    shared_identifiers: ModuleType,
+    package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "shared.png"
+    arguments = ["--folders", str(package), "--batch", "16", "--steps", "20", "--seeds", "1"]
+    shared_identifiers.main([*arguments, "--output", str(output)])
+    printed = capsys.readouterr().out
+    found = {line[:24].strip(): line[24:].split() for line in printed.splitlines() if line[24:]}
+    assert float(found["several labels"][0]) > 1.5 * float(found["by chance"][0])
+    assert output.read_bytes().startswith(b"\x89PNG")
