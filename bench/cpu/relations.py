@@ -1,5 +1,5 @@
 """What pairs cost that are not told apart by one label: positives by a list or within a width of a
-number; negatives that a second product, `between(u, v)`, leaves out."""
+number; negatives that a second product, `between(u, v)`, leaves out; keywords of InfoNCE."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "nt_xent": pairops.nt_xent_loss,
 }
 GUIDED = "guided"  # one-way InfoNCE without what a guide rates above a bar, beside all of it
+KEYWORDS = "keywords"  # one-way InfoNCE with what it may be told, beside all of it
+FAMILIES = [*LOSSES, GUIDED, KEYWORDS]
 SCALE = 14.0
 
 
@@ -78,6 +80,27 @@ def steps_of(options: argparse.Namespace, loss: str) -> dict[str, Step]:
                 lambda: info_nce(pairops.between(u, v), SCALE, bar, function=functions.gated)
             ),
         }
+    if loss == KEYWORDS:
+        own = torch.randn(options.n, 7, options.d, generator=random).requires_grad_()
+        every = {"directions": ("xy", "yx", "xx", "yy"), "partition": "joint"}
+        told: dict[str, dict[str, Any]] = {
+            "plain": {"symmetric": False},
+            "mask": {"symmetric": False, "false_negatives": 0.1},
+            "own negatives": {"symmetric": False, "own_negatives": own},
+            "all directions": {**every, "false_negatives": 0.1},
+        }
+
+        def keyword(given: dict[str, Any]) -> Step:
+            learned = (*leaves, own) if "own_negatives" in given else leaves
+
+            def run() -> Tensor:
+                with pairops.engine("cpu"):
+                    value = pairops.info_nce_loss(x, y, **given)
+                    return torch.cat([z.flatten() for z in torch.autograd.grad(value, learned)])
+
+            return run
+
+        return {name: keyword(given) for name, given in told.items()}
     ways = relations(options.n, options.m, options.per_class, options.listed)
 
     def by(labels: Tensor | None, **given: Any) -> Tensor:
@@ -109,7 +132,7 @@ def measure(options: argparse.Namespace, loss: str) -> list[dict[str, Any]]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--loss", nargs="+", choices=[*LOSSES, GUIDED], default=[*LOSSES, GUIDED])
+    add("--loss", nargs="+", choices=FAMILIES, default=FAMILIES)
     add("--n", type=at_least(1), default=4096, help="anchors")
     add("--m", type=at_least(1), default=16384, help="references")
     add("--d", type=at_least(1), default=128)

@@ -253,10 +253,12 @@ def test_mined(bench, capsys):
 @needs_native
 def test_relations(bench, capsys):
     sizes = ["--n", "60", "--m", "90", "--d", "8", "--listed", "40", "--repeats", "2"]
-    record = bench("relations-cpu", "relations", "--loss", "ms", "guided", *sizes)
+    record = bench("relations-cpu", "relations", "--loss", "ms", "guided", "keywords", *sizes)
     ways = [(row["loss"], row["way"], row["beside"]) for row in record["rows"]]
     assert ways == [
-        ("ms", "list", "labels"), ("ms", "width", "labels"), ("guided", "gated", "plain")
+        ("ms", "list", "labels"), ("ms", "width", "labels"), ("guided", "gated", "plain"),
+        ("keywords", "mask", "plain"), ("keywords", "own negatives", "plain"),
+        ("keywords", "all directions", "plain"),
     ]  # fmt: skip
     assert all(row["ratio"] > 0 for row in record["rows"])
     assert "M=90, D=8" in capsys.readouterr().out

@@ -19,6 +19,12 @@ def step(n, kind):
     start = forget_peak()
     if kind == "info_nce_loss":
         value = pairops.info_nce_loss(x, x.roll(1, 0))
+    elif kind == "all directions":
+        ids = torch.arange(n) // 2
+        value = pairops.info_nce_loss(
+            x, x.detach().roll(1, 0), directions=("xy", "yx", "xx", "yy"), partition="joint",
+            false_negatives=0.1, ids=ids, own_negatives=x.detach()[:, None],
+        )
     elif kind == "list":
         rows, cols = torch.randint(0, n, (2, 20000))
         value = pairops.ms_loss(x, None, positives=(rows, cols), exclude_self=False)
@@ -74,6 +80,11 @@ def growth(n: int, kind: str, engine: str = "blockwise") -> float:
 def test_a_large_batch_on_blockwise(loss: str) -> None:
     """N = 8,192: one fp32 matrix would take 256 MiB."""
     assert growth(8192, loss) <= 100
+
+
+def test_info_nce_in_all_directions() -> None:
+    """With a mask, names and own negatives: N = 8,192, where each matrix would take 256 MiB."""
+    assert growth(8192, "all directions", "cpu") <= 40
 
 
 @pytest.mark.parametrize("loss", exhaustive_but(LOSSES, lambda name: name == "ms_loss"))
