@@ -41,6 +41,8 @@ REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
 SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
+DIRECTIONS = "pairops/losses/directions.py"
+HARD_NEGATIVE = "pairops/losses/hard_negative.py"
 HYDRA = "pairops/losses/hydra.py"
 HASHING = "pairops/losses/hashing.py"
 SEVERAL_LABELS = "pairops/losses/several_labels.py"
@@ -66,6 +68,8 @@ OF_POSITIVE_ROWS = "tests/ops/row_stats/test_positive_rows.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
 OF_LISTS = "tests/ops/pairs/test_lists.py"
 OF_SHARED_LABELS = "tests/ops/pairs/test_shared_labels.py"
+OF_INFO_NCE = "tests/losses/test_info_nce.py"
+OF_HARD_NEGATIVES = "tests/losses/test_hard_negative.py"
 OF_WIDTHS = "tests/ops/pairs/test_widths.py"
 OF_EARLIER = "tests/ops/row_stats/test_earlier_terms.py"
 OF_SAVED = "tests/ops/engines/cpu/test_saved_similarities.py"
@@ -512,6 +516,23 @@ MUTANTS = [
         "tl.where(visit < first, visit, visit + width)",
         "tl.where(visit <= first, visit, visit + width)",
         (OF_TRITON,),
+    ),
+    Mutant(
+        "a mask drops what is as near as the positive", DIRECTIONS,
+        "self.bound = torch.nextafter(highest, torch.full_like(highest, torch.inf))",
+        "self.bound = highest",
+        (OF_INFO_NCE,),
+    ),
+    Mutant(
+        "log q is that of negatives alone", DIRECTIONS,
+        "return self.positive - self.log_q[: len(self.x)]", "return self.positive",
+        (OF_INFO_NCE,),
+    ),
+    Mutant(
+        "hardness has a gradient", HARD_NEGATIVE,
+        "torch.where(held == -torch.inf, 0.0, share * (log_sum - held))",
+        "torch.where(held == -torch.inf, 0.0, log_sum - held)",
+        (OF_HARD_NEGATIVES,),
     ),
     # Losses of two classes for each anchor, of label vectors, of several labels.
     Mutant(
