@@ -20,7 +20,7 @@ from ways_picture import draw_ways
 from pairops import supcon_loss
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
-LEAST, MOST_SHARE = 8, 0.005  # functions of the training that use an identifier which is a label
+LEAST, MOST_SHARE = 40, 0.005  # functions of the training that use an identifier which is a label
 LABELS = 6  # of a function at most, the rarest: `self` says nothing
 WIDTH = 128
 LEARNING_RATE = 5e-3
@@ -51,7 +51,7 @@ def rarest(labels: Tensor) -> Tensor:
 
 def drawn(labels: Tensor) -> Tensor:
     """(N,): one of the labels of each row, by chance."""
-    return (labels * torch.rand(labels.shape)).argmax(1)
+    return torch.multinomial(labels.float(), 1)[:, 0]
 
 
 Way = Callable[[Tensor, Tensor], Tensor]
@@ -110,7 +110,9 @@ def train(bags: Bags, labels: Tensor, way: Way, seed: int, options: argparse.Nam
     for _ in tqdm(range(options.steps), unit="step", leave=False):
         rows = torch.randperm(len(labels))[: options.batch]
         optimizer.zero_grad()
-        way(texts(bags.chosen(rows).thinned(THINNED)), labels[rows]).backward()
+        here = labels[rows]
+        here = here[:, here.any(0)]  # of thousands a batch has some hundreds
+        way(texts(bags.chosen(rows).thinned(THINNED)), here).backward()
         optimizer.step()
         schedule.step()
     return texts.eval()

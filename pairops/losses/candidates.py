@@ -72,7 +72,7 @@ class Candidates:
             _names(ids, ref_ids, x, y),
             _guide(guide, guide_margin, guide_relative, x, y),
             None if log_q is None else _log_q(log_q, y),
-            None if own_negatives is None else _own_negatives(own_negatives, x, ways),
+            None if own_negatives is None else _negatives_of_rows(own_negatives, x, ways),
             _queue(queue, queue_only, x, ways),
             queue_only,
         )
@@ -121,13 +121,13 @@ def _guide(
             raise ValueError(
                 f"guide[{k}] has {len(embeddings)} rows; it must have {len(like)}, as {name} has"
             )
-        wide = embeddings.detach().to(like.device, at_least_float32(like[:0]).dtype)
-        units.append(torch.nn.functional.normalize(wide))
+        constant = embeddings.detach().to(like.device, at_least_float32(like[:0]).dtype)
+        units.append(torch.nn.functional.normalize(constant))
     u, v = units
     if u.shape[1] != v.shape[1]:
         raise ValueError(f"guide[1] has E {v.shape[1]}; it must be {u.shape[1]} as in guide[0]")
-    own = (u * v[: len(u)]).sum(1)
-    return u, v, own - (own.abs() if relative else 1.0) * margin
+    rated = (u * v[: len(u)]).sum(1)
+    return u, v, rated - (rated.abs() if relative else 1.0) * margin
 
 
 def _log_q(log_q: Tensor, y: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _log_q(log_q: Tensor, y: Tensor) -> Tensor:
     return log_q.detach().to(y.device)
 
 
-def _own_negatives(given: Tensor, x: Tensor, ways: Sequence[str]) -> Tensor:
+def _negatives_of_rows(given: Tensor, x: Tensor, ways: Sequence[str]) -> Tensor:
     check_real("own_negatives", given)
     if given.ndim != 3 or len(given) != len(x) or given.shape[2] != x.shape[1]:
         raise ValueError(
@@ -171,9 +171,9 @@ def checked_directions(given: Any) -> tuple[Direction, ...]:
     ways = tuple(given) if isinstance(given, (list, tuple)) else ()
     if not ways or len(set(ways)) < len(ways) or not set(ways) <= set(WAYS):
         names = ", ".join(map(repr, WAYS))
-        told = list(given) if isinstance(given, (list, tuple)) else shown(given)
+        value = list(given) if isinstance(given, (list, tuple)) else shown(given)
         raise ValueError(
-            f"directions is {told}; it must name one or more of {names}, each once, as in "
+            f"directions is {value}; it must name one or more of {names}, each once, as in "
             "('xy', 'yx')"
         )
     return ways

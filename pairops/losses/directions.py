@@ -103,7 +103,7 @@ class Directions:
         found |= {way: self._within(way) for way in ways if way in ("xx", "yy")}
         further = []
         if given.own_negatives is not None:
-            further.append(self._own(at_least_float32(given.own_negatives)))
+            further.append(self._of_each(at_least_float32(given.own_negatives)))
         if given.queue is not None:
             further.append(self._queue(at_least_float32(given.queue.detach())))
         for more in further:
@@ -157,7 +157,7 @@ class Directions:
         found = row_stats(self._related(way), *self._terms(way))
         return self._negatives(way, found, max(self.paired.batch["xy".index(way[1])] - 1, 0))
 
-    def _own(self, negatives: Tensor) -> Negatives:
+    def _of_each(self, negatives: Tensor) -> Negatives:
         """Return those of (N, K, D), K for each anchor alone."""
         n, k, d = negatives.shape
         index = torch.arange(n, device=self.x.device)
@@ -246,8 +246,10 @@ class Directions:
         else:
             terms = [lse(NEG, product, scale, bar, base, function=_gated_from, below=bound)]
         if self.counted:
-            terms.append(total(NEG, product, scale, bar, base, function=_kept_from, below=bound))
-            terms.append(total(NEG, product, bar, function=_kept, below=bound))
+            terms.append(
+                total(NEG, product, scale, bar, base, function=_selected_from, below=bound)
+            )
+            terms.append(total(NEG, product, bar, function=_selected, below=bound))
         return terms
 
     def _negatives(self, way: str, found: Iterable[Tensor], nominal: int) -> Negatives:
@@ -286,16 +288,37 @@ def _gated_from_value(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
     return gated.value(s - base, t, scale, bar)
 
 
-def _kept_from_value(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
+def _gated_from_slopes(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
+    by_s, by_t, by_scale, by_bar = gated.slopes(s - base, t, scale, bar)  # type: ignore[misc]
+    return by_s, by_t, by_scale, by_bar, -by_s
+
+
+def _selected_from_value(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
     """scale · (s − base) where t ≤ bar, else 0"""
-    return torch.where(t <= bar, scale * (s - base), 0.0 * (t - bar))
+    return _selected_value(s, t, bar) * (scale * (s - base))  # type: ignore[no-untyped-call]
 
 
-def _kept_value(s, t, bar):  # type: ignore[no-untyped-def]
+def _selected_from_slopes(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
+    selected = _selected_value(s, t, bar)  # type: ignore[no-untyped-call]
+    return (
+        selected * scale,
+        0.0 * selected,
+        selected * (s - base),
+        0.0 * selected,
+        -selected * scale,
+    )
+
+
+def _selected_value(s, t, bar):  # type: ignore[no-untyped-def]
     """1 where t ≤ bar, else 0"""
-    return torch.where(t <= bar, 1.0, 0.0) + 0.0 * (s + t)
+    return (t <= bar) + 0.0 * (s + t)  # NaN for NaN: a bare comparison would hide it
 
 
-_gated_from = Function(_gated_from_value, name="gated_from")
-_kept_from = Function(_kept_from_value, name="kept_from")
-_kept = Function(_kept_value, name="kept")
+def _selected_slopes(s, t, bar):  # type: ignore[no-untyped-def]
+    flat = 0.0 * _selected_value(s, t, bar)  # type: ignore[no-untyped-call]
+    return flat, flat, flat
+
+
+_gated_from = Function(_gated_from_value, _gated_from_slopes, "gated_from")
+_selected_from = Function(_selected_from_value, _selected_from_slopes, "selected_from", finite=True)
+_selected = Function(_selected_value, _selected_slopes, "selected", finite=True)

@@ -103,9 +103,10 @@ def info_nce_loss(
         ways = directions if directions is _BOTH else checked_directions(directions)
     if (
         own_negatives is None and false_negatives is None and ids is None and ref_ids is None
-        and log_q is None and guide is None and guide_margin == 0.0 and not guide_relative
-        and queue is None and label_smoothing == 0.0 and queue_only is False
-        and partition == "separate" and ways in (_BOTH, _BOTH[:1])
+        and log_q is None and guide is None and guide_relative is False and queue is None
+        and queue_only is False and type(guide_margin) is float and guide_margin == 0.0
+        and type(label_smoothing) is float and label_smoothing == 0.0
+        and type(partition) is str and partition == "separate" and ways in (_BOTH, _BOTH[:1])
     ):  # fmt: skip
         objective = paired(x, y, common)
         terms: list[tuple[Term, ...]] = [self_and_others(scale)]

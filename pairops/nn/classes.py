@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pairops.ops.pairs.signatures import arguments, documented
+from pairops.ops.pairs.signatures import arguments, documented, wrapped
 from pairops.ops.terms.checks import count
 
 from .module import LossModule, check_arguments
@@ -180,5 +180,5 @@ def _documented(
         for key, entry in arguments(text, section).items()
         if parameters[key].kind is inspect.Parameter.KEYWORD_ONLY
     }
-    lines = [f"    {key}: {entry}" for key, entry in entries.items()]
+    lines = [f"    {wrapped(f'{key}: {entry}')}" for key, entry in entries.items()]
     return documented("\n".join([head, "", "Args:", *lines]), keywords, common)

@@ -28,10 +28,16 @@ def _loss(name: str, x: Tensor, keyword: str, value: object) -> Any:
     if keyword in required:  # `call` gives these
         labels = smooth(len(x), x.shape[1])
         return getattr(pairops, name)(x, labels, **{**required, keyword: value})
-    return call(name, x, **{keyword: value})
+    guide = {"guide": (x, x.flip(0))} if keyword == "guide_margin" else {}
+    return call(name, x, **guide, **{keyword: value})
 
 
-PLAIN = ("smoothing", "width")  # numbers that the host has to know
+PLAIN = (
+    "smoothing",
+    "label_smoothing",
+    "guide_margin",
+    "width",
+)  # numbers that the host has to know
 
 
 def test_there_are_numbers() -> None:
@@ -51,7 +57,7 @@ def test_every_kind_of_number_is_the_number(name: str, keyword: str) -> None:
     kinds = [numpy.float32, numpy.float64, numpy.float16, numpy.array, lambda v: numpy.array([v])]
     for kind in kinds:
         assert torch.equal(value(kind(0.5)), expected)
-    if keyword != "smoothing":
+    if keyword not in ("smoothing", "label_smoothing", "debias"):
         assert torch.equal(value(numpy.int64(1)), value(1))
     for wrong in (numpy.bool_(True), numpy.array([0.5, 0.5]), "0.5", True):
         with pytest.raises((TypeError, ValueError), match=f"{keyword} is "):

@@ -71,7 +71,7 @@ def hard_negative_info_nce_loss(
             number = counts.sum(1)
             c = own.detach()[:, None]
             hardest = summed((1 + beta) * kappa * (s - c)) / summed(beta * kappa * (s - c)).clamp(
-                min=1e-300
+                min=torch.finfo(s.dtype).tiny
             )
             most = kappa * (own - own.detach())
             ratio = (number * hardest - debias * number * torch.exp(most)) / (1 - debias)

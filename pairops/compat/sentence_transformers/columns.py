@@ -78,8 +78,10 @@ class _OfColumns(LossModule):
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False
     ) -> Value:
-        """Return the loss of embeddings; MatryoshkaLoss puts a function in its place that calls it
-        with the first dimensions of them, once for each number of dimensions.
+        """Return the loss of embeddings.
+
+        MatryoshkaLoss puts a function in its place, which calls it with the first dimensions of
+        them, once for each number of dimensions.
 
         Args:
             reps: the embeddings of every column, in pieces.
@@ -106,7 +108,15 @@ class _OfColumns(LossModule):
         return [p for p in self.parameters() if id(p) not in of_model]
 
     def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
-        """Return the loss of the embeddings of every column."""
+        """Return the loss of the embeddings of every column.
+
+        Args:
+            columns: (N, D) embeddings of each column.
+            labels: as in `forward`.
+
+        Returns:
+            What the loss returns.
+        """
         raise NotImplementedError
 
     def _value(self, columns: list[Features], labels: Any) -> Value:
@@ -208,7 +218,15 @@ class PairedLoss(_OfColumns):
         return self._value(columns, None)
 
     def of_columns(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
-        """Return the loss of the embeddings of every column."""
+        """Return the loss of the embeddings of every column.
+
+        Args:
+            columns: (N, D) embeddings of each column.
+            labels: as in `forward`.
+
+        Returns:
+            What the loss returns.
+        """
         x, *others = columns
         return self.of(x, torch.cat(others))
 
@@ -247,7 +265,15 @@ class LabelledLoss(_OfColumns):
         return self._value(columns, labels)
 
     def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
-        """Return the loss of the embeddings of the one column."""
+        """Return the loss of the embeddings of the one column.
+
+        Args:
+            columns: (N, D) embeddings of each column.
+            labels: as in `forward`.
+
+        Returns:
+            What the loss returns.
+        """
         return self.of(columns[0], labels)
 
 

@@ -103,7 +103,15 @@ class MultipleNegativesRankingLoss(PairedLoss):
         super().__init__(model, function, group=group, mini_batch_size=mini_batch_size, **given)
 
     def of_columns(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
-        """Return the loss of the embeddings of every column."""
+        """Return the loss of the embeddings of every column.
+
+        Args:
+            columns: (N, D) embeddings of each column.
+            labels: as in `forward`.
+
+        Returns:
+            What the loss returns.
+        """
         x, *docs = columns
         further: dict[str, Any] = {}
         if len(docs) > 1:

@@ -101,10 +101,10 @@ def documented(text: str, shared: Mapping[str, str], common: Mapping[str, str]) 
     """Add the shared keywords, and the sections of `common` that the text lacks."""
     found = sections(text)
     if shared:
-        entries = [f"    {_wrapped(f'{name}: {entry}')}" for name, entry in shared.items()]
+        entries = [f"    {wrapped(f'{name}: {entry}')}" for name, entry in shared.items()]
         found["Keyword Args"] = "\n".join(entries)
     for name, body in common.items():
-        found.setdefault(name, f"    {_wrapped(body, 4)}")
+        found.setdefault(name, f"    {wrapped(body, 4)}")
     names = [name for name in _ORDER if name in found]
     names += [name for name in found if name not in _ORDER]
     return (
@@ -162,7 +162,7 @@ def _group(function: Callable[..., Any]) -> Any:
     return None
 
 
-def _wrapped(entry: str, hang: int = 8) -> str:
+def wrapped(entry: str, hang: int = 8) -> str:
     """Break an entry into lines of at most 100 characters; it stands four to the right."""
     return "\n".join(
         textwrap.wrap(

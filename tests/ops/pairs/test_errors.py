@@ -26,7 +26,12 @@ LABELLED: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
         r"x is torch.complex64; it must",
     ),
     "x has one axis": ((X[0], LABELS), {}, ValueError, r"x has shape \(4,\); it must be \(N, D\)"),
-    "x has three axes": ((X[None], LABELS), {}, ValueError, r"x has shape \(1, 6, 4\); it must"),
+    "x has four axes": (
+        (X[None, None], LABELS),
+        {},
+        ValueError,
+        r"x has shape \(1, 1, 6, 4\); it must",
+    ),
     "D is 0": ((X[:, :0], LABELS), {}, ValueError, r"x has shape \(6, 0\); D must be at least 1"),
     "labels is a list": (
         (X, [0] * 6),
