@@ -103,9 +103,9 @@ def estimate_memory(
 
     Raises:
         TypeError: the message names the argument, what it was and must be.
-        ValueError: likewise; or the answer lies in the labels: `triplet_loss` with
-            mining="semihard" or "all" and `lifted_structure_loss` with form="original" make a row
-            of every positive pair, O(K) for K of them.
+        ValueError: likewise; or the answer lies in the labels: `smooth_ap_loss`, `triplet_loss`
+            with mining="semihard" or "all" and `lifted_structure_loss` with form="original" make a
+            row of every positive pair, O(K) for K of them.
     """
     n = count("n", n, 0, _MOST)
     d = count("d", d, 1, _MOST)

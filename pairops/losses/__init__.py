@@ -16,8 +16,10 @@ from .multi_similarity import *
 from .neighbours import *
 from .objective.registration import LOSSES as LOSSES
 from .proxy import *
+from .ranking import *
 from .regression import *
 from .siglip import *
+from .soft_topk import *
 from .soft_triplet import *
 from .softmax import *
 from .triplet import *

@@ -16,9 +16,9 @@ _MOST = 2**31  # proxies, or features: their product is still a number
 
 # Words that are not written with one capital.
 _SPELT = {
-    "conr": "ConR", "ms": "MS", "mlcd": "MLCD", "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR",
-    "nt": "NT", "siglip": "SigLIP", "sms": "SMS", "supcon": "SupCon", "supremix": "SupReMix",
-    "tal": "TAL",
+    "ap": "AP", "conr": "ConR", "ms": "MS", "mlcd": "MLCD", "nca": "NCA", "nce": "NCE",
+    "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS", "supcon": "SupCon",
+    "supremix": "SupReMix", "tal": "TAL",
 }  # fmt: skip
 
 # pytorch-metric-learning has a class of this name with other defaults: who changed the import alone
@@ -27,6 +27,7 @@ _RENAMED = {
     "ContrastiveLoss": "ContrastivePairLoss",
     "LiftedStructureLoss": "LiftedStructurePairLoss",
     "MarginLoss": "MarginPairLoss",
+    "SmoothAPLoss": "SmoothAPPairLoss",
 }
 
 # The class to write for a class of pytorch-metric-learning, with that one's defaults.
@@ -47,6 +48,7 @@ ELSEWHERE = {
 # loss of an anchor is the same.
 _OTHER_REDUCTION = {
     "CircleLoss": "mean_nonzero",
+    "FastAPLoss": "mean_nonzero",
     "NCALoss": "mean_nonzero",
     "NTXentLoss": "mean_pairs",
     "ProxyNCALoss": "mean_nonzero",

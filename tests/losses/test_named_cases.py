@@ -17,6 +17,7 @@ from support.loss_comparison import case_for, check, compare, fits
 from support.loss_parameters import (  # fmt: skip
     AGAINST_PROXIES,
     LABELLED,
+    NOT_COMPILED,
     THOROUGH,
     TWO_SETS,
     is_first,
@@ -33,15 +34,13 @@ UNLIKE = (
 )  # fmt: skip
 
 
-# Of pair functions that are not compiled.
-UNCOMPILED = ("hashing_loss",)
 
 
 def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     """All, for three losses; for the rest the engines in torch, and once the compiled one."""
     if name in THOROUGH and is_first(name, params):
         return HERE
-    compiled = case in ("", "square") and name not in UNCOMPILED
+    compiled = case in ("", "square") and name not in NOT_COMPILED
     return [e for e in WIDE if e != "cpu" or compiled]
 
 

@@ -21,16 +21,8 @@ sets distance, normalize and dtype.
 """
 
 from oracle import (  # fmt: skip
-    codes,
-    gates,
-    hard_negative,
-    info_nce,
-    margins,
-    nearest,
-    proxies,
-    regression,
-    softmaxes,
-    two_sets,
+    codes, gates, hard_negative, info_nce, margins, nearest, proxies, ranking, regression,
+    softmaxes, two_sets,
 )
 from oracle.codes import *
 from oracle.gates import *
@@ -39,6 +31,7 @@ from oracle.info_nce import *
 from oracle.margins import *
 from oracle.nearest import *
 from oracle.proxies import *
+from oracle.ranking import *
 from oracle.regression import *
 from oracle.reported import Aux, aux
 from oracle.rows import closeness, reduce
@@ -47,7 +40,7 @@ from oracle.two_sets import *
 
 __all__ = ["Aux", "aux", "closeness", "reduce"]
 for _family in (
-    codes, gates, hard_negative, info_nce, margins, nearest, proxies, regression, softmaxes,
-    two_sets,
+    codes, gates, hard_negative, info_nce, margins, nearest, proxies, ranking, regression,
+    softmaxes, two_sets,
 ):  # fmt: skip
     __all__ += _family.__all__

@@ -51,6 +51,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlcd_loss": [{"scale": 4.0}],
     "proxy_anchor_loss": [{"alpha": 8.0, "margin": 0.3}],
     "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
+    "smooth_ap_loss": [{"temperature": 0.1}, {"distance": "l2", "temperature": 0.05}],
+    "fast_ap_loss": [{"bins": 4}],
+    "soft_topk_loss": [
+        {"k": 2, "alpha": 1.0, "temperature": 0.2},
+        {"distance": "sqeuclidean", "temperature": 0.2},
+    ],
     "uniformity_loss": [{"t": 5.0}, {"distance": "l2"}],
     "info_nce_loss": [
         {"temperature": 0.5},
@@ -85,6 +91,7 @@ def _takes(name: str, *parameters: str) -> bool:
     return set(parameters) <= set(inspect.signature(getattr(losses, name)).parameters)
 
 
+NOT_COMPILED = ["fast_ap_loss", "soft_topk_loss"]  # what asks for functions of its own
 ONE_SET = ["n_pair_loss"]  # what has no references
 AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [

@@ -5,7 +5,6 @@ row of x. So working memory does not grow with the number of picked rows, whiche
 the call. Terms of columns need all rows at once: then one block has all.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +20,8 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import levels
 
-# A block has as many rows as x, or so many if that is more: so few are not worth a start.
+# A block has an eighth as many rows as x, whose copies and gradients then take less than those of x,
+# or so many if that is more: so few are not worth a start.
 ROWS = 4096
 # A block repeats its anchors' lists: as many entries as there are rows, or so many.
 ENTRIES = 1 << 22
@@ -29,7 +29,7 @@ ENTRIES = 1 << 22
 
 def most(x: Tensor, count: int) -> tuple[int, int]:
     """Return how many rows a block has at most, of `count` picked from x, and entries of a list."""
-    return max(x.shape[0], ROWS), max(count, ENTRIES)
+    return max(x.shape[0] // 8, ROWS), max(count, ENTRIES)
 
 
 def prepare(engine: Engine, pairs: Pairs) -> list[Tensor]:
@@ -46,15 +46,17 @@ def forward(
         return levels.forward(engine, pairs, rows, cols)
     # An engine that torch differentiates holds all pairs at once, however few rows a block has.
     whole = bool(cols) or engine.backward is None
-    made = [
-        levels.forward(engine, block, terms, cols)
-        for _, _, block, terms in _blocks(pairs, rows, whole)
-    ]
-    statistics, arguments = (
-        [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*[one[k] for one in made], strict=True)]
-        for k in (0, 1)
-    )
-    return statistics, arguments, torch.cat([masks.flatten() for _, _, masks in made])
+    statistics: list[Tensor] = []
+    arguments: list[Tensor] = []
+    tile_masks: list[Tensor] = []
+    for first, _, block, terms in _blocks(pairs, rows, whole):
+        made = levels.forward(engine, block, terms, cols)
+        statistics, arguments = [
+            parts if whole else _written(results, parts, first, pairs.shape[0])
+            for results, parts in zip((statistics, arguments), made[:2], strict=True)
+        ]
+        tile_masks.append(made[2].flatten())
+    return statistics, arguments, torch.cat(tile_masks)
 
 
 def backward(
@@ -81,7 +83,7 @@ def backward(
     by_x = by_y = None
     if wanted.x:
         by_x = torch.zeros(pairs.x.shape, dtype=pairs.dtype, device=pairs.x.device)
-    by_term: list[dict[int, list[Tensor]]] = []
+    by_term: dict[int, list[Tensor]] = {k: [] for k in range(len(rows) + len(cols))}
     split, offset = len(rows), 0
     of_row_terms = sum(term.keeps_argument for term in rows)
     wanted = wanted._replace(rounded=False)  # it is rounded once, when all is added up
@@ -108,10 +110,12 @@ def backward(
                 block, terms, cols, values, attained, given, None, wanted, plan
             )
         if dx is not None and by_x is not None:
-            by_x = _added(by_x, add_rows(by_x, picked[here], dx))
+            by_x = _added_rows(by_x, picked[here], dx)
         by_y = dy if by_y is None or dy is None else _added(by_y, dy)
-        by_term.append(slopes)
-    return by_x, by_y, {k: _joined(term, k, by_term) for k, term in enumerate((*rows, *cols))}
+        for k, parts in slopes.items():
+            by_owner = [role == "owner" for role, _, grad in (*rows, *cols)[k].operands() if grad]
+            by_term[k] = _written(by_term[k], parts, first, pairs.shape[0], by_owner)
+    return by_x, by_y, by_term
 
 
 def _blocks(
@@ -147,11 +151,39 @@ def _added(total: Tensor, part: Tensor) -> Tensor:
     return total + part if torch.is_grad_enabled() else total.add_(part)
 
 
-def _joined(term: Term, k: int, by_term: Sequence[dict[int, list[Tensor]]]) -> list[Tensor]:
-    """Join the blocks' gradients by the tensors of term k, of which rows have one value each."""
-    by_owners = [role == "owner" for role, _, has_grad in term.operands() if has_grad]
-    parts = zip(*[slopes.get(k, ()) for slopes in by_term], strict=True)
-    return [
-        z[0] if len(z) == 1 else torch.cat(z) if by_owner else functools.reduce(torch.add, z)
-        for by_owner, z in zip(by_owners, parts, strict=False)
-    ]
+def _added_rows(total: Tensor, at: Tensor, rows: Tensor) -> Tensor:
+    """Return the sum with rows added by destination, as `add_rows` does; without grad mode it
+    overwrites `total`."""
+    if torch.is_grad_enabled():
+        return total + add_rows(total, at, rows)
+    if total.device.type == "cpu":
+        return total.index_add_(0, at, rows)
+    return total.index_put_((at,), rows, accumulate=True)
+
+
+def _written(
+    results: list[Tensor],
+    parts: Sequence[Tensor],
+    first: int,
+    count: int,
+    by_row: Sequence[bool] | None = None,
+) -> list[Tensor]:
+    """Return results of all rows with the parts of a block, whose first row is `first`, among them.
+
+    A part is written where it stands among `count` rows: if parts were kept, they would lie between
+    the large buffers of one block and the next, and freed memory would be of no use to these.
+
+    by_row: False for results that have no value for each row, whose parts are added up. None: all
+    have one.
+    """
+    written = []
+    for k, part in enumerate(parts):
+        if by_row is not None and not by_row[k]:
+            written.append(results[k] + part if results else part)
+        elif len(part) == count:
+            written.append(part)
+        else:
+            whole = results[k] if results else part.new_empty((count, *part.shape[1:]))
+            whole[first : first + len(part)] = part
+            written.append(whole)
+    return written

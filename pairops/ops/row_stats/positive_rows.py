@@ -28,8 +28,8 @@ class PositiveRows:
     each positive pair, and `rows.score` is an argument or a window of it: so each positive is
     compared with the anchor's other pairs. The rows are ordered by class, or by anchor.
 
-    The rows are an index into x, and as many as x has, or 4,096, are copied at a time: memory is
-    O((N + M) D + K), and so are gradients. Terms of columns and derivatives of gradients take
+    The rows are an index into x, and an eighth as many as x has, or 4,096, are copied at a time:
+    memory is O((N + M) D + K), and so are gradients. Terms of columns and derivatives of gradients take
     O(K D), as each rank of a group does for its rows. K depends on the labels, so the host waits
     for it on a GPU.
 
