@@ -148,6 +148,7 @@ def has_kinks(name: str, params: dict[str, Any]) -> bool:
         "tal_loss",
         "sms_loss",
         "hashing_loss",
+        "fast_ap_loss",
     )
 
 

@@ -5,7 +5,14 @@ from typing import Any
 
 from fuzz import batches
 from fuzz.batches import batch
-from support.loss_parameters import AGAINST_PROXIES, LABELLED, ONE_SET, TWO_SETS, parameters
+from support.loss_parameters import (  # fmt: skip
+    AGAINST_PROXIES,
+    LABELLED,
+    ONE_SET,
+    SIMILAR_ONLY,
+    TWO_SETS,
+    parameters,
+)
 
 IMPORTS = [
     "from fuzz.batches import centred, places",
@@ -31,7 +38,6 @@ NUMBERS = {
 }  # fmt: skip
 # The gradients of two calls are rounded before they are added: docs/numerics.md.
 TWICE_ROUNDED = {"nt_xent_loss", "decoupled_softmax_loss", "ms_loss", "sms_loss"}
-SIMILAR = ("circle_loss", "proxy_anchor_loss", "hydra_loss", "hashing_loss")
 WIDE = ["torch.float32", "torch.float64"]
 AVERAGED = {
     "contrastive_loss", "margin_loss", "binomial_deviance_loss", "nt_xent_loss",
@@ -41,7 +47,7 @@ AVERAGED = {
 
 def settings(random: Random, name: str) -> dict[str, Any]:
     params = dict(random.choice(parameters(name)))
-    only_similar = name in SIMILAR or "negatives" in params
+    only_similar = name in SIMILAR_ONLY or "negatives" in params
     if random.random() < 0.4:
         params.pop("normalize", None)
         params |= random.choice(DISTANCES[:2] if only_similar else DISTANCES)

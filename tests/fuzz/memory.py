@@ -50,7 +50,9 @@ def draw(random: Random) -> list[str]:
     name = random.choice([name for name in LABELLED if name not in ONE_SET])
     params, engine = random.choice(parameters(name)), random.choice(["auto", "blockwise"])
     n, d = random.choice([2000, 6000, 20000]), random.choice([8, 64, 512])
-    if name in ("nt_xent_loss", "decoupled_softmax_loss", "lifted_structure_loss", "triplet_loss"):
+    if name in ("nt_xent_loss", "decoupled_softmax_loss", "lifted_structure_loss", "triplet_loss",
+        "smooth_ap_loss",
+    ):  # fmt: skip
         n = 2000  # what looks at pairs or triplets one by one
     extras = [0, *sorted(random.choices([1, 2, 4, 6, 12, 20, 40], k=3))]
     return [*IMPORTS, f"starved({name!r}, {params}, {engine!r}, {n}, {d}, {extras}, 1)"]

@@ -56,7 +56,7 @@ def draw(random: Random) -> list[str]:
 def _value(random: Random, size: int) -> str:
     name = random.choice(every.__all__)
     params = dict(random.choice(loss_parameters.parameters(name)))
-    if random.random() < 0.3 and name not in ("circle_loss", "proxy_anchor_loss"):
+    if random.random() < 0.3 and name not in loss_parameters.SIMILAR_ONLY:
         params.pop("normalize", None)
         if "negatives" not in params:
             params |= random.choice(losses.DISTANCES)

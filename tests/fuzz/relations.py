@@ -15,7 +15,7 @@ from fuzz.batches import batch
 from fuzz.finding import Skipped
 from fuzz.formulas import unless_refused
 from pairops.ops.engines.blockwise import grid
-from support.loss_parameters import LABELLED, ONE_SET
+from support.loss_parameters import LABELLED, ONE_SET, SIMILAR_ONLY
 
 IMPORTS = [
     "from fuzz.batches import centred, places",
@@ -35,12 +35,12 @@ def draw(random: Random) -> list[str]:
     name = random.choice([name for name in LABELLED if name not in ONE_SET])
     params = losses.settings(random, name)
     way = random.choice(["equal_references", "order", "sizes", "tiles"])
-    if way == "equal_references" and name != "circle_loss" and "negatives" not in params:
+    if way == "equal_references" and name not in SIMILAR_ONLY and "negatives" not in params:
         params |= random.choice([{}, {"distance": "snr"}])  # whose two sides are not alike
     if way == "sizes":
         params.pop("distance", None)
         params.pop("normalize", None)
-        params["distance"] = "cosine" if name == "circle_loss" else random.choice(["cosine", "l2"])
+        params["distance"] = "cosine" if name in SIMILAR_ONLY else random.choice(["cosine", "l2"])
         if params.get("negatives") == "raw":
             params["distance"] = "cosine"
     made = batch(random, dtype="torch.float64", alone=True, plain=True, ties=False)

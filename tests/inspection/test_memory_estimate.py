@@ -207,8 +207,9 @@ def test_what_goes_on_around_it_is_no_matter() -> None:
         partial(losses.triplet_loss, mining="semihard"),
         partial(losses.triplet_loss, mining="all"),
         partial(losses.lifted_structure_loss, form="original"),
+        losses.smooth_ap_loss,
     ],
-    ids=["semihard", "all", "original"],
+    ids=["semihard", "all", "original", "smooth_ap"],
 )
 def test_what_depends_on_labels_is_said_to(loss: Any) -> None:
     with pytest.raises(ValueError, match="depends on the labels"):

@@ -14,7 +14,8 @@ import sys, torch, pairops
 from bench.memory.peak import forget_peak, peak_resident
 
 def step(n, kind):
-    x = torch.randn(n, 512 if kind == "positive rows" else 64, requires_grad=True)
+    d = {"positive rows": 512, "smooth_ap_loss": 128}.get(kind, 64)
+    x = torch.randn(n, d, requires_grad=True)
     labels = torch.arange(n) // (64 if kind == "positive rows" else 4)
     start = forget_peak()
     if kind == "info_nce_loss":
@@ -43,6 +44,8 @@ def step(n, kind):
             "neg", pairops.between(u, u.roll(1, 0)), 2.0, 0.5, function=pairops.functions.gated
         )
         value = pairops.row_stats(pairops.Pairs.of(x, labels), term)[0].mean()
+    elif kind == "smooth_ap_loss":
+        value = pairops.smooth_ap_loss(x, torch.randperm(n) // 8)
     else:
         value = getattr(pairops, kind.split()[0])(x, labels)
     if kind.endswith("penalty"):
@@ -107,6 +110,16 @@ def test_positive_rows_are_no_copies(engine: str, most: float) -> None:
     """K = 32,256 rows of 2 KiB: all copied, with gradients, took 196 MiB and 527 MiB; by blocks it
     is 44 MiB and 105 to 164 MiB, as torch's products have it."""
     assert growth(512, "positive rows", engine) <= most
+
+
+def test_smooth_ap_holds_neither_its_pairs_nor_its_rows() -> None:
+    """K = 28,672: one fp32 matrix of K rows would take 448 MiB, K rows of x with gradients 28 MiB.
+
+    At N = 16,384 (K = 114,688, where a square matrix is 1 GiB) it is 62 MiB and a gradient of 8.
+    """
+    n, d = 4096, 128
+    k = 7 * n
+    assert growth(n, "smooth_ap_loss", "cpu") < (64 * (n + k) + n * d * 4) / 2**20 + 64
 
 
 @exhaustive

@@ -18,6 +18,7 @@ from support.named_cases import smooth
 
 LAST_DISTANCES = {
     "circle_loss": "dot",  # of similarities alone
+    "fast_ap_loss": "dot",
     "proxy_anchor_loss": "dot",
     "hydra_loss": "cosine",
     "hashing_loss": "dot",

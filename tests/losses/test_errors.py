@@ -7,7 +7,7 @@ import torch
 
 import pairops
 from pairops import losses
-from support.loss_parameters import call, parameters
+from support.loss_parameters import SIMILAR_ONLY, call, parameters
 from support.named_cases import smooth
 
 X, Y, LABELS = smooth(6, 5), smooth(6, 5), torch.arange(6) // 2
@@ -25,6 +25,8 @@ SMS = {"relevance": TABLE, "x_classes": CLASSES, "y_classes": CLASSES}
         ("proxy_nca_loss", "scale"), ("info_nce_loss", "temperature"), ("tal_loss", "temperature"),
         ("decoupled_contrastive_loss", "temperature"), ("decoupled_contrastive_loss", "sigma"),
         ("multi_positive_loss", "temperature"), ("hydra_loss", "temperature"),
+        ("multi_positive_loss", "temperature"), ("smooth_ap_loss", "temperature"),
+        ("soft_topk_loss", "temperature"), ("soft_topk_loss", "alpha"),
     ],
 )  # fmt: skip
 def test_what_must_be_above_0(name: str, argument: str) -> None:
@@ -95,7 +97,7 @@ def test_a_variance_needs_two_features() -> None:
         pairops.contrastive_loss(X[:, :1], LABELS, distance="snr")
 
 
-@pytest.mark.parametrize("name", ["circle_loss", "proxy_anchor_loss", "hydra_loss", "hashing_loss"])
+@pytest.mark.parametrize("name", SIMILAR_ONLY)
 def test_what_compares_similarities_alone(name: str) -> None:
     with pytest.raises(ValueError, match=f"distance is 'l2'; {name} compares similarities"):
         call(name, X, distance="l2")

@@ -36,6 +36,8 @@ SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
 PML_TUPLES = "pairops/compat/pml/tuples.py"
 PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
+RANKS_OF_POSITIVES = "pairops/losses/ranking.py"
+SOFT_TOPK = "pairops/losses/soft_topk.py"
 REDUCTION = "pairops/losses/objective/reduction.py"
 REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
@@ -178,7 +180,13 @@ MUTANTS = [
     ),
     Mutant(
         "every block of picked rows adds its gradient to the rows of the first", PICKED_ROWS,
-        "add_rows(by_x, picked[here], dx)", "add_rows(by_x, picked[: last - first], dx)",
+        "_added_rows(by_x, picked[here], dx)", "_added_rows(by_x, picked[: last - first], dx)",
+        (OF_POSITIVE_ROWS,),
+    ),
+    Mutant(
+        "of picked rows every block's statistics are written where the first has its own",
+        PICKED_ROWS,
+        "whole[first : first + len(part)] = part", "whole[: len(part)] = part",
         (OF_POSITIVE_ROWS,),
     ),
     Mutant(
@@ -433,6 +441,26 @@ MUTANTS = [
         "highest(NEG, 1.0, -slack, function=affine, grad=False)",
         "highest(NEG, 1.0, slack, function=affine, grad=False)",
         (of_loss("ms_loss", "square"),),
+    ),
+    Mutant(
+        "a positive does not count in its own rank", RANKS_OF_POSITIVES,
+        "_share(others, among + 0.5)", "_share(others, among)",
+        (of_loss("smooth_ap_loss", "square"),),
+    ),
+    Mutant(
+        "a pair in a bin is drawn the wrong way", RANKS_OF_POSITIVES,
+        "slope * -scale * inside", "slope * scale * inside",
+        (of_loss("fast_ap_loss", "square"),),
+    ),
+    Mutant(
+        "a threshold has no gradient", SOFT_TOPK,
+        "(sums - sums.detach()) / slope", "(sums - sums).detach() / slope",
+        (of_loss("soft_topk_loss", "square"),),
+    ),
+    Mutant(
+        "a threshold has no second derivatives", SOFT_TOPK,
+        "for _ in range(2):", "for _ in range(1):",
+        ("tests/losses/test_ranking.py",),
     ),
     Mutant(
         "an average over pairs divides by the anchors that have some", REDUCTION,

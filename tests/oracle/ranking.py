@@ -9,10 +9,11 @@ __all__ = ["fast_ap_loss", "smooth_ap_loss", "soft_topk_loss"]
 
 
 def smooth_ap_loss(x, labels, *, temperature=0.01, include_self=False, **pairing) -> Tensor:
-    """Smooth-AP (Brown et al. 2020): 1 - mean_P (rank among P) / (rank among all).
+    """Smooth-AP (Brown et al. 2020): mean_P 1 - (rank among P) / (rank among all).
 
-    A positive's rank is 1 + the sum over the others of sigmoid((t - t_p) / temperature). 0 for an
-    anchor without positives. With `include_self` the anchor is one of P, as in the authors' code.
+    A positive's rank is 1 + the sum over the others of sigmoid((t - t_p) / temperature); the two
+    differ by the negatives. 0 for an anchor without positives. With `include_self` the anchor is
+    one of P, as in the authors' code.
     """
     if include_self:
         pairing["own"] = torch.full((len(x),), -1)
@@ -20,22 +21,22 @@ def smooth_ap_loss(x, labels, *, temperature=0.01, include_self=False, **pairing
     def anchor(pos: Tensor, neg: Tensor) -> Tensor:  # (P,), (N,)
         if not len(pos):
             return pos.new_zeros(())
-        everyone, precisions = torch.cat([pos, neg]), []
+        everyone, missed = torch.cat([pos, neg]), []
         for i, p in enumerate(pos):
             others = torch.arange(len(everyone), device=pos.device) != i
             before = torch.sigmoid((everyone - p) / temperature)
-            among = 1 + before[: len(pos)][others[: len(pos)]].sum()
-            precisions.append(among / (1 + before[others].sum()))
-        return 1 - torch.stack(precisions).mean()
+            missed.append(before[len(pos) :].sum() / (1 + before[others].sum()))
+        return torch.stack(missed).mean()
 
     return each_anchor(anchor, x, labels, **pairing)
 
 
 def fast_ap_loss(x, labels, *, bins=10, distance="cosine", **pairing) -> Tensor:
-    """FastAP (Cakir et al. 2019): 1/|P| sum_l h+_l (1 - H+_l / H_l), over histograms of 2 - 2t.
+    """FastAP (Cakir et al. 2019): 1/|P| sum_l h+_l (1 - H+_l / H_l) over histograms of 2 - 2t.
 
     A pair counts in the two nearest of the bins + 1 centres over [0, 4], by its distance from
-    each; H are cumulative. A dot product beyond -1 or 1 counts as -1 or 1. 0 for an anchor without positives.
+    each; H are cumulative. A dot product beyond -1 or 1 counts as -1 or 1. 0 for an anchor without
+    positives.
     """
     assert distance in SIMILARITIES, distance
 
@@ -45,14 +46,13 @@ def fast_ap_loss(x, labels, *, bins=10, distance="cosine", **pairing) -> Tensor:
         centres = torch.linspace(0, 4, bins + 1, dtype=torch.float64, device=pos.device)
         centres, width = centres.to(pos.dtype), 4 / bins
         h, others = (
-            hinge(1 - ((2 - 2 * t[:, None]).clamp(0, 4) - centres).abs() / width).sum(0)
+            hinge(1 - (within(2 - 2 * t, 0, 4)[:, None] - centres).abs() / width).sum(0)
             for t in (pos, neg)
         )
-        among = h.cumsum(0)
-        every = among + others.cumsum(0)
+        others = others.cumsum(0)
+        every = h.cumsum(0) + others
         found = ~(every <= 0)  # a NaN is seen
-        missed = 1 - among / every.masked_fill(~found, 1)
-        return (h * missed)[found].sum() / len(pos)
+        return (h * others / every.masked_fill(~found, 1))[found].sum() / len(pos)
 
     return each_anchor(anchor, x, labels, distance=distance, **pairing)
 
@@ -69,15 +69,36 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
         z = torch.cat([pos, neg]) / temperature
         if not len(pos) or len(z) <= k:
             return pos.new_zeros(())
-        fixed, steep = z.detach(), float(alpha)
+        fixed, steep = z.detach(), float(torch.as_tensor(alpha).detach())
         low, high = -fixed.max() - 40 / steep, -fixed.min() + 40 / steep
         for _ in range(100):
             b = (low + high) / 2
-            few = torch.sigmoid(steep * (fixed + b)).sum() < k
+            few = fewer_than(k, steep * (fixed + b))
             low, high = torch.where(few, b, low), torch.where(few, high, b)
         for _ in range(3):
             share = torch.sigmoid(alpha * (z + b))
-            b = b - (share.sum() - k) / (alpha * share * (1 - share)).sum()
+            slope = (alpha * share * (1 - share)).sum()
+            b = b - (share.sum() - k) / slope.clamp(min=torch.finfo(slope.dtype).tiny)
         return -torch.nn.functional.logsigmoid(alpha * (pos / temperature + b)).mean()
 
     return each_anchor(anchor, x, labels, **pairing)
+
+
+def within(z: Tensor, low: float, high: float) -> Tensor:
+    """Return z held between the two; a NaN keeps its slope, which clamp would make 0."""
+    return z.masked_fill(z < low, low).masked_fill(z > high, high)
+
+
+def fewer_than(k: int, z: Tensor) -> Tensor:
+    """Return whether sum sigmoid(z) < k.
+
+    Those above 0 are counted, and what they lack of 1 is compared with what the rest have, by its
+    logarithm: where k are far above 0 and the rest far below, both are next to nothing.
+    """
+    above = z > 0
+    lacking = torch.nn.functional.logsigmoid(-z[above]).logsumexp(0)
+    rest = torch.nn.functional.logsigmoid(z[~above]).logsumexp(0)
+    more = above.sum() - k
+    some = more.abs().to(z.dtype).log()
+    rest, lacking = (torch.logaddexp(rest, some), lacking) if more > 0 else (rest, lacking)
+    return rest < (torch.logaddexp(lacking, some) if more < 0 else lacking)

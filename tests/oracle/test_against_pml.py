@@ -93,6 +93,8 @@ LOSSES = {
         losses.NCALoss(8, **COSINE),
         call("nca", "mean_nonzero", scale=8, distance="cosine"),
     ),
+    "FastAP": (losses.FastAPLoss(), call("fast_ap", "mean_nonzero")),
+    "FastAP of 4 bins": (losses.FastAPLoss(4), call("fast_ap", "mean_nonzero", bins=4)),
     "MS": (ms(2, 50, 0.5), call("ms", epsilon=None)),
     "MS of L2": (
         ms(2, 5, 0.75, **L2),
@@ -119,6 +121,7 @@ MINED = {
 }
 # with references lifted takes the negatives of the anchor that has the number of the positive
 ALONE = {"n-pair", "n-pair of products", "lifted", "lifted of cosines"}
+ALONE |= {"FastAP", "FastAP of 4 bins"}  # which take no references
 
 
 def batch(same_set):
@@ -156,6 +159,17 @@ def test_with_their_miner(name, same_set):
         *inputs,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_smooth_ap(temperature, monkeypatch):
+    """Of as many classes as each has rows, which it takes for one another, and in float64."""
+    x, labels = sample(25)[0], torch.arange(25) // 5
+    monkeypatch.setattr(torch, "zeros", partial(torch.zeros, dtype=torch.float64))
+    theirs = losses.SmoothAPLoss(temperature)(x, labels)
+    monkeypatch.undo()
+    actual = call("smooth_ap", temperature=temperature, include_self=True)(x, labels)
+    agree(actual, theirs, x, atol=1e-10)
 
 
 @pytest.mark.parametrize("classes", [1, 10])

@@ -17,6 +17,10 @@ def log1pexp(*z):
     return math.log(1 + sum(math.exp(each) for each in z))
 
 
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z))
+
+
 def softmax_loss(temperature, matched, *others):
     z = [s / temperature for s in (matched, *others)]
     return math.log(sum(math.exp(each) for each in z)) - z[0]
@@ -47,6 +51,11 @@ BY_HAND = {
     "circle": [log1pexp(80 * 0.4 * -0.4), log1pexp(80 * 1.2 * 0.4), 0],
     "nt_xent": [log1pexp(-0.6 / 0.07), log1pexp(0.2 / 0.07), 0],
     "nca": [log1pexp(0.8 - 2), log1pexp(0.8 - 0.4), 0],
+    "smooth_ap": [1 - 1 / (1 + sigmoid(-3)), 1 - 1 / (1 + sigmoid(1)), 0],
+    # of anchor 1 the negative is in bin 1 and the positive in bin 2, of anchor 0 in 5 and 2
+    "fast_ap": [0, 1 - 1 / 2, 0],
+    # one of two references is above a threshold halfway between them
+    "soft_topk": [log1pexp(-4 * 0.3), log1pexp(4 * 0.1), 0],
     "mlcd": [
         log1pexp(0) + log1pexp(-64 * 0.6),
         log1pexp(64 * 0.8) + log1pexp(-64 * 0.6),

@@ -43,7 +43,7 @@ OF_ONE_SIDE = "ms_unmined contrastive contrastive_raw contrastive_l2 lifted bino
         (
             [3] * 4,
             None,
-            f"supcon {OF_ONE_SIDE}",
+            f"supcon soft_topk {OF_ONE_SIDE}",  # of three positives one is the nearest
         ),
         (
             [3, 4, 5],

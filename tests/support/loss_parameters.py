@@ -91,7 +91,11 @@ def _takes(name: str, *parameters: str) -> bool:
     return set(parameters) <= set(inspect.signature(getattr(losses, name)).parameters)
 
 
-NOT_COMPILED = ["fast_ap_loss", "soft_topk_loss"]  # what asks for functions of its own
+# What takes no distance.
+SIMILAR_ONLY = [
+    "circle_loss", "fast_ap_loss", "hashing_loss", "hydra_loss", "proxy_anchor_loss",
+]  # fmt: skip
+NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # what asks for functions of its own
 ONE_SET = ["n_pair_loss"]  # what has no references
 AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [

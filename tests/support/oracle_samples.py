@@ -25,6 +25,9 @@ LABELLED = {
     "nca": oracle.nca_loss,
     "nca_snr": partial(oracle.nca_loss, distance="snr"),
     "mlcd": oracle.mlcd_loss,
+    "smooth_ap": partial(oracle.smooth_ap_loss, temperature=0.2),
+    "fast_ap": oracle.fast_ap_loss,
+    "soft_topk": partial(oracle.soft_topk_loss, k=1, temperature=0.5),
 }
 
 

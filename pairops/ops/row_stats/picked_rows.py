@@ -20,8 +20,8 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import levels
 
-# A block has an eighth as many rows as x, whose copies and gradients then take less than those of x,
-# or so many if that is more: so few are not worth a start.
+# A block has an eighth as many rows as x, or so many if that is more: so few are not worth a start.
+# Their copies and gradients then take little beside those of x.
 ROWS = 4096
 # A block repeats its anchors' lists: as many entries as there are rows, or so many.
 ENTRIES = 1 << 22

@@ -29,9 +29,9 @@ class PositiveRows:
     compared with the anchor's other pairs. The rows are ordered by class, or by anchor.
 
     The rows are an index into x, and an eighth as many as x has, or 4,096, are copied at a time:
-    memory is O((N + M) D + K), and so are gradients. Terms of columns and derivatives of gradients take
-    O(K D), as each rank of a group does for its rows. K depends on the labels, so the host waits
-    for it on a GPU.
+    memory is O((N + M) D + K), and so are gradients. Terms of columns and derivatives of gradients
+    take O(K D), as each rank of a group does for its rows. K depends on the labels, so the host
+    waits for it on a GPU.
 
     Args:
         pairs: K rows and M columns: each row with the positives and negatives of its anchor. Its x
