@@ -103,7 +103,7 @@ def _threshold(
     base = low + (high - low) * (rest / (k + rest))
     stops = pairs.shards is None and pairs.x.device.type == "cpu"
     stops = stops and followed_by_autograd_alone(pairs.x, pairs.y)
-    enough = math.sqrt(torch.finfo(base.dtype).eps)
+    enough = math.sqrt(torch.finfo(base.dtype).eps) / 16
     for _ in range(_STEPS):
         terms = [total(ALL, scale, base, function=f) for f in (_below, _above, _slope, _count)]
         below, above, slope, near = row_stats(pairs, *terms)

@@ -57,6 +57,12 @@ def settings(random: Random, name: str) -> dict[str, Any]:
         if random.random() < 0.5 and isinstance(params[number], float):
             low, high = NUMBERS[number]
             params[number] = round(low * (high / low) ** random.random(), 4)
+    if name == "smooth_ap_loss":  # the rounding of a positive's own pair: docs/numerics.md
+        params["temperature"] = max(params.get("temperature", 0), 0.2)
+    if name == "soft_topk_loss":  # where references are far from a threshold: docs/numerics.md
+        params |= {"alpha": min(params.get("alpha", 2.0), 4.0), "temperature": 0.5}
+        if params.pop("normalize", None) is False or params.get("distance") in ("dot", "snr"):
+            params.pop("distance", None)
     if "temperature" not in params and name in ("supcon_loss", "info_nce_loss", "nt_xent_loss"):
         params["temperature"] = random.choice([0.5, 0.1, 0.02])
     return params

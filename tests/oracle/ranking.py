@@ -61,24 +61,25 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
     """Soft top-k (DEXML, Gupta et al. 2024): mean_P -log sigmoid(alpha (t / temperature + b)).
 
     b solves sum sigmoid(alpha (t / temperature + b)) = k, over all but self. It is found by
-    bisection, and Newton's steps from there give it its derivatives. 0 for an anchor without
-    positives, or with no more than k others.
+    bisection, and steps like Newton's from there give it its derivatives, the first two. 0 for an
+    anchor without positives, or with no more than k others.
     """
 
     def anchor(pos: Tensor, neg: Tensor) -> Tensor:  # (P,), (N,)
         z = torch.cat([pos, neg]) / temperature
         if not len(pos) or len(z) <= k:
             return pos.new_zeros(())
-        fixed, steep = z.detach(), float(torch.as_tensor(alpha).detach())
+        fixed, steep = z.detach(), alpha.item() if isinstance(alpha, Tensor) else alpha
         low, high = -fixed.max() - 40 / steep, -fixed.min() + 40 / steep
         for _ in range(100):
             b = (low + high) / 2
             few = fewer_than(k, steep * (fixed + b))
             low, high = torch.where(few, b, low), torch.where(few, high, b)
-        for _ in range(3):
+        for _ in range(2):  # each has one more derivative, and none moves b
             share = torch.sigmoid(alpha * (z + b))
-            slope = (alpha * share * (1 - share)).sum()
-            b = b - (share.sum() - k) / slope.clamp(min=torch.finfo(slope.dtype).tiny)
+            slope = (alpha * share * torch.sigmoid(-alpha * (z + b))).sum().detach()
+            moved = (share.sum() - share.sum().detach()) / slope
+            b = b if slope == 0 else b - moved
         return -torch.nn.functional.logsigmoid(alpha * (pos / temperature + b)).mean()
 
     return each_anchor(anchor, x, labels, **pairing)
