@@ -37,7 +37,10 @@ NUMBERS = {
     "neg_margin": (0.1, 2.0),
 }  # fmt: skip
 # The gradients of two calls are rounded before they are added: docs/numerics.md.
-TWICE_ROUNDED = {"nt_xent_loss", "decoupled_softmax_loss", "ms_loss", "sms_loss"}
+TWICE_ROUNDED = {
+    "nt_xent_loss", "decoupled_softmax_loss", "ms_loss", "sms_loss", "soft_topk_loss",
+    "smooth_ap_loss",
+}  # fmt: skip
 WIDE = ["torch.float32", "torch.float64"]
 AVERAGED = {
     "contrastive_loss", "margin_loss", "binomial_deviance_loss", "nt_xent_loss",

@@ -73,6 +73,8 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
         low, high = -fixed.max() - 40 / steep, -fixed.min() + 40 / steep
         for _ in range(100):
             b = (low + high) / 2
+            if b in (low, high):  # they are neighbours
+                break
             few = fewer_than(k, steep * (fixed + b))
             low, high = torch.where(few, b, low), torch.where(few, high, b)
         for _ in range(2):  # each has one more derivative, and none moves b
