@@ -55,7 +55,8 @@ def smooth_ap_loss(
 
     Differs from:
         The authors' code holds the exponent within ±50, so a pair has no gradient beyond 50 τ. Both
-        codes need classes of equal size, side by side.
+        codes need classes of equal size, side by side. pytorch-metric-learning takes the number of
+        classes and that of their rows for one another, and has other numbers unless they are equal.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     flag("include_self", include_self)

@@ -197,7 +197,7 @@ def spread(kind: str, n: int) -> Tensor:
 @pytest.mark.parametrize("n", [6, 400])
 @pytest.mark.parametrize("scale", [1.0, 40.0, 200.0])
 def test_the_search_ends_at_the_threshold(kind: str, n: int, scale: float) -> None:
-    """And what it finds on the way to 16 steps is what it finds where it may stop before."""
+    """What it finds in all of its steps is what it finds where it may stop before."""
     s = spread(kind, n)
     eye = torch.eye(n, dtype=DOUBLE)
     pairs = pairops.Pairs.of(
@@ -245,4 +245,4 @@ def test_soft_topk_over_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(soft_topk, "row_stats", counted)
     pairops.soft_topk_loss(smooth(200, 16), torch.arange(200) % 20)
-    assert len(calls) < 5 + soft_topk._STEPS - 3
+    assert len(calls) <= 5 + 10

@@ -95,7 +95,7 @@ def _takes(name: str, *parameters: str) -> bool:
 SIMILAR_ONLY = [
     "circle_loss", "fast_ap_loss", "hashing_loss", "hydra_loss", "proxy_anchor_loss",
 ]  # fmt: skip
-NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # what asks for functions of its own
+NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # on a CPU
 ONE_SET = ["n_pair_loss"]  # what has no references
 AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [
