@@ -115,7 +115,8 @@ def test_positive_rows_are_no_copies(engine: str, most: float) -> None:
 def test_smooth_ap_holds_neither_its_pairs_nor_its_rows() -> None:
     """K = 28,672: one fp32 matrix of K rows would take 448 MiB, K rows of x with gradients 28 MiB.
 
-    At N = 16,384 (K = 114,688, where a square matrix is 1 GiB) it is 66 to 67 MiB and a gradient of 8.
+    At N = 16,384 (K = 114,688, where a square matrix is 1 GiB) it is 66 to 67 MiB and a gradient of
+    8.
     """
     n, d = 4096, 128
     k = 7 * n
