@@ -113,12 +113,12 @@ def test_positive_rows_are_no_copies(engine: str, most: float) -> None:
 
 
 def test_smooth_ap_holds_neither_its_pairs_nor_its_rows() -> None:
-    """K = 28,672: one fp32 matrix of K rows would take 448 MiB, K rows of x with gradients 28 MiB.
+    """K = 57,344: a matrix of N rows is 256 MiB, one of K rows 1.75 GiB; with copies of all K rows it
+    is 104 MiB, by blocks 42.
 
-    At N = 16,384 (K = 114,688, where a square matrix is 1 GiB) it is 66 to 67 MiB and a gradient of
-    8.
+    At N = 16,384 (K = 114,688) it is 66 to 67 MiB and a gradient of 8.
     """
-    n, d = 4096, 128
+    n, d = 8192, 128
     k = 7 * n
     assert growth(n, "smooth_ap_loss", "cpu") < (64 * (n + k) + n * d * 4) / 2**20 + 64
 
