@@ -113,8 +113,8 @@ def test_positive_rows_are_no_copies(engine: str, most: float) -> None:
 
 
 def test_smooth_ap_holds_neither_its_pairs_nor_its_rows() -> None:
-    """K = 57,344: a matrix of N rows is 256 MiB, one of K rows 1.75 GiB; with copies of all K rows it
-    is 104 MiB, by blocks 42.
+    """K = 57,344: a matrix of N rows is 256 MiB, one of K rows 1.75 GiB; with copies of all K rows
+    it is 104 MiB, by blocks 42.
 
     At N = 16,384 (K = 114,688) it is 66 to 67 MiB and a gradient of 8.
     """
