@@ -88,7 +88,6 @@ def _self_test() -> dict[str, dict[str, float | str]]:
         "labels": labels, "y": y, "proxies": y[:100], "positives": y.unsqueeze(1),
         "values": labels / 8, "predictions": labels.roll(1) / 8, "queue": y.flip(0), "teacher": y,
         "gate": torch.sigmoid(y), "partner_labels": labels.roll(1),
-        "gate": y, "partner_labels": labels.roll(1),
     }  # fmt: skip
     there = torch.cuda.is_available()
     device_of = {

@@ -25,7 +25,7 @@ SMS = {"relevance": TABLE, "x_classes": CLASSES, "y_classes": CLASSES}
         ("proxy_nca_loss", "scale"), ("info_nce_loss", "temperature"), ("tal_loss", "temperature"),
         ("decoupled_contrastive_loss", "temperature"), ("decoupled_contrastive_loss", "sigma"),
         ("multi_positive_loss", "temperature"), ("hydra_loss", "temperature"),
-        ("multi_positive_loss", "temperature"), ("smooth_ap_loss", "temperature"),
+        ("smooth_ap_loss", "temperature"),
         ("soft_topk_loss", "temperature"), ("soft_topk_loss", "alpha"),
     ],
 )  # fmt: skip

@@ -34,8 +34,6 @@ UNLIKE = (
 )  # fmt: skip
 
 
-
-
 def engines_for(name: str, params: dict[str, Any], case: str = "") -> list[str]:
     """All, for three losses; for the rest the engines in torch, and once the compiled one."""
     if name in THOROUGH and is_first(name, params):

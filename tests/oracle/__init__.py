@@ -21,8 +21,17 @@ sets distance, normalize and dtype.
 """
 
 from oracle import (  # fmt: skip
-    codes, gates, hard_negative, info_nce, margins, nearest, proxies, ranking, regression,
-    softmaxes, two_sets,
+    codes,
+    gates,
+    hard_negative,
+    info_nce,
+    margins,
+    nearest,
+    proxies,
+    ranking,
+    regression,
+    softmaxes,
+    two_sets,
 )
 from oracle.codes import *
 from oracle.gates import *
