@@ -1,4 +1,4 @@
-"""What InfoNCE is told of its candidates, checked: names, a guide, log q, further negatives."""
+"""The candidates of InfoNCE, checked: names, a guide, log q, and negatives from elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pairops.ops.terms.tensor_checks import (
     check_real,
     check_storage,
     number,
+    readable,
     whole_numbers,
 )
 
@@ -34,7 +35,7 @@ class Candidates:
             dropped. None: none is.
         guide: (N, E) and (M, E), unit vectors without gradient, and (N,) bars b. A candidate with a
             product g_ij > b_i is dropped. None: none is.
-        log_q: (M,) without gradient, what z of a row of y is less by. None: nothing.
+        log_q: (M,) without gradient, subtracted from z of each row of y. None: nothing is.
         own_negatives: (N, K, D), K for each anchor alone. None: there are none.
         queue: (Q, D), which all anchors share, without gradient. None: there is none.
         queue_only: True leaves the rows of y out.
@@ -67,6 +68,10 @@ class Candidates:
     ) -> "Candidates":
         """Check the arguments of these names of `info_nce_loss`."""
         flag("queue_only", queue_only)
+        if len(y) < len(x):
+            raise ValueError(
+                f"y has {len(y)} rows; it must have at least {len(x)}, one for each of x"
+            )
         return Candidates(
             None if false_negatives is None else _constant("false_negatives", false_negatives),
             _names(ids, ref_ids, x, y),
@@ -74,7 +79,7 @@ class Candidates:
             None if log_q is None else _log_q(log_q, y),
             None if own_negatives is None else _negatives_of_rows(own_negatives, x, ways),
             _queue(queue, queue_only, x, ways),
-            queue_only,
+            queue_only and queue is not None,
         )
 
 
@@ -98,7 +103,10 @@ def _names(
                 f"first {len(x)} are ids"
             )
         return mine, mine
-    return mine, whole_numbers("ref_ids", ref_ids, "y", y)
+    theirs = whole_numbers("ref_ids", ref_ids, "y", y)
+    if readable(mine) and not torch.equal(mine, theirs[: len(mine)]):
+        raise ValueError(f"ref_ids begin otherwise than ids; the first {len(mine)} must be ids")
+    return mine, theirs
 
 
 def _guide(
@@ -107,7 +115,8 @@ def _guide(
     margin = plain_number("guide_margin", margin)
     flag("guide_relative", relative)
     if guide is None:
-        if margin or relative:
+        if (margin or relative) and len(x):
+            # A Module is checked by a call without rows; the guide may come with each batch.
             raise ValueError("guide_margin and guide_relative are for a guide, which is None")
         return None
     if not isinstance(guide, (tuple, list)) or len(guide) != 2:
@@ -127,7 +136,8 @@ def _guide(
     if u.shape[1] != v.shape[1]:
         raise ValueError(f"guide[1] has E {v.shape[1]}; it must be {u.shape[1]} as in guide[0]")
     rated = (u * v[: len(u)]).sum(1)
-    return u, v, rated - (rated.abs() if relative else 1.0) * margin
+    bar = rated - (rated.abs() if relative else 1.0) * margin
+    return u, v, bar + slack(bar)
 
 
 def _log_q(log_q: Tensor, y: Tensor) -> Tensor:
@@ -149,7 +159,11 @@ def _negatives_of_rows(given: Tensor, x: Tensor, ways: Sequence[str]) -> Tensor:
             f"own_negatives is {tuple(given.shape)}; it must be a tensor "
             f"({len(x)}, K, {x.shape[1]}), K for each row of x"
         )
-    check_embeddings("own_negatives[0]", given.reshape(-1, x.shape[1]), like=("x", x))
+    if given.dtype != x.dtype or given.device != x.device:
+        raise TypeError(
+            f"own_negatives are {given.dtype} on {given.device}; they must be {x.dtype} on "
+            f"{x.device}, as x is"
+        )
     if "xy" not in ways:
         raise ValueError("own_negatives is given; they are negatives in the direction 'xy' alone")
     return given
@@ -157,7 +171,7 @@ def _negatives_of_rows(given: Tensor, x: Tensor, ways: Sequence[str]) -> Tensor:
 
 def _queue(queue: Tensor | None, queue_only: bool, x: Tensor, ways: Sequence[str]) -> Tensor | None:
     if queue is None:
-        if queue_only:
+        if queue_only and len(x):
             raise ValueError("queue_only is True and queue is None; it must be given")
         return None
     check_embeddings("queue", queue, like=("x", x))
@@ -169,7 +183,8 @@ def _queue(queue: Tensor | None, queue_only: bool, x: Tensor, ways: Sequence[str
 def checked_directions(given: Any) -> tuple[Direction, ...]:
     """Return directions, each named once."""
     ways = tuple(given) if isinstance(given, (list, tuple)) else ()
-    if not ways or len(set(ways)) < len(ways) or not set(ways) <= set(WAYS):
+    known = ways and all(isinstance(way, str) and way in WAYS for way in ways)
+    if not known or len(set(ways)) < len(ways):
         names = ", ".join(map(repr, WAYS))
         value = list(given) if isinstance(given, (list, tuple)) else shown(given)
         raise ValueError(
@@ -177,3 +192,8 @@ def checked_directions(given: Any) -> tuple[Direction, ...]:
             "('xy', 'yx')"
         )
     return ways
+
+
+def slack(values: Tensor) -> Tensor:
+    """Return by how much the same number may differ where another product has computed it."""
+    return 8 * torch.finfo(values.dtype).eps * values.abs().clamp(min=1)

@@ -1,12 +1,13 @@
 """InfoNCE direction by direction: the negatives of every anchor, and which of them are dropped.
 
 Everything is relative to c_i = s_ii, held constant: z_ij = κ (s_ij − c_i) is what competes with
-κ (s_ii − c_i), which is 0 and has a gradient, so no small number is lost in large ones.
+κ (s_ii − c_i), which is 0 and has a gradient, so no small number is lost in large ones. A guide, or
+log q with a κ that is no tensor, takes terms that the CPU engine has compiled; their sums have no
+c, and κ c is subtracted afterwards, as a softmax over the whole matrix would.
 """
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,44 +16,16 @@ from torch import Tensor
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.accumulators import log_add_exp
 from pairops.ops.terms.arguments import Between, Given, between, partner
-from pairops.ops.terms.functions import Function, gated, one
+from pairops.ops.terms.functions import gated, one
 from pairops.ops.terms.term import NEG, POS, Term, lse, total
 
-from .candidates import WAYS, Candidates
+from .candidates import WAYS, Candidates, slack
+from .cross_entropy import Negatives, loss_of
+from .selected_pairs import gated_from, selected, selected_from, shifted
 
-
-@dataclass(frozen=True)
-class Negatives:
-    """Statistics of every anchor over its negatives.
-
-    Args:
-        log_sum: (N,) log Σ e^z.
-        sums: (N,) Σ z, if it was asked for.
-        count: (N,) how many there are, if it was asked for.
-        nominal: how many there would be if none were dropped.
-        beside: (N,) each, the log-sum-exps at other scales.
-    """
-
-    log_sum: Tensor
-    sums: Tensor | None
-    count: Tensor | None
-    nominal: int
-    beside: tuple[Tensor, ...] = ()
-
-    def __add__(self, other: "Negatives") -> "Negatives":
-        def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else a + b
-
-        return Negatives(
-            log_add_exp(self.log_sum, other.log_sum),
-            added(self.sums, other.sums),
-            added(self.count, other.count),
-            self.nominal + other.nominal,
-            tuple(map(log_add_exp, self.beside, other.beside)),
-        )
+_CORRECTED = ("xy", "yy")  # the directions whose candidates have a log q
 
 
 class Directions:
@@ -74,7 +47,7 @@ class Directions:
             x: (N, D) the embeddings.
             y: (M, D) those of the other set.
             scale: κ = 1/τ.
-            candidates: what is told of the candidates.
+            candidates: which candidates are dropped, corrected, or come from elsewhere.
             counted: True asks for Σ z and the number of negatives.
             comparing: keywords of `Pairs.of` that say how rows are compared.
             beside: further scales, of which log-sum-exps are wanted.
@@ -92,9 +65,9 @@ class Directions:
         self.log_q = None if candidates.log_q is None else candidates.log_q.to(score)
         self.bound = None
         if candidates.margin is not None:
-            # A window drops what is at its bound; what is as near as the positive stays.
+            # What is as near as the positive stays, rounded otherwise by another product.
             highest = self.near + candidates.margin
-            self.bound = torch.nextafter(highest, torch.full_like(highest, torch.inf))
+            self.bound = highest + slack(highest)
 
     def negatives(self, ways: Sequence[str]) -> dict[str, Negatives]:
         """Return the negatives of every direction asked for."""
@@ -158,18 +131,18 @@ class Directions:
         return self._negatives(way, found, max(self.paired.batch["xy".index(way[1])] - 1, 0))
 
     def _of_each(self, negatives: Tensor) -> Negatives:
-        """Return those of (N, K, D), K for each anchor alone."""
-        n, k, d = negatives.shape
+        """Return the negatives (N, K, D), K for each anchor alone."""
+        n, k, _ = negatives.shape
         index = torch.arange(n, device=self.x.device)
         # Those of an anchor are its positives here, so no other pair is multiplied.
         pairs = Pairs.of(
-            self.x, index, ref_emb=negatives.reshape(n * k, d),
+            self.x, index, ref_emb=negatives.flatten(0, 1),
             ref_labels=index.repeat_interleave(k), exclude_self=False, **self._of_this_rank,
         )  # fmt: skip
         return self._negatives("own", row_stats(pairs, *self._plain("own", POS, self.near)), k)
 
     def _queue(self, queue: Tensor) -> Negatives:
-        """Return those of (Q, D), which all anchors share, without gradient."""
+        """Return the negatives (Q, D), which all anchors share, without gradient."""
         labels = [torch.full((len(z),), k, device=z.device) for k, z in enumerate((self.x, queue))]
         pairs = Pairs.of(
             self.x, labels[0], ref_emb=queue, ref_labels=labels[1], exclude_self=False,
@@ -190,7 +163,7 @@ class Directions:
             return Pairs.of(self.x, labels, **comparing)
         labels = self.paired.indices(1) if names is None else names[1]
         of_rows = labels[:n] if way == "yy" or names is None else names[0]
-        if way == "yy" and len(self.y) == n:
+        if way == "yy" and self.paired.batch[0] == self.paired.batch[1]:
             return Pairs.of(self.y, labels, **comparing)
         rows = self.x if way == "xy" else self.y[:n]
         return Pairs.of(
@@ -211,12 +184,21 @@ class Directions:
             near = self._over_columns(near)
             bound = None if bound is None else self._over_columns(bound)
             guide = None if guide is None else (guide[0], self._over_columns(guide[1]))
-        offset = None
-        if self.log_q is not None and way in ("xy", "yy"):
-            offset = partner(self.log_q / self.scale)
-        if guide is None:
-            return self._plain(way, NEG, near if offset is None else offset, bound)
-        return self._guided(*guide, offset, bound)
+        if guide is not None:
+            return self._guided(*guide, near, self._correction(way), bound)
+        if self.log_q is None or way not in _CORRECTED:
+            return self._plain(way, NEG, near, bound)
+        if isinstance(self.scale, Tensor):
+            return self._corrected(near, bound)
+        return self._plain(way, NEG, partner(self.log_q / self.scale), bound)
+
+    def _correction(self, way: str) -> tuple[Given, Given]:
+        """Return −log q of the partner, and that of the anchor's positive.
+
+        With the second a log-sum-exp is near 0, or its rounding would be in all pair weights."""
+        if self.log_q is None or way not in _CORRECTED:
+            return 0.0, 0.0
+        return partner(-self.log_q), self.log_q[: len(self.x)]
 
     def _over_columns(self, values: Tensor) -> Tensor:
         if len(self.y) == len(values):
@@ -236,89 +218,50 @@ class Directions:
             terms.append(total(side, function=one, below=bound))
         return terms
 
+    def _corrected(self, near: Tensor, bound: Tensor | None) -> list[Term]:
+        """Make the terms of z − log q where the scale may be learned: log q / κ would round κ's
+        gradient."""
+        given = self.scale, near, *self._correction("xy")
+        terms = [lse(NEG, *given, function=shifted, below=bound)]
+        if self.counted:
+            terms.append(total(NEG, *given, function=shifted, below=bound))
+            terms.append(total(NEG, function=one, below=bound))
+        return terms
+
     def _guided(
-        self, product: Given, bar: Tensor, offset: Given | None, bound: Tensor | None
+        self,
+        product: Given,
+        bar: Tensor,
+        near: Tensor,
+        correction: tuple[Given, Given],
+        bound: Tensor | None,
     ) -> list[Term]:
         scale = self.scale
-        base = 0.0 if offset is None else offset
-        if offset is None:
+        given = product, scale, bar, near, *correction
+        if self.log_q is None:
             terms = [lse(NEG, product, scale, bar, function=gated, below=bound)]
         else:
-            terms = [lse(NEG, product, scale, bar, base, function=_gated_from, below=bound)]
+            terms = [lse(NEG, *given, function=gated_from, below=bound)]
         if self.counted:
-            terms.append(
-                total(NEG, product, scale, bar, base, function=_selected_from, below=bound)
-            )
-            terms.append(total(NEG, product, bar, function=_selected, below=bound))
+            terms.append(total(NEG, *given, function=selected_from, below=bound))
+            terms.append(total(NEG, product, bar, function=selected, below=bound))
         return terms
 
     def _negatives(self, way: str, found: Iterable[Tensor], nominal: int) -> Negatives:
-        """Take sums that are not relative to c yet to it."""
+        """Make the statistics relative to c, if they are not yet."""
         log_sum, *rest = found
         beside, rest = rest[: len(self.beside)], rest[len(self.beside) :]
         sums, count = rest or (None, None)
         guided = self.candidates.guide is not None and way in WAYS
-        if guided or (self.log_q is not None and way in ("xy", "yy")):
+        corrected = self.log_q is not None and way in _CORRECTED
+        by_column = corrected and not guided and not isinstance(self.scale, Tensor)
+        shift: Tensor | None = None
+        if by_column or (guided and self.log_q is None):
             shift = self.scale * self.near
+        elif corrected and self.log_q is not None:
+            shift = self.log_q[: len(self.x)]
+        if shift is not None:
             log_sum = torch.where(log_sum == -torch.inf, -torch.inf, log_sum - shift)
-            if sums is not None and count is not None:
+            if corrected and sums is not None and count is not None:
                 sums = sums - count * shift
         return Negatives(log_sum, sums, count, nominal, tuple(beside))
-
-
-def loss_of(positive: Tensor, negatives: Negatives, smoothing: float) -> Tensor:
-    """Return (N,) the cross entropy of the positive among its negatives.
-
-    With label smoothing ε the target of each of the C nominal candidates is ε/C, and that of the
-    positive 1 − ε more; what is dropped adds nothing.
-    """
-    losses = log1p_exp(
-        torch.where(negatives.log_sum == -torch.inf, -torch.inf, negatives.log_sum - positive)
-    )
-    if not smoothing:
-        return losses
-    assert negatives.sums is not None, "label smoothing needs sums"
-    assert negatives.count is not None, "label smoothing needs counts"
-    every = negatives.count * (losses + positive) - negatives.sums + losses
-    return (1 - smoothing) * losses + smoothing / (negatives.nominal + 1) * every
-
-
-def _gated_from_value(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
-    """scale · (s − base) where t ≤ bar, else −∞"""
-    return gated.value(s - base, t, scale, bar)
-
-
-def _gated_from_slopes(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
-    by_s, by_t, by_scale, by_bar = gated.slopes(s - base, t, scale, bar)  # type: ignore[misc]
-    return by_s, by_t, by_scale, by_bar, -by_s
-
-
-def _selected_from_value(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
-    """scale · (s − base) where t ≤ bar, else 0"""
-    return _selected_value(s, t, bar) * (scale * (s - base))  # type: ignore[no-untyped-call]
-
-
-def _selected_from_slopes(s, t, scale, bar, base):  # type: ignore[no-untyped-def]
-    selected = _selected_value(s, t, bar)  # type: ignore[no-untyped-call]
-    return (
-        selected * scale,
-        0.0 * selected,
-        selected * (s - base),
-        0.0 * selected,
-        -selected * scale,
-    )
-
-
-def _selected_value(s, t, bar):  # type: ignore[no-untyped-def]
-    """1 where t ≤ bar, else 0"""
-    return (t <= bar) + 0.0 * (s + t)  # NaN for NaN: a bare comparison would hide it
-
-
-def _selected_slopes(s, t, bar):  # type: ignore[no-untyped-def]
-    flat = 0.0 * _selected_value(s, t, bar)  # type: ignore[no-untyped-call]
-    return flat, flat, flat
-
-
-_gated_from = Function(_gated_from_value, _gated_from_slopes, "gated_from")
-_selected_from = Function(_selected_from_value, _selected_from_slopes, "selected_from", finite=True)
-_selected = Function(_selected_value, _selected_slopes, "selected", finite=True)

@@ -13,7 +13,8 @@ from pairops.ops.terms.checks import one_of
 from pairops.ops.terms.tensor_checks import check_embeddings, number
 
 from .candidates import Candidates, Direction, checked_directions
-from .directions import Directions, Negatives
+from .cross_entropy import Negatives
+from .directions import Directions
 from .info_nce import PARTITIONS, Partition
 from .objective.keywords import Paired, Value
 from .objective.objective import Objective, split
@@ -59,8 +60,8 @@ def hard_negative_info_nce_loss(
             `own_negatives`.
         concentration: a number or a 0-d tensor with gradient, 0 or above: β. None: 1, if there is
             no hardness.
-        debias: a number or a 0-d tensor, from 0 to below 1: τ⁺, the share of negatives that are
-            believed to be positives. It comes with concentration.
+        debias: a number or a 0-d tensor with gradient, from 0 to below 1: τ⁺, the share of
+            negatives that are believed to be positives. It comes with concentration.
         directions: as in `info_nce_loss`.
         partition: as in `info_nce_loss`: n and R are of one direction, or of all.
         own_negatives: (N, K, D) of the dtype of x, K further negatives for each x_i, in "xy".
@@ -82,14 +83,20 @@ def hard_negative_info_nce_loss(
     one_of("partition", partition, PARTITIONS)
     one_of("hardened", hardened, get_args(Hardened))
     share = number("debias", debias)
+    check_embeddings("x", x)
+    check_embeddings("y", y, like=("x", x))
     if hardness is not None and concentration is not None:
         raise ValueError("hardness and concentration are both given; give one of them")
+    if hardness is None and hardened != "all":
+        raise ValueError(f"hardened is {hardened!r} without hardness; it must come with one")
+    if hardened == "own" and own_negatives is None and len(x):
+        raise ValueError("hardened is 'own' and own_negatives is None; they must be given")
+    if hardened == "in_batch" and "xy" not in ways:
+        raise ValueError("hardened is 'in_batch', of the direction 'xy'; directions must have it")
     if hardness is not None and (isinstance(share, Tensor) or share):
         raise ValueError("debias is given with hardness; it comes with concentration")
     if not isinstance(share, Tensor) and not 0 <= share < 1:
         raise ValueError(f"debias is {share}; it must be from 0 to below 1")
-    check_embeddings("x", x)
-    check_embeddings("y", y, like=("x", x))
     candidates = Candidates.checked(
         x, y, ways, own_negatives=own_negatives, ids=ids, ref_ids=ref_ids
     )
@@ -172,11 +179,11 @@ def _debiased(
     hard = log_n + torch.where(none, 0.0, negatives.log_sum) - torch.where(none, 0.0, spread)
     if isinstance(share, Tensor) or share:
         share = torch.as_tensor(share, dtype=hard.dtype, device=hard.device)
-        gone = torch.log(share) + log_n + positive - hard
-        left = torch.where(
-            gone < 0, torch.log1p(-torch.exp(torch.where(gone < 0, gone, -1))), -torch.inf
-        )
-        hard = hard + left - torch.log1p(-share)
+        # Beyond e^80 a share that float32 holds is more than all there is.
+        gone = share * torch.exp((log_n + positive - hard).clamp(max=80))
+        is_left = gone < 1
+        left = torch.log1p(-torch.where(is_left, gone, 0.5))
+        hard = torch.where(is_left, hard + left - torch.log1p(-share), -torch.inf)
     floor = log_n - scale * (1 + near)
     log_g = torch.where(hard > floor, hard, floor)
     return log1p_exp(torch.where(none, -torch.inf, log_g - positive))

@@ -22,6 +22,7 @@ __all__ = ["info_nce_loss"]
 Partition = Literal["separate", "joint"]
 PARTITIONS = get_args(Partition)
 _BOTH: tuple[Direction, ...] = ("xy", "yx")
+_NUMBERS = (float, int)
 
 
 @loss()
@@ -49,8 +50,10 @@ def info_nce_loss(
     """ℓ_i = mean over directions of log(1 + Σ_j e^{(s_ij − s_ii)/τ}): x_i finds y_i, and y_i x_i.
 
     y_i is the one positive of x_i. Rows of y beyond the N-th are hard negatives: every x_i has to
-    tell them from y_i. The sum is over the negatives of a direction, and all keywords combine.
-    `weight` is one factor per pair (i, i). With a distance d, s is −d.
+    tell them from y_i. The sum is over the negatives of a direction, or with partition="joint" of
+    all directions, and all keywords combine. `weight` is one factor per pair (i, i). With a
+    distance d, s is −d; that of x_i and y_j is the same in "xy" and "yx". `with_aux` counts the
+    rows of y, whatever is dropped or comes from elsewhere.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
@@ -65,15 +68,18 @@ def info_nce_loss(
             negatives of all directions, and the positive once.
         own_negatives: (N, K, D) of the dtype of x, K further negatives for each x_i alone, in "xy".
         false_negatives: a number or a 0-d tensor, held constant: m. A negative with s_ij > s_ii + m
-            is dropped, in every direction, of own negatives and of the queue too. None: none is.
-        ids: (N,) integers that name the pairs. A candidate with the id of the anchor is no
-            negative, in every direction. None: every pair has a name of its own.
+            is dropped, in every direction, of own negatives and of the queue too; one that is as
+            near, but for rounding, stays. None: none is.
+        ids: (N,) integers that name the pairs. A row of x or y with the id of the anchor is no
+            negative, in every direction; own negatives and the queue have no ids. None: every pair
+            has a name of its own.
         ref_ids: (M,) integers, the names of the rows of y, of which the first N are those of
             `ids`. None: `ids`, where M = N.
         log_q: (M,) floating point, held constant: s_ij/τ − log_q_j takes the place of s_ij/τ for
             the rows of y in "xy", the positive among them, and in "yy".
         guide: (u, v), (N, E) and (M, E) floating point, held constant: unit vectors of these
-            compare, as x and y do, by g. A negative with g above b_i is dropped.
+            compare, as x and y do, by g. A negative with g above b_i is dropped; own negatives and
+            the queue have no g.
         guide_margin: a number: b_i = g_ii − margin.
         guide_relative: True takes b_i = g_ii − |g_ii| · margin.
         label_smoothing: a number from 0 to below 1, as in `torch.nn.functional.cross_entropy` over
@@ -104,9 +110,10 @@ def info_nce_loss(
     if (
         own_negatives is None and false_negatives is None and ids is None and ref_ids is None
         and log_q is None and guide is None and guide_relative is False and queue is None
-        and queue_only is False and type(guide_margin) is float and guide_margin == 0.0
-        and type(label_smoothing) is float and label_smoothing == 0.0
-        and type(partition) is str and partition == "separate" and ways in (_BOTH, _BOTH[:1])
+        and queue_only is False and type(guide_margin) in _NUMBERS and guide_margin == 0
+        and type(label_smoothing) in _NUMBERS and label_smoothing == 0 and type(partition) is str
+        and (partition == "separate" or (partition == "joint" and len(ways) == 1))
+        and ways in (_BOTH, _BOTH[:1])
     ):  # fmt: skip
         objective = paired(x, y, common)
         terms: list[tuple[Term, ...]] = [self_and_others(scale)]

@@ -112,6 +112,11 @@ class LossModule(nn.Module):
         return ", ".join(parts)
 
 
+def _holds_tensors(value: object) -> bool:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(part, Tensor) for part in parts)
+
+
 def check_arguments(
     function: Callable[..., Any], name: str, arguments: dict[str, Any], learn: Sequence[str]
 ) -> None:
@@ -132,7 +137,7 @@ def check_arguments(
     if type(nothing) is not Tensor:  # in a mode without values
         return
     # Tensors are for a batch that is not here, or on another device.
-    alone = {k: v for k, v in arguments.items() if k != "group" and not isinstance(v, Tensor)}
+    alone = {k: v for k, v in arguments.items() if k != "group" and not _holds_tensors(v)}
     positional = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     classes = torch.zeros(0, dtype=torch.int64, device="cpu")
     if alone.get("positive_weight", "equal") != "equal":  # which is of several labels

@@ -61,6 +61,7 @@ def test_what_is_learned(way: str) -> None:
     """τ, β and τ⁺ have their gradients, α has none."""
     x, y = smooth(N, D, torch.float64), smooth(M, D, torch.float64)
     given = {"temperature": 0.2, **WAYS[way]}
+    given["own_negatives"] = smooth(2 * N, D, torch.float64).view(N, 2, D)
     learned = {
         name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
         for name, value in given.items()
@@ -113,6 +114,27 @@ def test_two_views_as_the_authors_have_them() -> None:
     torch.testing.assert_close(ours, truth, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_gradients_where_all_may_be_positives(start: int) -> None:
+    """By steps of the last place of τ⁺, through the point where nothing is left of a negative."""
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    y = torch.tensor([[1.0, 0.0], [0.88235, 0.47059]])
+    share = torch.tensor(0.8890044689178467)
+    for _ in range(40):
+        share = torch.nextafter(share, torch.tensor(float(start)))
+        value = loss(x, y, temperature=1.0, concentration=0.0, debias=share)
+        assert torch.autograd.grad(value, x)[0].isfinite().all()
+
+
+def test_a_share_of_nothing_has_a_gradient() -> None:
+    x, y = smooth(N, D, torch.float64), smooth(M, D, torch.float64)
+    share = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    given = {"temperature": 0.5, "concentration": 0.5}
+    (slope,) = torch.autograd.grad(loss(x, y, debias=share, **given), share)
+    beside = [float(loss(x, y, debias=k, **given)) for k in (0.0, 1e-6)]
+    assert float(slope) == pytest.approx((beside[1] - beside[0]) / 1e-6, rel=1e-4)
+
+
 def test_large_numbers_do_not_overflow() -> None:
     x, y = smooth(N, D), smooth(M, D)
     value = loss(x, y, temperature=1e-3, concentration=2.0, debias=0.1)
@@ -128,6 +150,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"concentration": -1.0}, "concentration is -1.0; it must be 0 or above"),
     ({"debias": 1.0}, "debias is 1.0; it must be from 0 to below 1"),
     ({"hardened": "none"}, "hardened is 'none'; it must be one of all, in_batch, own"),
+    ({"hardened": "in_batch"}, "hardened is 'in_batch' without hardness; it must come with one"),
+    ({"hardened": "own", "hardness": 1.0}, "own_negatives is None; they must be given"),
+    (
+        {"hardened": "in_batch", "hardness": 1.0, "directions": ("xx",)},
+        "hardened is 'in_batch', of the direction 'xy'",
+    ),
     ({"partition": "none"}, "partition is 'none'; it must be one of separate, joint"),
     ({"directions": ()}, "directions is"),
 ]

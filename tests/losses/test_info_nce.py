@@ -12,6 +12,7 @@ import oracle
 import pairops
 from pairops import info_nce_loss
 from support.engine_names import HERE, WIDE
+from support.error_rule import Dense, assert_within_rule
 from support.exhaustive import exhaustive, exhaustive_but
 from support.gloo_ranks import Ranks
 from support.loss_comparison import check
@@ -158,14 +159,75 @@ def test_second_derivatives(names: tuple[str, ...]) -> None:
         assert torch.autograd.gradgradcheck(loss, (x, y))
 
 
-def test_a_mask_keeps_what_is_as_near_as_the_positive() -> None:
-    """Copies of y are as near as y_i to the last bit."""
-    x, y = smooth(8, 4), smooth(8, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_copy_is_as_near_as_the_positive(guided: bool, dtype: torch.dtype) -> None:
+    """Another product rounds it otherwise, of y and of what a guide embeds."""
+    x, y, u, v = torch.randn(4, 67, 16, dtype=dtype)
     doubled = torch.cat([y, y])
-    for engine in HERE:
+    given: dict[str, Any] = {"false_negatives": 0.0}
+    if guided:
+        given = {"guide": (u, torch.cat([v, v]))}
+    for engine in HERE if dtype == torch.float32 else WIDE:
+        if guided and engine in ("triton", "chunked", "cuda"):
+            continue  # they have no second product
         with pairops.engine(engine):
-            kept = info_nce_loss(x, doubled, symmetric=False, false_negatives=0.0, reduction="none")
-        assert float(kept.min()) >= 0.69, engine  # log 2: its copy competes with it
+            losses = info_nce_loss(
+                x, doubled, directions=("xy",), temperature=1e-3, reduction="none", **given
+            )
+        assert float(losses.min()) >= 0.69, engine  # log 2: its copy competes with it
+
+
+@pytest.mark.parametrize("t", [0.07, 1.0, 10.0])
+def test_the_gradient_by_a_temperature_beside_log_q(t: float) -> None:
+    """log q is far from 0, and cancels."""
+    x, y = smooth(40, 16), smooth(50, 16)
+    log_q = torch.randn(50) - 15
+
+    def slope(dtype: torch.dtype, function: Any) -> Tensor:
+        temperature = torch.tensor(t, dtype=dtype, requires_grad=True)
+        given = {"temperature": temperature, "log_q": log_q.to(dtype), "directions": ("xy", "yy")}
+        value = function(x.to(dtype), y.to(dtype), **given)
+        found: Tensor = torch.autograd.grad(value.mean(), temperature)[0]
+        return found
+
+    truth = slope(torch.float64, oracle.info_nce_loss)
+    dense = Dense(lambda: [slope(torch.float32, oracle.info_nce_loss)])
+    found = slope(torch.float32, info_nce_loss)
+    assert_within_rule("by the temperature", found, dense.result(0), truth)
+
+
+def test_qwen3() -> None:
+    """Qwen3-Embedding's loss as its report writes it: negatives of four kinds, masked by 0.1."""
+    x, y, d = smooth(9, 5, torch.float64), smooth(18, 5, torch.float64)[9:], torch.float64
+    own = smooth(27, 5, d).view(9, 3, 5)
+    q, p, h = (torch.nn.functional.normalize(z, dim=-1) for z in (x, y, own))
+    truth = []
+    for i in range(9):
+        positive = q[i] @ p[i]
+        rivals = [q[i] @ h[i, k] for k in range(3)]
+        for j in range(9):
+            if j != i:
+                rivals += [q[i] @ q[j], p[i] @ p[j], q[i] @ p[j]]
+        rivals = [s for s in rivals if not s > positive + 0.1]
+        z = torch.exp(positive / 0.05) + sum(torch.exp(s / 0.05) for s in rivals)
+        truth.append(-torch.log(torch.exp(positive / 0.05) / z))
+    ours = info_nce_loss(
+        x, y, temperature=0.05, directions=("xy", "xx", "yy"), partition="joint",
+        own_negatives=own, false_negatives=0.1, reduction="none",
+    )  # fmt: skip
+    torch.testing.assert_close(ours, torch.stack(truth), rtol=1e-11, atol=0)
+
+
+def test_a_module_keeps_keywords_or_takes_them_with_a_batch() -> None:
+    x, y = smooth(N, D), smooth(N, D).flip(0)
+    known = of(("guide", "names", "queue"), n=N, m=N)
+    fixed = pairops.nn.InfoNCELoss(**known)
+    torch.testing.assert_close(fixed(x, y), info_nce_loss(x, y, **known))
+    moco = pairops.nn.InfoNCELoss(queue_only=True, guide_margin=0.1)
+    given = {"queue": known["queue"], "guide": known["guide"]}
+    expected = info_nce_loss(x, y, queue_only=True, guide_margin=0.1, **given)
+    torch.testing.assert_close(moco(x, y, **given), expected)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +269,52 @@ def test_over_ranks(ranks: Ranks, names: tuple[str, ...]) -> None:
     check_ranks(ranks, problem, 1e-12, layouts=["uneven"])
 
 
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("names", TOGETHER, ids=str)
+def test_ranks_with_more_rows_of_y_or_none(ranks: Ranks, names: tuple[str, ...]) -> None:
+    """y_i belongs to x_i on its rank; further rows of y are negatives of all."""
+    sizes, more = [5, 0, 4], [3, 1, 0]
+    keywords = of(names, torch.float64, n=9, m=13)
+    for name in ("own_negatives", "queue", "queue_only"):
+        keywords.pop(name, None)
+    x, y = smooth(9, 6, torch.float64), smooth(22, 6, torch.float64)[9:]
+    first = [sum(sizes[:k]) for k in range(3)]
+    beyond = [9 + sum(more[:k]) for k in range(3)]
+
+    def of_rank(k: int, values: Any, of_y: bool) -> Any:
+        here = values[first[k] : first[k] + sizes[k]]
+        return torch.cat([here, values[beyond[k] : beyond[k] + more[k]]]) if of_y else here
+
+    def shared(k: int) -> dict[str, Any]:
+        given = dict(keywords)
+        given["ids"] = of_rank(k, keywords["ids"], False)
+        given["ref_ids"] = of_rank(k, keywords["ref_ids"], True)
+        given["log_q"] = of_rank(k, keywords["log_q"], True)
+        u, v = keywords["guide"]
+        given["guide"] = of_rank(k, u, False), of_rank(k, v, True)
+        args = of_rank(k, x, False), of_rank(k, y, True)
+        return {"loss": "info_nce_loss", "args": args, "keywords": given, "leaves": [0, 1]}
+
+    found = ranks.run(3, "support.rank_functions:step", [shared(k) for k in range(3)])
+    x.requires_grad_()
+    y.requires_grad_()
+    one = info_nce_loss(x, y, **keywords)
+    by_x, by_y = torch.autograd.grad(one, (x, y))
+    for k, got in enumerate(found):
+        assert not isinstance(got, tuple), got
+        torch.testing.assert_close(got["value"], one.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(got[0] / 3, of_rank(k, by_x, False), rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(got[1] / 3, of_rank(k, by_y, True), rtol=1e-11, atol=1e-13)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"directions": ("xy", "zz")}, "directions is .*'zz'.*; it must name one or more of 'xy'"),
     ({"directions": ("xy", "xy")}, "directions is .*each once"),
     ({"directions": ()}, r"directions is \[\]; it must name one or more"),
     ({"directions": "xy"}, "directions is 'xy'; it must name"),
+    ({"directions": [["xy"]]}, r"directions is \[\['xy'\]\]; it must name"),
+    ({"ids": torch.arange(N), "ref_ids": torch.arange(M).flip(0)}, "ref_ids begin otherwise than"),
+    ({"own_negatives": torch.randn(N, 3, D).double()}, "own_negatives are torch.float64 on cpu"),
     ({"directions": ("xy",), "symmetric": True}, "symmetric and directions are both given"),
     ({"partition": "both"}, "partition is 'both'; it must be one of separate, joint"),
     ({"own_negatives": torch.randn(N + 1, 3, D)}, rf"own_negatives is \({N + 1}, 3, {D}\)"),

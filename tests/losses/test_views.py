@@ -1,5 +1,7 @@
 """(N, V, D): views of a row are rows with its label, as SupContrast takes them."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -48,6 +50,16 @@ def test_bad_input(name: str) -> None:
         ValueError, match=r"labels has shape \(24,\); it must be \(8,\), one for each"
     ):
         getattr(pairops, name)(torch.randn(8, 3, 5), torch.zeros(24).long())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"width": 1.0}, {"ref_emb": torch.randn(4, 5), "ref_labels": torch.arange(4)},
+     {"ignore_index": 1}],
+)  # fmt: skip
+def test_labels_that_nobody_gave_are_compared_with_nothing_else(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is given and labels is None"):
+        pairops.supcon_loss(torch.randn(8, 3, 5), None, **given)
 
 
 @pytest.mark.xdist_group("ranks")

@@ -547,8 +547,7 @@ MUTANTS = [
     ),
     Mutant(
         "a mask drops what is as near as the positive", DIRECTIONS,
-        "self.bound = torch.nextafter(highest, torch.full_like(highest, torch.inf))",
-        "self.bound = highest",
+        "self.bound = highest + slack(highest)", "self.bound = highest",
         (OF_INFO_NCE,),
     ),
     Mutant(

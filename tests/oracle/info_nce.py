@@ -95,8 +95,12 @@ def own_of(x: Tensor, own_negatives: Tensor, pairing) -> Tensor:  # (N, K)
 def cross_entropy(z: Tensor, counts: Tensor, is_candidate: Tensor, target: Tensor, smoothing):
     """As torch's, with label smoothing over all candidates; what does not count adds nothing."""
     left = z.masked_fill(~counts, -torch.inf)
-    log_sum = torch.cat([target[:, None], left], 1).logsumexp(1)
-    losses = log_sum - target
+    above = left - target[:, None]
+    # A tiny loss is more than a difference of large numbers; of a large one the power overflows.
+    tiny = torch.log1p(torch.exp(above.clamp(max=80)).sum(1))
+    zero = torch.zeros_like(target)[:, None]
+    losses = torch.where((above > 80).any(1), torch.cat([zero, above], 1).logsumexp(1), tiny)
+    log_sum = target + losses
     if not smoothing:
         return losses
     every = losses + torch.where(counts, log_sum[:, None] - z, 0).sum(1)

@@ -9,6 +9,12 @@ Its own losses are these:
 - MultipleNegativesRankingLoss: the class of that name here, with its arguments; or
   `PairedLoss(model, info_nce_loss, temperature=0.05, symmetric=False)`, where temperature is
   1/scale, and `distance="dot"` is similarity_fct=dot_score.
+- GISTEmbedLoss: `info_nce_loss(x, y, temperature=0.01, partition="joint", directions=("xy", "xx",
+  "yy"), guide=(u, v))` of pairs, and of triplets with contrast_positives=False and directions
+  ("xy", "xx"). u and v are the guide's embeddings, margin is `guide_margin`, and a relative one has
+  `guide_relative=True`. Its other cases are other losses: with a margin below 0, or a guide that
+  gives a pair 1, rows are negatives of themselves there; of triplets with contrast_positives=True
+  positives are not compared with negatives.
 - MultipleNegativesSymmetricRankingLoss: the same without `symmetric`.
 - Cached…: the same with `mini_batch_size`.
 - BatchHardTripletLoss: `LabelledLoss(model, triplet_loss, margin=5, distance="l2",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pairops.losses.hard_negative import hard_negative_info_nce_loss
 from pairops.losses.info_nce import info_nce_loss
 from pairops.losses.objective.keywords import Value
+from pairops.losses.objective.views import names_of_rows
 from pairops.ops.distributed.group import Given, Group
 from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.checks import one_of, plain_number
@@ -23,7 +24,6 @@ WAYS = {
 }
 HARDENED = {"in_batch_negatives": "in_batch", "hard_negatives": "own", "all_negatives": "all"}
 DISTANCES = {"cos_sim": "cosine", "dot_score": "dot"}
-_ROWS = 1 << 40  # more than a rank has
 
 Way = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
 
@@ -97,6 +97,7 @@ class MultipleNegativesRankingLoss(PairedLoss):
         function = info_nce_loss
         if hardness_mode is not None:
             one_of("hardness_mode", hardness_mode, HARDENED)
+        if hardness_mode is not None and strength:
             function = hard_negative_info_nce_loss  # type: ignore[assignment]
             given |= {"hardness": strength, "hardened": HARDENED[hardness_mode]}
         group: Given = "auto" if gather_across_devices else None
@@ -114,11 +115,11 @@ class MultipleNegativesRankingLoss(PairedLoss):
         """
         x, *docs = columns
         further: dict[str, Any] = {}
+        if self.function is hard_negative_info_nce_loss:
+            further = {"own_negatives": x.new_empty(len(x), 0, x.shape[1])}
         if len(docs) > 1:
             # A query's own hard negatives are its own, and no negatives of its positive.
-            group = Group.of(self._here())
-            ids = torch.arange(len(x), device=x.device)
-            ids = ids + (0 if group is None else group.rank * _ROWS)
+            ids = names_of_rows(x, Group.of(self._here()))
             further = {"ids": ids, "ref_ids": ids.repeat(len(docs))}
             further["own_negatives"] = torch.stack(docs[1:], 1)
         losses = self.of(x, torch.cat(docs), reduction="none", **further)

@@ -17,8 +17,13 @@ def rows_of_views(
     """Return (N·V, D) embeddings and their labels; without labels, one for each of N."""
     n, views = x.shape[:2]
     if labels is None and common.get("positives") is None:
-        group = Group.of(common.get("group"))
-        labels = torch.arange(n, device=x.device) + (0 if group is None else group.rank * _ROWS)
+        for name in ("width", "ref_labels", "ignore_index"):
+            if common.get(name) is not None:
+                raise ValueError(
+                    f"{name} is given and labels is None, so the rows of views have labels of "
+                    "their own; it must be left out, or labels be given"
+                )
+        labels = names_of_rows(x, Group.of(common.get("group")))
     if isinstance(labels, Tensor):
         if labels.shape[:1] != (n,):
             raise ValueError(
@@ -27,3 +32,9 @@ def rows_of_views(
             )
         labels = labels.repeat_interleave(views, 0)
     return x.flatten(0, 1), labels
+
+
+def names_of_rows(x: Tensor, group: Group | None) -> Tensor:
+    """Return (N,) int64, a name for each row that no row of another rank has."""
+    names = torch.arange(len(x), device=x.device)
+    return names if group is None else names + group.rank * _ROWS
