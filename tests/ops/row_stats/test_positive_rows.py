@@ -27,8 +27,8 @@ Given = dict[str, Any]
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more picked rows at a time than x has rows."""
-    monkeypatch.setattr(picked_rows, "ROWS", 1)
+    """Several blocks of picked rows, the last of which is ragged."""
+    monkeypatch.setattr(picked_rows, "ROWS", 30)
     monkeypatch.setattr(picked_rows, "ENTRIES", 1)
 
 
@@ -108,7 +108,7 @@ def copied_and_picked(
     """Run with copies of all rows at once, and by blocks."""
     whole = run()
     with monkeypatch.context() as patched:
-        patched.setattr(picked_rows, "ROWS", 1)
+        patched.setattr(picked_rows, "ROWS", 12)
         return whole, run()
 
 
@@ -131,7 +131,7 @@ def test_terms_of_every_kind(
         torch.manual_seed(7)
         rows = PositiveRows.of(Pairs.of(x, labels, **other))
         k, m = rows.pairs.shape
-        assert (rows.pairs.relation.picked is None) == (picked_rows.ROWS > 1)
+        assert (rows.pairs.relation.picked is None) == (picked_rows.ROWS > 12)
         u, v = torch.rand(k).to(x), torch.rand(m).to(x)
         leaves = [x, u.requires_grad_(), v.requires_grad_()]
         terms = terms_for(engine, k, m) if engine == "cpu" else every_kind_of_term(u, v)
@@ -188,7 +188,7 @@ def test_blocks_change_no_bit_of_a_statistic_and_gradients_are_reproducible(
     assert torch.equal(whole[0], picked[0])
     assert torch.equal(whole[1], picked[1])
     assert (whole[2] - picked[2]).abs().max() <= 1e-5 * whole[2].abs().max()
-    monkeypatch.setattr(picked_rows, "ROWS", 1)
+    monkeypatch.setattr(picked_rows, "ROWS", 12)
     monkeypatch.setattr(picked_rows, "ENTRIES", 1)
     try:
         for count in (1, 3):
