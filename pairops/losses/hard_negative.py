@@ -12,9 +12,9 @@ from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.checks import one_of
 from pairops.ops.terms.tensor_checks import check_embeddings, number
 
-from .candidates import Candidates, Direction, checked_directions
-from .cross_entropy import Negatives
-from .directions import Directions
+from .directions.candidates import Candidates, Direction, checked_directions
+from .directions.cross_entropy import Negatives
+from .directions.directions import Directions
 from .info_nce import PARTITIONS, Partition
 from .objective.keywords import Paired, Value
 from .objective.objective import Objective, split

@@ -11,8 +11,8 @@ from pairops.ops.terms.checks import flag, one_of, plain_number
 from pairops.ops.terms.tensor_checks import check_embeddings, number
 from pairops.ops.terms.term import ALL, NEG, POS, Term, highest, lse, total
 
-from .candidates import Candidates, Direction, checked_directions
-from .directions import Directions
+from .directions.candidates import Candidates, Direction, checked_directions
+from .directions.directions import Directions
 from .objective.keywords import Paired, Value
 from .objective.objective import Objective, paired, split
 from .objective.registration import loss
