@@ -24,7 +24,7 @@ from pairops.nn import InfoNCELoss
 sys.path.append(str(Path(__file__).parents[1] / "code_search"))
 
 from docstrings import installed, read, split, without_doubles
-from train_code_search import Side, Towers, bags_of
+from towers import Side, Towers, bags_of
 
 Rows = Callable[
     [Tensor], tuple[Any, ...]
@@ -69,7 +69,7 @@ def code(options: argparse.Namespace) -> tuple[type[torch.nn.Module], Rows, int]
     side, _ = bags_of(training, test)
 
     def rows_of(rows: Tensor) -> tuple[Side]:
-        return (Side(side.docstrings.chosen(rows), side.codes.chosen(rows)),)
+        return (Side(side.docstrings.chosen(rows), side.codes.chosen(rows), side.names[rows]),)
 
     return CodeSearch, rows_of, len(side.codes)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.distributed.group import Group
+from pairops.ops.terms.tensor_checks import check_storage
 
 _ROWS = 1 << 40  # more than a rank has
 
@@ -15,6 +16,7 @@ def rows_of_views(
     x: Tensor, labels: Tensor | None, common: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Return (N·V, D) embeddings and their labels; without labels, one for each of N."""
+    check_storage("x", x)
     n, views = x.shape[:2]
     if labels is None and common.get("positives") is None:
         for name in ("width", "ref_labels", "ignore_index"):
