@@ -22,8 +22,8 @@ from pairops import supcon_loss
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{3,}")
 LEAST, MOST_SHARE = 40, 0.005  # functions of the training that use an identifier which is a label
 LABELS = 6  # of a function at most, the rarest: `self` says nothing
-WIDTH = 128
-LEARNING_RATE = 5e-3
+WIDTH = 256
+LEARNING_RATE = 2e-3
 TEMPERATURE = 0.1
 THINNED = 0.5
 NEAREST = 10
@@ -182,7 +182,6 @@ def main(arguments: list[str] | None = None) -> None:
             with torch.no_grad():
                 found[name].append(gains(texts(unseen), theirs).mean().item())
         seconds[name] = (time.perf_counter() - began) / options.seeds
-        print(name, found[name], seconds[name])
     print(table(found, seconds))
     title = f"Docstrings whose functions share identifiers: NDCG@{NEAREST}"
     draw_ways(options.output, title, found)
