@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
 from code_search_picture import WITHIN, draw
-from docstrings import Pair, installed, read, split, without_doubles
+from docstrings import Pair, read, split, without_doubles
+from options import parse as options_of
 from ranking import ranks_by_words, recall
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -211,27 +211,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=75, help="stop each earlier, after these")
     parser.add_argument("--batch", type=int, default=2048, help="pairs a step")
     parser.add_argument("--seed", type=int, default=0, help="of start values and batches")
-    parser.add_argument(
-        "--folders",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        default=argparse.SUPPRESS,  # too long to be printed
-        help="where to look for .py files, instead of the standard library and what is installed",
-    )
-    parser.add_argument("--output", type=Path, default="code_search.png", help="the picture's path")
-    options = parser.parse_args(arguments, argparse.Namespace(folders=installed()))
-    for folder in options.folders:
-        if not folder.is_dir():
-            parser.error(f"--folders must name folders, and {folder} is none")
+    options = options_of(parser, "code_search.png", arguments)
     if options.steps < 1:
         parser.error(f"--steps must be 1 or more, not {options.steps}")
     if not options.seconds > 0:
         parser.error(f"--seconds must be above 0, not {options.seconds:g}")
     if options.batch < 2:
         parser.error(f"--batch must be 2 or more, not {options.batch}")
-    if options.output.is_dir():
-        parser.error(f"--output must name a file, and {options.output} is a folder")
     return options
 
 

@@ -7,11 +7,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from docstrings import Pair, installed, read, split, without_doubles
+from docstrings import Pair, read, split, without_doubles
 from hashed_text import BUCKETS, Bags, counted, rarity, weighted
+from options import parse as options_of
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -134,18 +134,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150, help="steps of each training")
     parser.add_argument("--batch", type=int, default=1024, help="texts a step")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
-    parser.add_argument(
-        "--folders",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        default=argparse.SUPPRESS,  # too long to be printed
-        help="where to look for .py files, instead of the standard library and what is installed",
-    )
-    parser.add_argument(
-        "--output", type=Path, default="shared_identifiers.png", help="the picture's path"
-    )
-    options = parser.parse_args(arguments, argparse.Namespace(folders=installed()))
+    options = options_of(parser, "shared_identifiers.png", arguments)
     for name in ("steps", "batch", "seeds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be 1 or more, not {getattr(options, name)}")

@@ -19,7 +19,7 @@ from pairops.ops.terms.tensor_checks import check_embeddings, number, whole_numb
 from pairops.ops.terms.term import NEG, POS, Earlier, highest, lowest, lse, total
 
 from .objective.keywords import ClassesApart, Value
-from .objective.objective import Aux, labelled, no_similarity
+from .objective.objective import Aux, check_one_for_each, labelled, no_similarity
 from .objective.registration import loss
 
 __all__ = ["hydra_loss"]
@@ -69,10 +69,7 @@ def hydra_loss(
     unit = compares_units(distance, given.pop("normalize", None))
     if distance not in ("cosine", "dot"):
         raise no_similarity("hydra_loss", distance)
-    check_embeddings("x", x)
-    check_embeddings("gate", gate, like=("x", x))
-    if len(gate) != len(x):
-        raise ValueError(f"gate has {len(gate)} rows; it must have {len(x)}, one for each of x")
+    check_one_for_each(x, gate, "gate")
     labels = _classes("labels", labels, "x", x)
     partners = _classes("partner_labels", partner_labels, "x", x)
     _set_references(given, x, labels)

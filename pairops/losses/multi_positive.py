@@ -13,7 +13,7 @@ from pairops.ops.terms.term import NEG, lse
 
 from .info_nce import self_and_others
 from .objective.keywords import Paired, Value
-from .objective.objective import Objective, split
+from .objective.objective import Objective, all_negatives, split
 from .objective.registration import loss
 
 __all__ = ["multi_positive_loss"]
@@ -62,11 +62,7 @@ def multi_positive_loss(
     if negatives is not None:
         check_embeddings("negatives", negatives, like=("x", x))
         compared = torch.cat([compared, negatives])
-        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        ones = torch.ones(len(negatives), dtype=torch.int64, device=x.device)
-        apart = Pairs.of(
-            x, zeros, ref_emb=negatives, ref_labels=ones, ignore_index=None, **comparing
-        )
+        apart = all_negatives(x, negatives, **comparing)
         (shared,) = row_stats(apart, lse(NEG, scale, first))
     objective = Objective.of(Pairs.paired(x, compared, **comparing), **asked)
     losses = []

@@ -7,15 +7,15 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.pairs.by_index import pairs_by_index
-from pairops.ops.pairs.by_label import pairs_by_label
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import log1p_exp
 from pairops.ops.terms.checks import flag
 from pairops.ops.terms.tensor_checks import check_embeddings, number
-from pairops.ops.terms.term import ALL, NEG, POS, highest, lse, total
+from pairops.ops.terms.term import ALL, NEG, highest, lse
 
+from .info_nce import self_and_others
 from .objective.keywords import Paired, Value
-from .objective.objective import Objective, check_one_for_each, split
+from .objective.objective import Objective, all_negatives, check_one_for_each, split
 from .objective.registration import loss
 
 __all__ = ["nnclr_loss"]
@@ -67,8 +67,7 @@ def nnclr_loss(
         pairs_by_index(_nearest(rows, queue, comparing), others, **comparing)
         for rows, others in ((x, y), (y, x))[: 1 + symmetric]
     ]
-    near = highest(POS, grad=False)
-    terms = near, total(POS, scale, near), lse(NEG, scale, near)
+    terms = self_and_others(scale)
     losses = []
     for pairs in compared:
         _, pos, neg = row_stats(pairs, *terms)
@@ -80,13 +79,6 @@ def nnclr_loss(
 def _nearest(x: Tensor, queue: Tensor, comparing: dict[str, Any]) -> Tensor:
     """Return (N, D) the row of the queue that is nearest to each of x."""
     with torch.no_grad():
-        zeros, ones = (
-            torch.full(z.shape[:1], k, dtype=torch.int64, device=z.device)
-            for k, z in enumerate((x, queue))
-        )
-        pairs = pairs_by_label(
-            x.detach(), zeros, ref_emb=queue, ref_labels=ones, ignore_index=None,
-            **{**comparing, "group": None},
-        )  # fmt: skip
+        pairs = all_negatives(x.detach(), queue, **{**comparing, "group": None})
         ((_, index),) = row_stats(pairs, highest(NEG, index=True))
         return queue[index]

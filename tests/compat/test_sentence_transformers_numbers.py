@@ -130,7 +130,7 @@ def test_multiple_negatives_with_all_its_arguments(
         for count in (2, 3, 4):
             columns = [torch.randn(7, 5, dtype=torch.float64) for _ in range(count)]
             leaves = [z.requires_grad_() for z in columns]
-            ours = MultipleNegativesRankingLoss(model, 13.0, **given).of_columns(columns, None)
+            ours = MultipleNegativesRankingLoss(model, 13.0, **given)._loss_of(columns, None)
             other = theirs.MultipleNegativesRankingLoss(model, 13.0, **given)
             expected = other.compute_loss_from_embeddings(columns, None)
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)

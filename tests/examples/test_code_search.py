@@ -313,3 +313,23 @@ def test_several_labels_are_learned(
     found = {line[:24].strip(): line[24:].split() for line in printed.splitlines() if line[24:]}
     assert float(found["several labels"][0]) > 1.5 * float(found["by chance"][0])
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be 1 or more, not 0"),
+        (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
+        (["--folders", "/no/such"], "--folders must name folders, and /no/such is none"),
+        (["--output", "/"], "--output must name a file, and / is a folder"),
+    ],
+)
+def test_bad_options_of_shared_identifiers_are_refused(
+    shared_identifiers: ModuleType,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        shared_identifiers.main(arguments)
+    assert message in capsys.readouterr().err

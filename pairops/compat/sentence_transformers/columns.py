@@ -91,10 +91,10 @@ class _OfColumns(LossModule):
         Returns:
             What the loss returns.
         """
-        value = self.of_columns([torch.cat(pieces) for pieces in reps], labels)
+        value = self._loss_of([torch.cat(pieces) for pieces in reps], labels)
         if with_backward:
             # What the loss learns would get its gradient now, before a scaler or DDP knows of it.
-            if any(p.requires_grad for p in self.learned()):
+            if any(p.requires_grad for p in self._learned()):
                 raise ValueError(
                     "the loss has parameters that learn, and mini_batch_size inside MatryoshkaLoss "
                     "has none for them; give it numbers, or mini_batch_size=None"
@@ -102,27 +102,19 @@ class _OfColumns(LossModule):
             value.backward()
         return value
 
-    def learned(self) -> list[nn.Parameter]:
+    def _learned(self) -> list[nn.Parameter]:
         """Return the parameters of the loss itself, without the model's."""
         of_model = {id(p) for p in self.model.parameters()}
         return [p for p in self.parameters() if id(p) not in of_model]
 
-    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
-        """Return the loss of the embeddings of every column.
-
-        Args:
-            columns: (N, D) embeddings of each column.
-            labels: as in `forward`.
-
-        Returns:
-            What the loss returns.
-        """
+    def _loss_of(self, columns: list[Tensor], labels: Any) -> Value:
+        """Return the loss of the embeddings of every column."""
         raise NotImplementedError
 
     def _value(self, columns: list[Features], labels: Any) -> Value:
         embeddings = [self.embed(features) for features in columns]
         if "calculate_loss" not in vars(self):
-            return self.of_columns(embeddings, labels)
+            return self._loss_of(embeddings, labels)
         # The function in its place goes backward from parts of these, so they are copies; the
         # gradients that they get are those of the embeddings.
         leaves = [z.detach().requires_grad_(z.requires_grad) for z in embeddings]
@@ -153,7 +145,7 @@ class _OfColumns(LossModule):
         return None if self.group == "auto" and alone else self.group
 
     def _averaged(self, gradient: Tensor) -> Tensor:
-        """That of a parameter of the loss: the trainer lets DDP average those of `model` alone."""
+        """Average a gradient of the loss over ranks: DDP averages those of `model` alone."""
         group = Group.of(self._here(), {"loss": type(self).__name__})
         return gradient if group is None else group.total(gradient) / group.size
 
@@ -217,16 +209,8 @@ class PairedLoss(_OfColumns):
             )
         return self._value(columns, None)
 
-    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
-        """Return the loss of the embeddings of every column.
-
-        Args:
-            columns: (N, D) embeddings of each column.
-            labels: as in `forward`.
-
-        Returns:
-            What the loss returns.
-        """
+    def _loss_of(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
+        """Return the loss of the embeddings of every column."""
         x, *others = columns
         return self.of(x, torch.cat(others))
 
@@ -264,16 +248,8 @@ class LabelledLoss(_OfColumns):
             raise ValueError(f"sentence_features has {len(columns)} columns; it must have 1")
         return self._value(columns, labels)
 
-    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:
-        """Return the loss of the embeddings of the one column.
-
-        Args:
-            columns: (N, D) embeddings of each column.
-            labels: as in `forward`.
-
-        Returns:
-            What the loss returns.
-        """
+    def _loss_of(self, columns: list[Tensor], labels: Any) -> Value:
+        """Return the loss of the embeddings of the one column."""
         return self.of(columns[0], labels)
 
 

@@ -103,16 +103,8 @@ class MultipleNegativesRankingLoss(PairedLoss):
         group: Given = "auto" if gather_across_devices else None
         super().__init__(model, function, group=group, mini_batch_size=mini_batch_size, **given)
 
-    def of_columns(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
-        """Return the loss of the embeddings of every column.
-
-        Args:
-            columns: (N, D) embeddings of each column.
-            labels: as in `forward`.
-
-        Returns:
-            What the loss returns.
-        """
+    def _loss_of(self, columns: list[Tensor], labels: Any) -> Value:  # noqa: ARG002
+        """Return the loss of the embeddings of every column."""
         x, *docs = columns
         further: dict[str, Any] = {}
         if self.function is hard_negative_info_nce_loss:

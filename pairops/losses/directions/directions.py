@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pairops.losses.objective.objective import all_negatives
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import at_least_float32
 from pairops.ops.row_stats.op import row_stats
@@ -56,8 +57,7 @@ class Directions:
         self.x, self.y = at_least_float32(x), at_least_float32(y)
         self.scale, self.candidates = scale, candidates
         self.counted, self.comparing, self.beside = counted, comparing, beside
-        of_this_rank = {name: given for name, given in comparing.items() if name != "group"}
-        self._of_this_rank = {**of_this_rank, "ignore_index": None}
+        self._of_this_rank = {name: z for name, z in comparing.items() if name != "group"}
         self.paired = Pairs.paired(self.x, self.y, **comparing)
         (score,) = row_stats(self.paired, total(POS, 1.0, 0.0))
         self.near = score.detach()
@@ -137,17 +137,14 @@ class Directions:
         # Those of an anchor are its positives here, so no other pair is multiplied.
         pairs = Pairs.of(
             self.x, index, ref_emb=negatives.flatten(0, 1),
-            ref_labels=index.repeat_interleave(k), exclude_self=False, **self._of_this_rank,
+            ref_labels=index.repeat_interleave(k), exclude_self=False, ignore_index=None,
+            **self._of_this_rank,
         )  # fmt: skip
         return self._negatives("own", row_stats(pairs, *self._plain("own", POS, self.near)), k)
 
     def _queue(self, queue: Tensor) -> Negatives:
         """Return the negatives (Q, D), which all anchors share, without gradient."""
-        labels = [torch.full((len(z),), k, device=z.device) for k, z in enumerate((self.x, queue))]
-        pairs = Pairs.of(
-            self.x, labels[0], ref_emb=queue, ref_labels=labels[1], exclude_self=False,
-            **self._of_this_rank,
-        )  # fmt: skip
+        pairs = all_negatives(self.x, queue, exclude_self=False, **self._of_this_rank)
         return self._negatives(
             "queue", row_stats(pairs, *self._plain("queue", NEG, self.near)), len(queue)
         )

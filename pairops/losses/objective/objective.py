@@ -323,12 +323,21 @@ def paired(x: Tensor, y: Tensor, common: Paired) -> Objective:
     return Objective.of(pairs, **asked) if asked else Objective(pairs)
 
 
-def check_one_for_each(x: Tensor, y: Tensor) -> None:
+def all_negatives(x: Tensor, others: Tensor, **comparing: Any) -> Pairs:
+    """Make pairs of the rows of x with another set, all of them negatives."""
+    zeros, ones = (
+        torch.full(z.shape[:1], k, dtype=torch.int64, device=z.device)
+        for k, z in enumerate((x, others))
+    )
+    return pairs_by_label(x, zeros, ref_emb=others, ref_labels=ones, ignore_index=None, **comparing)
+
+
+def check_one_for_each(x: Tensor, y: Tensor, name: str = "y") -> None:
     """Refuse two sets where a row of one has no partner in the other."""
     check_embeddings("x", x)
-    check_embeddings("y", y, like=("x", x))
+    check_embeddings(name, y, like=("x", x))
     if len(x) != len(y):
-        raise ValueError(f"y has {len(y)} rows; it must have {len(x)}, one for each of x")
+        raise ValueError(f"{name} has {len(y)} rows; it must have {len(x)}, one for each of x")
 
 
 def similar_only(loss: str, pairs: Pairs) -> None:
