@@ -92,11 +92,7 @@ class PositiveRows:
             row, position, self_index = _positive_pairs(pairs)
             relation = pairs.relation
             anchor = relation.permutation_x.index_select(0, row)
-            by_index = Relation(
-                torch.arange(len(row), device=row.device), relation.permutation_y, position,
-                position + 1, torch.full_like(position, -1), torch.ones_like(row, dtype=torch.bool),
-                relation.valid_y,
-            )  # fmt: skip
+            by_index = _positives_at(position, position + 1, relation)
             entries = 0
             if relation.entries is not None and not torch.compiler.is_compiling():
                 listed = relation.pos_end - relation.pos_begin
@@ -120,8 +116,10 @@ class PositiveRows:
             rows = replace(alone, relation=of_rows)
         else:
             anchor, partner = pairs.shards.positive_pairs()
-            shards = pairs.shards.of_rows(anchor)
-            rows = replace(_rows_of(pairs, anchor, pairs.relation), shards=shards)
+            shards = pairs.shards.of_rows(anchor)  # they know who is a positive of whom
+            nowhere = torch.zeros_like(anchor)
+            here = _positives_at(nowhere, nowhere, pairs.relation)
+            rows = replace(_rows_of(pairs, anchor, here), shards=shards)
             by_keys = shards.by_keys((partner, pairs.indices(1)))
             alone = replace(rows, shards=by_keys, cache=Cache(rows.cache.prepared))
             (score,) = row_stats(alone, total(POS, 1.0, 0.0))
@@ -157,6 +155,14 @@ def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation, entries: int = 0)
         if torch.compiler.is_compiling() or len(anchor) > most_rows or entries > most_entries:
             return rows
     return copied(rows)
+
+
+def _positives_at(begin: Tensor, end: Tensor, relation: Relation) -> Relation:
+    """Return a relation of K rows and the columns of another one, with positives at [begin, end)."""
+    index = torch.arange(len(begin), device=begin.device)
+    itself, valid = torch.full_like(begin, -1), torch.ones_like(begin, dtype=torch.bool)
+    columns, valid_y = relation.permutation_y, relation.valid_y
+    return Relation(index, columns, begin, end, itself, valid, valid_y)
 
 
 def _positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,6 +51,22 @@ def test_all_rows_gathered_at_once(ranks: Ranks, name: str) -> None:
     check(ranks, problem, 1e-12, layouts=["uneven", "empty"], gathered=GATHERED)
 
 
+@pytest.mark.parametrize("distance", ["l2", "sqeuclidean", "snr"])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("smooth_ap_loss", {"temperature": 0.5}),
+        ("lifted_structure_loss", {"form": "original"}),
+        ("triplet_loss", {"mining": "semihard"}),
+        ("ms_loss", {}),
+    ],
+)
+def test_distances(ranks: Ranks, name: str, params: dict[str, Any], distance: str) -> None:
+    """An engine that knows no distances gets squares of each row, or of each positive pair."""
+    problem = Problem(name, params | {"distance": distance, "normalize": False})
+    check(ranks, problem, 1e-11, layouts=["uneven", "empty"], engine="blockwise")
+
+
 @pytest.mark.parametrize("name", ONCE)
 def test_float32_is_that_of_one_process(ranks: Ranks, name: str) -> None:
     """But where a statistic is 32 or more, which in float32 is a gradient that is right to 2e-6:
