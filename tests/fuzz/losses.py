@@ -64,6 +64,7 @@ def settings(random: Random, name: str) -> dict[str, Any]:
         params["temperature"] = max(params.get("temperature", 0), 0.2)
     if name == "soft_topk_loss":  # where references are far from a threshold: docs/numerics.md
         params |= {"alpha": min(params.get("alpha", 2.0), 4.0), "temperature": 0.5}
+    if name in ("smooth_ap_loss", "soft_topk_loss"):  # and so of numbers without a bound
         if params.pop("normalize", None) is False or params.get("distance") in ("dot", "snr"):
             params.pop("distance", None)
     if "temperature" not in params and name in ("supcon_loss", "info_nce_loss", "nt_xent_loss"):
