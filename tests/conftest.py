@@ -32,8 +32,8 @@ if DEVICE == "cpu":
     cuda_kernels.BACKEND = cuda_kernels.Backend.of(build.module(), "cpu")
 
 
-# Small problems are most of what is tested, and to wake a second thread takes longer than they do. Tests
-# of threads say how many there are, and the CPU engine's own tests have two.
+# Small problems are most of what is tested, and to wake a second thread takes longer than they do.
+# Tests of threads say how many there are, and the CPU engine's own tests have two.
 torch.set_num_threads(1)
 
 
@@ -61,8 +61,8 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def strict_torch(device: str) -> Iterator[None]:
     """The device; deterministic algorithms or an error; uninitialised memory filled with NaN."""
-    # On the CPU not torch.manual_seed, which writes its call stack down for the other kinds of device,
-    # and no `torch.device`, which hears of every call of torch.
+    # On the CPU not torch.manual_seed, which writes its call stack down for the other kinds of
+    # device, and no `torch.device`, which hears of every call of torch.
     here = contextlib.nullcontext() if device == "cpu" else torch.device(device)
     (torch.default_generator.manual_seed if device == "cpu" else torch.manual_seed)(0)
     torch.use_deterministic_algorithms(True)

@@ -368,11 +368,11 @@ def test_a_process_that_ends_or_hangs_costs_one_setting(capsys):
     def command(first):
         return [sys.executable, "-c", PRETENDED, str(first)]
 
-    rows = list(lease.rows_of(command, lease.Clock(120), 10.0, {"PAIROPS_HOPPER": "1"}))
+    rows = list(lease.rows_of(command, lease.Clock(120), 4.0, {"PAIROPS_HOPPER": "1"}))
     assert [row["n"] for row in rows] == [0, 1, 2, 3]
     assert [row.get("row") for row in rows] == [1, None, None, 1]
     assert rows[1]["failure"] == "ended with status 1: no such thing"
-    assert rows[2]["failure"] == "silent for 10 s, and ended"
+    assert rows[2]["failure"] == "silent for 4 s, and ended"
     assert rows[2]["environment"] == {"PAIROPS_HOPPER": "1"}
     assert "on number 3" in capsys.readouterr().out
     assert not list(lease.rows_of(command, lease.Clock(-1), 5.0, {}))

@@ -15,6 +15,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
+    parser.add_argument("--first", type=int, help="that many problems, the same each time")
     parser.add_argument("--seed", type=int, help="exactly the problem of this seed")
     parser.add_argument("--only", choices=list(AREAS), help="problems of this area")
     given = parser.parse_args()
@@ -22,6 +23,8 @@ def main() -> int:
     try:
         if given.seed is not None:
             session.show(given.seed)
+        elif given.first is not None:
+            session.first(given.first)
         else:
             session.run(given.minutes * 60)
     finally:

@@ -51,7 +51,7 @@ def rows(
         "short": f"torch.randn({n}, {d}) / {d}**0.5",
     }
     if labels:
-        noise = random.choice([1.0, 0.3, 0.03])
+        noise = random.choice([1.0, 0.3] if plain else [1.0, 0.3, 0.03])
         kinds["solved"] = f"centred({labels}, {d}, {noise})"
     if not plain:
         near, lengths = random.choice([0.1, 1e-2, 1e-3]), 1 if narrow else 4

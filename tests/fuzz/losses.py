@@ -64,9 +64,11 @@ def settings(random: Random, name: str) -> dict[str, Any]:
         params["temperature"] = max(params.get("temperature", 0), 0.2)
     if name == "soft_topk_loss":  # where references are far from a threshold: docs/numerics.md
         params |= {"alpha": min(params.get("alpha", 2.0), 4.0), "temperature": 0.5}
-    if name in ("smooth_ap_loss", "soft_topk_loss"):  # and so of numbers without a bound
-        if params.pop("normalize", None) is False or params.get("distance") in ("dot", "snr"):
-            params.pop("distance", None)
+    # The same of numbers without a bound.
+    free = params.get("normalize") is False or params.get("distance") in ("dot", "snr")
+    if name in ("smooth_ap_loss", "soft_topk_loss") and free:
+        params.pop("normalize", None)
+        params.pop("distance", None)
     if "temperature" not in params and name in ("supcon_loss", "info_nce_loss", "nt_xent_loss"):
         params["temperature"] = random.choice([0.5, 0.1, 0.02])
     return params
@@ -102,7 +104,9 @@ def _labelled(random: Random) -> list[str]:
 
 
 def _distant(name: str) -> bool:
-    return name in ("lifted_structure_loss", "margin_loss", "nca_loss", "n_pair_loss")
+    return name in (
+        "lifted_structure_loss", "margin_loss", "nca_loss", "n_pair_loss", "soft_topk_loss"
+    )  # fmt: skip
 
 
 def _in_float64(random: Random) -> list[str]:
@@ -169,9 +173,11 @@ def _two(random: Random) -> list[str]:
         dtype = "torch.float64"  # docs/numerics.md
     if attends and random.random() < 0.5:
         n, d = random.randint(2, 5), random.choice([3, 4])
-    usual = plain(params) or (attends and dtype != "torch.float64")  # docs/numerics.md
+    usual = plain(params) or (  # docs/numerics.md
+        name in ("tal_loss", "hard_negative_info_nce_loss") and dtype != "torch.float64"
+    )
     lines = [f"{z} = {batches.rows(random, str(n), d, dtype, plain=usual)}" for z in ("x", "y")]
-    if random.random() < 0.4 and not (attends and usual):
+    if random.random() < 0.4 and not (usual and not plain(params)):
         noise = random.choice([0.5, 0.1, 0.02])
         lines[1] = f"y = (x.float() + {noise} * torch.randn({n}, {d})).to({dtype})"
     told = ""

@@ -54,6 +54,11 @@ class Session:
                 self.take(seed)
                 seed += 1
 
+    def first(self, count: int) -> None:
+        """The problems of the first seeds."""
+        for seed in range(count):
+            self.take(seed)
+
     def problem(self, seed: int) -> tuple[str, str]:
         """The area and the text of this seed's problem."""
         chosen = Random(seed)
