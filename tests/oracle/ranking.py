@@ -61,7 +61,7 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
     """Soft top-k (DEXML, Gupta et al. 2024): mean_P -log sigmoid(alpha (t / temperature + b)).
 
     b solves sum sigmoid(alpha (t / temperature + b)) = k, over all but self. It is found by
-    bisection, and steps like Newton's from there give it its derivatives, the first two. 0 for an
+    cutting an interval into sixteen again and again, and steps like Newton's from there give it its derivatives, the first two. 0 for an
     anchor without positives, or with no more than k others.
     """
 
@@ -71,12 +71,15 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
             return pos.new_zeros(())
         fixed, steep = z.detach(), alpha.item() if isinstance(alpha, Tensor) else alpha
         low, high = -fixed.max() - 40 / steep, -fixed.min() + 40 / steep
-        for _ in range(100):
-            b = (low + high) / 2
-            if b in (low, high):  # they are neighbours
+        cuts = torch.arange(1, 16, dtype=z.dtype, device=z.device) / 16
+        while True:
+            between = low + (high - low) * cuts
+            between = between[(between > low) & (between < high)]
+            if not len(between):  # they are neighbours
                 break
-            few = fewer_than(k, steep * (fixed + b))
-            low, high = torch.where(few, b, low), torch.where(few, high, b)
+            few = fewer_than(k, steep * (fixed + between[:, None])).sum()
+            low, high = torch.cat([low[None], between, high[None]])[few : few + 2]
+        b = low
         for _ in range(2):  # each has one more derivative, and none moves b
             share = torch.sigmoid(alpha * (z + b))
             slope = (alpha * share * torch.sigmoid(-alpha * (z + b))).sum().detach()
@@ -92,16 +95,18 @@ def within(z: Tensor, low: float, high: float) -> Tensor:
     return z.masked_fill(z < low, low).masked_fill(z > high, high)
 
 
-def fewer_than(k: int, z: Tensor) -> Tensor:
+def fewer_than(k: int, z: Tensor) -> Tensor:  # (C, N) -> (C,)
     """Return whether sum sigmoid(z) < k.
 
     Those above 0 are counted, and what they lack of 1 is compared with what the rest have, by its
     logarithm: where k are far above 0 and the rest far below, both are next to nothing.
     """
     above = z > 0
-    lacking = torch.nn.functional.logsigmoid(-z[above]).logsumexp(0)
-    rest = torch.nn.functional.logsigmoid(z[~above]).logsumexp(0)
-    more = above.sum() - k
+    log_share = torch.nn.functional.logsigmoid(-z.abs())
+    lacking = log_share.masked_fill(~above, -torch.inf).logsumexp(1)
+    rest = log_share.masked_fill(above, -torch.inf).logsumexp(1)
+    more = above.sum(1) - k
     some = more.abs().to(z.dtype).log()
-    rest, lacking = (torch.logaddexp(rest, some), lacking) if more > 0 else (rest, lacking)
-    return rest < (torch.logaddexp(lacking, some) if more < 0 else lacking)
+    rest = torch.where(more > 0, torch.logaddexp(rest, some), rest)
+    lacking = torch.where(more < 0, torch.logaddexp(lacking, some), lacking)
+    return rest < lacking
