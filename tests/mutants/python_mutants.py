@@ -406,6 +406,11 @@ MUTANTS = [
         (OF_SMALL_MEAN,),
     ),
     Mutant(
+        "a number that is learned has the gradient of its first term alone", SMALL_MEAN,
+        "if a is scalar]).sum()", "if a is scalar][:1]).sum()",
+        (OF_SMALL_MEAN,),
+    ),
+    Mutant(
         "a mean goes the short way back also where an owner lacks pairs", SMALL_MEAN,
         "if again or not saved.whole or", "if again or",
         (OF_SMALL_MEAN,),

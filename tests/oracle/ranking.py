@@ -61,8 +61,9 @@ def soft_topk_loss(x, labels, *, k=5, alpha=2.0, temperature=0.05, **pairing) ->
     """Soft top-k (DEXML, Gupta et al. 2024): mean_P -log sigmoid(alpha (t / temperature + b)).
 
     b solves sum sigmoid(alpha (t / temperature + b)) = k, over all but self. It is found by
-    cutting an interval into sixteen again and again, and steps like Newton's from there give it its derivatives, the first two. 0 for an
-    anchor without positives, or with no more than k others.
+    cutting an interval into sixteen again and again, and steps like Newton's from there give it
+    its derivatives, the first two. 0 for an anchor without positives, or with no more than k
+    others.
     """
 
     def anchor(pos: Tensor, neg: Tensor) -> Tensor:  # (P,), (N,)

@@ -72,7 +72,8 @@ class CpuCall:
                 operands = [z.contiguous() if z.dim() == 2 else z for z in operands]
                 self._tensors += tuple(operands)
             vectors = [
-                (z.data_ptr(), z.shape[1] if z.dim() == 2 else z.stride(0)) for z in operands
+                (z.data_ptr(), (0, *z.stride())[-1] if z.dim() < 2 else z.shape[1])
+                for z in operands
             ]
         self.shared = (
             extension.isa(), of_x, of_y, compared, intervals, similarities, numbers, vectors,

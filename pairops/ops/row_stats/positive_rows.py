@@ -158,7 +158,7 @@ def _rows_of(pairs: Pairs, anchor: Tensor, relation: Relation, entries: int = 0)
 
 
 def _positives_at(begin: Tensor, end: Tensor, relation: Relation) -> Relation:
-    """Return a relation of K rows and the columns of another one, with positives at [begin, end)."""
+    """Return a relation of K rows with positives at [begin, end) of another relation's columns."""
     index = torch.arange(len(begin), device=begin.device)
     itself, valid = torch.full_like(begin, -1), torch.ones_like(begin, dtype=torch.bool)
     columns, valid_y = relation.permutation_y, relation.valid_y

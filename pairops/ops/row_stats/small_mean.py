@@ -6,13 +6,14 @@ the way that large batches take.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pairops.ops import engines
-from pairops.ops.autograd.node import transformed
+from pairops.ops.autograd.node import followed_by_autograd_alone, transformed
 from pairops.ops.autograd.recompute import by_inputs
 from pairops.ops.distributed.allocation import if_refused
 from pairops.ops.engines import cpu_engine
@@ -20,7 +21,8 @@ from pairops.ops.engines.plan import Plan, plan_at_once
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
-from pairops.ops.terms.term import BY_SETS, Term
+from pairops.ops.terms.levels import numbered
+from pairops.ops.terms.term import BY_SETS, Earlier, Term
 
 from .op import row_stats, watching
 from .pieces import Piece, mean_of
@@ -37,6 +39,7 @@ class _SavedMean(NamedTuple):
     rows: _Terms
     cols: _Terms
     pieces: Sequence[Piece]
+    scalars: tuple[Tensor, ...]
     whole: bool
 
     def pairs(self, x: Tensor, y: Tensor | None, cache: Cache) -> Pairs:
@@ -60,18 +63,42 @@ def small_mean(pairs: Pairs, rows: _Terms, cols: _Terms, pieces: Sequence[Piece]
         if type(offset) is not float or type(weight) is not float:
             return None
         encoded += ((shape, place[plus], -1 if minus is None else place[minus], offset, weight),)
-    plan = plan_at_once(engines.asked_for(), pairs, rows, cols)
+    plan = plan_at_once(engines.asked_for(), pairs, rows, cols, short=False)
     if plan is None:
         return None
-    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        mean: Tensor = _SmallMean.apply(pairs, rows, cols, pieces, plan, encoded, x, y)  # type: ignore[no-untyped-call]
+    scalars = () if plan.short else _scalars(rows + cols, pairs)
+    if scalars is None:
+        return None
+    followed = x.requires_grad or (y is not None and y.requires_grad)
+    followed = followed or (len(scalars) > 0 and any(z.requires_grad for z in scalars))
+    if followed and torch.is_grad_enabled():
+        mean: Tensor = _SmallMean.apply(  # type: ignore[no-untyped-call]
+            pairs, rows, cols, pieces, plan, encoded, scalars, x, y, *scalars
+        )
         return mean
     made = cpu_engine.planned_forward(pairs, rows, cols, plan)
     return cpu_engine.mean(encoded, n, made.every, pairs.positives())[0]
 
 
+def _scalars(terms: _Terms, pairs: Pairs) -> tuple[Tensor, ...] | None:
+    """Return the tensors among the arguments, if each is one number for all owners; else None."""
+    found: list[Tensor] = []
+    for term in terms:
+        if isinstance(term.above, Tensor) or isinstance(term.below, Tensor):
+            return None
+        for a in term.args:
+            if type(a) is float or isinstance(a, (Term, Earlier)):
+                continue
+            number = isinstance(a, Tensor) and not a.dim() and a.dtype == pairs.dtype and a.is_cpu
+            if not number or a.is_neg():  # whose sign is yet to be turned
+                return None
+            if all(a is not z for z in found):
+                found.append(a)
+    return tuple(found) if followed_by_autograd_alone(pairs.x, pairs.y, found) else None
+
+
 class _SmallMean(torch.autograd.Function):
-    """A node: pairs, terms, pieces, a plan, x, y → the mean."""
+    """A node: pairs, terms, pieces, a plan, x, y, the terms' scalars → the mean."""
 
     @staticmethod
     def forward(
@@ -82,57 +109,95 @@ class _SmallMean(torch.autograd.Function):
         pieces: Sequence[Piece],
         plan: Plan,
         encoded: list[Any],
+        scalars: tuple[Tensor, ...],
         x: Tensor,
         y: Tensor | None,
+        *_scalars: Tensor,
     ) -> Tensor:
         every, _, arguments, tile_masks, whole = cpu_engine.planned_forward(pairs, rows, cols, plan)
         mean, slopes = cpu_engine.mean(encoded, x.shape[0], every, pairs.positives())
         shared = pairs.relation, pairs.scales, pairs.measure, [pairs.cache.similarities]
-        ctx.saved = _SavedMean(plan, *shared, rows, cols, pieces, whole)
-        ctx.save_for_backward(x, y, tile_masks, every, slopes, *arguments)
+        ctx.saved = _SavedMean(plan, *shared, rows, cols, pieces, scalars, whole)
+        ctx.save_for_backward(x, y, tile_masks, every, slopes, *scalars, *arguments)
         return mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         saved: _SavedMean = ctx.saved
-        _, _, _, _, _, _, need_x, need_y = ctx.needs_input_grad
-        x, y, tile_masks, every, slopes, *arguments = ctx.saved_tensors
+        _, _, _, _, _, _, _, need_x, need_y, *need_scalars = ctx.needs_input_grad
+        x, y, tile_masks, every, slopes, *rest = ctx.saved_tensors
+        scalars, arguments = rest[: len(saved.scalars)], rest[len(saved.scalars) :]
+        by_scalar: Sequence[Tensor | None] = ()
         plan, cache = saved.plan, Cache(similarities=saved.similarities[0])
         saved.similarities[0] = None
         pairs = saved.pairs(x, y, cache)
         try:
             again = torch.is_grad_enabled() or transformed((gradient,))
             if again or not saved.whole or (plan.extremes and not plan.few):
-                dx, dy = _once_more(saved, pairs, gradient, need_x, need_y)
+                needs = need_x, need_y, *need_scalars
+                dx, dy, *by_scalar = _once_more(saved, pairs, gradient, needs, scalars)
             else:
                 # A saved tensor may have been packed, and come back with any stride.
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
-                dx, dy, _ = cpu_engine.planned_backward(
+                wanted = BY_SETS[need_x, need_y]
+                if scalars and not any(need_scalars):
+                    nothing = [[False] * len(term.args) for term in saved.rows + saved.cols]
+                    wanted = wanted._replace(args=nothing)
+                dx, dy, by_owner = cpu_engine.planned_backward(
                     pairs, saved.rows, saved.cols, (every,), arguments, cotangents, tile_masks,
-                    BY_SETS[need_x, need_y], plan,
+                    wanted, plan,
                 )  # fmt: skip
+                if by_owner:
+                    by_scalar = _summed(saved, by_owner)
                 if every.dtype != x.dtype:
                     dx, dy = [None if g is None else g.to(x.dtype) for g in (dx, dy)]
         except RuntimeError as error:
             if_refused(error)
             raise
-        return None, None, None, None, None, None, dx if need_x else None, dy if need_y else None
+        by_sets = dx if need_x else None, dy if need_y else None
+        found = [g if need else None for g, need in zip(by_scalar, need_scalars, strict=True)]
+        return None, None, None, None, None, None, None, *by_sets, *found
+
+
+def _summed(saved: _SavedMean, by_owner: Sequence[Tensor]) -> list[Tensor]:
+    """Sum gradients by every tensor argument of the terms over owners, for each scalar."""
+    given = [a for term in saved.rows + saved.cols for a in term.args if isinstance(a, Tensor)]
+    return [
+        torch.cat([g for a, g in zip(given, by_owner, strict=True) if a is scalar]).sum()
+        for scalar in saved.scalars
+    ]
 
 
 def _once_more(
-    saved: _SavedMean, pairs: Pairs, gradient: Tensor, need_x: bool, need_y: bool
+    saved: _SavedMean,
+    pairs: Pairs,
+    gradient: Tensor,
+    needs: Sequence[bool],
+    scalars: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Compute gradients the way of large batches, for any further derivative."""
 
     # A graph made here would hold the similarities as long as it lives.
     similarities = None if torch.is_grad_enabled() else pairs.cache.similarities
 
-    def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
+    def mean(x: Tensor, y: Tensor | None, *scalars: Tensor) -> tuple[Tensor]:
         again = saved.pairs(x, y, Cache(similarities=similarities))
+        rows, cols = saved.rows, saved.cols
+        if scalars:
+            instead = dict(zip(map(id, saved.scalars), scalars, strict=True))
+            rows, cols = (
+                tuple([_with(term, instead) for term in numbered(*given)])
+                for given in ((rows, cols, "rows"), (cols, rows, "cols"))
+            )
         with engines.engine(cpu_engine.NAME):
-            values = row_stats(again, *saved.rows, cols=saved.cols)
+            values = row_stats(again, *rows, cols=cols)
         by_term = dict(zip(saved.rows + saved.cols, values, strict=True))
         return (mean_of(saved.pieces, by_term, again),)
 
-    return by_inputs(mean, (need_x, need_y), (pairs.x, pairs.y), (gradient,))
+    return by_inputs(mean, needs, (pairs.x, pairs.y, *scalars), (gradient,))
+
+
+def _with(term: Term, instead: dict[int, Tensor]) -> Term:
+    """Return the term with other tensors among its arguments."""
+    return replace(term, args=tuple([instead.get(id(a), a) for a in term.args]))

@@ -144,7 +144,7 @@ class Term:
         """Return its tensors, in the order in which they are packed and get gradients."""
         found = []
         for a in self.args:
-            if type(a) is float:
+            if type(a) in _WITHOUT_TENSORS:
                 continue
             if isinstance(a, Tensor):
                 found.append(Operand("owner", a, self.grad))
@@ -157,7 +157,7 @@ class Term:
                 grad = self.grad and a.grad
                 found += [Operand("owner", a.owners, grad), Operand("partner", a.partners, grad)]
         for bound in (self.above, self.below):
-            if isinstance(bound, Tensor):
+            if bound is not None and isinstance(bound, Tensor):
                 found.append(Operand("window", bound, False))
         return found
 
@@ -248,6 +248,7 @@ class Earlier:
 
 
 _KINDS = (Tensor, Parameter, Partner, Table, Between, Term, EarlierAt)
+_WITHOUT_TENSORS = frozenset((float, Term, Earlier, EarlierAt))
 
 
 def _check_index(term: Term) -> None:

@@ -223,6 +223,73 @@ def test_an_owner_without_pairs_adds_nothing() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
+# Numbers that a model learns, as tensors with gradient.
+LEARNED: dict[str, tuple[str, dict[str, float]]] = {
+    "info_nce": ("info_nce_loss", {"temperature": 0.2}),
+    "supcon": ("supcon_loss", {"temperature": 0.3}),
+    "siglip": ("siglip_loss", {"scale": 5.0, "bias": -3.0}),
+    "nca": ("nca_loss", {"scale": 3.0}),
+}
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "the numbers", "the embeddings"])
+@pytest.mark.parametrize("kind", ["some", "few with positives"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_numbers_that_are_learned(taken: mock.Mock, name: str, kind: str, frozen: str) -> None:
+    function, numbers = LEARNED[name]
+    for dtype in EXACT:
+        x, other = batch(name, kind=kind, dtype=dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        told = {
+            key: torch.tensor(value, dtype=wide, requires_grad=frozen != "the numbers")
+            for key, value in numbers.items()
+        }
+        if frozen == "the embeddings":
+            x, other = x.detach(), other.detach()
+        asked = [*leaves(x, other), *[z for z in told.values() if z.requires_grad]]
+        taken.reset_mock()
+        seen = []
+        for reduction in ("mean", "none"):
+            value = getattr(pairops, function)(x, other, **told, reduction=reduction).mean()
+            seen.append([value, *torch.autograd.grad(3 * value, asked)])
+        assert taken.call_count == 1
+        for a, b in zip(*seen, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(
+                a, b, rtol=EXACT[dtype], atol=EXACT[dtype] * float(b.detach().abs().max())
+            )
+
+
+@pytest.mark.parametrize("kind", ["some", "few with positives"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_second_derivatives_by_numbers_that_are_learned(
+    taken: mock.Mock, name: str, kind: str
+) -> None:
+    function, numbers = LEARNED[name]
+    x, other = batch(name, 9, kind, torch.float64, 3)
+    told = [torch.tensor(z, dtype=torch.float64, requires_grad=True) for z in numbers.values()]
+    two = name in OF_TWO
+
+    def run(*given: Tensor) -> Tensor:
+        learned = dict(zip(numbers, given[1 + two :], strict=True))
+        value: Tensor = getattr(pairops, function)(
+            *given[:1], *(given[1:2] if two else (other,)), **learned
+        )
+        return value
+
+    given = [*leaves(x, other), *told]
+    assert torch.autograd.gradcheck(run, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, given, fast_mode=True)
+    assert taken.called
+    if name in ("info_nce", "supcon"):  # 1/τ is another tensor
+        return
+    value = run(*given)
+    with torch.no_grad():
+        told[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_saved_tensors_are_torchs(name: str) -> None:
     """They may be packed, and come back with any stride; who changes one in place hears of it."""
@@ -310,6 +377,12 @@ ELSEWHERE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "the sum": lambda x, y: pairops.ms_loss(x, y, reduction="sum"),
     "none": lambda x, y: pairops.ms_loss(x, y, reduction="none"),
     "mean_nonzero": lambda x, y: pairops.ms_loss(x, y, reduction="mean_nonzero"),
+    "a number in another dtype": lambda x, y: pairops.supcon_loss(
+        x, y, temperature=torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    ),
+    "a number for each anchor": lambda x, y: pairops.margin_loss(
+        x, y, beta=torch.full((len(x),), 1.2, requires_grad=True)
+    ),
     "a tensor scale": lambda x, y: pairops.ms_loss(x, y, beta=torch.tensor(50.0)),
     "a tensor margin": lambda x, y: pairops.triplet_loss(x, y, margin=torch.tensor(0.1)),
     "columns beyond the rows": lambda x, _: pairops.info_nce_loss(x, torch.randn(40, 16)),
