@@ -87,7 +87,7 @@ bench: $(VENV)/.bench
 # A page for each family of losses, and one for each of the other front doors; a warning is an error.
 PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filter-out \
 	%/__init__.py %/custom.py %/several_labels.py,$(wildcard pairops/losses/*.py)))) \
-	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.pml pairops.compat.sentence_transformers
+	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.open_clip pairops.compat.pml pairops.compat.sentence_transformers
 docs: $(VENV)/.docs $(VENV)/.test
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/docs $(PAGES)
 

@@ -50,7 +50,7 @@ WHOLE = {
 OF_TORCH = {"all_gather", "gather", "masked_fill", "masked_fill_"}  # as attributes only
 OF_OTHERS = {"break_long_words"}  # keywords of the standard library
 # Keywords of public functions: everywhere, and in one file.
-PUBLIC = {"own_negatives", "gather_across_devices"}
+PUBLIC = {"own_negatives", "gather_across_devices", "gather_with_grad"}
 PUBLIC_IN = {("losses/alignment.py", "own")}
 COMPILED = {"native", "_native", "module"}  # whose attributes are named in csrc/
 APART = ("compat",)  # whose classes have the names of pytorch-metric-learning

@@ -35,6 +35,7 @@ BACKWARD = "pairops/ops/row_stats/backward.py"
 SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
 PML_TUPLES = "pairops/compat/pml/tuples.py"
+OPEN_CLIP = "pairops/compat/open_clip.py"
 PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
 RANKS_OF_POSITIVES = "pairops/losses/ranking.py"
 SOFT_TOPK = "pairops/losses/soft_topk.py"
@@ -66,6 +67,7 @@ OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_INDEX = "tests/ops/row_stats/test_index.py"
 OF_PML_TUPLES = "tests/compat/test_pml_tuples.py"
+OF_OPEN_CLIP = "tests/compat/test_open_clip.py"
 OF_POSITIVE_ROWS = "tests/ops/row_stats/test_positive_rows.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
 OF_LISTS = "tests/ops/pairs/test_lists.py"
@@ -624,5 +626,16 @@ MUTANTS = [
         "given.append(_spread(next(vectors), isinstance(a, Partner) != p.transposed))",
         "given.append(_spread(next(vectors), p.transposed))",
         (OF_TRITON,),
+    ),
+    # What adapters add.
+    Mutant(
+        "a rank's own loss is that of all ranks", OPEN_CLIP,
+        "of_rank=self.local_loss,", "of_rank=False,",
+        (OF_OPEN_CLIP,),
+    ),
+    Mutant(
+        "a bias that cancels out gets no gradient", OPEN_CLIP,
+        "value = value + (0 * bias).to(value.dtype)", "value = value + (0 * bias.detach())",
+        (OF_OPEN_CLIP,),
     ),
 ]  # fmt: skip

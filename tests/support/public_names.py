@@ -22,6 +22,7 @@ MODULES = (
     "pairops.functions",
     "pairops.nn",
     "pairops.retrieval",
+    "pairops.compat.open_clip",
     "pairops.compat.pml",
     "pairops.compat.sentence_transformers",
 )
