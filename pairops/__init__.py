@@ -77,10 +77,10 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
 # Losses of pytorch-metric-learning that are not here under any name.
 _NOT_SERVED = (
     "AngularLoss", "ArcFaceLoss", "CentroidTripletLoss", "CosFaceLoss", "DynamicSoftMarginLoss",
-    "FastAPLoss", "HistogramLoss", "InstanceLoss", "IntraPairVarianceLoss",
-    "LargeMarginSoftmaxLoss", "ManifoldLoss", "MultipleLosses", "NormalizedSoftmaxLoss",
-    "P2SGradLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss", "SoftTripleLoss", "SphereFaceLoss",
-    "SubCenterArcFaceLoss", "ThresholdConsistentMarginLoss", "TupletMarginLoss", "VICRegLoss",
+    "HistogramLoss", "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss",
+    "ManifoldLoss", "MultipleLosses", "NormalizedSoftmaxLoss", "P2SGradLoss", "PNPLoss",
+    "RankedListLoss", "SoftTripleLoss", "SphereFaceLoss", "SubCenterArcFaceLoss",
+    "ThresholdConsistentMarginLoss", "TupletMarginLoss", "VICRegLoss",
 )  # fmt: skip
 # Recipes, and packages that are not imported with this one.
 _INSTEAD = {
@@ -90,9 +90,10 @@ _INSTEAD = {
     "GenericPairLoss": "pairops.pair_loss(x, labels, *terms, combine=...)",
     "SelfSupervisedLoss": "pairops.info_nce_loss(x, y), or pairops.nt_xent_loss of both views and "
     "their labels",
+    "SmoothAPLoss": "pairops.smooth_ap_loss(x, labels, include_self=True)",
     "use": "with pairops.engine(name), or pairops.set_engine(name)",
-    "compat": "import pairops.compat.pml, for pytorch-metric-learning, or import "
-    "pairops.compat.sentence_transformers",
+    "compat": "import pairops.compat.pml, for pytorch-metric-learning, import "
+    "pairops.compat.sentence_transformers or import pairops.compat.open_clip",
 }
 
 
@@ -107,8 +108,9 @@ def _where(name: str) -> str:
         )
     if name in _NOT_SERVED:
         return (
-            ", a loss of pytorch-metric-learning; pairops.pair_loss makes any loss over pairs, and "
-            "pairops.losses.LOSSES lists those that there are"
+            ", a loss of pytorch-metric-learning; pairops.pair_loss makes any loss over pairs, "
+            "pairops.losses.LOSSES lists those that there are, and docs/coming_from.md says what "
+            "to write for each of that library's"
         )
     if hasattr(nn, name):
         return f"; write pairops.nn.{name}"

@@ -106,6 +106,12 @@ def test_a_reducer_for_each_side() -> None:
     same(build("ContrastiveLoss", reducer=reducers.MultipleReducers(sides)), *batch())
 
 
+def test_a_reducer_of_a_regularizer_may_be_any() -> None:
+    given = {"embedding_regularizer": regularizers.LpRegularizer()}
+    apart = reducers.MultipleReducers({"embedding_reg_loss": reducers.ThresholdReducer(low=0)})
+    same(build("ContrastiveLoss", reducer=apart, **given), *batch())
+
+
 def test_do_nothing_gets_one_number_per_anchor() -> None:
     for name in ("MultiSimilarityLoss", "SupConLoss"):
         loss, (x, labels) = build(name, reducer=reducers.DoNothingReducer()), batch()

@@ -1,7 +1,10 @@
 """pairops.compat.pml at the edges: small batches, self pairs, dtypes, sharing; what it refuses."""
 
+import ast
 import copy
+import importlib
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from support.pml_parity import (
     result,
     same,
 )
+from support.project import ROOT
 
 MEAN, NONZERO = reducers.MeanReducer, reducers.AvgNonZeroReducer
 
@@ -140,11 +144,22 @@ class Mine(losses.ContrastiveLoss):
 
 LP = distances.LpDistance
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a loss": (lambda: pml.convert(losses.TupletMarginLoss()), "loss is TupletMarginLoss"),
-    "a subclass": (lambda: pml.convert(Mine()), "loss is Mine"),
+    "a loss": (
+        lambda: pml.convert(losses.TupletMarginLoss()),
+        "loss is TupletMarginLoss.*; TupletMarginLoss stays that library's, since .*circle_loss$",
+    ),
+    "a loss that is a call": (
+        lambda: pml.convert(losses.CosFaceLoss(6, 8)),
+        r"in place of CosFaceLoss write pairops\.pair_loss\(x, labels, highest\(POS\)",
+    ),
+    "a subclass": (
+        lambda: pml.convert(Mine()),
+        "loss is Mine.*; in place of a loss derived from",
+    ),
+    "no loss": (lambda: pml.convert(miners.BatchHardMiner()), "loss is BatchHardMiner.*Loss$"),
     "a memory": (
         lambda: pml.convert(losses.CrossBatchMemory(losses.SupConLoss(), 8)),
-        "loss is CrossBatchMemory",
+        r"loss is CrossBatchMemory.*write CrossBatchMemory\(convert\(loss\), D\)",
     ),
     "p": (lambda: pml.convert(build("SupConLoss", distance=LP(p=1))), "p of LpDistance is 1"),
     "power": (
@@ -224,9 +239,13 @@ def test_what_is_refused(case: str) -> None:
 
 def test_refused_when_called() -> None:
     x, labels = batch()
-    with pytest.raises(ValueError, match="labels are required"):
+    with pytest.raises(ValueError, match="labels is None; unless indices_tuple has all pairs, it"):
         pml.convert(build("SupConLoss"))(x)
-    with pytest.raises(ValueError, match="ref_emb is not supported"):
+    with pytest.raises(ValueError, match=r"labels is None; it must be .* required for NCALoss"):
+        pml.convert(build("NCALoss"))(x)
+    with pytest.raises(
+        ValueError, match="ref_emb or ref_labels is given; for NPairsLoss both must"
+    ):
         pml.convert(build("NPairsLoss"))(x, labels, None, *batch())
     with pytest.raises(ValueError, match="ref_emb is given; for LiftedStructureLoss it must be"):
         pml.convert(build("LiftedStructureLoss"))(x, labels, None, *batch())
@@ -239,6 +258,30 @@ def test_refused_when_called() -> None:
     loss.distance = LP(power=3)
     with pytest.raises(ValueError, match="power of LpDistance is 3"):
         loss(x, labels)
+
+
+def test_another_version_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module("pytorch_metric_learning")
+    for version in ("3.0.0", "1.7.3", "20.1"):
+        monkeypatch.setattr(package, "__version__", version)
+        says = rf"pytorch-metric-learning is {version}; .* it must be 2\.9 .*-learning<3'"
+        with pytest.raises(ImportError, match=says):
+            importlib.reload(pml)
+    monkeypatch.delattr(package, "__version__")
+    with pytest.raises(ImportError, match="is of a version that it does not say; for pairops"):
+        importlib.reload(pml)
+    assert pml.convert(build("SupConLoss")).miner is None  # what was there is as it was
+
+
+def test_it_stands_on_what_is_public() -> None:
+    """Neither modules beside those that 2.9 documents, nor names with an underscore."""
+    for file in (ROOT / "pairops" / "compat" / "pml").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and "pytorch_metric" in (node.module or ""):
+                assert node.module == "pytorch_metric_learning"
+                assert {a.name for a in node.names} <= {"distances", "losses", "miners", "reducers"}
+            if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                assert node.attr == "_penalty", f"{file.name}, line {node.lineno}"
 
 
 def test_pairops_alone_does_not_import_it() -> None:

@@ -35,6 +35,7 @@ BACKWARD = "pairops/ops/row_stats/backward.py"
 SHARDED = "pairops/ops/row_stats/sharded.py"
 POSITIVE_ROWS = "pairops/ops/row_stats/positive_rows.py"
 PML_TUPLES = "pairops/compat/pml/tuples.py"
+PML = "pairops/compat/pml/__init__.py"
 OPEN_CLIP = "pairops/compat/open_clip.py"
 PICKED_ROWS = "pairops/ops/row_stats/picked_rows.py"
 RANKS_OF_POSITIVES = "pairops/losses/ranking.py"
@@ -67,6 +68,7 @@ OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
 OF_INTERVALS = "tests/ops/pairs/test_intervals.py"
 OF_INDEX = "tests/ops/row_stats/test_index.py"
 OF_PML_TUPLES = "tests/compat/test_pml_tuples.py"
+OF_PML_EDGES = "tests/compat/test_pml_edges.py"
 OF_OPEN_CLIP = "tests/compat/test_open_clip.py"
 OF_POSITIVE_ROWS = "tests/ops/row_stats/test_positive_rows.py"
 OF_UNIT_ROWS = "tests/ops/pairs/test_gradients_of_unit_rows.py"
@@ -637,5 +639,10 @@ MUTANTS = [
         "a bias that cancels out gets no gradient", OPEN_CLIP,
         "value = value + (0 * bias).to(value.dtype)", "value = value + (0 * bias.detach())",
         (OF_OPEN_CLIP,),
+    ),
+    Mutant(
+        "every version that begins with a 2 is version 2", PML,
+        'startswith("2.")', 'startswith("2")',
+        (OF_PML_EDGES,),
     ),
 ]  # fmt: skip

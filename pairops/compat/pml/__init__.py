@@ -27,9 +27,25 @@ CrossBatchMemory makes for its loss. Positives are then a list, and labels are n
 count a pair many times; a miner is given to `convert`. NCALoss and the losses against proxies take
 a list for weights of anchors, NPairsLoss takes two rows of each class, and LiftedStructureLoss
 takes negatives of positives: they refuse every list.
+
+Losses of that library that are not here are refused with the call that takes their place, or with
+the reason why they may stay as they are; docs/coming_from.md has all of them. Version 3 of that
+library is refused when this module is imported: it has other defaults, and this adapter stands on
+what was public in 2.9.
 """
 
 from typing import Any
+
+import pytorch_metric_learning
+
+_version = str(getattr(pytorch_metric_learning, "__version__", "of a version that it does not say"))
+if not _version.startswith("2."):
+    raise ImportError(
+        f"pytorch-metric-learning is {_version}; for pairops.compat.pml it must be 2.9 or another "
+        "2.x, since 3 has other defaults and other public names: write pip install "
+        "'pytorch-metric-learning<3', or call the losses of pairops, which need none of it "
+        "(docs/coming_from.md)"
+    )
 
 from pytorch_metric_learning import losses
 
@@ -47,6 +63,7 @@ from .classes import (
     TripletMarginLoss,
 )
 from .proxies import NCALoss, ProxyAnchorLoss, ProxyNCALoss
+from .refused import instead_of
 from .served import Served
 
 __all__ = [
@@ -90,7 +107,9 @@ def convert(loss: Any, miner: Any = None) -> Any:
     kind = type(loss) if isinstance(loss, Served) else _SERVED.get(type(loss))
     if kind is None:
         names = ", ".join(served.__name__ for served in _SERVED)
-        raise TypeError(f"loss is {type(loss).__name__}; it must be one of {names}")
+        raise TypeError(
+            f"loss is {type(loss).__name__}; it must be one of {names}{instead_of(loss)}"
+        )
     converted: Any = object.__new__(kind)
     for name, value in vars(loss).items():  # its dicts of parameters and modules are copied
         converted.__dict__[name] = value.copy() if isinstance(value, dict) else value

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import distances, reducers
-from pytorch_metric_learning.reducers.per_anchor_reducer import aggregation_func
-from pytorch_metric_learning.utils import common_functions
 from torch import Tensor
 
 from pairops.ops.pairs.checks import one_key
@@ -16,6 +14,7 @@ from .tuples import EveryPair
 
 AVERAGE, DIVISOR = reducers.AvgNonZeroReducer, reducers.DivisorReducer
 MEAN, SUM, PER_ANCHOR = reducers.MeanReducer, reducers.SumReducer, reducers.PerAnchorReducer
+AGGREGATION = PER_ANCHOR().aggregation_func  # a mean over the pairs of an anchor
 REDUCTIONS = {MEAN: "mean", SUM: "sum", AVERAGE: "mean_nonzero"}  # of losses of anchors
 
 
@@ -121,10 +120,17 @@ class Served:
                     f"indices_tuple is given; for {type(self).__name__}{with_miner} it must be None"
                 )
             listed = EveryPair.of(indices_tuple, len(embeddings), len(ref_emb), embeddings.device)
-        else:
-            common_functions.labels_required(labels)
-        if self.alone:
-            common_functions.ref_not_supported(embeddings, labels, ref_emb, of_ref)
+        elif labels is None:
+            instead = "unless indices_tuple has all pairs, " if self.lists else ""
+            raise ValueError(
+                f"labels is None; {instead}it must be a tensor (N,): labels are required for "
+                f"{type(self).__name__}"
+            )
+        if self.alone and not (ref_emb is embeddings and of_ref is labels):
+            raise ValueError(
+                f"ref_emb or ref_labels is given; for {type(self).__name__} both must be None: it "
+                "compares with proxies, or with the batch alone"
+            )
         self.check()
         parts: dict[str, Any] = self.parts(
             Batch(embeddings, labels, ref_emb, of_ref, of_ref is labels, listed)
@@ -138,13 +144,17 @@ class Served:
         if mine["distance"] not in self.distances:
             served = ", ".join(self.distances)
             raise ValueError(f"distance of {name} is {mine['distance']}; it must be {served}")
-        for part in self._sub_loss_names():
-            reducer = self.reducer_of(part)
+        used = [self.reducer]
+        if isinstance(self.reducer, reducers.MultipleReducers):
+            of_regularizers = self.all_regularization_loss_names()
+            parts = [part for part in self.sub_loss_names() if part not in of_regularizers]
+            used = [self.reducer_of(part) for part in parts]
+        for reducer in used:
             if self.reduces and type(reducer) not in self.reduces:
                 refuse(f"reducer of {name}", reducer, self.reduces)
-            custom = getattr(reducer, "aggregation_func", aggregation_func)
-            if custom is not aggregation_func:
-                raise ValueError(f"aggregation_func is {custom}; it must be {aggregation_func}")
+            custom = getattr(reducer, "aggregation_func", AGGREGATION)
+            if custom is not AGGREGATION:
+                raise ValueError(f"aggregation_func is {custom}; it must be {AGGREGATION}")
         if self.miner is None:
             return
         if type(self.miner) not in self.mines:
