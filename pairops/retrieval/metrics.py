@@ -14,18 +14,18 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from pairops.ops.bindings.devices import widest_float
+from pairops.ops.distributed.agreement import collective
 from pairops.ops.distributed.allocation import refusing
+from pairops.ops.distributed.group import Given
 from pairops.ops.engines import ENGINES, choose
 from pairops.ops.pairs.pairs import Pairing, Pairs
 from pairops.ops.pairs.signatures import keywords_of, spelled_out
-from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.checks import count, flag, one_of
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import NEG, POS, highest, total
-from pairops.progress import bar
 
-from .ranking import Sorted
+from .ranking import precisions_at_r
 
 __all__ = ["Retrieval", "average_precisions", "evaluate", "first_ranks"]
 
@@ -34,6 +34,13 @@ Ties = Literal["pessimistic", "optimistic"]
 _MOST = 2**24  # references, up to which a count in float32 is exact
 _COUNTED = 32  # positives of a query, at most, whose ranks are counted one by one
 _AT_ONCE = 8  # counts in a pass: each adds a thirtieth of the time of a matrix product
+
+
+class Compared(Pairing, total=False):
+    """The keywords of `Pairs.of`, with the ranks that share the references."""
+
+    group: Given
+
 
 _spelled_out = spelled_out(keywords_of(Pairs.of))
 
@@ -47,7 +54,7 @@ class Retrieval:
         mrr: the mean of 1 / rank of the first hit.
         map_at_r: MAP@R. None: not asked for.
         r_precision: R-precision. None: not asked for.
-        queries: over how many queries the means are taken.
+        queries: over how many queries the means are taken, with `group` those of all ranks.
     """
 
     recall: dict[int, float]  # by K: the share of queries with a hit among their K nearest
@@ -58,6 +65,7 @@ class Retrieval:
 
 
 @_spelled_out
+@collective(apart=("progress",))
 @refusing
 @torch.no_grad()
 def evaluate(
@@ -69,7 +77,7 @@ def evaluate(
     ties: Ties = "pessimistic",
     lone: Literal["skip", "zero"] = "skip",
     progress: bool | None = None,
-    **pairing: Unpack[Pairing],
+    **common: Unpack[Compared],
 ) -> Retrieval:
     """Measure how well the references nearest to a query have its label.
 
@@ -82,6 +90,15 @@ def evaluate(
     Without `ref_emb` every row is a query and a reference. Distances of unit vectors rank as
     "cosine" does, which is the fastest. A NaN is never near: a negative at a NaN ranks before every
     positive, and a query with a NaN among its positives has no hit.
+
+    It takes O((N+M)·D) memory and one product of each query and reference; for MAP@R one for each 8
+    of up to 32 positives. Where a query has more, blocks of 1,024 queries (2²¹ / R, if that is
+    less) meet the references once more in plain torch, in tiles.
+
+    With `group` the queries are the rows of this rank, and the references those of all ranks. These
+    come past in blocks, of which a rank holds two, however many ranks there are: in a ring for
+    each product, and one for each of up to 32 positives; beyond that in two more for each block of
+    queries. The means are over the queries of all ranks, and the same on each.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the queries.
@@ -113,30 +130,33 @@ def evaluate(
     cutoffs = _cutoffs(recall_at)
     one_of("lone", lone, ("skip", "zero"))
     flag("map_at_r", map_at_r)
-    pairs = _pairs(x, labels, ties, pairing)
+    pairs = _pairs(x, labels, ties, common)
     ranks, precisions = _found(pairs, ties, progress, map_at_r)
     dtype = widest_float(x.device)
     counted = pairs.relation.valid_x if lone == "zero" else pairs.positives() > 0
-
-    def mean(values: Tensor) -> float:
-        return values[counted].to(dtype).mean().item()
-
+    values = [(ranks > 0) & (ranks <= k) for k in cutoffs]
+    values += [torch.where(ranks > 0, 1 / ranks.to(dtype), 0.0), *(precisions or ())]
+    sums = torch.stack([z[counted].to(dtype).sum() for z in [*values, counted]])
+    if pairs.shards is not None:
+        sums = pairs.shards.group.total(sums)
+    means = (sums[:-1] / sums[-1]).tolist()
+    recall, (mrr, *at_r) = means[: len(cutoffs)], means[len(cutoffs) :]
+    found = at_r or [None, None]
     return Retrieval(
-        {k: mean((ranks > 0) & (ranks <= k)) for k in cutoffs},
-        mean(torch.where(ranks > 0, 1 / ranks.to(dtype), 0.0)),
-        None if precisions is None else mean(precisions[0]),
-        None if precisions is None else mean(precisions[1]),
-        int(counted.sum()),
+        dict(zip(cutoffs, recall, strict=True)), mrr, found[0], found[1], int(sums[-1])
     )
 
 
 @_spelled_out
+@collective(apart=("progress",))
 @refusing
 @torch.no_grad()
 def first_ranks(
-    x: Tensor, labels: Tensor, *, ties: Ties = "pessimistic", **pairing: Unpack[Pairing]
+    x: Tensor, labels: Tensor, *, ties: Ties = "pessimistic", **common: Unpack[Compared]
 ) -> Tensor:
     """Return the rank of each query's first hit, from 1.
+
+    With `group` among the references of all ranks, for the queries of this one.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the queries.
@@ -150,10 +170,11 @@ def first_ranks(
     Raises:
         ValueError, TypeError: the message names the argument, what it was and must be.
     """
-    return _ranks(_pairs(x, labels, ties, pairing), ties, 1)[:, 0]
+    return _ranks(_pairs(x, labels, ties, common), ties, 1)[:, 0]
 
 
 @_spelled_out
+@collective(apart=("progress",))
 @refusing
 @torch.no_grad()
 def average_precisions(
@@ -162,9 +183,11 @@ def average_precisions(
     *,
     ties: Ties = "pessimistic",
     progress: bool | None = None,
-    **pairing: Unpack[Pairing],
+    **common: Unpack[Compared],
 ) -> tuple[Tensor, Tensor]:
     """Return average precision at R and R-precision of every query.
+
+    With `group` among the references of all ranks, for the queries of this one.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the queries.
@@ -180,21 +203,21 @@ def average_precisions(
     Raises:
         ValueError, TypeError: the message names the argument, what it was and must be.
     """
-    pairs = _pairs(x, labels, ties, pairing)
+    pairs = _pairs(x, labels, ties, common)
     _, precisions = _found(pairs, ties, progress, True)
     assert precisions is not None
     return precisions
 
 
-def _pairs(x: Tensor, labels: Tensor, ties: str, pairing: Pairing) -> Pairs:
+def _pairs(x: Tensor, labels: Tensor, ties: str, common: Compared) -> Pairs:
     one_of("ties", ties, get_args(Ties))
-    pairs = Pairs.of(x, labels, **pairing).of_one_rank("retrieval")
+    pairs = Pairs.of(x, labels, **common)
     if pairs.relation.entries is not None:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)}; it must be (N,), one label for each "
             "row: retrieval has no ranks by list"
         )
-    references = pairs.shape[1]
+    references = pairs.batch[1]
     if references > _MOST and pairs.dtype == torch.float32:
         raise ValueError(
             f"there are {references} references; {_MOST} at most are counted in float32, more than "
@@ -227,7 +250,7 @@ def _ranks(pairs: Pairs, ties: str, most: int) -> Tensor:
     for some in bounds.split(_AT_ONCE, 1):
         nearer += row_stats(pairs, *[total(NEG, function=one, above=b) for b in some.unbind(1)])
     ranks = k + torch.stack(nearer, 1).long()
-    ranks = torch.where(values[0].isnan().unsqueeze(1), pairs.shape[1] + 1, ranks)
+    ranks = torch.where(values[0].isnan().unsqueeze(1), pairs.batch[1] + 1, ranks)
     return torch.where(k <= size, ranks, 0)
 
 
@@ -239,12 +262,17 @@ def _found(
     size = pairs.positives()
     widest = int(size.max()) if precisions and len(size) else 0
     # One visit is cheaper than many where an engine in plain torch compares by a distance.
-    in_strips = widest > (_COUNTED if pairs.measure is None or _compiled(pairs) else 0)
+    most = _COUNTED if pairs.measure is None or _compiled(pairs) else 0
+    if pairs.shards is not None:  # all ranks go through as many rings
+        every, mosts = pairs.shards.group.agree({}, widest, most)
+        widest, most = max(every), min(mosts)
+    in_strips = widest > most
     ranks = _ranks(pairs, ties, 1 if in_strips else max(1, widest))
     if not precisions:
         return ranks[:, 0], None
     if in_strips:
-        return ranks[:, 0], _by_strips(pairs, ties, progress)
+        precision, share = precisions_at_r(pairs, ties == "pessimistic", progress)
+        return ranks[:, 0], (precision, share)
     hit = (ranks > 0) & (ranks <= size.unsqueeze(1))
     k = torch.arange(1, ranks.shape[1] + 1, device=size.device)
     dtype = widest_float(size.device)
@@ -257,20 +285,6 @@ def _compiled(pairs: Pairs) -> bool:
     """Return whether an engine that knows distances counts with these pairs."""
     counting = total(POS, function=one)
     return ENGINES[choose(pairs, (counting,), ())].TAKES_DISTANCES
-
-
-def _by_strips(pairs: Pairs, ties: str, progress: bool | None) -> tuple[Tensor, Tensor]:
-    result = torch.zeros(
-        2, pairs.shape[0], dtype=widest_float(pairs.x.device), device=pairs.x.device
-    )
-    shown = bar(progress, pairs.shape[0], "MAP@R", "query")
-    with no_autocast(pairs.x.device.type), shown as advance:
-        sets = Sorted(pairs)
-        for begin, end in sets.blocks():
-            found = sets.within_r(begin, end, ties == "pessimistic")
-            result[:, pairs.relation.permutation_x[begin:end]] = found
-            advance(end - begin)
-    return result[0], result[1]
 
 
 def _cutoffs(recall_at: Sequence[int]) -> list[int]:

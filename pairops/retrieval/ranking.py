@@ -2,31 +2,185 @@
 
 A negative counts for the positives that it is at least as near as, which are none or the farthest
 few: sorted into the positives it adds to one position of a row, and sums along the row are the
-ranks. So any number of references can be streamed, and in a strip only those matter that are nearer
-than the farthest positive whose rank may still be R.
+ranks. So any number of references can be streamed, and those matter alone that are at least as near
+as the farthest positive whose rank may still be R: a bound that rises as references are counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import apply_scale, product
+from pairops.ops.pairs.relation import Cache
+from pairops.ops.pairs.similarity import apply_scale, no_autocast, product
+from pairops.ops.row_stats.ring_blocks import FORWARD, blocks_of_ring
+from pairops.progress import bar
 
 _ROWS, _COLS = 1024, 4096  # of a tile of similarities at most
 _ROOM = 2**21  # similarities of positives in a block of queries
+_AT_ONCE = 2**19  # similarities whose negatives are listed at once, some 60 bytes each
+
+
+def precisions_at_r(pairs: Pairs, pessimistic: bool, progress: bool | None) -> Tensor:
+    """Return (2, N): average precision at R and R-precision of every query of this rank."""
+    dtype, device = widest_float(pairs.x.device), pairs.x.device
+    result, size = torch.zeros(2, pairs.shape[0], dtype=dtype, device=device), pairs.positives()
+    shown = bar(progress, pairs.shape[0], "MAP@R", "query")
+    with no_autocast(device.type), shown as advance:
+        for queries, parts in _blocks(pairs):
+            result[:, queries] = _within_r(parts, size[queries], pairs.dtype, pessimistic)
+            advance(len(queries))
+    return result
+
+
+# A block of queries meets its references in parts. A part is sorted pairs, and which of their
+# rows, in sorted order, are the queries.
+_Part = tuple["Sorted", int, int]
+
+
+def _blocks(pairs: Pairs) -> Iterator[tuple[Tensor, Callable[[], Iterable[_Part]]]]:
+    """Yield queries (B,) int64 in sorted order, and what streams their references once."""
+    order = pairs.relation.permutation_x[: int(pairs.relation.valid_x.sum())]
+    ends = _ends(pairs.positives()[order].cpu())
+    if pairs.shards is None:
+        whole = Sorted(pairs)
+        for begin, end in zip([0, *ends], ends, strict=False):
+            yield order[begin:end], partial(list, [(whole, begin, end)])
+        return
+    # Every rank goes through as many rings.
+    (blocks,) = pairs.shards.group.agree({}, len(ends))
+    ends += [len(order)] * (max(blocks) - len(ends))
+    for begin, end in zip([0, *ends], ends, strict=False):
+        queries = order[begin:end]
+        # Sorting is stable, so that the queries keep their order in the pairs of every block.
+        some = replace(
+            pairs, x=pairs.x[queries], y=pairs.other, shards=pairs.shards.of_rows(queries),
+            cache=Cache(gathered=pairs.cache.gathered),
+        )  # fmt: skip
+        yield queries, partial(_of_ranks, some)
+
+
+def _of_ranks(pairs: Pairs) -> Iterator[_Part]:
+    """Yield the references of all ranks, a rank's at a time."""
+    assert pairs.shards is not None, "these pairs have a group"
+    piece = pairs.shards.group.another()
+    with closing(blocks_of_ring(pairs, 0, (), FORWARD, piece)) as blocks:
+        for _, block, _ in blocks:
+            yield Sorted(block), 0, pairs.shape[0]
+
+
+def _ends(size: Tensor) -> list[int]:
+    """Divide queries with so many positives into blocks, and return where each ends."""
+    ends, begin = [], 0
+    while begin < len(size):
+        widest = int(size[begin : begin + _ROWS].max())
+        begin = min(len(size), begin + max(1, min(_ROWS, _ROOM // max(widest, 1))))
+        ends.append(begin)
+    return ends
+
+
+def _within_r(
+    parts: Callable[[], Iterable[_Part]], size: Tensor, dtype: torch.dtype, pessimistic: bool
+) -> Tensor:
+    """Return (2, B): average precision at R and R-precision of queries with `size` positives."""
+    width = int(size.max()) if len(size) else 0
+    # A query itself may stand among its positives, and the last column takes what is no positive.
+    found = torch.full((len(size), width + 2), -torch.inf, dtype=dtype, device=size.device)
+    filled = torch.zeros_like(size)
+    for part, begin, end in parts():
+        if width:
+            filled = part.add_positives(begin, end, found, filled)
+    counter = _Ranks(found[:, :-1].sort(1).values[:, 1:], size, pessimistic)
+    for part, begin, end in parts():
+        if width:
+            for s, others in part.negatives(begin, end):
+                counter.add(s, others)
+    return counter.precisions()
+
+
+class _Ranks:
+    """Ranks of the positives of some queries, while negatives are counted.
+
+    Args:
+        ascending: (B, W) the closeness of each query's positives, −inf before the first.
+        size: (B,) int64, the numbers of positives.
+        pessimistic: True ranks a negative before the positives that are as near.
+    """
+
+    def __init__(self, ascending: Tensor, size: Tensor, pessimistic: bool) -> None:
+        self._nearest, self._size, self._pessimistic = ascending.contiguous(), size, pessimistic
+        rows, self._width = ascending.shape
+        self._k = torch.arange(1, self._width + 1, device=size.device)
+        # For the k-th nearest positive, the negatives between the one before and it.
+        self._between = torch.zeros(rows, self._width + 1, dtype=torch.int32, device=size.device)
+        self._present = self._k <= size[:, None]
+        self._present &= ~ascending.isnan().any(1, keepdim=True)
+        self._waiting = 0  # how many negatives were counted since `_update`
+        self._update()
+
+    def _update(self) -> None:
+        self._rank = self._k + self._between[:, : self._width].cumsum(1)
+        self._hit = self._present & (self._rank <= self._size[:, None])
+        nearest = self._nearest.flip(1)
+        self._floor = torch.where(self._hit, nearest, torch.inf)
+        self._floor = self._floor.amin(1, keepdim=True) if self._width else self._floor
+        self._waiting = 0
+
+    def add(self, s: Tensor, others: Tensor | None) -> None:
+        """Count the negatives of a tile.
+
+        Args:
+            s: (B, C) closeness; a NaN is nearer than everything.
+            others: (B, C) bool, the columns that are no negatives. None: all are.
+        """
+        near = ~(s < self._floor)
+        if others is not None:
+            near &= ~others
+        step = max(1, _AT_ONCE // max(s.shape[1], 1))
+        for first in range(0, len(s), step):
+            rows = slice(first, first + step)
+            self._waiting += self._count(s[rows], near[rows], first)
+        # Ranks cost as much as the counting of some negatives for each of them.
+        if self._waiting > self._between.numel() // 8:
+            self._update()
+
+    def _count(self, s: Tensor, near: Tensor, first: int) -> int:
+        """Count what is near to the rows from `first` on, and return how many that are."""
+        if not near.any():
+            return 0
+        row, column = near.nonzero().unbind(1)
+        starts = torch.searchsorted(row, torch.arange(len(s) + 1, device=row.device))
+        place = torch.arange(len(row), device=row.device) - starts[row]
+        values = s.new_zeros(len(s), int(starts.diff().max()))
+        values[row, place] = s[row, column]
+        nearest = self._nearest[first : first + len(s)]
+        after = torch.searchsorted(nearest, values, right=self._pessimistic)[row, place]
+        at = (first + row) * (self._width + 1) + self._width - after
+        self._between.view(-1).scatter_add_(0, at, torch.ones_like(at, dtype=torch.int32))
+        return len(row)
+
+    def precisions(self) -> Tensor:
+        """Return (2, B): average precision at R and R-precision, in the widest dtype."""
+        self._update()
+        dtype = widest_float(self._size.device)
+        precision = torch.where(self._hit, self._k.to(dtype) / self._rank, 0.0)
+        size = self._size.clamp(min=1).to(dtype)
+        return torch.stack([precision.sum(1) / size, self._hit.sum(1) / size])
 
 
 class Sorted:
-    """Both sets in sorted order, without ignored rows, in blocks of queries × strips of references.
+    """Both sets of pairs in sorted order, without ignored rows; references in strips.
 
     The intervals are read on the host once: pos_begin and pos_end rise with the queries.
     """
 
     def __init__(self, pairs: Pairs) -> None:
-        self._pairs, self._dtype = pairs, widest_float(pairs.x.device)
+        self._pairs = pairs
         self._n, self._m = int(pairs.relation.valid_x.sum()), int(pairs.relation.valid_y.sum())
         self._x = self._rows(pairs.x, pairs.scales.x, pairs.relation.permutation_x[: self._n])
         self._y = self._x
@@ -40,64 +194,27 @@ class Sorted:
         scales = None if scale is None else scale[order]
         return apply_scale(z[order], scales, self._pairs.dtype)
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        pos_begin, pos_end, _ = self._host
-        begin = 0
-        while begin < self._n:
-            widest = int((pos_end - pos_begin)[begin : begin + _ROWS].max())
-            end = min(self._n, begin + max(1, min(_ROWS, _ROOM // max(widest, 1))))
-            yield begin, end
-            begin = end
-
-    def within_r(self, begin: int, end: int, pessimistic: bool) -> Tensor:
-        """Return (2, end − begin): average precision at R and R-precision of these queries."""
-        positives, size = self._positives(begin, end)
-        if positives.shape[1] == 0:
-            return torch.zeros(2, end - begin, dtype=self._dtype, device=size.device)
-        ascending, width = positives.sort(1).values, positives.shape[1]
-        nan = ascending.isnan().any(1)
-        k = torch.arange(1, width + 1, device=size.device)
-        # For the k-th nearest positive, the negatives between the one before and it.
-        between = torch.zeros(end - begin, width + 1, dtype=torch.int32, device=size.device)
-        rank = k.expand(end - begin, -1).clone()
-        hit = (k <= size[:, None]) & ~nan[:, None]
-        for first, last, mixed in self._strips(begin, end):
-            s = self._closeness(begin, end, first, last)
-            if mixed:
-                s = torch.where(self._belongs(begin, end, first, last), -torch.inf, s)
-            floor = torch.where(hit, ascending.flip(1), torch.inf).amin(1, keepdim=True)
-            near = ~(s.amax(1) < floor[:, 0])
-            share = int(near.sum()) / len(near)
-            if share == 0:
-                continue
-            reached = slice(None) if share > 0.5 else torch.where(near)[0]
-            s, nearest = s[reached], ascending[reached]
-            if width < s.shape[1]:  # R negatives are enough
-                s = s.topk(width, sorted=False).values
-            after = torch.searchsorted(nearest, s, right=pessimistic)  # a NaN is after everything
-            between[reached] = between[reached].scatter_add(
-                1, width - after, torch.ones_like(after, dtype=torch.int32)
-            )
-            rank[reached] = k + between[reached, :width].cumsum(1)
-            hit[reached] &= rank[reached] <= size[reached, None]
-        precision = torch.where(hit, k.to(self._dtype) / rank, 0.0)
-        size = size.clamp(min=1).to(self._dtype)
-        return torch.stack([precision.sum(1) / size, hit.sum(1) / size])
-
-    def _positives(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return closeness (B, W) of the queries' positives, −inf beyond the last; and R, (B,)."""
+    def add_positives(self, begin: int, end: int, found: Tensor, filled: Tensor) -> Tensor:
+        """Put closeness to these queries' positives into found (B, W + 2), from column filled (B,)
+        on, and return the columns up to which it is filled then."""
         pos_begin, pos_end, self_index = self._of(begin, end)
-        width = int((self._host[1] - self._host[0])[begin:end].max())  # at least R
-        found = self._x.new_full((end - begin, width), -torch.inf)
+        width = int((self._host[1] - self._host[0])[begin:end].max())
         position = pos_begin + torch.arange(width, device=pos_begin.device)
         present = (position < pos_end) & (position != self_index)
+        column = filled[:, None] + torch.arange(width, device=filled.device)
         for first, last, mixed in self._strips(begin, end):
-            if mixed:
+            if mixed and width:
                 s = self._closeness(begin, end, first, last)
                 here = present & (position >= first) & (position < last)
                 picked = s.gather(1, (position - first).clamp(0, last - first - 1))
-                found = torch.where(here, picked, found)
-        return found, present.sum(1)
+                found.scatter_(1, torch.where(here, column, found.shape[1] - 1), picked)
+        return filled + (pos_end - pos_begin)[:, 0]
+
+    def negatives(self, begin: int, end: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield closeness (B, C) of strips, and which columns are no negatives, if any are."""
+        for first, last, mixed in self._strips(begin, end):
+            others = self._belongs(begin, end, first, last) if mixed else None
+            yield self._closeness(begin, end, first, last), others
 
     def _strips(self, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Yield begin and end of each strip, and whether it may hold a positive or a query."""

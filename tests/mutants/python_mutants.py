@@ -515,9 +515,15 @@ MUTANTS = [
     ),
     Mutant(
         "ties of a strip go the other way", RANKING,
-        "torch.searchsorted(nearest, s, right=pessimistic)",
-        "torch.searchsorted(nearest, s, right=not pessimistic)",
+        "torch.searchsorted(nearest, values, right=self._pessimistic)",
+        "torch.searchsorted(nearest, values, right=not self._pessimistic)",
         (OF_RETRIEVAL,),
+    ),
+    Mutant(
+        "positives of another rank overwrite those before", RANKING,
+        "column = filled[:, None] + torch.arange(width, device=filled.device)",
+        "column = 0 * filled[:, None] + torch.arange(width, device=filled.device)",
+        ("tests/retrieval/test_over_ranks.py",),
     ),
     Mutant(
         "pair weights of columns look up the rows' statistics", PAIR_WEIGHTS,

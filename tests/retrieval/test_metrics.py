@@ -32,7 +32,7 @@ def counting_engine(request: pytest.FixtureRequest) -> Iterator[None]:
 def small_strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to the ranks of all positives, of which the number of these decides."""
     monkeypatch.setattr(metrics, "_COUNTED", 0 if request.param == "in strips" else 100)
-    for name, value in (("_ROWS", 13), ("_COLS", 16), ("_ROOM", 100)):
+    for name, value in (("_ROWS", 13), ("_COLS", 16), ("_ROOM", 100), ("_AT_ONCE", 40)):
         monkeypatch.setattr(ranking, name, value)
 
 
@@ -144,6 +144,7 @@ def test_on_anything(
         patch.setattr(metrics, "_COUNTED", counted)
         patch.setattr(ranking, "_ROWS", rows)
         patch.setattr(ranking, "_COLS", cols)
+        patch.setattr(ranking, "_AT_ONCE", 3 * cols)
         ours = evaluate(x, labels, ties=ties, **DOT, **other)  # type: ignore[arg-type]
     truth = oracle(x, labels, ties, **other)
     assert_close(ours, means(truth, [first > 0 for first, *_ in truth], (1, 2, 4, 8)))

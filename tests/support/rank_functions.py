@@ -17,7 +17,7 @@ import pairops
 
 
 @contextlib.contextmanager
-def _set(given: dict[str, Any]) -> Iterator[None]:
+def setting(given: dict[str, Any]) -> Iterator[None]:
     """gathered: the bytes below which all rows are gathered at once, 0 unless told.  engine."""
     with (
         mock.patch("pairops.ops.row_stats.ring_blocks.GATHERED", given.get("gathered", 0)),
@@ -37,7 +37,7 @@ def step(group: Any, given: dict[str, Any]) -> dict[Any, Any]:
     for at in given["leaves"]:
         where: Any = args if isinstance(at, int) else keywords
         where[at] = leaves[at] = where[at].clone().requires_grad_()
-    with _set(given):
+    with setting(given):
         loss, aux = getattr(pairops, given["loss"]), None
         if "seen" not in given:
             value = loss(*args, **keywords, group=group)
@@ -57,7 +57,7 @@ def step(group: Any, given: dict[str, Any]) -> dict[Any, Any]:
 def penalty(group: Any, given: dict[str, Any]) -> tuple[str, str] | dict[str, Tensor]:
     """The value and gradient of a loss with a penalty on its gradient."""
     x = given["x"].clone().requires_grad_()
-    with _set(given):
+    with setting(given):
         value = getattr(pairops, given["loss"])(x, given["labels"], group=group)
         (g,) = torch.autograd.grad(value, x, create_graph=True)
         # g is W times this rank's rows of the batch's gradient.
@@ -72,7 +72,7 @@ def remembered(group: Any, given: dict[str, Any]) -> list[dict[str, Tensor]]:
         dtype=torch.float64,
     )  # fmt: skip
     found = []
-    with _set(given):
+    with setting(given):
         for batch in given["batches"]:
             x = batch["x"].clone().requires_grad_()
             value = memory(x, batch["labels"], ids=batch.get("ids"))
@@ -89,7 +89,7 @@ def trained(group: Any, given: dict[str, Any]) -> dict[str, Any]:
     def loss(x: Tensor) -> Tensor:
         return pairops.ms_loss(x, given["labels"], group=group)
 
-    with _set(given):
+    with setting(given):
         if given["way"] == "cached":
             value = pairops.cached_step(loss, (network, given["inputs"]), chunk_size=5)
         else:
@@ -103,7 +103,7 @@ def several(group: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Of one step what training code does with losses besides a plain backward pass."""
     x = given["x"].clone().requires_grad_()
     labels = given["labels"]
-    with _set(given):
+    with setting(given):
         both = pairops.ms_loss(x, labels, group=group) + pairops.supcon_loss(x, labels, group=group)
         both.backward(retain_graph=True)
         both.backward()
@@ -125,7 +125,7 @@ def kept(group: Any, given: dict[str, Any]) -> bool:
     """Does the value of a loss hold embeddings when its backward pass is over?"""
     leaf = torch.randn(6, 4).requires_grad_()
     x = leaf * 2
-    with _set(given):
+    with setting(given):
         value = getattr(pairops, given["loss"])(x, torch.arange(6) // 2, group=group)
         value.backward()
     seen = weakref.ref(x.untyped_storage())
@@ -196,7 +196,7 @@ def peak(group: Any, given: dict[str, Any]) -> tuple[int, int]:
 
     def run(count: int) -> None:
         leaf = x.detach()[:count].requires_grad_()
-        with _set(given):
+        with setting(given):
             getattr(pairops, given["loss"])(leaf, labels[:count], group=group).backward()
 
     run(64)  # loads what is loaded once

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -15,13 +15,15 @@ _R = TypeVar("_R")
 
 
 def collective(
-    *whole: str, check: Callable[[dict[str, Any]], None] | None = None
+    *whole: str,
+    apart: Collection[str] = (),
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """A loss with the keyword `group`: its ranks are called alike, or an error on each says who has
     what; and where one of them refuses its arguments the others are told.
 
-    whole: names of tensors that every rank has in full, and not rows of its own.  check: raises for
-    keywords that the loss does not have.
+    whole: names of tensors that every rank has in full, and not rows of its own.  apart: names of
+    arguments in which ranks may differ.  check: raises for keywords that the loss does not have.
     """
 
     def of(loss: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -41,7 +43,8 @@ def collective(
                 if group is None:
                     return loss(*args, **keywords)
                 with group.reporting():
-                    group.fingerprint |= _fingerprint(signature, whole, *args, **keywords)
+                    alike = _fingerprint(signature, whole, *args, **keywords)
+                    group.fingerprint |= {k: v for k, v in alike.items() if k not in apart}
                     return loss(*args, **keywords)
             except RuntimeError as error:
                 if_refused(error)

@@ -140,11 +140,6 @@ def test_a_rank_that_refuses_its_arguments_tells_the_others(
         ("pairops.ms_loss(x, labels, group=3)", "TypeError", "group is int"),
         ("pairops.mine(x, labels, group=group)", "ValueError", "mine has no form for several"),
         (
-            "pairops.retrieval.evaluate(x, labels, group=group)",
-            "ValueError",
-            "retrieval has no form for several",
-        ),
-        (
             "pairops.pair_weights(pairops.ms_loss, x, labels, group=group)",
             "ValueError",
             "pair_weights has no form for several",
