@@ -78,8 +78,9 @@ def test_a_call_runs(name: str, call: str, recipes: dict[str, Any], given: dict[
     del name
     everything = {**vars(pairops), **{k: getattr(pairops, k) for k in pairops.__all__}}
     value = eval(call, {"torch": torch, **everything, **recipes, **given})
-    assert torch.isfinite(value).all()
-    if value.is_floating_point():  # ranks have no gradient
+    made = value if isinstance(value, tuple) else (value,)
+    assert all(bool(torch.isfinite(z).all()) for z in made)
+    if isinstance(value, torch.Tensor):  # what is ranked has no gradient
         (gradient,) = torch.autograd.grad(value, given["tokens" if "tokens" in call else "x"])
         assert torch.isfinite(gradient).all()
         assert bool((gradient != 0).any())
@@ -134,21 +135,14 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-RECIPES = [call for _, call in CALLS if "_loss" not in call and call[0].islower()]
+RECIPES = [
+    call for _, call in CALLS if not re.search(r"_loss|retrieval\.", call) and call[0].islower()
+]
 
 
 @pytest.mark.parametrize("call", RECIPES)
 def test_a_recipe_is_its_formula(call: str, recipes: dict[str, Any], given: dict[str, Any]) -> None:
     found = eval(call, {**recipes, **given})
-    if call == "dual_softmax(x, y, queue)":
-        x, y, bank = (normalize(given[k]) for k in ("x", "y", "queue"))
-        score = torch.softmax(
-            3 * (torch.cat([bank, x]) @ y.T), 0
-        )  # of columns, up to a factor each
-        often = (3 * bank @ y.T).exp().sum(0)
-        score = (3 * x @ y.T).exp() / often
-        assert found.tolist() == (score >= score.diagonal()[:, None]).sum(1).tolist()
-        return
     truth = formulas(given)[call]
     torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
     leaves = [

@@ -55,6 +55,7 @@ MEMORY = "pairops/training/cross_batch_memory.py"
 CACHED_STEP = "pairops/training/cached_step.py"
 RETRIEVAL = "pairops/retrieval/metrics.py"
 RANKING = "pairops/retrieval/ranking.py"
+HUBS = "pairops/retrieval/hubs.py"
 PAIR_WEIGHTS = "pairops/inspection/pair_weights.py"
 TRITON_MONOIDS = "pairops/ops/engines/triton/kernels/accumulators.py"
 TRITON_TILES = "pairops/ops/engines/triton/kernels/tile.py"
@@ -524,6 +525,12 @@ MUTANTS = [
         "column = filled[:, None] + torch.arange(width, device=filled.device)",
         "column = 0 * filled[:, None] + torch.arange(width, device=filled.device)",
         ("tests/retrieval/test_over_ranks.py",),
+    ),
+    Mutant(
+        "a query that is near to no hub is normalised too", HUBS,
+        "hubs[-1] = False",
+        "hubs[:] = True",
+        ("tests/retrieval/test_hubs.py",),
     ),
     Mutant(
         "pair weights of columns look up the rows' statistics", PAIR_WEIGHTS,

@@ -84,6 +84,7 @@ LOOKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "evaluate": retrieval.evaluate,
     "first_ranks": retrieval.first_ranks,
     "average_precisions": retrieval.average_precisions,
+    "dual_softmax": lambda x, _: retrieval.dual_softmax(x, OTHER, OTHER, dynamic=True),
     "pair_weights": lambda x, labels: pairops.pair_weights(pairops.supcon_loss, x, labels),
     "mine": pairops.mine,
     "mine semihard": lambda x, labels: pairops.mine(x, labels, mining="semihard"),

@@ -206,6 +206,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         retrieval.average_precisions,
         lambda: {"x": rows(), "labels": labels(), **shared()},
     ),
+    "dual_softmax": (retrieval.dual_softmax, lambda: {"x": rows(), "y": rows(), "bank": rows()}),
 }  # fmt: skip
 
 # What has the arguments of another by name, and takes them as they come.
