@@ -225,6 +225,7 @@ def _given(
         "partner_labels": lambda: vector(n),
         "proxy_labels": lambda: vector(second),
         "ref_labels": lambda: vector(second),
+        "scores": lambda: numbers(n),
         "values": lambda: numbers(n),
         "ref_values": lambda: numbers(second),
         "predictions": lambda: numbers(n),

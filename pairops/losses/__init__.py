@@ -18,6 +18,7 @@ from .objective.registration import LOSSES as LOSSES
 from .proxy import *
 from .ranking import *
 from .regression import *
+from .scored_pairs import *
 from .siglip import *
 from .soft_topk import *
 from .soft_triplet import *

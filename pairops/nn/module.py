@@ -148,6 +148,7 @@ def check_arguments(
         "positives": nothing.reshape(0, 1, 1),
         "proxies": torch.zeros(1, 1, device="cpu"),
         "queue": torch.zeros(1, 1, device="cpu"),
+        "scores": torch.zeros(0, device="cpu"),
         "values": torch.zeros(0, device="cpu"),
         "predictions": torch.zeros(0, device="cpu"),
     }

@@ -215,6 +215,23 @@ def test_products(theirs: Any, model: Any) -> None:
     same(PairedLoss(model, pairops.info_nce_loss, **given), expected, columns(model, 3))
 
 
+@pytest.mark.parametrize("levels", [1, 6, 1000])
+def test_scored_pairs(theirs: Any, model: Any, levels: int) -> None:
+    """CoSENTLoss on embeddings, with many equal scores, or one score, or none that are equal."""
+    scores = torch.arange(60) * 7 % levels / 5
+    leaves = [torch.randn(60, 5, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    for scale in (20.0, 3.0):
+        ours = pairops.cosent_loss(*leaves, scores, temperature=1 / scale)
+        expected = theirs.CoSENTLoss(model, scale).compute_loss_from_embeddings(leaves, scores)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+        for one, two in zip(
+            torch.autograd.grad(ours, leaves),
+            torch.autograd.grad(expected, leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
 TRIPLETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "BatchHardTripletLoss": ({"margin": 5.0}, {"margin": 5.0}),
     "BatchHardSoftMarginTripletLoss": ({}, {"margin": 0.0, "soft": True}),

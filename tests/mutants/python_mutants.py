@@ -50,6 +50,7 @@ HARD_NEGATIVE = "pairops/losses/hard_negative.py"
 HYDRA = "pairops/losses/hydra.py"
 HASHING = "pairops/losses/hashing.py"
 SEVERAL_LABELS = "pairops/losses/several_labels.py"
+SCORED_PAIRS = "pairops/losses/scored_pairs.py"
 ALIGNMENT = "pairops/losses/alignment.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
 CACHED_STEP = "pairops/training/cached_step.py"
@@ -92,6 +93,7 @@ OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_HYDRA = "tests/losses/test_hydra.py"
 OF_HASHING = "tests/losses/test_hashing.py"
 OF_SEVERAL_LABELS = "tests/losses/test_several_labels.py"
+OF_SCORED_PAIRS = "tests/losses/test_scored_pairs.py"
 OF_OWN_RELEVANCE = "tests/losses/test_named_cases.py::test_each_pair_s_own_relevance_of_sms"
 OF_DISTANCES = "tests/compat/test_pml.py"
 OF_SQUARES = "tests/ops/row_stats/test_distances.py::test_gradients_are_those_of_differences"
@@ -621,6 +623,16 @@ MUTANTS = [
         "each pair is as relevant as can be, whatever its own relevance is", ALIGNMENT,
         "self_relevance = _checked_relevance(own, x)", "_checked_relevance(own, x)",
         (OF_OWN_RELEVANCE,),
+    ),
+    Mutant(
+        "pairs with equal scores are told apart", SCORED_PAIRS,
+        "torch.where(scores[1:] != scores[:-1], following, 0)",
+        "torch.where(scores[1:] == scores[1:], following, 0)", (OF_SCORED_PAIRS,),
+    ),
+    Mutant(
+        "the second of two sums is added under a power of its own", SCORED_PAIRS,
+        "return peak, a * torch.exp(p - peak) + b * torch.exp(q - peak)",
+        "return peak, a * torch.exp(p - peak) + b", (OF_SCORED_PAIRS,),
     ),
     Mutant(
         "both sets must have few rows for weights of two parts", WEIGHT_PARTS,

@@ -8,6 +8,7 @@ from oracle.rows import closeness, hinge, softplus
 
 __all__ = [
     "anchor_info_nce_loss",
+    "cosent_loss",
     "decoupled_contrastive_loss",
     "multi_positive_loss",
     "quality_weighted_info_nce_loss",
@@ -22,6 +23,14 @@ def siglip_loss(x, y, *, scale=10.0, bias=-10.0, **pairing) -> Tensor:
     logits = scale * closeness(x, y, **pairing) + bias  # (N, N)
     z = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     return softplus(-z * logits).sum(1)
+
+
+def cosent_loss(x, y, scores, *, temperature=0.05, **pairing) -> Tensor:
+    """CoSENT (Huang 2024): log(1 + sum_{c_k > c_l} e^{(t_ll - t_kk) / T}), c the scores."""
+    own = closeness(x, y, **pairing).diagonal()
+    higher = scores[:, None] > scores
+    exponents = ((own - own[:, None]) / temperature)[higher]
+    return torch.cat([own.new_zeros(1), exponents]).logsumexp(0).expand(len(own))
 
 
 def anchor_info_nce_loss(x, anchor, *, temperature=0.07, frozen=True, **pairing) -> Tensor:

@@ -68,6 +68,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "hard_negative_info_nce_loss": [{"hardness": 5.0}, {"concentration": 0.5, "debias": 0.1}],
     "siglip_loss": [{"scale": 0.0, "bias": 0.0}],
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
+    "cosent_loss": [{"temperature": 0.5}, {"distance": "sqeuclidean"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
     "hydra_loss": [{"temperature": 0.5}, {"distance": "dot", "temperature": 5.0}],
@@ -120,8 +121,8 @@ def is_first(name: str, params: dict[str, Any]) -> bool:
 
 # Tensors that get no gradient, and those that all ranks have in full.
 CONSTANT = {
-    "relevance", "values", "ref_values", "predictions", "ref_predictions", "queue", "teacher",
-    "ref_teacher",
+    "relevance", "scores", "values", "ref_values", "predictions", "ref_predictions", "queue",
+    "teacher", "ref_teacher",
 }  # fmt: skip
 WHOLE = {"relevance", "proxies", "queue"}
 
@@ -174,6 +175,8 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
         table = torch.linspace(0, 1, 35).view(5, 7)
         told = {"relevance": table, "x_classes": classes % 5, "y_classes": classes * 3 % 7}
         return (y,), told
+    if name == "cosent_loss":  # with ties
+        return (y, torch.arange(n) * 7 % 11 / 4), {}
     if name == "nnclr_loss":
         # As these are in any dtype, and near no tie.
         waves = torch.sin(torch.arange(31 * x.shape[1]) * 1.7).view(31, x.shape[1])

@@ -53,6 +53,8 @@ def of_loss(name: str) -> dict[str, Any]:
         given |= {"gate": smooth(N, D).flip(0), "labels": labels(), "partner_labels": labels()}
         return given | shared()
     given |= {"y": smooth(N, D).flip(0)}
+    if name == "cosent_loss":
+        given |= {"scores": torch.arange(N) / 3}
     if name == "nnclr_loss":
         given |= {"queue": smooth(4, D)}
     if name == "tal_loss":
@@ -279,6 +281,10 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "Pairs.within conr_loss supremix_loss",
         "values ref_values predictions ref_predictions",
         "ints beyond, floats, floats *, NaN in floats, bools, float8",
+        "any real numbers",
+    ),
+    (
+        "cosent_loss", "scores", "ints beyond, floats, floats *, NaN in floats, bools, float8",
         "any real numbers",
     ),
     ("CrossBatchMemory.forward", "enqueue", "bools", "they are right"),
