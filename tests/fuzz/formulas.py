@@ -17,7 +17,10 @@ from support.loss_comparison import values_and_gradients
 from support.loss_parameters import ONE_SET, with_rest
 
 # What is said of a call that has no meaning.
-REFUSED = ("compares similarities", "cannot serve this call", "one feature has no variance")
+REFUSED = (
+    "compares similarities", "compares distances", "cannot serve this call",
+    "one feature has no variance",
+)  # fmt: skip
 
 # Those that subtract a positive's similarity, and how far above it, in temperatures, another may be
 # until its rounding is more than the rule allows: docs/numerics.md.

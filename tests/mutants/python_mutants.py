@@ -50,6 +50,7 @@ HARD_NEGATIVE = "pairops/losses/hard_negative.py"
 HYDRA = "pairops/losses/hydra.py"
 HASHING = "pairops/losses/hashing.py"
 SEVERAL_LABELS = "pairops/losses/several_labels.py"
+UNIFORMITY = "pairops/losses/uniformity.py"
 SCORED_PAIRS = "pairops/losses/scored_pairs.py"
 ALIGNMENT = "pairops/losses/alignment.py"
 MEMORY = "pairops/training/cross_batch_memory.py"
@@ -93,6 +94,7 @@ OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_HYDRA = "tests/losses/test_hydra.py"
 OF_HASHING = "tests/losses/test_hashing.py"
 OF_SEVERAL_LABELS = "tests/losses/test_several_labels.py"
+OF_ALIGNMENT = "tests/losses/test_alignment.py"
 OF_SCORED_PAIRS = "tests/losses/test_scored_pairs.py"
 OF_OWN_RELEVANCE = "tests/losses/test_named_cases.py::test_each_pair_s_own_relevance_of_sms"
 OF_DISTANCES = "tests/compat/test_pml.py"
@@ -623,6 +625,10 @@ MUTANTS = [
         "each pair is as relevant as can be, whatever its own relevance is", ALIGNMENT,
         "self_relevance = _checked_relevance(own, x)", "_checked_relevance(own, x)",
         (OF_OWN_RELEVANCE,),
+    ),
+    Mutant(
+        "rows that coincide are at distance 1", UNIFORMITY,
+        "torch.where(coincide, 0, apart**power)", "apart**power", (OF_ALIGNMENT,),
     ),
     Mutant(
         "pairs with equal scores are told apart", SCORED_PAIRS,

@@ -7,6 +7,7 @@ from oracle.info_nce import info_nce_loss
 from oracle.rows import closeness, hinge, softplus
 
 __all__ = [
+    "alignment_loss",
     "anchor_info_nce_loss",
     "cosent_loss",
     "decoupled_contrastive_loss",
@@ -23,6 +24,12 @@ def siglip_loss(x, y, *, scale=10.0, bias=-10.0, **pairing) -> Tensor:
     logits = scale * closeness(x, y, **pairing) + bias  # (N, N)
     z = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     return softplus(-z * logits).sum(1)
+
+
+def alignment_loss(x, y, *, alpha=2.0, distance="l2", **pairing) -> Tensor:
+    """Alignment (Wang & Isola 2020): d_ii^alpha, 0 without gradient where d_ii is 0."""
+    apart = -closeness(x, y, distance, **pairing).diagonal()
+    return (apart.masked_fill(apart == 0, 1) ** alpha).masked_fill(apart == 0, 0)
 
 
 def cosent_loss(x, y, scores, *, temperature=0.05, **pairing) -> Tensor:

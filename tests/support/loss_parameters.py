@@ -68,6 +68,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "hard_negative_info_nce_loss": [{"hardness": 5.0}, {"concentration": 0.5, "debias": 0.1}],
     "siglip_loss": [{"scale": 0.0, "bias": 0.0}],
     "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
+    "alignment_loss": [
+        {"alpha": 1.0},
+        {"alpha": 3.0, "normalize": False},
+        {"distance": "sqeuclidean"},
+    ],
     "cosent_loss": [{"temperature": 0.5}, {"distance": "sqeuclidean"}],
     "tal_loss": [{"temperature": 0.1, "margin": 0.4}],
     "sms_loss": [{"gamma": 0.3}],
@@ -96,6 +101,7 @@ def _takes(name: str, *parameters: str) -> bool:
 SIMILAR_ONLY = [
     "circle_loss", "fast_ap_loss", "hashing_loss", "hydra_loss", "proxy_anchor_loss",
 ]  # fmt: skip
+DISTANT_ONLY = ["alignment_loss"]  # what takes no similarity
 NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # on a CPU
 ONE_SET = ["n_pair_loss"]  # what has no references
 AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]

@@ -78,3 +78,9 @@ class LabelledAloneApart(Asked, total=False):
 
 class Paired(Comparing, Asked, total=False):
     """The keywords of a loss over two sets that belong together row by row."""
+
+
+class PairedApart(Asked, total=False):
+    """The keywords of `Paired` for a loss with its own default of `distance`."""
+
+    normalize: bool | None
