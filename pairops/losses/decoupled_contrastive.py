@@ -28,6 +28,7 @@ def decoupled_contrastive_loss(
     *,
     temperature: float | Tensor = 0.1,
     sigma: float | Tensor | None = None,
+    detach_weights: bool = False,
     symmetric: bool = True,
     **common: Unpack[Paired],
 ) -> Value:
@@ -41,15 +42,23 @@ def decoupled_contrastive_loss(
         y: (N, D) of the dtype of x, the embeddings of the other view.
         temperature: a number above 0 or a 0-d tensor with gradient: τ.
         sigma: a number above 0 or a 0-d tensor with gradient: σ in w_i = 2 − N e^{⟨x_i, y_i⟩/σ} /
-            Σ_k e^{⟨x_k, y_k⟩/σ}, which has a gradient. None: w_i = 1.
+            Σ_k e^{⟨x_k, y_k⟩/σ}. None: w_i = 1.
+        detach_weights: True holds w_i constant, so that σ has no gradient either; False takes their
+            gradient too.
         symmetric: True takes the mean of this loss and of the same with x and y exchanged.
 
     Source:
         Yeh et al., Decoupled Contrastive Learning, ECCV 2022. The weights w_i are those of a
         reimplementation, whose gradient passes through them.
+
+    Differs from:
+        DCLLoss and DCLWLoss of lightly add log Σ_{j≠i} e^{⟨x_i, x_j⟩/τ} and log Σ_{j≠i} e^{⟨x_i,
+        y_j⟩/τ}, two logarithms in place of that of the sum, and hold the weights constant, as
+        detach_weights=True does.
     """
     scale = 1 / number("temperature", temperature, positive=True)
     spread = None if sigma is None else number("sigma", sigma, positive=True)
+    flag("detach_weights", detach_weights)
     flag("symmetric", symmetric)
     check_one_for_each(x, y)
     asked, comparing = split(common, x)
@@ -58,10 +67,12 @@ def decoupled_contrastive_loss(
     # snr divides by the variance of the anchor. In the other direction that is a row of y.
     directed = pairs.measure is not None and pairs.measure.directed
     at_once = (x, y) if symmetric and not directed else (x,)
-    losses = _decoupled(objective, pairs, at_once, comparing, scale, spread)
+    losses = _decoupled(objective, pairs, at_once, comparing, scale, spread, detach_weights)
     if symmetric and directed:
         turned = Pairs.paired(y, x, **comparing)
-        losses = (losses + _decoupled(objective, turned, (y,), comparing, scale, spread)) / 2
+        losses = (
+            losses + _decoupled(objective, turned, (y,), comparing, scale, spread, detach_weights)
+        ) / 2
     return objective.value(losses)
 
 
@@ -72,6 +83,7 @@ def _decoupled(
     comparing: Any,
     scale: float | Tensor,
     spread: float | Tensor | None,
+    detach_weights: bool,
 ) -> Tensor:  # (N,)
     """Compute the loss of every pair (i, i), before weights.
 
@@ -82,6 +94,7 @@ def _decoupled(
         comparing: keywords of `Pairs.of` that say how rows are compared.
         scale: 1/τ.
         spread: σ. None: w_i = 1.
+        detach_weights: True holds w_i constant.
     """
     terms = self_and_others(scale)
     found = row_stats(pairs, *terms, cols=terms if len(sets) > 1 else ())
@@ -96,7 +109,8 @@ def _decoupled(
     losses = torch.stack(ways).mean(0)
     if spread is not None:
         s = found[1] / scale + found[0]
-        losses = losses - (1 - _shares(s / spread, objective)) * s * scale
+        shares = _shares(s / spread, objective)
+        losses = losses - (1 - (shares.detach() if detach_weights else shares)) * s * scale
     return losses
 
 

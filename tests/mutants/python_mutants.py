@@ -50,6 +50,7 @@ HARD_NEGATIVE = "pairops/losses/hard_negative.py"
 HYDRA = "pairops/losses/hydra.py"
 HASHING = "pairops/losses/hashing.py"
 SEVERAL_LABELS = "pairops/losses/several_labels.py"
+DECOUPLED = "pairops/losses/decoupled_contrastive.py"
 UNIFORMITY = "pairops/losses/uniformity.py"
 SCORED_PAIRS = "pairops/losses/scored_pairs.py"
 ALIGNMENT = "pairops/losses/alignment.py"
@@ -94,6 +95,7 @@ OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_HYDRA = "tests/losses/test_hydra.py"
 OF_HASHING = "tests/losses/test_hashing.py"
 OF_SEVERAL_LABELS = "tests/losses/test_several_labels.py"
+OF_TWO_SETS = "tests/losses/test_named_cases.py::test_two_sets"
 OF_ALIGNMENT = "tests/losses/test_alignment.py"
 OF_SCORED_PAIRS = "tests/losses/test_scored_pairs.py"
 OF_OWN_RELEVANCE = "tests/losses/test_named_cases.py::test_each_pair_s_own_relevance_of_sms"
@@ -625,6 +627,10 @@ MUTANTS = [
         "each pair is as relevant as can be, whatever its own relevance is", ALIGNMENT,
         "self_relevance = _checked_relevance(own, x)", "_checked_relevance(own, x)",
         (OF_OWN_RELEVANCE,),
+    ),
+    Mutant(
+        "weights of positives have a gradient though they are to be constant", DECOUPLED,
+        "(shares.detach() if detach_weights else shares)", "shares", (OF_TWO_SETS,),
     ),
     Mutant(
         "rows that coincide are at distance 1", UNIFORMITY,

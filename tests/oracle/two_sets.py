@@ -56,15 +56,17 @@ def quality_weighted_info_nce_loss(
 
 
 def decoupled_contrastive_loss(
-    x, y, *, temperature=0.1, sigma=None, symmetric=True, **pairing
+    x, y, *, temperature=0.1, sigma=None, detach_weights=False, symmetric=True, **pairing
 ) -> Tensor:
     """DCL (Yeh et al. 2022): -w_i t_ii / T + log sum_{j != i} (e^{xx_ij / T} + e^{t_ij / T}).
 
-    xx is the closeness within x, T the temperature; w_i is 1, or 2 - N softmax_i(t_ii / sigma).
+    xx is the closeness within x, T the temperature; w_i is 1, or 2 - N softmax_i(t_ii / sigma),
+    without gradient if detach_weights.
     Symmetric: the mean with that of (y, x). 0 where there is one row.
     """
     if symmetric:
         options = {"temperature": temperature, "sigma": sigma, "symmetric": False, **pairing}
+        options["detach_weights"] = detach_weights
         one, other = (decoupled_contrastive_loss(*each, **options) for each in ((x, y), (y, x)))
         return one / 2 + other / 2
     xx, xy = closeness(x, x, **pairing), closeness(x, y, **pairing)
@@ -72,6 +74,8 @@ def decoupled_contrastive_loss(
     if N < 2:
         return 0 * matched.masked_fill(matched.isfinite(), 0)
     w = 1 if sigma is None else 2 - N * (matched / sigma).softmax(0)
+    if detach_weights and sigma is not None:
+        w = w.detach()
     itself = torch.eye(N, dtype=torch.bool, device=x.device).repeat(1, 2)
     others = (torch.cat([xx, xy], 1) / temperature)[~itself].view(N, 2 * (N - 1))
     return others.logsumexp(1) - w * matched / temperature

@@ -67,7 +67,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hard_negative_info_nce_loss": [{"hardness": 5.0}, {"concentration": 0.5, "debias": 0.1}],
     "siglip_loss": [{"scale": 0.0, "bias": 0.0}],
-    "decoupled_contrastive_loss": [{"sigma": 0.5}, {"symmetric": False}, {"distance": "snr"}],
+    "decoupled_contrastive_loss": [
+        {"sigma": 0.5},
+        {"sigma": 0.5, "detach_weights": True},
+        {"symmetric": False},
+        {"distance": "snr"},
+    ],
     "alignment_loss": [
         {"alpha": 1.0},
         {"alpha": 3.0, "normalize": False},

@@ -292,8 +292,8 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("estimate_memory", "n m", "0", "it is right"),
     (
         "*",
-        "normalize symmetric constant soft triplets rectified include_self grad index "
-        "is_derivative finite map_at_r progress",
+        "normalize symmetric detach_weights constant soft triplets rectified include_self grad "
+        "index is_derivative finite map_at_r progress",
         "True", "it is right",
     ),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
