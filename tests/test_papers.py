@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import cross_entropy, normalize
 
 import pairops
 from support.on_cpu import device as device
@@ -105,7 +105,6 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
     negatives = z.exp().mul(others).sum(1)
     soft = s / 0.5
     focal = torch.where(others, s * (s + 0.3), s * s) / 0.05
-    rivals = s[others]
     weights = (1 + teacher @ teacher.T) / 2
     weights = weights / weights.sum(1, keepdim=True)
     tokens, scores = normalize(g["tokens"]), torch.empty(C, C, dtype=torch.float64)
@@ -120,7 +119,6 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
             ((0.01 * soft.exp().sum(1)) ** 0.5 - (own / 0.5).exp() ** 0.5) / 0.5
         ).mean(),
         "focal_info_nce(x, y)": -torch.log_softmax(focal, 1).diagonal().mean(),
-        "mann_whitney(x, y)": softplus((rivals - own[:, None]) / 0.01, threshold=1e9).sum() / N,
         "conditional_transport(x, y)": (
             (torch.softmax(10 * s, 1) * (1 - s)).sum() + (torch.softmax(10 * s, 0) * (1 - s)).sum()
         )

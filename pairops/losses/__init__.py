@@ -11,6 +11,7 @@ from .hashing import *
 from .hydra import *
 from .info_nce import *
 from .lifted_structure import *
+from .mann_whitney import *
 from .multi_positive import *
 from .multi_similarity import *
 from .neighbours import *

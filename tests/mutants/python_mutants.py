@@ -51,6 +51,7 @@ HYDRA = "pairops/losses/hydra.py"
 HASHING = "pairops/losses/hashing.py"
 SEVERAL_LABELS = "pairops/losses/several_labels.py"
 DECOUPLED = "pairops/losses/decoupled_contrastive.py"
+MANN_WHITNEY = "pairops/losses/mann_whitney.py"
 UNIFORMITY = "pairops/losses/uniformity.py"
 SCORED_PAIRS = "pairops/losses/scored_pairs.py"
 ALIGNMENT = "pairops/losses/alignment.py"
@@ -631,6 +632,10 @@ MUTANTS = [
     Mutant(
         "weights of positives have a gradient though they are to be constant", DECOUPLED,
         "(shares.detach() if detach_weights else shares)", "shares", (OF_TWO_SETS,),
+    ),
+    Mutant(
+        "the first positives alone are compared with the negatives of all", MANN_WHITNEY,
+        "for s in some.unbind()]", "for s in 0 * some + some[:1]]", (OF_TWO_SETS,),
     ),
     Mutant(
         "rows that coincide are at distance 1", UNIFORMITY,

@@ -9,6 +9,7 @@ from oracle.rows import closeness, hinge, softplus
 __all__ = [
     "alignment_loss",
     "anchor_info_nce_loss",
+    "auc_loss",
     "cosent_loss",
     "decoupled_contrastive_loss",
     "multi_positive_loss",
@@ -30,6 +31,14 @@ def alignment_loss(x, y, *, alpha=2.0, distance="l2", **pairing) -> Tensor:
     """Alignment (Wang & Isola 2020): d_ii^alpha, 0 without gradient where d_ii is 0."""
     apart = -closeness(x, y, distance, **pairing).diagonal()
     return (apart.masked_fill(apart == 0, 1) ** alpha).masked_fill(apart == 0, 0)
+
+
+def auc_loss(x, y, *, temperature=0.01, **pairing) -> Tensor:
+    """Mann-Whitney (2025): sum over all negatives (k, l) of log(1 + e^{(t_kl - t_ii) / T})."""
+    t = closeness(x, y, **pairing)
+    others = ~torch.eye(*t.shape, dtype=torch.bool, device=t.device)
+    losses = [softplus((t[others] - own) / temperature).sum() for own in t.diagonal()]
+    return torch.stack(losses) if losses else t.sum(1)
 
 
 def cosent_loss(x, y, scores, *, temperature=0.05, **pairing) -> Tensor:

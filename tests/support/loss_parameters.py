@@ -73,6 +73,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"symmetric": False},
         {"distance": "snr"},
     ],
+    "auc_loss": [{"temperature": 0.3}, {"distance": "sqeuclidean", "temperature": 0.1}],
     "alignment_loss": [
         {"alpha": 1.0},
         {"alpha": 3.0, "normalize": False},
