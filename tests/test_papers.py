@@ -92,13 +92,9 @@ def test_the_page_counts_its_rows() -> None:
     assert len(SYSTEMS) == len(CALLS) + len(OUT) == len(dict(SYSTEMS))
 
 
-def log_softmax_of(s: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(s / temperature, 1)
-
-
 def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
     """The recipes as their papers write them, over the whole matrix."""
-    x, y, u, v, teacher = (normalize(g[k]) for k in ("x", "y", "u", "v", "teacher"))
+    x, y, u, v = (normalize(g[k]) for k in ("x", "y", "u", "v"))
     s, own = x @ y.T, (x * y).sum(1)
     others = ~torch.eye(N, dtype=torch.bool)
     z = s / 0.07
@@ -107,6 +103,7 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
     focal = torch.where(others, s * (s + 0.3), s * s) / 0.05
     weights = (1 + teacher @ teacher.T) / 2
     weights = weights / weights.sum(1, keepdim=True)
+    rivals = s[others]
     tokens, scores = normalize(g["tokens"]), torch.empty(C, C, dtype=torch.float64)
     nearest = tokens @ normalize(g["other_tokens"]).T
     for b in range(C):
@@ -123,12 +120,7 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
             (torch.softmax(10 * s, 1) * (1 - s)).sum() + (torch.softmax(10 * s, 0) * (1 - s)).sum()
         )
         / N,
-        "continuously_weighted(x, y, teacher)": (
-            -(weights * log_softmax_of(s, 0.07)).sum() / N
-            - log_softmax_of(s.T, 0.07).diagonal().mean()
-        ),
         "soft_target_info_nce(x, y, u, v)": cross_entropy(z, torch.softmax(u @ v.T / 0.1, 1)),
-        "similarity_matching(x, teacher)": (x @ x.T - teacher @ teacher.T).square().mean(),
         "max_sim(tokens, bags, other_tokens, other_bags)": cross_entropy(scores, torch.arange(C)),
     }
 

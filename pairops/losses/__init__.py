@@ -6,6 +6,7 @@ from .alignment import *
 from .circle import *
 from .contrastive import *
 from .decoupled_contrastive import *
+from .distillation import *
 from .hard_negative import *
 from .hashing import *
 from .hydra import *

@@ -18,6 +18,8 @@ _MOST = 2**31  # proxies, or features: their product is still a number
 _SPELT = {
     "ap": "AP", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT", "mlcd": "MLCD", "ms": "MS",
     "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS",
+    "ap": "AP", "conr": "ConR", "cwcl": "CWCL", "ms": "MS", "mlcd": "MLCD", "nca": "NCA",
+    "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS",
     "supcon": "SupCon", "supremix": "SupReMix", "tal": "TAL",
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ REFERRED = {
     "supcon_loss", "nt_xent_loss", "decoupled_softmax_loss", "nca_loss", "n_pair_loss",
     "proxy_nca_loss", "info_nce_loss",
     "decoupled_contrastive_loss", "multi_positive_loss", "conr_loss", "supremix_loss", "nnclr_loss",
+    "cwcl_loss",
 }  # fmt: skip
 FAR = 4.0
 

@@ -102,8 +102,13 @@ OTHERS = ["auc_loss", "smooth_ap_loss"]
 @pytest.mark.parametrize("loss", [name for name in losses.__all__ if name not in OTHERS])
 def test_every_loss_has_an_estimate_that_grows_with_n_alone(loss: str) -> None:
     once, twice = (of(loss, n, engine="auto") for n in (65_536, 131_072))
-    assert 1.7 < twice.pairops / once.pairops < 2.2
-    assert 3.9 < twice.dense / once.dense < 4.1
+    # Some make wide copies of a number of rows at a time, whatever n.
+    least = 1.2 if loss in ("cwcl_loss", "gram_matching_loss") else 1.7
+    assert least < twice.pairops / once.pairops < 2.2
+    if loss == "gram_matching_loss":  # it has no pairs, by any engine
+        assert twice.dense == twice.pairops
+    else:
+        assert 3.9 < twice.dense / once.dense < 4.1
     assert twice.inputs == pytest.approx(2 * once.inputs, abs=8)
     assert once.pairops > 65_536 * 32 * 4, "there is a gradient"
 

@@ -14,7 +14,9 @@ import sys, torch, pairops
 from bench.memory.peak import forget_peak, peak_resident
 
 def step(n, kind):
-    d = {"positive rows": 512, "smooth_ap_loss": 128}.get(kind, 64)
+    d = {
+        "positive rows": 512, "smooth_ap_loss": 128, "cwcl_loss": 128, "gram_matching_loss": 128,
+    }.get(kind, 64)
     x = torch.randn(n, d, requires_grad=True)
     labels = torch.arange(n) // (64 if kind == "positive rows" else 4)
     start = forget_peak()
@@ -44,6 +46,10 @@ def step(n, kind):
             "neg", pairops.between(u, u.roll(1, 0)), 2.0, 0.5, function=pairops.functions.gated
         )
         value = pairops.row_stats(pairops.Pairs.of(x, labels), term)[0].mean()
+    elif kind == "gram_matching_loss":
+        value = pairops.gram_matching_loss(x, x.detach().roll(1, 1))
+    elif kind == "cwcl_loss":
+        value = pairops.cwcl_loss(x, x.roll(1, 0), x.detach().roll(1, 1))
     elif kind == "smooth_ap_loss":
         value = pairops.smooth_ap_loss(x, torch.randperm(n) // 8)
     else:
@@ -139,6 +145,14 @@ def test_positive_rows_of_a_list_are_no_copies_of_it() -> None:
 def test_a_product_of_further_embeddings(engine: str, kind: str) -> None:
     """N = 8,192: either matrix would take 256 MiB."""
     assert growth(8192, kind, engine) <= 100
+
+
+@exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "most"), [("gram_matching_loss", 200), ("cwcl_loss", 300)])
+def test_a_teacher_of_many_rows(loss: str, most: float) -> None:
+    """N = 32,768: one fp32 matrix is 4 GiB; with gradients these took 144 and 213 MiB."""
+    assert growth(32768, loss, "cpu") <= most
 
 
 @exhaustive

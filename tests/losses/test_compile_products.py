@@ -21,6 +21,8 @@ LAST_DISTANCES = {
     "proxy_anchor_loss": "dot",
     "hydra_loss": "cosine",
     "hashing_loss": "dot",
+    "cwcl_loss": "dot",
+    "gram_matching_loss": "dot",
     "ms_loss": "snr",
     "contrastive_loss": "sqeuclidean",
     "triplet_loss": "snr",

@@ -43,6 +43,7 @@ SOFT_TOPK = "pairops/losses/soft_topk.py"
 REDUCTION = "pairops/losses/objective/reduction.py"
 REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
+DISTILLATION = "pairops/losses/distillation.py"
 SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
 DIRECTIONS = "pairops/losses/directions/directions.py"
@@ -92,6 +93,8 @@ OF_LOSSES = "tests/losses/test_named_cases.py::test_named_cases"
 OF_NUMBERS = "tests/losses/test_over_numbers.py::test_one_set_on_every_engine"
 OF_NEIGHBOURS = "tests/losses/test_nearest.py::test_nnclr_on_every_engine"
 OF_SOFT_TRIPLETS = "tests/losses/test_nearest.py::test_soft_triplets_on_every_engine"
+OF_CWCL = "tests/losses/test_distillation.py::test_cwcl"
+OF_GRAM_MATCHING = "tests/losses/test_distillation.py::test_gram_matching"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_HYDRA = "tests/losses/test_hydra.py"
 OF_HASHING = "tests/losses/test_hashing.py"
@@ -265,6 +268,16 @@ MUTANTS = [
         "torch.sigmoid(taught) * log1p_exp(-gap) + torch.sigmoid(-taught) * log1p_exp(gap)",
         "torch.sigmoid(-taught) * log1p_exp(-gap) + torch.sigmoid(taught) * log1p_exp(gap)",
         (OF_SOFT_TRIPLETS,),
+    ),
+    Mutant(
+        "a teacher's weights are its cosines", DISTILLATION,
+        "(sums[:, :1] + count)", "sums[:, :1]",
+        (OF_CWCL,),
+    ),
+    Mutant(
+        "a Gram matrix adds the teacher's similarities", DISTILLATION,
+        "-_rows(unit, teacher)", "_rows(unit, teacher)",
+        (OF_GRAM_MATCHING,),
     ),
     Mutant(
         "a list has a pair twice", LISTS,

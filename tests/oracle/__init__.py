@@ -31,6 +31,7 @@ from oracle import (  # fmt: skip
     ranking,
     regression,
     softmaxes,
+    taught,
     two_sets,
 )
 from oracle.codes import *
@@ -45,11 +46,12 @@ from oracle.regression import *
 from oracle.reported import Aux, aux
 from oracle.rows import closeness, reduce
 from oracle.softmaxes import *
+from oracle.taught import *
 from oracle.two_sets import *
 
 __all__ = ["Aux", "aux", "closeness", "reduce"]
 for _family in (
     codes, gates, hard_negative, info_nce, margins, nearest, proxies, ranking, regression,
-    softmaxes, two_sets,
+    softmaxes, taught, two_sets,
 ):  # fmt: skip
     __all__ += _family.__all__

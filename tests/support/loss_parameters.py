@@ -91,6 +91,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "supremix_loss": [{"width": 0.5}, {"temperature": 0.1, "distance": "sqeuclidean"}],
     "nnclr_loss": [{"temperature": 0.3}, {"symmetric": False}, {"distance": "snr"}],
+    "cwcl_loss": [{"temperature": 0.5}],
+    "gram_matching_loss": [{"distance": "dot"}],
     "soft_triplet_loss": [
         {"normalize": False},
         {"distance": "cosine"},
@@ -105,7 +107,8 @@ def _takes(name: str, *parameters: str) -> bool:
 
 # What takes no distance.
 SIMILAR_ONLY = [
-    "circle_loss", "fast_ap_loss", "hashing_loss", "hydra_loss", "proxy_anchor_loss",
+    "circle_loss", "cwcl_loss", "fast_ap_loss", "gram_matching_loss", "hashing_loss", "hydra_loss",
+    "proxy_anchor_loss",
 ]  # fmt: skip
 DISTANT_ONLY = ["alignment_loss"]  # what takes no similarity
 NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # on a CPU
@@ -201,8 +204,12 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
             return (values,), told
         said = values + 0.37 * (places % 5)
         return (values, said), {**told, "ref_predictions": said.flip(0)}
+    teacher = torch.cos(torch.arange(8 * n) * 1.3).view(n, 8)
+    if name == "cwcl_loss":
+        return (y, teacher), {}
+    if name == "gram_matching_loss":
+        return (teacher,), {"ref_emb": y, "ref_teacher": teacher.flip(0)}
     if name == "soft_triplet_loss":
-        teacher = torch.cos(torch.arange(8 * n) * 1.3).view(n, 8)
         told = {"ref_emb": y, "ref_labels": torch.arange(n) % 4, "ref_teacher": teacher.flip(0)}
         return (torch.arange(n) * 3 % 5, teacher), told
     return (y,), {}

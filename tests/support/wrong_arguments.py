@@ -49,6 +49,10 @@ def of_loss(name: str) -> dict[str, Any]:
         return given | shared() | {
             "labels": labels(), "teacher": smooth(N, 3), "ref_teacher": smooth(N, 3),
         }  # fmt: skip
+    if name == "gram_matching_loss":
+        return given | {
+            "teacher": smooth(N, 3), "ref_emb": smooth(N, D).flip(0), "ref_teacher": smooth(N, 3),
+        }  # fmt: skip
     if name == "hydra_loss":
         given |= {"gate": smooth(N, D).flip(0), "labels": labels(), "partner_labels": labels()}
         return given | shared()
@@ -57,6 +61,8 @@ def of_loss(name: str) -> dict[str, Any]:
         given |= {"scores": torch.arange(N) / 3}
     if name == "nnclr_loss":
         given |= {"queue": smooth(4, D)}
+    if name == "cwcl_loss":
+        given |= {"teacher": smooth(N, 3)}
     if name == "tal_loss":
         given |= {"labels": labels()}
     if name == "sms_loss":
@@ -297,6 +303,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "True", "it is right",
     ),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
+    ("cwcl_loss", "teacher", "double rows, rows one wider", "any floats, of any width"),
     ("info_nce_loss", "queue", "one row less, no rows", "any number of them"),
     ("sms_loss", "relevance", "* rows, one row less, rows one wider", "a table of any size"),
     ("table", "values", "* rows, one row less, rows one wider", "a table of any size"),
