@@ -120,6 +120,7 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
             (torch.softmax(10 * s, 1) * (1 - s)).sum() + (torch.softmax(10 * s, 0) * (1 - s)).sum()
         )
         / N,
+        "mann_whitney(x, y)": softplus((rivals - own[:, None]) / 0.01, threshold=1e9).sum() / N,
         "soft_target_info_nce(x, y, u, v)": cross_entropy(z, torch.softmax(u @ v.T / 0.1, 1)),
         "max_sim(tokens, bags, other_tokens, other_bags)": cross_entropy(scores, torch.arange(C)),
     }

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .alignment import *
 from .circle import *
+from .conditional_transport import *
 from .contrastive import *
 from .decoupled_contrastive import *
 from .distillation import *

@@ -193,3 +193,14 @@ def test_hashing_as_its_code(one_hot):
     given = {"ref_emb": y, "ref_labels": others, "distance": "dot"}
     actual = oracle.hashing_loss(x, labels, **given, scale=8.0, rectified=False)
     agree(actual.mean(), products, x, y, atol=1e-10)
+
+
+def test_conditional_transport_in_loops():
+    x, y = two_sets()
+    p, q, expected = normalize(x), normalize(y), 0
+    for one, other in ((p, q), (q, p)):
+        for i in range(30):
+            e = [torch.exp(5 * one[i] @ other[j]) for j in range(30)]
+            paid = sum(e[j] * (1 - one[i] @ other[j]) for j in range(30))
+            expected = expected + paid / sum(e) / 30
+    agree(oracle.conditional_transport_loss(x, y, scale=5.0).mean(), expected, x, y)

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from oracle.info_nce import info_nce_loss
-from oracle.rows import closeness, hinge, softplus
+from oracle.rows import SIMILARITIES, closeness, hinge, softplus
 
 __all__ = [
     "alignment_loss",
     "anchor_info_nce_loss",
     "auc_loss",
     "cosent_loss",
+    "conditional_transport_loss",
     "decoupled_contrastive_loss",
     "multi_positive_loss",
     "quality_weighted_info_nce_loss",
@@ -62,6 +63,15 @@ def quality_weighted_info_nce_loss(
     losses = info_nce_loss(x, y, temperature=temperature, symmetric=False, **pairing)
     weight = len(x) * (gamma * quality.detach().to(losses.dtype)).softmax(0)
     return weight * losses
+
+
+def conditional_transport_loss(x, y, *, scale=10.0, distance="cosine", **pairing) -> Tensor:
+    """Conditional transport (Zheng & Zhou 2021): sum_j softmax_j(scale t_ij) (1 - t_ij) of row i
+    plus the same of column i; of a distance the cost is the distance, -t."""
+    t = closeness(x, y, distance=distance, **pairing)
+    cost = (1 if distance in SIMILARITIES else 0) - t
+    there = ((scale * t).softmax(1) * cost).sum(1)
+    return there + ((scale * t).softmax(0) * cost).sum(0)
 
 
 def decoupled_contrastive_loss(

@@ -91,6 +91,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "supremix_loss": [{"width": 0.5}, {"temperature": 0.1, "distance": "sqeuclidean"}],
     "nnclr_loss": [{"temperature": 0.3}, {"symmetric": False}, {"distance": "snr"}],
+    "conditional_transport_loss": [{"scale": 25.0}, {"scale": 1.0, "distance": "l2"}],
     "cwcl_loss": [{"temperature": 0.5}],
     "gram_matching_loss": [{"distance": "dot"}],
     "soft_triplet_loss": [
@@ -112,6 +113,12 @@ SIMILAR_ONLY = [
 ]  # fmt: skip
 DISTANT_ONLY = ["alignment_loss"]  # what takes no similarity
 NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # on a CPU
+NOT_COMPILED = [
+    "conditional_transport_loss",
+    "fast_ap_loss",
+    "hashing_loss",
+    "soft_topk_loss",
+]  # on a CPU
 ONE_SET = ["n_pair_loss"]  # what has no references
 AGAINST_PROXIES = [name for name in losses.LOSSES if _takes(name, "proxies")]
 LABELLED = [
