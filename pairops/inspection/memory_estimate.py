@@ -232,6 +232,8 @@ def _given(
         "ref_predictions": lambda: numbers(second),
         "teacher": lambda: constant(n),
         "ref_teacher": lambda: constant(second),
+        "teacher_x": lambda: constant(n),
+        "teacher_y": lambda: constant(second),
         "queue": lambda: constant(second),
     }
     wanted = [name for name, required in parameters.items() if required]

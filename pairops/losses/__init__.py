@@ -23,6 +23,7 @@ from .ranking import *
 from .regression import *
 from .scored_pairs import *
 from .siglip import *
+from .soft_targets import *
 from .soft_topk import *
 from .soft_triplet import *
 from .softmax import *

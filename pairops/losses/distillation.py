@@ -70,7 +70,7 @@ def cwcl_loss(
     """
     scale = 1 / number("temperature", temperature, positive=True)
     check_one_for_each(x, y)
-    _check_teacher("teacher", teacher, "x", x)
+    check_teacher("teacher", teacher, "x", x)
     objective = paired(x, y, common)
     similar_only("cwcl_loss", objective.pairs)
     # Of 16-bit rows the gradients of both parts, which nearly cancel, would be rounded apart.
@@ -139,7 +139,7 @@ def gram_matching_loss(
         2019, which divides the rows of S and T by their norms.
     """
     check_embeddings("x", x)
-    _check_teacher("teacher", teacher, "x", x)
+    check_teacher("teacher", teacher, "x", x)
     asked, comparing = split(common, x)
     y, v = x, teacher
     if ref_emb is None:
@@ -150,7 +150,7 @@ def gram_matching_loss(
         if ref_teacher is None:
             raise ValueError("ref_teacher is None; it must be given with ref_emb")
         check_embeddings("ref_teacher", ref_teacher, like=("teacher", teacher))
-        _check_teacher("ref_teacher", ref_teacher, "ref_emb", ref_emb)
+        check_teacher("ref_teacher", ref_teacher, "ref_emb", ref_emb)
         y, v = ref_emb, ref_teacher
     teacher, v = teacher.detach(), v.detach()
     x, y = at_least_float32(x), at_least_float32(y)
@@ -208,7 +208,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _check_teacher(name: str, given: Tensor, owner: str, x: Tensor) -> None:
+def check_teacher(name: str, given: Tensor, owner: str, x: Tensor) -> None:
     check_embeddings(name, given)
     if given.shape[0] != x.shape[0]:
         raise ValueError(

@@ -44,6 +44,7 @@ REDUCTION = "pairops/losses/objective/reduction.py"
 REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
 TRANSPORT = "pairops/losses/conditional_transport.py"
+SOFT_TARGETS = "pairops/losses/soft_targets.py"
 DISTILLATION = "pairops/losses/distillation.py"
 SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
@@ -95,6 +96,7 @@ OF_NUMBERS = "tests/losses/test_over_numbers.py::test_one_set_on_every_engine"
 OF_NEIGHBOURS = "tests/losses/test_nearest.py::test_nnclr_on_every_engine"
 OF_SOFT_TRIPLETS = "tests/losses/test_nearest.py::test_soft_triplets_on_every_engine"
 OF_TRANSPORT = "tests/losses/test_conditional_transport.py"
+OF_SOFT_TARGETS = "tests/losses/test_soft_targets.py"
 OF_CWCL = "tests/losses/test_distillation.py::test_cwcl"
 OF_GRAM_MATCHING = "tests/losses/test_distillation.py::test_gram_matching"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
@@ -275,6 +277,11 @@ MUTANTS = [
         "the shares of transport have no second derivative", TRANSPORT,
         "Earlier(reach, grad=True)", "reach",
         (OF_TRANSPORT,),
+    ),
+    Mutant(
+        "the turned divergence keeps its mean in the gradient", SOFT_TARGETS,
+        "q * (delta - mean), -more", "q * delta, -more",
+        (OF_SOFT_TARGETS,),
     ),
     Mutant(
         "a teacher's weights are its cosines", DISTILLATION,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from oracle.rows import closeness
 
-__all__ = ["cwcl_loss", "gram_matching_loss"]
+__all__ = ["cwcl_loss", "distillation_loss", "gram_matching_loss"]
 
 
 def cwcl_loss(x, y, teacher, *, temperature=0.07, dtype=torch.float64, **pairing) -> Tensor:
@@ -28,3 +28,16 @@ def gram_matching_loss(
     t = closeness(x, y, distance, normalize, dtype)
     wanted = closeness(teacher.detach(), v.detach(), distance, normalize, dtype)
     return (t - wanted).square().sum(1) / max(len(y), 1)
+
+
+def distillation_loss(
+    x, y, teacher_x, teacher_y, *, temperature=0.07, teacher_temperature=0.07, divergence="kl",
+    dtype=torch.float64, **pairing,
+) -> Tensor:  # fmt: skip
+    """KL(p || q) of each row, q = softmax(t / T) and p = softmax(cos of the teacher / T'), where
+    Jeffreys is its mean with KL(q || p) (UniME-V2, 2025)."""
+    q = (closeness(x, y, dtype=dtype, **pairing) / temperature).log_softmax(1)
+    wanted = closeness(teacher_x.detach(), teacher_y.detach(), dtype=dtype)
+    p = (wanted / teacher_temperature).log_softmax(1)
+    one = (p.exp() * (p - q)).sum(1)
+    return one if divergence == "kl" else one / 2 + (q.exp() * (q - p)).sum(1) / 2

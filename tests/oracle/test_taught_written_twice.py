@@ -1,7 +1,7 @@
 """Holds the oracles of losses with a teacher against a second writing, in loops."""
 
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 
 import oracle
 from support.oracle_samples import agree, leaf, sample, two_sets
@@ -33,3 +33,19 @@ def test_gram_matching_by_matrices():
         x, teacher, ref_emb=other, ref_teacher=teacher[:20], distance="dot"
     )
     agree(actual.mean(), wanted.square().mean(), x, other)
+
+
+def test_distillation_as_torch_has_it():
+    (x, y), u, v = two_sets(), leaf(sample(30, D=5, seed=1)[0]), sample(30, D=5, seed=2)[0]
+    ours = log_softmax(normalize(x) @ normalize(y).T / 0.2, 1)
+    target = log_softmax(normalize(u.detach()) @ normalize(v.detach()).T / 0.3, 1)
+    one, other = (
+        kl_div(a, b, reduction="batchmean", log_target=True)
+        for a, b in ((ours, target), (target, ours))
+    )
+    given = {"temperature": 0.2, "teacher_temperature": 0.3}
+    actual = oracle.distillation_loss(x, y, u, v, **given)
+    agree(actual.mean(), one, x, y)
+    assert torch.autograd.grad(actual.sum(), u, allow_unused=True) == (None,)
+    both = oracle.distillation_loss(x, y, u, v, divergence="jeffreys", **given)
+    agree(both.mean(), (one + other) / 2, x, y)

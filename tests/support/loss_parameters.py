@@ -93,6 +93,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nnclr_loss": [{"temperature": 0.3}, {"symmetric": False}, {"distance": "snr"}],
     "conditional_transport_loss": [{"scale": 25.0}, {"scale": 1.0, "distance": "l2"}],
     "cwcl_loss": [{"temperature": 0.5}],
+    "distillation_loss": [
+        {"divergence": "jeffreys"},
+        {"temperature": 0.3, "teacher_temperature": 0.5, "distance": "l2"},
+    ],
     "gram_matching_loss": [{"distance": "dot"}],
     "soft_triplet_loss": [
         {"normalize": False},
@@ -145,6 +149,8 @@ def is_first(name: str, params: dict[str, Any]) -> bool:
 CONSTANT = {
     "relevance", "scores", "values", "ref_values", "predictions", "ref_predictions", "queue",
     "teacher", "ref_teacher",
+    "relevance", "values", "ref_values", "predictions", "ref_predictions", "queue", "teacher",
+    "ref_teacher", "teacher_x", "teacher_y",
 }  # fmt: skip
 WHOLE = {"relevance", "proxies", "queue"}
 
@@ -214,6 +220,8 @@ def with_rest(name: str, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, ...], dict
     teacher = torch.cos(torch.arange(8 * n) * 1.3).view(n, 8)
     if name == "cwcl_loss":
         return (y, teacher), {}
+    if name == "distillation_loss":
+        return (y, teacher, teacher.flip(0)), {}
     if name == "gram_matching_loss":
         return (teacher,), {"ref_emb": y, "ref_teacher": teacher.flip(0)}
     if name == "soft_triplet_loss":

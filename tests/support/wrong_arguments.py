@@ -63,6 +63,8 @@ def of_loss(name: str) -> dict[str, Any]:
         given |= {"queue": smooth(4, D)}
     if name == "cwcl_loss":
         given |= {"teacher": smooth(N, 3)}
+    if name == "distillation_loss":
+        given |= {"teacher_x": smooth(N, 3), "teacher_y": smooth(N, 3)}
     if name == "tal_loss":
         given |= {"labels": labels()}
     if name == "sms_loss":
@@ -304,6 +306,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
     ("cwcl_loss", "teacher", "double rows, rows one wider", "any floats, of any width"),
+    ("distillation_loss", "x", "one row less, no rows", "y may have more rows"),
     ("info_nce_loss", "queue", "one row less, no rows", "any number of them"),
     ("sms_loss", "relevance", "* rows, one row less, rows one wider", "a table of any size"),
     ("table", "values", "* rows, one row less, rows one wider", "a table of any size"),
