@@ -101,9 +101,6 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
     negatives = z.exp().mul(others).sum(1)
     soft = s / 0.5
     focal = torch.where(others, s * (s + 0.3), s * s) / 0.05
-    weights = (1 + teacher @ teacher.T) / 2
-    weights = weights / weights.sum(1, keepdim=True)
-    rivals = s[others]
     tokens, scores = normalize(g["tokens"]), torch.empty(C, C, dtype=torch.float64)
     nearest = tokens @ normalize(g["other_tokens"]).T
     for b in range(C):
@@ -116,11 +113,6 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
             ((0.01 * soft.exp().sum(1)) ** 0.5 - (own / 0.5).exp() ** 0.5) / 0.5
         ).mean(),
         "focal_info_nce(x, y)": -torch.log_softmax(focal, 1).diagonal().mean(),
-        "conditional_transport(x, y)": (
-            (torch.softmax(10 * s, 1) * (1 - s)).sum() + (torch.softmax(10 * s, 0) * (1 - s)).sum()
-        )
-        / N,
-        "mann_whitney(x, y)": softplus((rivals - own[:, None]) / 0.01, threshold=1e9).sum() / N,
         "max_sim(tokens, bags, other_tokens, other_bags)": cross_entropy(scores, torch.arange(C)),
     }
 

@@ -16,11 +16,9 @@ _MOST = 2**31  # proxies, or features: their product is still a number
 
 # Words that are not written with one capital.
 _SPELT = {
-    "ap": "AP", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT", "mlcd": "MLCD", "ms": "MS",
-    "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS",
-    "ap": "AP", "conr": "ConR", "cwcl": "CWCL", "ms": "MS", "mlcd": "MLCD", "nca": "NCA",
-    "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP", "sms": "SMS",
-    "supcon": "SupCon", "supremix": "SupReMix", "tal": "TAL",
+    "ap": "AP", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT", "cwcl": "CWCL", "mlcd": "MLCD",
+    "ms": "MS", "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP",
+    "sms": "SMS", "supcon": "SupCon", "supremix": "SupReMix", "tal": "TAL",
 }  # fmt: skip
 
 # pytorch-metric-learning has a class of this name with other defaults: who changed the import alone

@@ -116,7 +116,6 @@ SIMILAR_ONLY = [
     "proxy_anchor_loss",
 ]  # fmt: skip
 DISTANT_ONLY = ["alignment_loss"]  # what takes no similarity
-NOT_COMPILED = ["fast_ap_loss", "hashing_loss", "soft_topk_loss"]  # on a CPU
 NOT_COMPILED = [
     "conditional_transport_loss",
     "fast_ap_loss",
@@ -149,8 +148,7 @@ def is_first(name: str, params: dict[str, Any]) -> bool:
 CONSTANT = {
     "relevance", "scores", "values", "ref_values", "predictions", "ref_predictions", "queue",
     "teacher", "ref_teacher",
-    "relevance", "values", "ref_values", "predictions", "ref_predictions", "queue", "teacher",
-    "ref_teacher", "teacher_x", "teacher_y",
+    "teacher_x", "teacher_y",
 }  # fmt: skip
 WHOLE = {"relevance", "proxies", "queue"}
 
