@@ -23,10 +23,10 @@ from .ranking import *
 from .regression import *
 from .scored_pairs import *
 from .siglip import *
-from .soft_targets import *
 from .soft_topk import *
 from .soft_triplet import *
 from .softmax import *
+from .teacher_similarities import *
 from .triplet import *
 from .uniformity import *
 

@@ -1,217 +1,164 @@
-"""Losses with a teacher: frozen embeddings of the same rows say how similar these are to be."""
+"""Distillation: a teacher's softmax over similarities is the target of ours."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, relu
+from torch import Tensor
 from typing_extensions import Unpack
 
-from pairops.ops.autograd.recompute import recomputed
-from pairops.ops.bindings.devices import widest_float
+from pairops.ops.pairs.by_index import pairs_by_index
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import apply_scale, at_least_float32, inverse_norm, product
+from pairops.ops.pairs.similarity import apply_scale, constant_inverse_norm
 from pairops.ops.row_stats.op import row_stats
-from pairops.ops.row_stats.pieces import log1p_exp
+from pairops.ops.terms.arguments import between
+from pairops.ops.terms.checks import one_of
+from pairops.ops.terms.functions import Function
 from pairops.ops.terms.tensor_checks import check_embeddings, number
-from pairops.ops.terms.term import ALL, lse
+from pairops.ops.terms.term import ALL, POS, Earlier, highest, lse, total
 
-from .info_nce import self_and_others
 from .objective.keywords import Paired, Value
-from .objective.objective import (
-    Objective,
-    all_negatives,
-    check_one_for_each,
-    paired,
-    similar_only,
-    split,
-)
+from .objective.objective import paired
 from .objective.registration import loss
+from .teacher_similarities import check_teacher
 
-__all__ = ["cwcl_loss", "gram_matching_loss"]
+__all__ = ["distillation_loss"]
 
-_ENTRIES = 1 << 20  # of rows that are made wide at a time
+Divergence = Literal["kl", "jeffreys"]
 
 
 @loss()
-def cwcl_loss(
+def distillation_loss(
     x: Tensor,  # (N, D)
-    y: Tensor,  # (N, D)
-    teacher: Tensor,  # (N, E)
+    y: Tensor,  # (M, D)
+    teacher_x: Tensor,  # (N, E)
+    teacher_y: Tensor,  # (M, E)
     *,
     temperature: float | Tensor = 0.07,
+    teacher_temperature: float | Tensor = 0.07,
+    divergence: Divergence = "kl",
     **common: Unpack[Paired],
 ) -> Value:
-    """ℓ_i = log Σ_j e^{s_ij/τ} − Σ_j w_ij s_ij/τ / Σ_j w_ij, plus log Σ_j e^{s_ji/τ} − s_ii/τ.
+    """ℓ_i = Σ_j p_ij log(p_ij/q_ij), q_ij = softmax_j(s_ij/τ), p_ij = softmax_j(cos(u_i, v_j)/τ').
 
-    x_i finds every y_j as far as a teacher has it for alike: w_ij = (1 + cos(u_i, u_j))/2, where u
-    are its embeddings of what x embeds, held constant. The other direction, y_i among the x, is
-    plain InfoNCE, and the two are added up. `weight` is one factor per pair (i, i). `distance` must
-    be "cosine" or "dot".
+    Embeddings u and v of a teacher, held constant, say how x_i is to be shared out among all y. The
+    loss is the cross entropy with p for targets, less the entropy of p, so it has the same
+    gradient, and is 0 where q is p. It goes one way: for both add distillation_loss(y, x,
+    teacher_y, teacher_x). `weight` is one factor per pair (i, i). With a distance d, s is −d.
 
-    The weighted mean is linear in s: two products of N × D × E and a matrix (D, E) take the place
-    of the pairs, in float64 where the device has it. So the loss takes the time of
-    `info_nce_loss`, in float32 for 16-bit embeddings too, and O(N (D + E)) memory.
-
-    Args:
-        x: (N, D) float16, bfloat16, float32 or float64, the embeddings of one modality.
-        y: (N, D) of the dtype of x, those of the other. y_i belongs to x_i.
-        teacher: (N, E) floating point without gradient, embeddings of what x embeds by a model that
-            is trained already; only their directions count.
-        temperature: a number above 0 or a 0-d tensor with gradient: τ.
-
-    Source:
-        Srinivasa et al., CWCL: Cross-Modal Transfer with Continuously Weighted Contrastive Loss,
-        NeurIPS 2023. No code of the authors is public.
-
-    Differs from:
-        CellCLIP's code, which cites the paper, adds 1e-8 to Σ_j w_ij, and takes the weights of
-        embeddings that are being trained, with a gradient.
-    """
-    scale = 1 / number("temperature", temperature, positive=True)
-    check_one_for_each(x, y)
-    check_teacher("teacher", teacher, "x", x)
-    objective = paired(x, y, common)
-    similar_only("cwcl_loss", objective.pairs)
-    # Of 16-bit rows the gradients of both parts, which nearly cancel, would be rounded apart.
-    pairs = objective.pairs.widened()
-    rows, cols = self_and_others(scale), self_and_others(scale)
-    _, pos, neg, _, pos_of_y, neg_of_y = row_stats(pairs, *rows, cols=cols)
-    farther = _pull(objective, pairs, teacher.detach()).to(pos.dtype)
-    losses = log1p_exp(neg - pos) + log1p_exp(neg_of_y - pos_of_y) - scale * farther
-    return objective.value(losses, xy=lse(ALL, scale, 0.0))
-
-
-def _pull(objective: Objective, pairs: Pairs, teacher: Tensor) -> Tensor:
-    """Return (N,) Σ_j w_ij (s_ij − s_ii) / Σ_j w_ij, in the widest dtype."""
-    unit, count = _units(pairs), pairs.batch[1]
-    # Around their mean, rows of y that nearly coincide have small products, and one row has 0.
-    q = torch.cat(_by_blocks(partial(_rows, unit), pairs.other))
-    q = q - objective.total(q.sum(0)) / max(count, 1)
-    joint = objective.total(_sum(_by_blocks(_joint, q, teacher)))
-    whole = joint, joint.new_full((), count)
-    return torch.cat(_by_blocks(partial(_excess, unit), pairs.x, q, teacher, whole=whole))
-
-
-def _joint(q: Tensor, teacher: Tensor) -> Tensor:
-    """Return (E, 1 + D) Σ_j u_j (1, q_j)."""
-    return product(_rows(True, teacher).T, torch.nn.functional.pad(q, (1, 0), value=1.0).T)
-
-
-def _excess(
-    unit: bool, x: Tensor, q: Tensor, teacher: Tensor, joint: Tensor, count: Tensor
-) -> Tensor:
-    """Return (n,) Σ_j w_ij (s_ij − s_ii) / Σ_j w_ij of some rows, where Σ_j q_j = 0."""
-    sums = product(_rows(True, teacher), joint.T)
-    return (_rows(unit, x) * (sums[:, 1:] / (sums[:, :1] + count) - q)).sum(1)
-
-
-@loss()
-def gram_matching_loss(
-    x: Tensor,  # (N, D)
-    teacher: Tensor,  # (N, E)
-    *,
-    ref_emb: Tensor | None = None,  # (M, D)
-    ref_teacher: Tensor | None = None,  # (M, E)
-    **common: Unpack[Paired],
-) -> Value:
-    """ℓ_i = 1/M Σ_j (s_ij − t_ij)²: the similarities of x are to be those t of a teacher.
-
-    The mean over anchors is ‖S − T‖² / (N M). All pairs count, a row's own with them. Embeddings of
-    the teacher are compared as x is, and held constant: unit vectors, unless normalize=False or
-    distance="dot" says otherwise. `distance` must be "cosine" or "dot". `Aux` counts every pair as
-    a negative.
-
-    No pair is computed: with b_j = (y_j, v_j) and a_i = (x_i, −u_i), Σ_j (s_ij − t_ij)² =
-    a_iᵀ (Σ_j b_j b_jᵀ) a_i. That takes O((N + M) (D + E)²) time and O((N + M) (D + E)) memory. Its
-    rounding is about 1e-16 of Σ_j s_ij² / M, however small the loss is, as it is in float64, on the
-    slower units of a GPU that has few of them; and 1e-7 of it on a device without float64.
+    A pair adds p (e^δ − 1 − δ), δ = log(q / p), which is not below 0, so that a small loss keeps
+    its digits. No matrix is held: the memory is O((N + M) (D + E)), and the engines "blockwise" and
+    "dense" serve the loss.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
-        teacher: (N, E) floating point without gradient, the teacher's embeddings of the same rows.
-        ref_emb: (M, D) of the dtype of x, with gradient: what x is compared with. None: x itself.
-        ref_teacher: (M, E) of the dtype of `teacher`, its embeddings of `ref_emb`; needed with it.
+        y: (M, D) of the dtype of x, M ≥ N, what x is compared with.
+        teacher_x: (N, E) floating point without gradient, the teacher's embeddings of what x
+            embeds; only their directions count.
+        teacher_y: (M, E) of the dtype of `teacher_x`, those of what y embeds.
+        temperature: a number above 0 or a 0-d tensor with gradient: τ.
+        teacher_temperature: a number above 0 or a 0-d tensor, held constant: τ'.
+        divergence: "kl", as above; or "jeffreys", 1/2 Σ_j (p_ij − q_ij) log(p_ij / q_ij), the mean
+            of this and of the same with p and q exchanged.
 
     Source:
-        The manifold loss of U-REPA (Tian et al., 2025), whose code was not public; as a loss over
-        similarities it is that of Tung & Mori, Similarity-Preserving Knowledge Distillation, ICCV
-        2019, which divides the rows of S and T by their norms.
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015, over the similarities of
+        a batch, as in SoftCLIP (Gao et al., 2023) and X-CLR (Sobal et al., 2024). "jeffreys" as in
+        UniME-V2, 2025.
+
+    Differs from:
+        Hinton multiplies by τ². UniME-V2 compares each query with a list of its own, not with the
+        batch, and adds 1e-8 to probabilities.
     """
+    scale = 1 / number("temperature", temperature, positive=True)
+    sharpness: Any = number("teacher_temperature", teacher_temperature, positive=True)
+    sharpness = 1 / (sharpness.detach() if isinstance(sharpness, Tensor) else sharpness)
+    one_of("divergence", divergence, ("kl", "jeffreys"))
     check_embeddings("x", x)
-    check_teacher("teacher", teacher, "x", x)
-    asked, comparing = split(common, x)
-    y, v = x, teacher
-    if ref_emb is None:
-        if ref_teacher is not None:
-            raise ValueError("ref_teacher is given without ref_emb; it must come with one")
+    check_embeddings("y", y, like=("x", x))
+    check_teacher("teacher_x", teacher_x, "x", x)
+    check_embeddings("teacher_y", teacher_y, like=("teacher_x", teacher_x))
+    check_teacher("teacher_y", teacher_y, "y", y)
+    objective = paired(x, y, common)
+    pairs = objective.pairs.widened()
+    u, v = (_unit(z, pairs) for z in (teacher_x, teacher_y))
+    taught = _shares_of(u, v, sharpness, objective.group)
+    near = highest(POS, grad=False)
+    reach = lse(ALL, scale, near)
+
+    def shared(held: Any) -> tuple[Any, ...]:
+        return between(u, v), scale, near, held, sharpness, *taught
+
+    if divergence == "kl":
+        term = total(ALL, *shared(Earlier(reach, grad=True)), function=_kl)
+        losses = row_stats(pairs, near, reach, term)[-1]
     else:
-        check_embeddings("ref_emb", ref_emb, like=("x", x))
-        if ref_teacher is None:
-            raise ValueError("ref_teacher is None; it must be given with ref_emb")
-        check_embeddings("ref_teacher", ref_teacher, like=("teacher", teacher))
-        check_teacher("ref_teacher", ref_teacher, "ref_emb", ref_emb)
-        y, v = ref_emb, ref_teacher
-    teacher, v = teacher.detach(), v.detach()
-    x, y = at_least_float32(x), at_least_float32(y)
-    pairs = all_negatives(x, y, exclude_self=False, **comparing)
-    similar_only("gram_matching_loss", pairs)
-    objective = Objective.of(pairs, **asked)
-    unit = _units(pairs)
-    gram = objective.total(_sum(_by_blocks(partial(_gram, unit), y, v)))
-    sums = torch.cat(_by_blocks(partial(_squares, unit), x, teacher, whole=(gram,)))
-    squares = sums / max(pairs.batch[1], 1)
-    # Rounding may leave less than nothing; the gradient is as small there, and stays.
-    squares = squares + (relu(squares) - squares).detach()
-    return objective.value(squares.to(pairs.dtype))
+        # What is 0 but for rounding has the gradient of `other`. In it the mean is taken off pair
+        # by pair, where sums of large parts would nearly cancel.
+        other = total(ALL, *shared(reach), 0.0, function=_turned)
+        one = total(ALL, *shared(Earlier(reach, grad=True)), function=_kl)
+        off = total(ALL, *shared(Earlier(reach, grad=True)), other, function=_turned)
+        *_, mean, found, more = row_stats(pairs, near, reach, other, one, off)
+        losses = (found + mean.detach() + more) / 2
+    return objective.value(losses, xy=lse(ALL, scale, 0.0))
 
 
-def _gram(unit: bool, y: Tensor, teacher: Tensor) -> Tensor:
-    """Return (D + E, D + E) Σ_j b_j b_jᵀ, b_j = (y_j, v_j)."""
-    b = torch.cat([_rows(unit, y), _rows(unit, teacher)], 1)
-    return product(b.T, b.T)
+def _unit(teacher: Tensor, pairs: Pairs) -> Tensor:
+    rows = teacher.detach().to(pairs.x.device)
+    rows = rows.to(torch.promote_types(rows.dtype, pairs.dtype))
+    return apply_scale(rows, constant_inverse_norm(rows), pairs.dtype)
 
 
-def _squares(unit: bool, x: Tensor, teacher: Tensor, gram: Tensor) -> Tensor:
-    """Return (n,) a_iᵀ gram a_i, a_i = (x_i, −u_i), of some rows."""
-    a = torch.cat([_rows(unit, x), -_rows(unit, teacher)], 1)
-    return (product(a, gram) * a).sum(1)
+def _shares_of(u: Tensor, v: Tensor, scale: Any, group: Any) -> tuple[Tensor, Tensor]:
+    """Return (N,) c = t_ii and (N,) log Σ_j e^{scale (t_ij − c)} of a teacher."""
+    near = highest(POS, grad=False)
+    with torch.no_grad():
+        pairs = pairs_by_index(u, v, distance="dot", group=group)
+        found, reach = row_stats(pairs, near, lse(ALL, scale, near))
+    return found, reach
 
 
-def _units(pairs: Pairs) -> bool:
-    return pairs.scales.x is not None
+def _logs(given: Any) -> tuple[Any, Any, Any, Any]:
+    """Return p, q, δ = log(q / p) and q − p of a pair: exact where δ is small, finite where it is
+    large."""
+    s, t, scale, base, reach, sharpness, of_teacher, taught = given
+    log_q = scale * (s - base) - reach
+    log_p = sharpness * (t - of_teacher) - taught
+    delta, p, q = log_q - log_p, torch.exp(log_p), torch.exp(log_q)
+    small = delta < 1
+    more = torch.where(small, p * torch.expm1(torch.where(small, delta, 0.0)), q - p)
+    return p, q, delta, more
 
 
-def _rows(unit: bool, given: Tensor) -> Tensor:
-    """Return rows as they are compared, in the widest dtype."""
-    rows = given.to(widest_float(given.device))
-    return apply_scale(rows, inverse_norm(rows), rows.dtype) if unit else rows
+def _slopes(given: Any, by_q: Any, by_p: Any) -> tuple[Any, ...]:
+    """Return slopes by what `_logs` takes, from those by log q and log p."""
+    s, t, scale, base, _, sharpness, of_teacher, _ = given
+    of_ours = scale * by_q, sharpness * by_p, (s - base) * by_q, -scale * by_q, -by_q
+    return *of_ours, (t - of_teacher) * by_p, -sharpness * by_p, -by_p
 
 
-def _by_blocks(
-    function: Callable[..., Tensor], *rows: Tensor, whole: tuple[Tensor, ...] = ()
-) -> list[Tensor]:
-    """Call a function of some rows block by block: wide copies of rows are made again in the
-    backward pass, and are never all there. Within torch.compile it is called once, of all."""
-    if torch.compiler.is_compiling():  # it follows no node that differentiates within itself
-        return [function(*rows, *whole)]
-
-    def of_block(*given: Tensor) -> tuple[Tensor]:
-        return (function(*given),)
-
-    at_once = max(_ENTRIES // max(sum([z.shape[1] for z in rows]), 1), 1)
-    blocks = zip(*[z.split(at_once) for z in rows], strict=True)
-    return [recomputed(of_block, *block, *whole)[0] for block in blocks]
+def _kl_value(s, t, scale, base, reach, sharpness, of_teacher, taught):  # type: ignore[no-untyped-def]
+    p, _, delta, more = _logs((s, t, scale, base, reach, sharpness, of_teacher, taught))
+    return more - p * delta
 
 
-def _sum(parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts).sum(0)
+def _kl_slopes(s, t, scale, base, reach, sharpness, of_teacher, taught):  # type: ignore[no-untyped-def]
+    given = s, t, scale, base, reach, sharpness, of_teacher, taught
+    p, _, delta, more = _logs(given)
+    return _slopes(given, more, -p * delta)
 
 
-def check_teacher(name: str, given: Tensor, owner: str, x: Tensor) -> None:
-    check_embeddings(name, given)
-    if given.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{name} has {given.shape[0]} rows; it must have {x.shape[0]}, "
-            f"one for each row of {owner}"
-        )
+def _turned_value(s, t, scale, base, reach, sharpness, of_teacher, taught, mean):  # type: ignore[no-untyped-def]
+    _, q, delta, more = _logs((s, t, scale, base, reach, sharpness, of_teacher, taught))
+    return q * (delta - mean) - more
+
+
+def _turned_slopes(s, t, scale, base, reach, sharpness, of_teacher, taught, mean):  # type: ignore[no-untyped-def]
+    given = s, t, scale, base, reach, sharpness, of_teacher, taught
+    _, q, delta, more = _logs(given)
+    return *_slopes(given, q * (delta - mean), -more), -q
+
+
+# p log(p / q) + q − p, in which log p = sharpness (t − of_teacher) − taught, and log q likewise
+_kl = Function(_kl_value, _kl_slopes, "kl_divergence")
+# q log(q / p) + p − q − mean q
+_turned = Function(_turned_value, _turned_slopes, "kl_divergence_turned")

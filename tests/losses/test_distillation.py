@@ -1,196 +1,129 @@
-"""Losses with a teacher: small losses, teachers of every kind, blocks of rows, derivatives."""
+"""Distillation: small losses, sharp ones, further rows of y, derivatives."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 import oracle
 import pairops
-from pairops.losses import distillation
-from support.gloo_ranks import Ranks
+from support.exhaustive import exhaustive_but
 from support.loss_comparison import check
 from support.named_cases import smooth
-from support.on_cpu import device as device
-from support.rank_problems import GATHERED, Problem
-from support.rank_problems import check as check_ranks
 
 DOUBLE = torch.float64
 N, D, E = 40, 9, 5
+DIVERGENCES: list[Any] = ["kl", "jeffreys"]
 
 
 def taught(n: int, e: int = E) -> Tensor:
     return torch.cos(torch.arange(n * e) * 1.3).view(n, e)
 
 
-def against_one_another() -> Tensor:
-    """Each of two halves has the other for its opposite, but for a row that is 0."""
-    u = torch.zeros(N, 2)
-    u[: N // 2, 0], u[N // 2 :, 0] = 1, -1
-    u[3] = 0
-    return u
-
-
-TEACHERS = {
-    "wide": taught(N, 3 * D),
-    "one_number": taught(N, 1),
-    "all_alike": torch.ones(N, E),
-    "opposed": against_one_another(),
-    "bfloat16": taught(N).bfloat16(),
-    "float64": taught(N).double(),
+# Rows, references, and both temperatures: equal, sharp, or one far sharper than the other.
+CASES = {
+    "square": (N, N, 0.07, 0.07),
+    "further_rows": (N, 57, 0.07, 0.1),
+    "sharp": (N, N, 0.004, 0.004),
+    "sharp_teacher": (N, N, 0.1, 0.002),
+    "soft_teacher": (N, N, 0.002, 1.0),
+    "one_row": (1, 1, 0.07, 0.07),
+    "no_rows": (0, 3, 0.07, 0.07),
 }
 
 
-@pytest.fixture(params=[1 << 20, 100], ids=["at-once", "blocks"])
-def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "_ENTRIES", request.param)
-
-
-@pytest.mark.usefixtures("small_tiles", "blocks")
-@pytest.mark.parametrize("teacher", list(TEACHERS))
-def test_cwcl(teacher: str) -> None:
-    u = TEACHERS[teacher]
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
-        return pairops.cwcl_loss(x, y, u, reduction="none")
-
-    def formula(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-        return oracle.cwcl_loss(x, y, u, dtype=dtype)
-
-    assert "cpu" in check([smooth(N, D), smooth(N, D)], ours, formula, ["cpu", "blockwise"])
-
-
-def test_cwcl_is_exact_where_it_is_small() -> None:
-    """A teacher to whom a row is like none of the others, which are far from its partner."""
-    x = torch.tensor([[1.0, 0.2], [-1.0, 0.1]])
-    y = torch.tensor([[1.0, 0.21], [-1.0, 0.1]])
-    u = torch.tensor([[1.0], [-1.0]])
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
-        return pairops.cwcl_loss(x, y, u, temperature=0.1, reduction="none")
-
-    def formula(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-        return oracle.cwcl_loss(x, y, u, temperature=0.1, dtype=dtype)
-
-    assert 0 < formula(x, y, dtype=DOUBLE).max() < 1e-7
-    check([x, y], ours, formula, ["cpu", "blockwise"])
-    torch.testing.assert_close(ours(x, y).double(), formula(x, y, dtype=DOUBLE), rtol=1e-5, atol=0)
-
-
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("case", ["one_set", "two_sets", "dot", "one_row", "no_references"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, DOUBLE])
-def test_gram_matching(case: str, dtype: torch.dtype) -> None:
-    n, m = (1, 1) if case == "one_row" else (N, 0 if case == "no_references" else 57)
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    exhaustive_but(
+        [*[(case, torch.float32) for case in CASES], ("further_rows", torch.bfloat16)],
+        lambda case, dtype: dtype == torch.float32,  # noqa: ARG005
+    ),
+)
+def test_is_its_formula(case: str, dtype: torch.dtype, divergence: Any) -> None:
+    n, m, temperature, of_teacher = CASES[case]
+    given = {
+        "temperature": temperature, "teacher_temperature": of_teacher, "divergence": divergence,
+    }  # fmt: skip
     u, v = taught(n), taught(m).flip(0)
-    params: dict[str, Any] = {"distance": "dot"} if case == "dot" else {}
-    tensors = [smooth(n, D, dtype)]
-    if case != "one_set":
-        tensors.append(smooth(m, D, dtype))
 
-    def given(y: tuple[Tensor, ...]) -> dict[str, Any]:
-        return {**params, **({"ref_emb": y[0], "ref_teacher": v} if y else {})}
+    def ours(x: Tensor, y: Tensor) -> Tensor:
+        return pairops.distillation_loss(x, y, u, v, **given, reduction="none")
 
-    def ours(x: Tensor, *y: Tensor) -> Tensor:
-        return pairops.gram_matching_loss(x, u, **given(y), reduction="none")
+    def formula(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+        return oracle.distillation_loss(x, y, u, v, **given, dtype=dtype)
 
-    def formula(x: Tensor, *y: Tensor, dtype: torch.dtype) -> Tensor:
-        return oracle.gram_matching_loss(x, u, **given(y), dtype=dtype)
-
-    check(tensors, ours, formula, ["blockwise"])
+    ran = check([smooth(n, D, dtype), smooth(m, D, dtype)], ours, formula)
+    assert set(ran) == {"dense", "blockwise"}
 
 
-def test_gram_matching_is_exact_where_x_fits() -> None:
-    """x is the teacher turned round, but for 1e-4: each square is 1e-8, and float32 adds 1e-7."""
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_keeps_the_digits_of_a_small_loss(divergence: Any) -> None:
+    """x is the teacher turned round, but for 1e-3: a loss of 1e-4, where logits are 14."""
     rotation = torch.linalg.qr(smooth(E, E, DOUBLE))[0]
-    u = smooth(N, E, DOUBLE)
-    x = (u @ rotation + 1e-4 * smooth(N, E, DOUBLE)).float()
-
-    def ours(x: Tensor) -> Tensor:
-        return pairops.gram_matching_loss(x, u, reduction="none")
-
-    def formula(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return oracle.gram_matching_loss(x, u, dtype=dtype)
-
-    truth = formula(x, dtype=DOUBLE)
-    assert truth.max() < 1e-7
-    check([x], ours, formula, ["blockwise"])
-    torch.testing.assert_close(ours(x).double(), truth, rtol=1e-6, atol=0)
+    u, v = smooth(N, E, DOUBLE), smooth(N, E, DOUBLE)
+    x, y = (z @ rotation + 1e-3 * smooth(N, E, DOUBLE) for z in (u, v))
+    truth = oracle.distillation_loss(x, y, u, v, divergence=divergence)
+    found = pairops.distillation_loss(
+        x.float(), y.float(), u, v, divergence=divergence, reduction="none"
+    )
+    assert truth.max() < 1e-2
+    assert bool((found > 0).all())
+    torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=1e-9)
 
 
-def test_gram_matching_is_not_below_0() -> None:
-    x = smooth(N, D, DOUBLE).requires_grad_()
-    losses = pairops.gram_matching_loss(x, x.detach().clone(), reduction="none")
-    (gradient,) = torch.autograd.grad(losses.sum(), x)
-    assert bool(((losses >= 0) & (losses < 1e-15)).all())
-    assert bool((gradient.abs() < 1e-14).all())
+def test_has_the_gradient_of_a_cross_entropy() -> None:
+    x, y = smooth(N, D, DOUBLE).requires_grad_(), smooth(N, D, DOUBLE).requires_grad_()
+    u, v = taught(N).double(), taught(N).double().flip(0)
+    targets = torch.softmax(normalize(u) @ normalize(v).T / 0.1, 1)
+    expected = cross_entropy(normalize(x) @ normalize(y).T / 0.07, targets)
+    entropy = -(targets * targets.log()).sum() / N
+    found = pairops.distillation_loss(x, y, u, v, teacher_temperature=0.1)
+    torch.testing.assert_close(found, expected - entropy)
+    wanted = torch.autograd.grad(expected, (x, y))
+    torch.testing.assert_close(torch.autograd.grad(found, (x, y)), wanted)
 
 
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("name", ["cwcl_loss", "gram_matching_loss"])
-def test_derivatives(name: str) -> None:
-    """Second ones, of torch.func too; the teacher gets none."""
-    x, y = smooth(7, 4, DOUBLE).requires_grad_(), smooth(7, 4, DOUBLE).requires_grad_()
-    u = taught(7).double().requires_grad_()
+@pytest.mark.parametrize("engine", ["blockwise", "dense"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_derivatives(divergence: Any, engine: str) -> None:
+    """Second ones, and by the temperature; the teacher and its own get none."""
+    u = taught(6).double().requires_grad_()
+    temperature = torch.tensor(0.4, dtype=DOUBLE, requires_grad=True)
+    of_teacher = torch.tensor(0.6, dtype=DOUBLE, requires_grad=True)
+    leaves = smooth(6, 4, DOUBLE).requires_grad_(), smooth(6, 4, DOUBLE).requires_grad_()
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        if name == "cwcl_loss":
-            return pairops.cwcl_loss(x, y, u, temperature=0.5)
-        return pairops.gram_matching_loss(x, u, ref_emb=y, ref_teacher=u.flip(0))
+    def loss(x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
+        return pairops.distillation_loss(
+            x, y, u, u.flip(0), temperature=temperature, teacher_temperature=of_teacher,
+            divergence=divergence,
+        )  # fmt: skip
 
-    torch.autograd.gradcheck(loss, (x, y), fast_mode=True)
-    torch.autograd.gradgradcheck(loss, (x, y), fast_mode=True)
-    assert torch.autograd.grad(loss(x, y), u, allow_unused=True) == (None,)
-    expected = torch.autograd.grad(loss(x, y), (x, y))
-    torch.testing.assert_close(torch.func.grad(loss, (0, 1))(x.detach(), y.detach()), expected)
-
-
-@pytest.mark.xdist_group("ranks")
-def test_one_set_over_ranks(ranks: Ranks) -> None:
-    problem = Problem("gram_matching_loss", {})
-    problem.keywords = {}
-    problem.leaves = [0]
-    check_ranks(ranks, problem, 1e-12, layouts=["uneven", "empty"], gathered=GATHERED)
+    with pairops.engine(engine):
+        torch.autograd.gradcheck(loss, (*leaves, temperature), fast_mode=True)
+        torch.autograd.gradgradcheck(loss, (*leaves, temperature), fast_mode=True)
+        value = loss(*leaves, temperature)
+        found = torch.autograd.grad(value, (u, of_teacher), allow_unused=True)
+        assert found == (None, None)
 
 
 X, Y, U = smooth(6, 3), smooth(6, 3).flip(0), taught(6)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("given", "says"),
     [
-        (lambda: pairops.cwcl_loss(X, Y[:5], U), ValueError, "y has 5 rows; it must have 6"),
-        (
-            lambda: pairops.cwcl_loss(X, Y, U[:5]), ValueError,
-            "teacher has 5 rows; it must have 6, one for each row of x",
-        ),
-        (
-            lambda: pairops.cwcl_loss(X, Y, U.long()), TypeError,
-            "teacher is torch.int64; it must be float16",
-        ),
-        (
-            lambda: pairops.cwcl_loss(X, Y, U, distance="l2"), ValueError,
-            "distance is 'l2'; cwcl_loss compares similarities",
-        ),
-        (
-            lambda: pairops.gram_matching_loss(X, U, ref_teacher=U), ValueError,
-            "ref_teacher is given without ref_emb",
-        ),
-        (
-            lambda: pairops.gram_matching_loss(X, U, ref_emb=Y), ValueError,
-            "ref_teacher is None; it must be given with ref_emb",
-        ),
-        (
-            lambda: pairops.gram_matching_loss(X, U, ref_emb=Y, ref_teacher=U[:4]), ValueError,
-            "ref_teacher has 4 rows; it must have 6, one for each row of ref_emb",
-        ),
-        (
-            lambda: pairops.gram_matching_loss(X, U, ref_emb=Y, ref_teacher=U[:, :2]), ValueError,
-            "ref_teacher has D 2; it must be 5 as in teacher",
-        ),
+        ({"teacher_x": U[:5]}, "teacher_x has 5 rows; it must have 6, one for each row of x"),
+        ({"teacher_y": U[:5]}, "teacher_y has 5 rows; it must have 6, one for each row of y"),
+        ({"teacher_y": U[:, :2]}, "teacher_y has D 2; it must be 5 as in teacher_x"),
+        ({"y": Y[:4], "teacher_y": U[:4]}, "y has 4 rows; it must have at least 6"),
+        ({"divergence": "js"}, "divergence is 'js'; it must be"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature is 0.0; it must be"),
     ],
-)  # fmt: skip
-def test_wrong_arguments(call: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
-        call()
+)
+def test_wrong_arguments(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        pairops.distillation_loss(**{"x": X, "y": Y, "teacher_x": U, "teacher_y": U, **given})

@@ -44,8 +44,8 @@ REDUCTION = "pairops/losses/objective/reduction.py"
 REGRESSION = "pairops/losses/regression.py"
 NEIGHBOURS = "pairops/losses/neighbours.py"
 TRANSPORT = "pairops/losses/conditional_transport.py"
-SOFT_TARGETS = "pairops/losses/soft_targets.py"
 DISTILLATION = "pairops/losses/distillation.py"
+TEACHER_SIMILARITIES = "pairops/losses/teacher_similarities.py"
 SOFT_TRIPLET = "pairops/losses/soft_triplet.py"
 MULTI_SIMILARITY = "pairops/losses/multi_similarity.py"
 DIRECTIONS = "pairops/losses/directions/directions.py"
@@ -96,9 +96,9 @@ OF_NUMBERS = "tests/losses/test_over_numbers.py::test_one_set_on_every_engine"
 OF_NEIGHBOURS = "tests/losses/test_nearest.py::test_nnclr_on_every_engine"
 OF_SOFT_TRIPLETS = "tests/losses/test_nearest.py::test_soft_triplets_on_every_engine"
 OF_TRANSPORT = "tests/losses/test_conditional_transport.py"
-OF_SOFT_TARGETS = "tests/losses/test_soft_targets.py"
-OF_CWCL = "tests/losses/test_distillation.py::test_cwcl"
-OF_GRAM_MATCHING = "tests/losses/test_distillation.py::test_gram_matching"
+OF_DISTILLATION = "tests/losses/test_distillation.py"
+OF_CWCL = "tests/losses/test_teacher_similarities.py::test_cwcl"
+OF_GRAM_MATCHING = "tests/losses/test_teacher_similarities.py::test_gram_matching"
 OF_SHARP_LOSSES = "tests/losses/test_named_cases.py::test_huge_logits"
 OF_HYDRA = "tests/losses/test_hydra.py"
 OF_HASHING = "tests/losses/test_hashing.py"
@@ -279,17 +279,17 @@ MUTANTS = [
         (OF_TRANSPORT,),
     ),
     Mutant(
-        "the turned divergence keeps its mean in the gradient", SOFT_TARGETS,
+        "the turned divergence keeps its mean in the gradient", DISTILLATION,
         "q * (delta - mean), -more", "q * delta, -more",
-        (OF_SOFT_TARGETS,),
+        (OF_DISTILLATION,),
     ),
     Mutant(
-        "a teacher's weights are its cosines", DISTILLATION,
+        "a teacher's weights are its cosines", TEACHER_SIMILARITIES,
         "(sums[:, :1] + count)", "sums[:, :1]",
         (OF_CWCL,),
     ),
     Mutant(
-        "a Gram matrix adds the teacher's similarities", DISTILLATION,
+        "a Gram matrix adds the teacher's similarities", TEACHER_SIMILARITIES,
         "-_rows(unit, teacher)", "_rows(unit, teacher)",
         (OF_GRAM_MATCHING,),
     ),
