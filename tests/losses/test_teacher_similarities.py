@@ -8,7 +8,7 @@ from torch import Tensor
 
 import oracle
 import pairops
-from pairops.losses import distillation
+from pairops.losses import teacher_similarities
 from support.gloo_ranks import Ranks
 from support.loss_comparison import check
 from support.named_cases import smooth
@@ -44,7 +44,7 @@ TEACHERS = {
 
 @pytest.fixture(params=[1 << 20, 100], ids=["at-once", "blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "_ENTRIES", request.param)
+    monkeypatch.setattr(teacher_similarities, "_ENTRIES", request.param)
 
 
 @pytest.mark.usefixtures("small_tiles", "blocks")
