@@ -52,8 +52,8 @@ mutants: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(MUTANTS)/.installed
 
 # With the trainers of others: what of this is in the tests skips itself without them.
 compat: export OMP_WAIT_POLICY := PASSIVE
-compat: $(VENV)/.compat $(VENV)/.test $(VENV)/.demo
-	$(BIN)/python -m pytest tests/compat/test_sentence_transformers_numbers.py \
+compat: $(VENV)/.open_clip $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest -m "" tests/compat/test_sentence_transformers_numbers.py tests/compat/test_open_clip.py \
 		tests/examples/test_lightning.py $(ARGS)
 
 # pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
@@ -128,6 +128,11 @@ $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
 # What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
 	$(BIN)/pip install "pairops[$*]"
+	@touch $@
+
+# What it names, torchvision and timm, is left out: the tests read its file of losses, which needs torch alone.
+$(VENV)/.open_clip: $(VENV)/.compat
+	$(BIN)/pip install --no-deps open-clip-torch
 	@touch $@
 
 # An environment of its own, with the packages of the other one.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import normalize, softplus
 
 import pairops
 from pairops.compat import open_clip, pml
@@ -92,6 +92,75 @@ def test_of_open_clip(there: str, here: str) -> None:
         theirs,
         leaves,
     )
+
+
+def softmax_over_others(rows: Tensor, labels: Tensor, temperature: float, anchors: int) -> Tensor:
+    """Of each of the first rows the mean, over rows with its label, of −log softmax over all but
+    itself; then the mean of these."""
+    found = []
+    for i in range(anchors):
+        others = torch.arange(len(rows)) != i
+        log_share = (rows[others] @ rows[i] / temperature).log_softmax(0)
+        found.append(-log_share[labels[others] == labels[i]].mean())
+    return torch.stack(found).mean()
+
+
+def of_supcontrast(
+    temperature: float = 0.07, contrast_mode: str = "all", base_temperature: float = 0.07
+) -> Any:
+    def loss(features: Tensor, labels: Tensor | None = None) -> Tensor:
+        n, views, _ = features.shape
+        labels = (torch.arange(n) if labels is None else labels).repeat(views)
+        rows = features.transpose(0, 1).flatten(0, 1)
+        anchors = n if contrast_mode == "one" else n * views
+        factor = temperature / base_temperature
+        return factor * softmax_over_others(rows, labels, temperature, anchors)
+
+    return loss
+
+
+def nt_xent_of_lightly(memory_bank_size: tuple[int, int] | None = None) -> Any:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        x, y = normalize(x), normalize(y)
+        if memory_bank_size is None:
+            pairs = torch.arange(len(x)).repeat(2)
+            return softmax_over_others(torch.cat([x, y]), pairs, 0.5, 2 * len(x))
+        own = (x * y).sum(1, keepdim=True)
+        logits = torch.cat([own, x @ normalize(QUEUE).T], 1) / 0.5
+        return -logits.log_softmax(1)[:, 0].mean()
+
+    return loss
+
+
+def supcon_of_lightly(rescale: bool = True) -> Any:
+    def loss(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+        rows = normalize(torch.cat([x, y]))
+        value = softmax_over_others(rows, labels.repeat(2), 0.5, len(rows))
+        return 0.5 * value if rescale else value
+
+    return loss
+
+
+QUEUE = smooth(13, D, DOUBLE).flip(1)
+WRITTEN = {
+    "SupContrast": {"SupConLoss": of_supcontrast},
+    "lightly": {"NTXentLoss": nt_xent_of_lightly, "SupConLoss": supcon_of_lightly},
+}
+
+
+@pytest.mark.parametrize(
+    ("library", "there", "here"),
+    [(library, *row) for library in WRITTEN for row in tables(library)],
+)
+def test_of_code_without_a_package(library: str, there: str, here: str) -> None:
+    features = smooth(18, D, DOUBLE).view(9, 2, D).requires_grad_()
+    known = {
+        "features": features, "x": features[:, 0], "y": features[:, 1], "queue": QUEUE, "N": 9,
+        "V": 2, "Q": 13, "D": D, "labels": torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 4]),
+    }  # fmt: skip
+    (theirs,), (code,) = codes(there), codes(here)
+    expected = eval(theirs, {**WRITTEN[library], **known})
+    same(eval(code, {**SEEN, **known}), expected, [features])
 
 
 def test_every_loss_of_pytorch_metric_learning_is_on_the_page() -> None:
