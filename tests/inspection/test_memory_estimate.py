@@ -235,7 +235,7 @@ def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
         ({"d": 0}, ValueError, "d is 0; it must be at least 1"),
         ({"world_size": 0}, ValueError, "world_size is 0; it must be at least 1"),
         ({"dtype": torch.int8}, TypeError, "dtype is torch.int8; it must be one of torch.float16"),
-        ({"loss": "ms"}, ValueError, "loss is 'ms'; it must be one of binomial_deviance_loss"),
+        ({"loss": "ms"}, ValueError, "loss is 'ms'; it must be one of alignment_loss, auc_loss"),
         ({"loss": 3}, TypeError, "loss is int; it must be a name or a function"),
         (
             {"loss": _over_a_graph},

@@ -301,9 +301,12 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     (
         "*",
         "normalize symmetric detach_weights constant soft triplets rectified include_self grad "
-        "index is_derivative finite map_at_r progress",
+        "index is_derivative finite map_at_r progress dynamic",
         "True", "it is right",
     ),
+    ("dual_softmax", "x y", "one row less, no rows", "any number of them"),
+    ("dual_softmax", "bank", "one row less", "any number of them, but none"),
+    ("dual_softmax", "scale", "0.5", "it is right"),
     ("nnclr_loss", "queue", "double rows, one row less", "any number of them, cast"),
     ("cwcl_loss", "teacher", "double rows, rows one wider", "any floats, of any width"),
     ("distillation_loss", "x", "one row less, no rows", "y may have more rows"),
