@@ -131,8 +131,10 @@ def test_smooth_ap_holds_neither_its_pairs_nor_its_rows() -> None:
 
 @exhaustive
 def test_positive_rows_of_a_list_are_no_copies_of_it() -> None:
-    """K = 32,768, 4,096 for each of 8 anchors: their lists, repeated for every pair, are 1 GiB. What
-    the allocator keeps between blocks differs from run to run: 4 to 66 MiB were measured."""
+    """K = 32,768, 4,096 for each of 8 anchors: their lists, repeated for every pair, are 1 GiB.
+
+    What the allocator keeps between blocks differs from run to run: 4 to 66 MiB were measured.
+    """
     assert growth(512, "rows of a list", "cpu") <= 128
 
 
