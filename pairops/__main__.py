@@ -82,10 +82,10 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     said instead of an error.
     """
     torch.manual_seed(0)
-    x, y, *directions = torch.randn(6, 400, 24).unbind()
-    labels = torch.randint(0, 100, (400,))
+    x, y, *directions = torch.randn(6, 200, 24).unbind()
+    labels = torch.randint(0, 50, (200,))
     known = {
-        "labels": labels, "y": y, "proxies": y[:100], "positives": y.unsqueeze(1),
+        "labels": labels, "y": y, "proxies": y[:50], "positives": y.unsqueeze(1),
         "values": labels / 8, "predictions": labels.roll(1) / 8, "queue": y.flip(0), "teacher": y,
         "gate": torch.sigmoid(y), "partner_labels": labels.roll(1), "scores": labels / 8,
         "teacher_x": y, "teacher_y": y.flip(0),

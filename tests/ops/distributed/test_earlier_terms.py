@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support.earlier_calls import CALLS, batch, on_a_rank, on_a_rank_of_one_set
+from support.exhaustive import exhaustive_but
 from support.gloo_ranks import Ranks
 from support.rank_problems import GATHERED, RING, assert_equal
 
@@ -14,19 +15,22 @@ pytestmark = pytest.mark.xdist_group("ranks")
 SIZES = {2: ([23, 17], [11, 14]), 3: ([1, 0, 39], [9, 16, 0])}
 
 
+WAYS = {
+    "ring": (RING, False, "cosine"),
+    "ring-cols-l2": (RING, True, "l2"),  # distances are functions around those of the terms
+    "gathered-cols": (GATHERED, True, "cosine"),
+}
+
+
 @pytest.mark.parametrize(
-    ("gathered", "cols", "distance"),
-    [
-        pytest.param(RING, False, "cosine", id="ring"),
-        # Distances are functions around those of the terms.
-        pytest.param(RING, True, "l2", id="ring-cols-l2"),
-        pytest.param(GATHERED, True, "cosine", id="gathered-cols"),
-    ],
+    ("name", "way"),
+    exhaustive_but(
+        [(name, way) for name in CALLS for way in WAYS],
+        lambda name, way: way == "ring" or name == "gradient",
+    ),
 )
-@pytest.mark.parametrize("name", CALLS)
-def test_one_call_over_ranks(
-    ranks: Ranks, name: str, gathered: int, cols: bool, distance: str
-) -> None:
+def test_one_call_over_ranks(ranks: Ranks, name: str, way: str) -> None:
+    gathered, cols, distance = WAYS[way]
     x, labels, other = batch("mixed", 25)
     given = {
         "x": x, "labels": labels, "y": other["ref_emb"], "ref_labels": other["ref_labels"],
