@@ -117,14 +117,16 @@ def info_nce_loss(
     ):  # fmt: skip
         objective = paired(x, y, common)
         terms: list[tuple[Term, ...]] = [self_and_others(scale)]
-        if len(ways) > 1:
+        both = len(ways) > 1
+        if both:
             terms += (self_and_others(scale),)
-        pieces = [softplus_of(neg, pos, weight=1 / len(ways)) for _, pos, neg in terms]
+        share = 0.5 if both else 1.0
+        pieces = [softplus_of(neg, pos, weight=share) for _, pos, neg in terms]
         seen = {}
         if objective.return_aux:
             seen = dict(zip(ways, [lse(ALL, scale, 0.0) for _ in ways], strict=True))
             terms = [(*term, every) for term, every in zip(terms, seen.values(), strict=True)]
-        return objective.of_pieces(terms[0], pieces, terms[1] if len(ways) > 1 else (), **seen)
+        return objective.of_pieces(terms[0], pieces, terms[1] if both else (), **seen)
     one_of("partition", partition, PARTITIONS)
     smoothing = plain_number("label_smoothing", label_smoothing)
     if not 0 <= smoothing < 1:

@@ -125,9 +125,12 @@ class _SmallMean(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         saved: _SavedMean = ctx.saved
         _, _, _, _, _, _, _, need_x, need_y, *need_scalars = ctx.needs_input_grad
-        x, y, tile_masks, every, slopes, *rest = ctx.saved_tensors
-        scalars, arguments = rest[: len(saved.scalars)], rest[len(saved.scalars) :]
+        x, y, tile_masks, every, slopes, *arguments = ctx.saved_tensors
+        scalars: list[Tensor] = []
         by_scalar: Sequence[Tensor | None] = ()
+        if saved.scalars:
+            count = len(saved.scalars)
+            scalars, arguments = arguments[:count], arguments[count:]
         plan, cache = saved.plan, Cache(similarities=saved.similarities[0])
         saved.similarities[0] = None
         pairs = saved.pairs(x, y, cache)
@@ -155,9 +158,10 @@ class _SmallMean(torch.autograd.Function):
         except RuntimeError as error:
             if_refused(error)
             raise
-        by_sets = dx if need_x else None, dy if need_y else None
-        found = [g if need else None for g, need in zip(by_scalar, need_scalars, strict=True)]
-        return None, None, None, None, None, None, None, *by_sets, *found
+        found = [dx if need_x else None, dy if need_y else None]
+        if scalars:
+            found += [g if need else None for g, need in zip(by_scalar, need_scalars, strict=True)]
+        return None, None, None, None, None, None, None, *found
 
 
 def _summed(saved: _SavedMean, by_owner: Sequence[Tensor]) -> list[Tensor]:
