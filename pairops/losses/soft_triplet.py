@@ -16,6 +16,7 @@ from pairops.ops.terms.term import NEG, POS, highest, lowest, total
 from .objective.keywords import LabelledApart, Value
 from .objective.objective import labelled
 from .objective.registration import loss
+from .teacher_similarities import check_teacher, teacher_of_references
 
 __all__ = ["soft_triplet_loss"]
 
@@ -55,18 +56,10 @@ def soft_triplet_loss(
         1e-6, and one without negatives for its own negative.
     """
     check_embeddings("x", x)
-    check_embeddings("teacher", teacher)
-    _check_rows("teacher", teacher, "x", x)
+    check_teacher("teacher", teacher, "x", x)
     objective = labelled(x, labels, common, distance=distance)
-    pairs, references = objective.pairs, common.get("ref_emb")
-    if references is None:
-        if ref_teacher is not None:
-            raise ValueError("ref_teacher is given without ref_emb; it must come with one")
-        ref_teacher = teacher
-    elif ref_teacher is None:
-        raise ValueError("ref_teacher is None; it must be given with ref_emb")
-    check_embeddings("ref_teacher", ref_teacher, like=("teacher", teacher))
-    _check_rows("ref_teacher", ref_teacher, "ref_emb", pairs.other)
+    pairs = objective.pairs
+    ref_teacher = teacher_of_references(teacher, ref_teacher, common.get("ref_emb"))
     objective.warn_without_positives()
     found: Any = row_stats(pairs, lowest(POS, index=True), highest(NEG, index=True))
     (far, positive), (near, negative) = found
@@ -92,11 +85,3 @@ def _closeness(rows: Tensor, every: Tensor, at: Tensor, comparing: dict[str, Any
     with torch.no_grad():
         pairs = pairs_by_index(rows, others, **comparing)
         return row_stats(pairs, total(POS, 1.0, 0.0))[0]
-
-
-def _check_rows(name: str, given: Tensor, owner: str, x: Tensor) -> None:
-    if given.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{name} has {given.shape[0]} rows; it must have {x.shape[0]}, "
-            f"one for each row of {owner}"
-        )

@@ -141,17 +141,11 @@ def gram_matching_loss(
     check_embeddings("x", x)
     check_teacher("teacher", teacher, "x", x)
     asked, comparing = split(common, x)
-    y, v = x, teacher
-    if ref_emb is None:
-        if ref_teacher is not None:
-            raise ValueError("ref_teacher is given without ref_emb; it must come with one")
-    else:
+    y = x
+    if ref_emb is not None:
         check_embeddings("ref_emb", ref_emb, like=("x", x))
-        if ref_teacher is None:
-            raise ValueError("ref_teacher is None; it must be given with ref_emb")
-        check_embeddings("ref_teacher", ref_teacher, like=("teacher", teacher))
-        check_teacher("ref_teacher", ref_teacher, "ref_emb", ref_emb)
-        y, v = ref_emb, ref_teacher
+        y = ref_emb
+    v = teacher_of_references(teacher, ref_teacher, ref_emb)
     teacher, v = teacher.detach(), v.detach()
     x, y = at_least_float32(x), at_least_float32(y)
     pairs = all_negatives(x, y, exclude_self=False, **comparing)
@@ -208,7 +202,23 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
+def teacher_of_references(
+    teacher: Tensor, ref_teacher: Tensor | None, ref_emb: Tensor | None
+) -> Tensor:
+    """Return a teacher's embeddings of what x is compared with: `teacher`, if that is x itself."""
+    if ref_emb is None:
+        if ref_teacher is not None:
+            raise ValueError("ref_teacher is given without ref_emb; it must come with one")
+        return teacher
+    if ref_teacher is None:
+        raise ValueError("ref_teacher is None; it must be given with ref_emb")
+    check_embeddings("ref_teacher", ref_teacher, like=("teacher", teacher))
+    check_teacher("ref_teacher", ref_teacher, "ref_emb", ref_emb)
+    return ref_teacher
+
+
 def check_teacher(name: str, given: Tensor, owner: str, x: Tensor) -> None:
+    """Refuse a teacher's embeddings that are not one for each row of x, whose name is `owner`."""
     check_embeddings(name, given)
     if given.shape[0] != x.shape[0]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The gradient of row statistics: an engine's sweep, the pairs of extremes, then the scale."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pairops.ops.terms.term import Term, Wanted
 
 
 def wanted(
-    terms: Sequence[Term], need_x: bool, need_y: bool, need_vectors: Sequence[bool]
+    terms: Sequence[Term], need_x: bool, need_y: bool, need_vectors: Iterable[bool]
 ) -> Wanted:
     """Return the wanted gradients. need_vectors: one flag per vector, as `pack` orders them."""
     flags = iter(need_vectors)

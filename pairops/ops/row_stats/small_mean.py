@@ -5,8 +5,8 @@ them, are of at most 512 × 512 pairs. A gradient that is not the first ordinary
 the way that large batches take.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from pairops.ops.pairs.relation import Cache, Relation, Scales
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.term import BY_SETS, Earlier, Term
 
+from .backward import wanted
 from .op import row_stats, watching
 from .pieces import Piece, mean_of
 
@@ -143,13 +144,13 @@ class _SmallMean(torch.autograd.Function):
                 # A saved tensor may have been packed, and come back with any stride.
                 slopes = slopes.contiguous()
                 cotangents = slopes if gradient.item() == 1 else slopes * gradient
-                wanted = BY_SETS[need_x, need_y]
+                needed = BY_SETS[need_x, need_y]
                 if scalars and not any(need_scalars):
-                    nothing = [[False] * len(term.args) for term in saved.rows + saved.cols]
-                    wanted = wanted._replace(args=nothing)
+                    terms = saved.rows + saved.cols
+                    needed = wanted(terms, need_x, need_y, itertools.repeat(False))
                 dx, dy, by_owner = cpu_engine.planned_backward(
                     pairs, saved.rows, saved.cols, (every,), arguments, cotangents, tile_masks,
-                    wanted, plan,
+                    needed, plan,
                 )  # fmt: skip
                 if by_owner:
                     by_scalar = _summed(saved, by_owner)
@@ -191,7 +192,7 @@ def _once_more(
         if scalars:
             instead = dict(zip(map(id, saved.scalars), scalars, strict=True))
             rows, cols = (
-                tuple([_with(term, instead) for term in numbered(*given)])
+                tuple([_with(instead, term) for term in numbered(*given)])
                 for given in ((rows, cols, "rows"), (cols, rows, "cols"))
             )
         with engines.engine(cpu_engine.NAME):
@@ -202,6 +203,6 @@ def _once_more(
     return by_inputs(mean, needs, (pairs.x, pairs.y, *scalars), (gradient,))
 
 
-def _with(term: Term, instead: dict[int, Tensor]) -> Term:
-    """Return the term with other tensors among its arguments."""
-    return replace(term, args=tuple([instead.get(id(a), a) for a in term.args]))
+def _with(instead: dict[int, Tensor], term: Term) -> Term:
+    """Return the term with other scalars among its arguments."""
+    return term.with_tensors(iter([instead[id(z)] for z in term.tensors("owner")]), iter(()))
