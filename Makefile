@@ -66,6 +66,7 @@ LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_
 # The extension's tests on AVX-512, where the machine has it, and on the baseline, as built with gcc's
 # sanitizers. Python is built without them, so what the extension needs of them is loaded before it. A report ends its
 # process: it is not captured, and pytest says which test it was.
+sanitize: export OMP_WAIT_POLICY := PASSIVE
 sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
 sanitize: $(SANITIZED)/.installed $(VENV)/.test

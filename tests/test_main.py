@@ -39,13 +39,16 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
 
 
 @exhaustive
-def test_the_environment_chooses_the_engine() -> None:
+def test_the_environment_chooses_the_engine_and_the_instruction_set() -> None:
+    """And the self-test of every engine passes with the least one."""
+    chosen = {"PAIROPS_ENGINE": "dense", "PAIROPS_ISA": "baseline"}
     done = subprocess.run(
         [sys.executable, "-m", "pairops"],
-        capture_output=True, text=True, check=True, env=AS_A_USER | {"PAIROPS_ENGINE": "dense"},
+        capture_output=True, text=True, check=True, env=AS_A_USER | chosen,
     )  # fmt: skip
     assert "cpu                  dense" in done.stdout
     assert "PAIROPS_ENGINE       dense" in done.stdout
+    assert "PAIROPS_ISA          baseline" in done.stdout
 
 
 def test_a_wrong_engine_fails_the_self_test_and_the_others_pass(

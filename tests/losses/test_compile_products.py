@@ -46,8 +46,8 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
-    """Every loss and form once: on l2, which goes furthest from a product, and the last of some on
-    another. What reductions do is the same for all losses, so they take turns."""
+    """Every loss once, some in several forms: on l2, which goes furthest from a product, and the
+    last form of some on another. Reductions do the same to all losses, so they take turns."""
     reductions = itertools.cycle(REDUCTIONS)
     found = []
     for name in losses.__all__:

@@ -1,5 +1,6 @@
 """What else `group=` promises: reductions, references, few rows, what training does."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pairops
 from pairops import losses
 from support import gloo_ranks, loss_parameters
 from support.exhaustive import exhaustive_but
+from support.loss_parameters import THOROUGH
 from support.rank_problems import GATHERED, RING, D, Problem, assert_equal, check, rows
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -84,7 +86,10 @@ def references(name: str) -> list[tuple[str, dict[str, Any]]]:
 @BOTH
 @pytest.mark.parametrize(
     ("name", "keywords"),
-    [case for name in ("ms_loss", "triplet_loss", "supcon_loss") for case in references(name)],
+    exhaustive_but(
+        [case for name in ("ms_loss", "triplet_loss", "supcon_loss") for case in references(name)],
+        lambda name, _: name == "triplet_loss",
+    ),
 )
 def test_references_and_ids(
     ranks: gloo_ranks.Ranks, name: str, keywords: dict[str, Any], gathered: int
@@ -126,8 +131,12 @@ def test_excluded_by_place(ranks: gloo_ranks.Ranks) -> None:
             assert_equal("value", got, value, 1e-12)
 
 
-@pytest.mark.parametrize("n", [0, 1])
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize(
+    ("name", "n"),
+    exhaustive_but(
+        itertools.product(losses.__all__, [0, 1]), lambda name, n: n == 1 or name in THOROUGH
+    ),
+)
 def test_hardly_any_rows(ranks: gloo_ranks.Ranks, name: str, n: int) -> None:
     problem = Problem(name, loss_parameters.parameters(name)[0])
     problem.args = tuple([z if at in problem.whole else z[:n] for at, z in enumerate(problem.args)])

@@ -107,14 +107,20 @@ def test_pairs_as_rows(name: str) -> None:
 
 
 @pytest.mark.usefixtures("wide_engine", "small_tiles")
-@pytest.mark.parametrize("name", ["several tiles", "several tiles of one set"])
 @pytest.mark.parametrize(
-    ("loss", "params"),
-    [
-        ("triplet_loss", {"mining": "all", "margin": 0.3}),
-        ("triplet_loss", {"mining": "semihard", "distance": "l2"}),
-        ("lifted_structure_loss", {"form": "original"}),
-    ],
+    ("name", "loss", "params"),
+    exhaustive_but(
+        [
+            (name, loss, params)
+            for name in ("several tiles", "several tiles of one set")
+            for loss, params in (
+                ("triplet_loss", {"mining": "all", "margin": 0.3}),
+                ("triplet_loss", {"mining": "semihard", "distance": "l2"}),
+                ("lifted_structure_loss", {"form": "original"}),
+            )
+        ],
+        lambda name, _loss, params: (name == "several tiles") == ("mining" in params),
+    ),
 )
 def test_rows_whose_intervals_overlap(loss: str, params: dict[str, Any], name: str) -> None:
     """Each pair as a row, of more columns than a tile has."""

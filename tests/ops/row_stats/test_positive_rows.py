@@ -1,6 +1,7 @@
 """Positive pairs as rows that are picked from x: few at once, many a block at a time."""
 
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import oracle
 import pairops
 from pairops import NEG, POS, Earlier, Pairs, PositiveRows, highest, lse, row_stats, total
 from pairops.ops.row_stats import picked_rows
-from support.engine_names import HERE
+from support.engine_names import HERE, TRITON
 from support.exhaustive import exhaustive, exhaustive_but
 from support.loss_comparison import check
 from support.named_cases import smooth
@@ -114,11 +115,16 @@ def copied_and_picked(
 
 @pytest.mark.usefixtures("small_tiles", "small_triton_tiles")
 @pytest.mark.parametrize(
-    ("sets", "columns"),
+    ("engine", "sets", "columns"),
     exhaustive_but(
-        [(sets, k) for sets in ("one set", "two sets", "named by ids") for k in (False, True)],
-        lambda sets, columns: columns == (sets == "two sets"),
+        itertools.product(HERE, ["one set", "two sets", "named by ids"], [False, True]),
+        lambda engine, sets, columns: (
+            columns == (sets == "two sets")
+            and (engine not in TRITON or columns == (engine == "triton"))
+            and (engine not in TRITON or sets != "named by ids")
+        ),
     ),
+    indirect=["engine"],
 )
 def test_terms_of_every_kind(
     engine: str, sets: str, columns: bool, monkeypatch: pytest.MonkeyPatch
