@@ -76,7 +76,7 @@ if not TYPE_CHECKING:  # a type checker follows the imports, and would take this
 
 # Losses of pytorch-metric-learning that are not here under any name.
 _NOT_SERVED = (
-    "AngularLoss", "ArcFaceLoss", "CentroidTripletLoss", "CosFaceLoss", "DynamicSoftMarginLoss",
+    "AngularLoss", "CentroidTripletLoss", "DynamicSoftMarginLoss",
     "HistogramLoss", "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss",
     "ManifoldLoss", "MultipleLosses", "NormalizedSoftmaxLoss", "P2SGradLoss", "PNPLoss",
     "RankedListLoss", "SoftTripleLoss", "SphereFaceLoss", "SubCenterArcFaceLoss",
@@ -90,6 +90,8 @@ _INSTEAD = {
     "GenericPairLoss": "pairops.pair_loss(x, labels, *terms, combine=...)",
     "SelfSupervisedLoss": "pairops.info_nce_loss(x, y), or pairops.nt_xent_loss of both views and "
     "their labels",
+    "ArcFaceLoss": "pairops.nn.ArcFaceProxyLoss(num_classes, embedding_size)",
+    "CosFaceLoss": "pairops.arcface_loss(x, labels, proxies, margin=0, cosine_margin=0.35)",
     "SmoothAPLoss": "pairops.smooth_ap_loss(x, labels, include_self=True)",
     "use": "with pairops.engine(name), or pairops.set_engine(name)",
     "compat": "import pairops.compat.pml, for pytorch-metric-learning, import "

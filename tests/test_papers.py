@@ -61,6 +61,8 @@ def given() -> dict[str, Any]:
         "gate": torch.rand(N, D, **numbers),
         "u": torch.randn(N, 3, **numbers),
         "v": torch.randn(N, 3, **numbers),
+        "g": torch.randn(N, 3, **numbers, requires_grad=True),
+        "h": torch.randn(N, 3, **numbers, requires_grad=True),
         "own_negatives": torch.randn(N, 2, D, **numbers),
         "log_q": torch.rand(N, **numbers).log(),
         "relevance": table,
@@ -113,6 +115,7 @@ def formulas(g: dict[str, Any]) -> dict[str, Tensor]:
             ((0.01 * soft.exp().sum(1)) ** 0.5 - (own / 0.5).exp() ** 0.5) / 0.5
         ).mean(),
         "focal_info_nce(x, y)": -torch.log_softmax(focal, 1).diagonal().mean(),
+        "temperature_of_heads(x, y, g, h)": cross_entropy(s * (g["g"] @ g["h"].T), torch.arange(N)),
         "max_sim(tokens, bags, other_tokens, other_bags)": cross_entropy(scores, torch.arange(C)),
     }
 

@@ -79,6 +79,9 @@ def distillation_loss(
     check_embeddings("teacher_y", teacher_y, like=("teacher_x", teacher_x))
     check_teacher("teacher_y", teacher_y, "y", y)
     objective = paired(x, y, common)
+    # Not by attention, where Σ_j p_ij y_j is one fused call: the loss is then a difference of two
+    # entropies, and its gradient one of two sums. In float32 at N = 1,024, τ = 0.07, that gradient
+    # was off by 3 to 12 times as much as dense torch's, which the error rule forbids.
     pairs = objective.pairs.widened()
     u, v = (_unit(z, pairs) for z in (teacher_x, teacher_y))
     taught = _shares_of(u, v, sharpness, objective.group)

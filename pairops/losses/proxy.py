@@ -1,5 +1,6 @@
 """Losses against proxies: one learned embedding per class stands for its members."""
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .objective.keywords import Asked, Value
 from .objective.objective import Objective, similar_only, split
 from .objective.registration import loss
 
-__all__ = ["proxy_anchor_loss", "proxy_nca_loss"]
+__all__ = ["arcface_loss", "proxy_anchor_loss", "proxy_nca_loss"]
 
 
 class AgainstProxies(Asked, total=False):
@@ -131,15 +132,7 @@ def proxy_nca_loss(
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
     asked, pairing = split(common, x)
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
-    pairs = Pairs.of(
-        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance,
-        **pairing | {"group": None},
-    )  # fmt: skip
-    objective = Objective.of(pairs, **asked)
-    if objective.group is not None:  # the only exchange: a rank compares with all proxies
-        objective.group.agree({})
-    else:
-        objective.warn_without_positives()
+    pairs, objective = _of_proxies(x, labels, proxies, proxy_labels, distance, asked, pairing)
     near = highest(POS, grad=False)
     terms = [near, lse(POS, scale, near), lse(NEG, scale, near)]
     if smoothing:
@@ -152,6 +145,93 @@ def proxy_nca_loss(
         losses = losses + torch.where((positives > 0) & (negatives > 0), moved, 0)
     sides = {"positive": lse(POS, scale, 0.0), "negative": lse(NEG, scale, 0.0)}
     return objective.value(losses, **sides)
+
+
+@loss("proxies", "proxy_labels")
+def arcface_loss(
+    x: Tensor,  # (N, D)
+    labels: Tensor,  # (N,)
+    proxies: Tensor,  # (C, D)
+    *,
+    proxy_labels: Tensor | None = None,  # (C,)
+    margin: float | Tensor = 0.5,
+    cosine_margin: float | Tensor = 0.0,
+    scale: float | Tensor = 64.0,
+    distance: Distance = "cosine",
+    **common: Unpack[AgainstProxies],
+) -> Value:
+    """ℓ_i = log(1 + Σ_{c∉P_i} e^{γ (s_ic − t_i)}), t_i = cos(θ_i + m) − m', cos θ_i = max_P s_ip.
+
+    A softmax over classes whose weights are the proxies. The angle θ_i between a row and its own
+    proxy counts as m more than it is; where that is beyond π, t_i = cos θ_i − m sin m − m'. A row
+    without a proxy of its label contributes 0. With `group` each rank has all proxies, and compares
+    its rows with them.
+
+    Args:
+        x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
+        labels: (N,) integers. A proxy with the same label is a positive, any other a negative.
+        proxies: (C, D) floating point, cast to the dtype of x: the weights of a linear layer.
+        proxy_labels: (C,) integers. None: 0 … C − 1.
+        margin: a number from 0 to below π, in radians, or a 0-d tensor with gradient: m.
+        cosine_margin: a number or a 0-d tensor with gradient: m'.
+        scale: a number above 0 or a 0-d tensor with gradient: γ.
+        distance: "cosine", or "dot" of unit vectors.
+
+    Source:
+        Deng et al., ArcFace, CVPR 2019. With margin=0 and cosine_margin=0.35 the loss is CosFace
+        (Wang et al., CVPR 2018). With margin=math.radians(28.6) it equals pytorch-metric-learning's
+        ArcFaceLoss.
+
+    Differs from:
+        The gradient is finite where a row and its proxy have one direction.
+    """
+    scale = number("scale", scale, positive=True)
+    margin, cosine_margin = number("margin", margin), number("cosine_margin", cosine_margin)
+    if not isinstance(margin, Tensor) and not 0 <= margin < math.pi:
+        raise ValueError(f"margin is {margin}; it must be from 0 to below pi, in radians")
+    asked, pairing = split(common, x)
+    proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
+    pairs, objective = _of_proxies(x, labels, proxies, proxy_labels, distance, asked, pairing)
+    similar_only("arcface_loss", pairs)
+    (cosine,) = row_stats(pairs, highest(POS))
+    with_positive = pairs.positives() > 0
+    target = _turned(torch.where(with_positive, cosine, 0), margin) - cosine_margin
+    (neg,) = row_stats(pairs, lse(NEG, scale, target))
+    losses = log1p_exp(torch.where(with_positive, neg, -torch.inf))
+    sides = {"positive": lse(POS, scale, 0.0), "negative": lse(NEG, scale, 0.0)}
+    return objective.value(losses, **sides)
+
+
+def _turned(cosine: Tensor, margin: float | Tensor) -> Tensor:
+    """Return cos(arccos s + m), and s − m sin m where the angle would pass π: that falls with s."""
+    trigonometry: Any = torch if isinstance(margin, Tensor) else math
+    of_margin, sine = trigonometry.cos(margin), trigonometry.sin(margin)
+    # At ±1 the root has slope 0, not infinity.
+    square = (1 - cosine * cosine).clamp(min=torch.finfo(cosine.dtype).tiny)
+    turned = cosine * of_margin - square.sqrt() * sine
+    return torch.where(cosine < -of_margin, cosine - margin * sine, turned)
+
+
+def _of_proxies(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    proxy_labels: Tensor,
+    distance: Distance,
+    asked: dict[str, Any],
+    pairing: dict[str, Any],
+) -> tuple[Pairs, Objective]:
+    """Compare rows with all proxies, on every rank with its own rows."""
+    pairs = Pairs.of(
+        x, labels, ref_emb=proxies, ref_labels=proxy_labels, distance=distance,
+        **pairing | {"group": None},
+    )  # fmt: skip
+    objective = Objective.of(pairs, **asked)
+    if objective.group is not None:  # the only exchange: a rank compares with all proxies
+        objective.group.agree({})
+    else:
+        objective.warn_without_positives()
+    return pairs, objective
 
 
 def _checked(

@@ -16,14 +16,16 @@ _MOST = 2**31  # proxies, or features: their product is still a number
 
 # Words that are not written with one capital.
 _SPELT = {
-    "ap": "AP", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT", "cwcl": "CWCL", "mlcd": "MLCD",
-    "ms": "MS", "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR", "nt": "NT", "siglip": "SigLIP",
-    "sms": "SMS", "supcon": "SupCon", "supremix": "SupReMix", "tal": "TAL",
+    "ap": "AP", "arcface": "ArcFace", "auc": "AUC", "conr": "ConR", "cosent": "CoSENT",
+    "cwcl": "CWCL", "mlcd": "MLCD", "ms": "MS", "nca": "NCA", "nce": "NCE", "nnclr": "NNCLR",
+    "nt": "NT", "siglip": "SigLIP", "sms": "SMS", "supcon": "SupCon", "supremix": "SupReMix",
+    "tal": "TAL",
 }  # fmt: skip
 
 # pytorch-metric-learning has a class of this name with other defaults: who changed the import alone
 # would get other numbers in silence.
 _RENAMED = {
+    "ArcFaceLoss": "ArcFaceProxyLoss",
     "ContrastiveLoss": "ContrastivePairLoss",
     "LiftedStructureLoss": "LiftedStructurePairLoss",
     "MarginLoss": "MarginPairLoss",

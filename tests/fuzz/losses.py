@@ -152,7 +152,7 @@ def _near_proxies(random: Random) -> list[str]:
     """Proxies of different classes that nearly coincide: weights of opposite sign cancel."""
     d, near = random.choice([16, 64]), random.choice([2e-3, 1e-2, 3e-2])
     name, dtype = random.choice(AGAINST_PROXIES), random.choice(["torch.bfloat16", "torch.float16"])
-    sharpness = "scale" if name == "proxy_nca_loss" else "alpha"
+    sharpness = "alpha" if name == "proxy_anchor_loss" else "scale"
     params = {sharpness: random.choice([6.0, 18.0]), "distance": "cosine"}
     return [
         "labels = torch.arange(20) % 2",

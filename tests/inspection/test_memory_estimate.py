@@ -21,6 +21,7 @@ from pairops.ops.engines.memory import WORKING, SizedCall
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.terms.term import POS, lse
 from support.exhaustive import exhaustive
+from support.loss_parameters import AGAINST_PROXIES
 
 SETTINGS = {  # by engine, and by how much the measurement may differ
     ("cpu", 0.15): [
@@ -91,7 +92,7 @@ def test_what_is_estimated_is_what_is_measured(
 
 
 def of(loss: Any, n: int = 4096, engine: str = "cpu", **more: Any) -> Memory:
-    m = n if loss in ("proxy_anchor_loss", "proxy_nca_loss") else None
+    m = n if loss in AGAINST_PROXIES else None
     return estimate_memory(n, 32, m, loss=loss, engine=engine, **more)
 
 
@@ -235,7 +236,11 @@ def _over_a_graph(x: Tensor, labels: Tensor, graph: Tensor) -> Tensor:
         ({"d": 0}, ValueError, "d is 0; it must be at least 1"),
         ({"world_size": 0}, ValueError, "world_size is 0; it must be at least 1"),
         ({"dtype": torch.int8}, TypeError, "dtype is torch.int8; it must be one of torch.float16"),
-        ({"loss": "ms"}, ValueError, "loss is 'ms'; it must be one of alignment_loss, auc_loss"),
+        (
+            {"loss": "ms"},
+            ValueError,
+            "loss is 'ms'; it must be one of alignment_loss, arcface_loss, auc",
+        ),
         ({"loss": 3}, TypeError, "loss is int; it must be a name or a function"),
         (
             {"loss": _over_a_graph},

@@ -17,6 +17,7 @@ from support.named_cases import smooth
 
 LAST_DISTANCES = {
     "circle_loss": "dot",  # of similarities alone
+    "arcface_loss": "dot",
     "fast_ap_loss": "dot",
     "proxy_anchor_loss": "dot",
     "hydra_loss": "cosine",

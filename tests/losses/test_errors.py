@@ -1,5 +1,6 @@
 """Bad input to a loss: an error that names the argument, what it was, and what it must be."""
 
+import math
 from typing import Any
 
 import pytest
@@ -161,8 +162,14 @@ def test_a_bad_relevance_of_pairs(own: Any, further: dict[str, Any], error: str)
         pairops.sms_loss(X, Y, own=own, **further)
 
 
+def test_a_bad_margin_of_angles() -> None:
+    for bad in (-0.1, 28.6, math.pi):
+        with pytest.raises(ValueError, match=rf"margin is {bad}; it must be from 0 to below pi"):
+            pairops.arcface_loss(X, LABELS, smooth(3, 5), margin=bad)
+
+
 def test_bad_proxies() -> None:
-    for loss in (pairops.proxy_anchor_loss, pairops.proxy_nca_loss):
+    for loss in (pairops.arcface_loss, pairops.proxy_anchor_loss, pairops.proxy_nca_loss):
         with pytest.raises(ValueError, match="proxies has D 4; it must be 5 as in x"):
             loss(X, LABELS, smooth(3, 4))
         with pytest.raises(ValueError, match="labels go from 0 to 2 and without proxy_labels"):

@@ -49,6 +49,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "n_pair_loss": [{"distance": "cosine"}],
     "nca_loss": [{"scale": 4.0, "distance": "cosine"}],
     "mlcd_loss": [{"scale": 4.0}],
+    "arcface_loss": [{"scale": 4.0, "margin": 0.3}, {"margin": 0.0, "cosine_margin": 0.35}],
     "proxy_anchor_loss": [{"alpha": 8.0, "margin": 0.3}],
     "proxy_nca_loss": [{"scale": 3.0, "smoothing": 0.1}, {"distance": "cosine"}],
     "smooth_ap_loss": [{"temperature": 0.1}, {"distance": "l2", "temperature": 0.05}],

@@ -279,6 +279,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("sms_loss", "gamma", _ZERO, "any finite number"),
     ("margin_loss", "beta", _ZERO, "any finite number"),
     ("proxy_nca_loss", "smoothing", "0, 1e-320", "from 0 to below 1"),
+    ("arcface_loss", "cosine_margin", _ZERO, "any finite number"),
     (
         "margin_loss", "beta", "floats, floats below 0, floats with gradient, NaN in floats",
         "one for each class; what is learned may have any value",
@@ -316,7 +317,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
     ("between", "owners partners", "double rows", "they are cast to the dtype of statistics"),
     ("n_pair_loss *paired CrossBatchMemory.forward", "x", "double rows", "nothing to be like"),
     ("n_pair_loss", "x", "rows one wider", "nothing to be like"),
-    ("proxy_*", "x proxies", "double rows", "proxies are cast to the dtype of x"),
+    ("proxy_* arcface_loss", "x proxies", "double rows", "proxies are cast to the dtype of x"),
     ("Pairs.paired", "x", "one row less, no rows", "y may have more rows"),
     ("multi_positive_loss", "negatives", "one row less, no rows", "any number of them"),
     ("pair_weights explain", "x", "double rows, rows one wider", "nothing to be like"),

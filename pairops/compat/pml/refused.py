@@ -4,17 +4,13 @@ from typing import Any
 
 from pytorch_metric_learning import losses
 
-# One positive among C classes, whose similarity may become anything before the softmax.
-_MARGIN = (
-    "pairops.pair_loss(x, labels, highest(POS), lse(NEG, scale, 0.0), combine=lambda s, n: "
-    "softplus(n - scale * {target}), ref_emb=W.T, ref_labels=torch.arange(C), exclude_self=False)"
-)
-
 # The call that has the same numbers; docs/coming_from.md has these and the next in tables.
 CALLS = {
-    "ArcFaceLoss": _MARGIN.format(target="torch.cos(torch.acos(s) + margin)"),
+    "ArcFaceLoss": "pairops.arcface_loss(x, labels, W.T, margin=margin, scale=scale)",
     "BaseMetricLossFunction": "pairops.pair_loss(x, labels, *terms, combine=...)",
-    "CosFaceLoss": _MARGIN.format(target="(s - margin)"),
+    "CosFaceLoss": (
+        "pairops.arcface_loss(x, labels, W.T, margin=0.0, cosine_margin=margin, scale=scale)"
+    ),
     "CrossBatchMemory": "CrossBatchMemory(convert(loss), D)",
     "FastAPLoss": 'pairops.fast_ap_loss(x, labels, reduction="mean_nonzero")',
     "MultipleLosses": "MultipleLosses([convert(loss)])",

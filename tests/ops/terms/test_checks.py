@@ -97,7 +97,7 @@ def test_an_unknown_keyword_is_refused_in_the_name_of_who_was_called(
     [
         ("MultiSimilarityLoss", r"write pairops\.nn\.MSLoss\(epsilon=None\), or import pairops.co"),
         ("CircleLoss", r"write pairops\.nn\.CircleLoss"),
-        ("ArcFaceLoss", r"a loss of pytorch-metric-learning; pairops\.pair_loss makes"),
+        ("SphereFaceLoss", r"a loss of pytorch-metric-learning; pairops\.pair_loss makes"),
         ("anchor_info_nce_loss", r"write pairops\.info_nce_loss\(x, anchor\.detach\(\)"),
         ("quality_weighted_info_nce_loss", r"weight=len\(x\) \* torch\.softmax"),
         ("supcon", "did you mean 'supcon_loss'"),
