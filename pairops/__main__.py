@@ -65,10 +65,14 @@ def _engine_of(device: str) -> str:
 
 
 def _engines() -> dict[str, str]:
-    """For every engine "available", or why it declines a small call on the CPU."""
-    pairs = Pairs.of(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
-    terms = [lse(POS, 1.0, 0.0)]
-    reasons = {name: e.declines(pairs, terms, []) for name, e in engines.ENGINES.items()}
+    """For every engine "available", or why it declines a small call: engines for GPUs of a call on
+    one, if there is one."""
+    reasons = {}
+    for name, engine in engines.ENGINES.items():
+        device = "cuda" if torch.cuda.is_available() and engine.DEVICE == "cuda" else "cpu"
+        labels = torch.zeros(2, dtype=torch.long, device=device)
+        pairs = Pairs.of(torch.zeros(2, 2, device=device), labels)
+        reasons[name] = engine.declines(pairs, [lse(POS, 1.0, 0.0)], [])
     return {name: "available" if why is None else why for name, why in reasons.items()}
 
 

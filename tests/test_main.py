@@ -1,15 +1,21 @@
 """`python -m pairops`: says what is there, and fails when an engine is wrong."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pairops import __main__ as report
 from pairops import losses
 from pairops.ops import engines
+from pairops.ops.bindings import cuda as cuda_kernels
+from pairops.ops.bindings import extension
 from pairops.ops.engines.blockwise import engine as blockwise_engine
 from support.engine_names import TRITON
 from support.exhaustive import exhaustive
@@ -49,6 +55,26 @@ def test_the_environment_chooses_the_engine_and_the_instruction_set() -> None:
     assert "cpu                  dense" in done.stdout
     assert "PAIROPS_ENGINE       dense" in done.stdout
     assert "PAIROPS_ISA          baseline" in done.stdout
+
+
+def test_the_reason_of_the_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU whose driver is older than the runtime in the extension."""
+    module, old = mock.Mock(), "cudaErrorInsufficientDriver, CUDA driver version is insufficient"
+    module.reason_against.return_value, module.kinds.return_value = old, []
+    monkeypatch.setattr(cuda_kernels, "BACKEND", cuda_kernels.Backend.of(module))
+    monkeypatch.setattr(cuda_kernels, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(engines, "ENGINES", {"cuda": engines.ENGINES["cuda"]})
+    toolkit = extension.native.features()["cuda_toolkit"]  # type: ignore[union-attr]
+    cuda_kernels._reason_against.cache_clear()
+    with FakeTensorMode():
+        found = report._engines()
+    cuda_kernels._reason_against.cache_clear()
+    what = (
+        f"pairops is built by nvcc {toolkit}; it must be built by nvcc 12, or the driver be newer"
+    )
+    assert found == {"cuda": f"{old}: {what}"}
 
 
 def test_a_wrong_engine_fails_the_self_test_and_the_others_pass(

@@ -79,6 +79,14 @@ def _reason_against(device: torch.device) -> str | None:
         return f"the GPU has compute capability {known[0]}.{known[1]}; the kernels need 8.0"
     with torch.cuda.device(device):
         reason: str | None = installed().module.reason_against()
+    if reason is not None and "InsufficientDriver" in reason:
+        # The runtime is a part of the extension, and may be newer than torch's.
+        assert extension.native is not None
+        toolkit = extension.native.features()["cuda_toolkit"]
+        return (
+            f"{reason}: pairops is built by nvcc {toolkit}; it must be built by nvcc 12, or the "
+            "driver be newer"
+        )
     return reason
 
 
