@@ -122,7 +122,8 @@ End = tuple[float, float, str, str]  # of a line: y, x, its name and its colour
 
 
 def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
-    """One line per contestant; returns their right ends."""
+    """One line per contestant; returns their right ends, named with what was measured there and how
+    many times the first contestant's that is."""
     axes.set(xscale="log", yscale="log", xlabel="N")
     axes.set_title(title, loc="left", fontsize=11)
     keys = list(dict.fromkeys(row.contestant for row in rows))
@@ -142,7 +143,11 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
         if what == "ms":
             low, high = [row.ms_q1 for row in kept], [row.ms_q3 for row in kept]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        ends.append((y[-1], x[-1], kept[-1].label, colour))
+        unit = "MiB" if what == "peak_mib" else "ms"
+        label = f"{kept[-1].label}: {number(y[-1])} {unit}"
+        if ends and ends[0][1] == x[-1]:  # as many times the first one's
+            label += f", {y[-1] / ends[0][0]:.{0 if y[-1] > 10 * ends[0][0] else 1}f} ×"
+        ends.append((y[-1], x[-1], label, colour))
     sizes = sorted({row.n for row in rows})
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())
