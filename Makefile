@@ -85,12 +85,12 @@ cuda-resources: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)
 
-# A page for each family of losses, and one for each of the other front doors; a warning is an error.
-PAGES = pairops $(patsubst pairops/%.py,pairops.%,$(subst losses/,losses.,$(filter-out \
-	%/__init__.py %/custom.py %/several_labels.py,$(wildcard pairops/losses/*.py)))) \
-	pairops.losses.objective pairops.nn pairops.retrieval pairops.compat.open_clip pairops.compat.pml pairops.compat.sentence_transformers
+# The site: the guides of docs/, a page for each loss, the reference; a warning or a dead link is an error.
+# To read it with its search: python -m http.server -d build/docs
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs $(VENV)/.test
-	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/docs $(PAGES)
+	$(BIN)/python -W error docs/site/pages.py build/site/pages
+	$(BIN)/mkdocs build --quiet --strict -f build/site/mkdocs.yml
 
 # docs/api.txt, and the tables in README and docs that follow from the code: tests hold them.
 api: $(VENV)/.test
