@@ -98,9 +98,9 @@ def of_loss(name: str, folder: Path) -> str:
     if why is None:
         parts.append(f"![weight of each pair by its cosine](weights/{name}.svg)")
         parts.append(
-            f"{batch.CLASSES} classes of {batch.EACH} rows: `pairops.pair_weights({name}, x, ...)`, the "
-            "derivative of the loss by a pair's similarity, or by its distance. A weight below 0 "
-            "pulls rows together; of a distance it pushes them apart."
+            f"{batch.CLASSES} classes of {batch.EACH} rows; `pairops.pair_weights({name}, x, ...)` "
+            "is the derivative of the loss by a pair's similarity, or by its distance. A weight "
+            "below 0 pulls rows together; of a distance it pushes them apart."
         )
     else:
         parts.append(f"There is no picture: {why}.")
