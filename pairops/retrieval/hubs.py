@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import (
@@ -18,6 +19,9 @@ from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.checks import flag, plain_number
 from pairops.ops.terms.tensor_checks import check_embeddings
 from pairops.ops.terms.term import ALL, highest, lse
+
+# Beyond these 1/β log mean_k e^{β s_kj} is the mean of s_kj or the highest, to within 1e-7.
+_SCALES = 1e-7, 1e30
 
 
 @refusing
@@ -38,9 +42,9 @@ def dual_softmax(
         queries, references = dual_softmax(x, y, bank)
         evaluate(queries, labels, ref_emb=references, ref_labels=ref_labels, distance="dot")
 
-    It takes K·M products, with `dynamic` N·M more, and one longer copy of each set; no matrix. The
-    references may be one rank's part of all, against the whole bank, for `evaluate(group=)`. With
-    `dynamic` they must be all.
+    It takes K·M products, with `dynamic` N·M more, with a scale below 1 K·M more in float64, and
+    one longer copy of each set; no matrix. The references may be one rank's part of all, against
+    the whole bank, for `evaluate(group=)`. With `dynamic` they must be all.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the queries.
@@ -74,19 +78,24 @@ def dual_softmax(
     check_embeddings("bank", bank, like=("x", x))
     if not len(bank):
         raise ValueError(f"bank has shape {tuple(bank.shape)}; it must have at least one row")
+    scale = min(max(scale, _SCALES[0]), _SCALES[1])
     with no_autocast(x.device.type):
         known = _compared(bank, y, False)
         nearest = (highest(ALL, index=True),) if dynamic else ()
-        *seen, often = row_stats(known, *nearest, cols=[lse(ALL, scale, 0.0)])
-        changed = x.new_ones(len(x), 1, dtype=often.dtype)
+        means = lse(ALL, scale, 0.0)
+        *seen, often = row_stats(known, *nearest, cols=[means])
+        if scale < 1:  # the rounding of the logarithm is divided by it
+            wide = [z.to(widest_float(z.device)) for z in (bank, y)]
+            (often,) = row_stats(_compared(wide[0], wide[1], False), cols=[means])
+        back = ((often - math.log(len(bank))) / scale).to(at_least_float32(x[:0]).dtype)
+        changed = x.new_ones(len(x), 1, dtype=back.dtype)
         if dynamic:
             # The last place is that of a query that is near to none.
             hubs = torch.zeros(len(y) + 1, dtype=torch.bool, device=x.device)
             hubs[seen[0][1]] = True
             hubs[-1] = False
             (of_queries,) = row_stats(_compared(x, y, "auto"), *nearest)
-            changed = hubs[of_queries[1]].to(often.dtype).unsqueeze(1)
-        back = (often - math.log(len(bank))) / scale
+            changed = hubs[of_queries[1]].to(back.dtype).unsqueeze(1)
         return torch.cat([_units(x), changed], 1), torch.cat([_units(y), -back.unsqueeze(1)], 1)
 
 

@@ -74,6 +74,22 @@ def test_what_is_returned(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again, (queries, references), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-300, 1e-5, 0.01, 1e9, 1e300])
+def test_scales_out_of_the_ordinary(scale: float, dtype: torch.dtype) -> None:
+    """Towards 0 the logarithm of the mean is the mean of s, and beyond all bounds its maximum."""
+    x, y, bank = hubby(20, 30, 500, dtype)
+    queries, references = dual_softmax(x, y, bank, scale=scale)
+    assert queries.dtype == references.dtype == torch.float32
+    often = unit(bank) @ unit(y).T
+    mean = often.amax(0)
+    if scale < 1:
+        scale = max(scale, 1e-6)
+        mean = (scale * often).exp().mean(0).log() / scale
+    truth = unit(x) @ unit(y).T - mean
+    torch.testing.assert_close(queries.double() @ references.double().T, truth, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_nothing_and_one(dynamic: bool) -> None:
     x, y, bank = hubby(4, 6, 1)
