@@ -164,8 +164,8 @@ def arcface_loss(
 
     A softmax over classes whose weights are the proxies. The angle θ_i between a row and its own
     proxy counts as m more than it is; where that is beyond π, t_i = cos θ_i − m sin m − m'. A row
-    without a proxy of its label contributes 0. With `group` each rank has all proxies, and compares
-    its rows with them.
+    without a proxy of its label contributes 0. Products of 16-bit embeddings are those of float32
+    copies. With `group` each rank has all proxies, and compares its rows with them.
 
     Args:
         x: (N, D) float16, bfloat16, float32 or float64, the embeddings.
@@ -193,6 +193,8 @@ def arcface_loss(
     proxies, proxy_labels = _checked(x, labels, proxies, proxy_labels, pairing)
     pairs, objective = _of_proxies(x, labels, proxies, proxy_labels, distance, asked, pairing)
     similar_only("arcface_loss", pairs)
+    # Of 16-bit rows the gradients of both calls, which may nearly cancel, would be rounded apart.
+    pairs = pairs.widened()
     (cosine,) = row_stats(pairs, highest(POS))
     with_positive = pairs.positives() > 0
     target = _turned(torch.where(with_positive, cosine, 0), margin) - cosine_margin
