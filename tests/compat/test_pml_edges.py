@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a loss that is a call": (
         lambda: pml.convert(losses.CosFaceLoss(6, 8)),
-        r"in place of CosFaceLoss write pairops\.pair_loss\(x, labels, highest\(POS\)",
+        r"in place of CosFaceLoss write pairops\.arcface_loss\(x, labels, W\.T, margin=0\.0",
     ),
     "a subclass": (
         lambda: pml.convert(Mine()),
