@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pairops.losses import LOSSES
 
-from .classes import ELSEWHERE, class_of
+from .classes import ELSEWHERE, RENAMED, class_of
 from .module import LossModule as LossModule
 
 _CLASSES = {cls.__name__: cls for cls in map(class_of, LOSSES.values())}
@@ -26,5 +26,11 @@ def __getattr__(name: str) -> Callable[..., LossModule]:
             f"pairops.nn has no {name}, whose defaults in pytorch-metric-learning are not those of "
             f"a function here. Write pairops.compat.pml.{name} for that library's class, or "
             f"pairops.nn.{ELSEWHERE[name]} for the same numbers"
+        )
+    if name in RENAMED:
+        raise AttributeError(
+            f"pairops.nn has no {name}, whose defaults in pytorch-metric-learning are others. "
+            f"Write pairops.nn.{RENAMED[name]}; docs/coming_from.md has the arguments for the same "
+            "numbers"
         )
     raise AttributeError(f"pairops.nn has no {name}; it has {', '.join(_CLASSES)}")

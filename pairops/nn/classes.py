@@ -24,7 +24,7 @@ _SPELT = {
 
 # pytorch-metric-learning has a class of this name with other defaults: who changed the import alone
 # would get other numbers in silence.
-_RENAMED = {
+RENAMED = {
     "ArcFaceLoss": "ArcFaceProxyLoss",
     "ContrastiveLoss": "ContrastivePairLoss",
     "LiftedStructureLoss": "LiftedStructurePairLoss",
@@ -105,7 +105,7 @@ def class_name(function_name: str) -> str:
     """Name the class of a function: `info_nce_loss` is InfoNCELoss."""
     spelt = [_SPELT.get(word, word.capitalize()) for word in function_name.split("_")]
     name = "".join(spelt)
-    return _RENAMED.get(name, name)
+    return RENAMED.get(name, name)
 
 
 def class_of(function: Callable[..., Any]) -> type[LossModule]:

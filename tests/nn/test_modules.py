@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import pairops
 from pairops import losses, nn
 from pairops.compat import pml
-from pairops.nn.classes import ELSEWHERE, class_name
+from pairops.nn.classes import ELSEWHERE, RENAMED, class_name
 from support.loss_parameters import AGAINST_PROXIES, LABELLED, with_rest
 from support.named_cases import smooth
 
@@ -97,6 +97,14 @@ def test_a_name_that_both_have_means_one_loss(name: str) -> None:
     ours, other = made(name).to(DOUBLE), theirs_of(name)
     x, labels = balanced()
     same(ours(x, labels), other(x, labels), x)
+
+
+@pytest.mark.parametrize("name", sorted(RENAMED.keys() - ELSEWHERE.keys()))
+def test_a_class_under_another_name_is_named(name: str) -> None:
+    written = RENAMED[name]
+    with pytest.raises(AttributeError, match=rf"has no {name}, .*Write pairops\.nn\.{written};"):
+        getattr(pairops.nn, name)
+    assert issubclass(getattr(pairops.nn, written), pairops.nn.LossModule)
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
