@@ -85,8 +85,8 @@ def dual_softmax(
         means = lse(ALL, scale, 0.0)
         *seen, often = row_stats(known, *nearest, cols=[means])
         if scale < 1:  # the rounding of the logarithm is divided by it
-            wide = [z.to(widest_float(z.device)) for z in (bank, y)]
-            (often,) = row_stats(_compared(wide[0], wide[1], False), cols=[means])
+            queries, references = (z.to(widest_float(z.device)) for z in (bank, y))
+            (often,) = row_stats(_compared(queries, references, False), cols=[means])
         back = ((often - math.log(len(bank))) / scale).to(at_least_float32(x[:0]).dtype)
         changed = x.new_ones(len(x), 1, dtype=back.dtype)
         if dynamic:
