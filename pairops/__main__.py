@@ -1,4 +1,5 @@
-"""`python -m pairops [--json]`: what is installed, which engine serves whom, and a self-test."""
+"""`python -m pairops [--check] [--json]`: what is installed, which engine serves whom, and a
+self-test; with --check, every kernel for GPUs beside dense torch instead."""
 
 import argparse
 import inspect
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, losses
+from .inspection import kernel_check
 from .ops import engines
 from .ops.bindings import extension
 from .ops.pairs.pairs import Pairs
@@ -20,6 +22,7 @@ from .ops.terms.term import POS, lse
 
 _VARIABLES = (
     "PAIROPS_ENGINE",
+    "PAIROPS_CHECK",
     "PAIROPS_ISA",
     "PAIROPS_CUDA",
     "PAIROPS_HOPPER",
@@ -168,10 +171,16 @@ def _line(found: Mapping[str, float | str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 1 if the self-test fails."""
+    """0, or 1 if the self-test or the check fails."""
     parser = argparse.ArgumentParser(prog="python -m pairops", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    as_json = parser.parse_args(arguments).json
+    parser.add_argument(
+        "--check", action="store_true", help="check every kernel for GPUs in a process of its own"
+    )
+    given = parser.parse_args(arguments)
+    as_json = given.json
+    if given.check:
+        return kernel_check.report(as_json)
     report = {
         "versions": _versions(),
         "extension": _extension(),

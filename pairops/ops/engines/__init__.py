@@ -16,7 +16,7 @@ from pairops.ops.terms.checks import one_of
 from pairops.ops.terms.term import Term
 
 from . import cpu as cpu_engine
-from . import dense
+from . import dense, first_use
 from .blockwise import engine as blockwise_engine
 from .cuda import engine as cuda_engine
 from .protocol import Engine, reason_against, terms_for_engine, tile_masks_shape
@@ -28,6 +28,7 @@ __all__ = [
     "Engine",
     "choose",
     "engine",
+    "first_use",
     "set_engine",
     "terms_for_engine",
     "tile_masks_shape",

@@ -9,6 +9,8 @@ from torch import Tensor
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Term, Wanted
 
+from . import first_use
+
 
 class Backward(Protocol):
     def __call__(
@@ -92,6 +94,9 @@ def reason_against(
     """Return why the engine cannot serve this call, or None."""
     if pairs.relation.entries is not None and not engine.TAKES_LISTS:
         return "positives are a list"
+    left_out = first_use.reason_against(engine.NAME, pairs.shards is not None)
+    if left_out is not None:
+        return left_out
     with torch.no_grad():
         return engine.declines(pairs, *terms_for_engine(engine, pairs, rows, cols))
 

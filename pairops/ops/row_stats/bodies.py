@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pairops.ops.bindings.schemas import library
 from pairops.ops.distributed.allocation import refusing
-from pairops.ops.engines import ENGINES, tile_masks_shape
+from pairops.ops.engines import ENGINES, first_use, tile_masks_shape
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
@@ -37,7 +37,7 @@ def _forward(
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     related = Relation.of(relation, picked)
     pairs = Pairs(x, y, related, scales, cache, measure=Measure.of(measure))
-    with torch.no_grad(), no_autocast(x.device.type):
+    with torch.no_grad(), no_autocast(x.device.type), first_use.in_body():
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         found = picked_rows.forward(ENGINES[engine], pairs, rows, cols)
         # A compiler may not know how many rows are picked, nor then how many tiles there are.
@@ -75,7 +75,7 @@ def backward(
     scales, cache = Scales(scale_x, scale_y), Cache({engine: prepared})
     related = Relation.of(relation, picked)
     pairs = Pairs(x, y, related, scales, cache, measure=Measure.of(measure))
-    with no_autocast(x.device.type):
+    with no_autocast(x.device.type), first_use.in_body():
         rows, cols = unpack(recipe, numbers if traced is None else traced.tolist(), vectors)
         terms = (*rows, *cols)
         dx, dy, by_term = picked_rows.backward(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pairops.ops.bindings.devices import widest_float
 from pairops.ops.distributed.group import skip_compile
-from pairops.ops.engines import ENGINES, Engine, terms_for_engine
+from pairops.ops.engines import ENGINES, Engine, first_use, terms_for_engine
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache
 from pairops.ops.pairs.similarity import no_autocast
@@ -48,6 +48,8 @@ def row_stats(
     if learned:  # it decides who goes through which ring
         pairs.shards.group.agree({"which embeddings of between(...) are learned": str(learned)})
     recipe, numbers, vectors = pack(rows, cols)
+    followed = [z is not None and z.requires_grad for z in (pairs.x, pairs.y)]
+    first_use.agree(pairs, (recipe, *followed))
     constant = [k for k, term in enumerate((*rows, *cols)) if not term.grad]
     asked = indices((*rows, *cols))
     call = ShardedCall(pairs, recipe, numbers, engine, constant, asked)

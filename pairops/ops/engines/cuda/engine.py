@@ -13,6 +13,7 @@ from torch import Tensor
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension, packing
 from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.engines.first_use import checked_backward, checked_forward
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
@@ -96,6 +97,7 @@ def _call(pairs: Pairs) -> CudaCall:
     return CudaCall(pairs, _kernels(pairs), prepare(pairs))
 
 
+@checked_forward(NAME)
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -105,6 +107,7 @@ def forward(
     return *_call(pairs).forward(rows, cols, tile_masks), tile_masks
 
 
+@checked_backward(NAME)
 def backward(
     pairs: Pairs,
     rows: Sequence[Term],

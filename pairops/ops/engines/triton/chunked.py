@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import float32_level
+from pairops.ops.engines.first_use import checked_backward, checked_forward
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.term import Term, Wanted
@@ -46,6 +47,7 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
     return []
 
 
+@checked_forward(NAME)
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -60,6 +62,7 @@ def forward(
     )
 
 
+@checked_backward(NAME)
 def backward(
     pairs: Pairs,
     rows: Sequence[Term],

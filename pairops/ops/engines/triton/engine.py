@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pairops.ops.bindings.devices import capability, float32_level
+from pairops.ops.engines.first_use import checked_backward, checked_forward
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
@@ -124,6 +125,7 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
     return []
 
 
+@checked_forward(NAME)
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -147,6 +149,7 @@ def forward(
     return *results.of(placed), tile_masks
 
 
+@checked_backward(NAME)
 def backward(
     pairs: Pairs,
     rows: Sequence[Term],
