@@ -13,6 +13,7 @@ class _Features(TypedDict):
     cuda: bool
     cuda_toolkit: str | None
     cuda_architectures: str | None  # as CMake writes them: "80-real 90a-real 80-virtual"
+    cuda_sources: str | None  # a digest of the kernels' sources
     compiler: str
     build_type: str
 

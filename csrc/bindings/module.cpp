@@ -20,9 +20,11 @@ using Stream = std::optional<std::uintptr_t>;
 #ifdef PAIROPS_CUDA_TOOLKIT
 constexpr const char* cuda_toolkit = PAIROPS_CUDA_TOOLKIT;
 constexpr const char* cuda_architectures = PAIROPS_CUDA_ARCHITECTURES;
+constexpr const char* cuda_sources = PAIROPS_CUDA_SOURCES;  // a digest
 #else
 constexpr const char* cuda_toolkit = nullptr;
 constexpr const char* cuda_architectures = nullptr;
+constexpr const char* cuda_sources = nullptr;
 #endif
 
 void require(bool holds, const std::string& argument, const std::string& was,
@@ -98,6 +100,7 @@ py::dict features() {
     found["cuda"] = cuda_toolkit != nullptr;
     found["cuda_toolkit"] = cuda_toolkit;
     found["cuda_architectures"] = cuda_architectures;
+    found["cuda_sources"] = cuda_sources;
     found["compiler"] = PAIROPS_COMPILER;
     found["build_type"] = PAIROPS_BUILD_TYPE;
     return found;

@@ -108,7 +108,7 @@ def tried(kernel: Kernel, device: str) -> tuple[str, str]:
     rows, cols = ([_term(word, z, random) for word in kernel.recipe.split()] for z in (s, s.T))
 
     def run(engine: str, dtype: torch.dtype, device: str) -> list[Tensor]:
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
         leaves: list[Tensor] = []
 
         def leaf(z: Tensor, of: torch.dtype) -> Tensor:
@@ -120,12 +120,12 @@ def tried(kernel: Kernel, device: str) -> tuple[str, str]:
         )
         pairs = Pairs.of(leaf(x, dtype), labels.to(device), **given)  # type: ignore[arg-type]
         terms = [
-            [_placed(t, lambda z: leaf(z, wide), device) for t in some] for some in (rows, cols)
+            [_placed(t, lambda z: leaf(z, sums), device) for t in some] for some in (rows, cols)
         ]
         with engines.engine(engine):
             statistics = row_stats(pairs, *terms[0], cols=terms[1])
         live = [torch.where(z.isinf(), 0, z) for z in statistics]
-        weights = [torch.linspace(-1, 2, len(z), dtype=wide).to(device) for z in live]
+        weights = [torch.linspace(-1, 2, len(z), dtype=sums).to(device) for z in live]
         total = torch.stack([(z * w).sum() for z, w in zip(live, weights, strict=True)]).sum()
         slopes = torch.autograd.grad(total, leaves, allow_unused=True)
         found = [*statistics, *[z for z in slopes if z is not None]]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pairops import __main__ as command
 from pairops.inspection import kernel_check, kernel_problems
 from pairops.inspection.kernel_problems import Kernel, kernels, tried
 from pairops.ops.engines import cuda_engine, passed
@@ -126,23 +126,19 @@ def test_the_report_for_people_names_what_is_bad(
 @exhaustive
 def test_bad_kernels_in_real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    found = kernel_check.check([sys.executable, "-m", "support.bad_kernels"], limit=6.0)
+    found = kernel_check.check([sys.executable, "-m", "support.bad_kernels"], limit=5.0)
     outcomes = [row["outcome"] for row in found["kernels"]]
     assert outcomes == ["passed", "wrong", "trapped", "hung", "declined", "declined"]
     assert "is allowed" in found["kernels"][1]["detail"]
 
 
-@exhaustive
-def test_the_command_prints_one_json_object() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pairops", "--check", "--json"],
-        capture_output=True, text=True, check=True, env=environment,
-    )  # fmt: skip
-    found = json.loads(done.stdout)
-    assert found["device"] == "cpu"
-    assert {row["engine"] for row in found["kernels"]} == {"cuda", "triton", "chunked"}
-    assert {row["outcome"] for row in found["kernels"]} == {"declined"}
+def test_the_command_prints_one_json_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = checked("outcome = 'wrong' if k == 1 else 'passed'")
+    monkeypatch.setattr(kernel_check, "check", lambda: found)
+    assert command.main(["--check", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == found
 
 
 SMALL = Kernel("cuda", "lse:pos:affine(op) lse:neg:affine(op)>", torch.bfloat16, 40, 17, 48)
@@ -156,8 +152,10 @@ def test_right_kernels_pass(m: int, dtype: torch.dtype) -> None:
 
 
 @exhaustive
-@pytest.mark.parametrize("engine", ["triton", "chunked"])
-@pytest.mark.parametrize("recipe", kernel_problems._RECIPES)
+@pytest.mark.parametrize(
+    ("engine", "recipe"),
+    [("triton", kernel_problems._RECIPES[1]), ("chunked", kernel_problems._RECIPES[2])],
+)
 def test_right_kernels_of_engines_that_write_them(
     recipe: str,
     engine: str,

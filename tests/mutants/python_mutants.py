@@ -22,6 +22,10 @@ SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
 BANDS = "pairops/ops/engines/bands.py"
 WEIGHT_PARTS = "pairops/ops/engines/weight_parts.py"
+FIRST_USE = "pairops/ops/engines/first_use.py"
+SAMPLED_ROWS = "pairops/ops/engines/sampled_rows.py"
+PASSED = "pairops/ops/engines/passed.py"
+KERNEL_CHECK = "pairops/inspection/kernel_check.py"
 BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
 GRID = "pairops/ops/engines/blockwise/grid.py"
 NATIVE = "pairops/ops/engines/cpu.py"
@@ -126,6 +130,8 @@ OF_MEMORY = "tests/training/test_cross_batch_memory.py"
 OF_CACHED_STEP = "tests/training/test_cached_step.py"
 OF_RETRIEVAL = "tests/retrieval/test_metrics.py::test_every_engine_counts_what_a_sort_finds"
 OF_PAIR_WEIGHTS = "tests/inspection/test_pair_weights.py"
+OF_FIRST_USE = "tests/ops/engines/test_first_use.py"
+OF_KERNEL_CHECK = "tests/inspection/test_kernel_check.py"
 
 
 def of_loss(loss: str, case: str) -> str:
@@ -697,6 +703,37 @@ MUTANTS = [
         "given.append(_spread(next(vectors), isinstance(a, Partner) != p.transposed))",
         "given.append(_spread(next(vectors), p.transposed))",
         (OF_TRITON,),
+    ),
+    # What is checked when kernels for GPUs are first used.
+    Mutant(
+        "an outcome is read before its event has passed", FIRST_USE,
+        "(ready if z.event.query() else rest).append(z)", "ready.append(z)",
+        (OF_FIRST_USE,),
+    ),
+    Mutant(
+        "a rank leaves an engine out alone", FIRST_USE,
+        "(AGREED if group else WRONG).get(engine)", "WRONG.get(engine)",
+        (OF_FIRST_USE,),
+    ),
+    Mutant(
+        "a sampled row of one set is an owner alone", SAMPLED_ROWS,
+        "        if pairs.y is None:  # a row is", "        if False:  # a row is",
+        (OF_FIRST_USE,),
+    ),
+    Mutant(
+        "a pair at a window is compared", SAMPLED_ROWS,
+        "(s - limit).abs() <= reach", "(s - limit).abs() < 0",
+        (OF_FIRST_USE,),
+    ),
+    Mutant(
+        "an engine of which one kernel hung passed", KERNEL_CHECK,
+        '_BAD = "wrong", "trapped", "hung"', '_BAD = "wrong", "trapped"',
+        (OF_KERNEL_CHECK,),
+    ),
+    Mutant(
+        "a GPU is known by another build", PASSED,
+        'z.get("build"))', 'z.get("gpu"))',
+        (OF_KERNEL_CHECK,),
     ),
     # What adapters add.
     Mutant(

@@ -77,8 +77,9 @@ def checked_forward(engine: str) -> Callable[[_Forward], _Forward]:
             found = forward(pairs, rows, cols)
             if ENABLED and pairs.x.device.type == DEVICE:
                 _check(
-                    (engine, "forward", *_shape(pairs, rows, cols)),
-                    pairs,
+                    engine,
+                    "forward",
+                    (pairs, rows, cols),
                     lambda: sampled_rows.of_statistics(pairs, rows, cols, found[0]),
                 )
             return found
@@ -105,11 +106,14 @@ def checked_backward(engine: str) -> Callable[[_Backward], _Backward]:
             found = backward(pairs, rows, cols, statistics, cotangents, tile_masks, needs)
             if ENABLED and pairs.x.device.type == DEVICE and (needs.x or needs.y):
                 _check(
-                    (engine, "backward", *_shape(pairs, rows, cols), needs.x, needs.y),
-                    pairs,
+                    engine,
+                    "backward",
+                    (pairs, rows, cols),
                     lambda: sampled_rows.of_gradients(
                         pairs, rows, cols, statistics, cotangents, needs, found[:2]
                     ),
+                    needs.x,
+                    needs.y,
                 )
             return found
 
@@ -176,29 +180,31 @@ def look() -> None:
             (ready if z.event.query() else rest).append(z)
         _waiting[:] = rest
     for z in ready:
-        _conclude(z)
+        _judge(z)
 
 
-def _shape(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> tuple[Any, ...]:
-    """Return what decides which kernels serve a call."""
-    x, relation = pairs.x, pairs.relation
-    sets = pairs.y is None, relation.entries is None, pairs.scales.x is None
-    return (pack(rows, cols)[0], x.dtype, x.shape[1], float32_level(), x.device, *sets)
-
-
-def _check(key: tuple[Any, ...], pairs: Pairs, compare: Callable[[], list[Comparison]]) -> None:
-    device = pairs.x.device
-    if _body.entered or _capturing():
-        return
-    engine, sweep, recipe, dtype, *_ = key
-    if key in _seen or not all(pairs.shape) or type(pairs.x) not in _PLAIN:
+def _check(
+    engine: str,
+    sweep: str,
+    of: tuple[Pairs, Sequence[Term], Sequence[Term]],
+    compare: Callable[[], list[Comparison]],
+    *needs: bool,
+) -> None:
+    """Enqueue a comparison at the first call of a kernel. sweep: which pass it is.  needs: which
+    gradients it makes."""
+    pairs, rows, cols = of
+    x, relation, level = pairs.x, pairs.relation, float32_level()
+    if engine in _passed(x.device) or engine in WRONG or _body.entered or _capturing():
         return
     # Below "highest" the rule promises nothing of float32.
-    if dtype == torch.float32 and float32_level() != "highest":
+    if type(x) not in _PLAIN or not all(pairs.shape) or (x.dtype, level) in _UNPROMISED:
+        return
+    recipe = pack(rows, cols)[0]
+    sets = pairs.y is None, relation.entries is None, pairs.scales.x is None
+    key = (engine, sweep, recipe, x.dtype, x.shape[1], level, x.device, *sets, *needs)
+    if key in _seen:
         return
     _seen.add(key)
-    if engine in WRONG or engine in _passed(device):
-        return
     try:
         with torch.no_grad():
             found = compare()
@@ -206,13 +212,14 @@ def _check(key: tuple[Any, ...], pairs: Pairs, compare: Callable[[], list[Compar
     except torch.OutOfMemoryError:  # whoever has so little left is served, unchecked
         return
     n, m = pairs.shape
-    call = f"{sweep} of {recipe} for {dtype} of shape ({n}, {pairs.x.shape[1]}) and {m} columns"
-    event = _event(device)
+    call = f"{sweep} of {recipe} for {x.dtype} of shape ({n}, {x.shape[1]}) and {m} columns"
+    event = _event(x.device)
     with _lock:
         _waiting.append(_Waiting(engine, call, [z.what for z in found], numbers, event))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = Tensor, torch.nn.Parameter
+_UNPROMISED = (torch.float32, "high"), (torch.float32, "medium")
 
 
 @functools.cache
@@ -249,7 +256,7 @@ def _read(numbers: Tensor) -> list[list[float]]:
     return found
 
 
-def _conclude(found: _Waiting) -> None:
+def _judge(found: _Waiting) -> None:
     for name, (error, allowed, rows) in zip(found.names, _read(found.numbers), strict=True):
         # A NaN is no number that is allowed.
         if rows and not error <= allowed and found.engine not in WRONG:

@@ -139,6 +139,7 @@ def test_features_say_what_the_build_is():
     assert features["build_type"]
     assert (features["cuda_toolkit"] is not None) == CUDA
     assert (features["cuda_architectures"] is not None) == CUDA
+    assert (features["cuda_sources"] is not None) == CUDA
 
 
 @cases
