@@ -15,12 +15,12 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: help demo code-search shared-identifiers test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
-	bench docs api lint format clean
+	gpu-kit bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo | code-search | shared-identifiers | test | test-all | mutants | compat | pml-conformance | sanitize |'
-	@echo 'cuda-on-host | cuda-resources | bench | docs | api | lint | format | clean,'
+	@echo 'cuda-on-host | cuda-resources | gpu-kit | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
@@ -81,6 +81,23 @@ cuda-on-host: $(VENV)/.test
 
 cuda-resources: $(VENV)/.test
 	$(BIN)/python tests/support/cuda_resources.py
+
+# What `bench gpu` needs on a machine that has Python 3.12, torch and a GPU, but no index: pairops with
+# its CUDA kernels, and the rivals. CUDAARCHS=90a-real make gpu-kit compiles for Hopper alone, in half the
+# time. The bound is what such a machine takes, with the files of this repository.
+KIT := build/gpu-kit
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+RIVALS := memeff siglip-kernel inf-cl cut-cross-entropy pytorch-metric-learning
+gpu-kit:
+	@$(PYTHON312) -c 'import sys; sys.version_info[:2] != (3, 12) and sys.exit("$(PYTHON312) is Python " \
+		+ sys.version.split()[0] + "; name one of 3.12: make gpu-kit PYTHON312=...")'
+	rm -rf $(KIT)
+	PAIROPS_CUDA=ON $(PYTHON312) -m pip wheel --no-deps -C build-dir=build/cp312 -w $(KIT) .
+	$(PYTHON312) -m pip download --no-deps --only-binary=:all: -d $(KIT) $(RIVALS)
+	cp bench/gpu/kit/run.sh $(KIT)
+	@bytes=$$({ git ls-files -coz --exclude-standard; find $(KIT) -type f -print0; } | \
+		du -bc --files0-from=- | tail -n 1 | cut -f 1); \
+	echo "$(KIT), with the files of this repository: $$((bytes >> 20)) MiB"; test $$bytes -lt $$((64 << 20))
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)

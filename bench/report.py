@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,14 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def write_figures(
     folder: Path, name: str, rows: Sequence[dict[str, object]], stamp: dict[str, object]
 ) -> Path:
+    """At every moment the file is whole: it is what it was before, or what it is now."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = folder / f"{name}.json"
     record = {"stamp": stamp, "rows": rows}
-    figures.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    apart = folder / f".{name}.json"
+    with apart.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    apart.replace(figures)
     return figures

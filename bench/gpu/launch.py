@@ -1,5 +1,5 @@
 """The launches of an engine: beside torch's own CUDA, on other streams, in CUDA graphs, on a second
-GPU; and their cost where N is small."""
+GPU; and what they cost where N is small: of the GPU's time, and of the host's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,7 +29,7 @@ ON_GPU = {"kernel", "gpu_memset", "gpu_memcpy"}  # the profiler's categories of 
 
 
 def launch(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
-    """Checks, then the costs at N = 512 beside eager torch."""
+    """Checks at N = 512."""
     small = at_most(options, setting, SMALL)
     if small is None:
         return
@@ -42,7 +44,6 @@ def launch(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
                 continue
             say(small, who, f"{name}: {verdict}")
             yield {**asdict(small), "who": called(who), "check": name, "verdict": verdict}
-    yield from costs(options, given)
 
 
 def step_of(who: str, given: Problem) -> Step:
@@ -116,31 +117,50 @@ def second_device(who: str, given: Problem) -> str:
 CHECKS: tuple[Callable[[str, Problem], str], ...] = (beside_torch, stream, graph, second_device)
 
 
-def costs(options: argparse.Namespace, given: Problem) -> Iterator[Row]:
-    """Kernels and their time, a graph's time, and time by the clock as eager torch's over ours."""
-    setting = given.setting
+def costs(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
+    """At N = 512: kernels and their time, a graph's time, what the host spends with it and without,
+    and time by the clock as eager torch's over ours."""
+    small = at_most(options, setting, SMALL)
+    if small is None:
+        return
+    given = problem(small)
     steps = {}
     for who in (*engines(options), "hand"):
         try:
             step = step_of(who, given)
             step()
         except Exception as error:
-            yield {**failed(setting, who, reason(error)), "check": "costs"}
+            yield failed(small, who, reason(error))
         else:
             steps[who] = step
-    seconds, failures = take_turns(steps, options.repeats, setting.device, lambda: None)
+    seconds, failures = take_turns(steps, options.repeats, small.device, lambda: None)
     times = {who: Times.of(seconds[who]) for who in steps if who not in failures}
     for who, of_wall in times.items():
-        row: Row = {**asdict(setting), "who": called(who), "check": "costs", **asdict(of_wall)}
+        if who not in options.who:
+            continue
+        row: Row = {**asdict(small), "who": called(who), **asdict(of_wall)}
         if "hand" in times:
             row["eager_to_this"] = times["hand"].ms / of_wall.ms
-        if setting.device == "cuda":
+        row["host_us"] = host_us(steps[who], options.repeats, small.device)
+        if small.device == "cuda":
             row |= gpu_time(steps[who], options.repeats)
-        say(setting, who, ", ".join(f"{k} {row[k]:.4g}" for k in FIGURES if k in row))
+        say(small, who, ", ".join(f"{k} {row[k]:.4g}" for k in FIGURES if k in row))
         yield row
 
 
-FIGURES = ("ms", "eager_to_this", "kernels", "kernels_us", "graph_us")
+FIGURES = ("ms", "eager_to_this", "host_us", "kernels", "kernels_us", "graph_us", "graph_host_us")
+
+
+def host_us(step: Step, repeats: int, device: str) -> float:
+    """The median time until the host may go on, which is not until the GPU is done."""
+    taken = []
+    for _ in range(repeats):
+        start = perf_counter()
+        step()
+        taken.append(perf_counter() - start)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return 1e6 * median(taken)
 
 
 def gpu_time(step: Step, repeats: int) -> Row:
@@ -148,6 +168,7 @@ def gpu_time(step: Step, repeats: int) -> Row:
     try:
         replayed, _ = captured(step)
         row["graph_us"] = 1e3 * on_device(replayed.replay, repeats).ms
+        row["graph_host_us"] = host_us(replayed.replay, repeats, "cuda")
     except Exception as error:
         row["graph_failure"] = reason(error)
     try:

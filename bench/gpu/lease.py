@@ -31,6 +31,8 @@ LOST = 75  # its exit status where nothing can be computed on its GPU any more
 
 # With it the CUDA engine takes its sweeps for compute capability 9.0.
 HOPPER = {"PAIROPS_HOPPER": "1"}
+# A check of the first call would be timed with it, and might leave out who is to be seen.
+UNCHECKED = {"PAIROPS_CHECK": "0"}
 
 
 class Clock:
@@ -44,6 +46,10 @@ class Clock:
 
     def spent(self) -> bool:
         return self.left() < 0
+
+    def at_most(self, seconds: float) -> Clock:
+        """A clock of a part of the lease."""
+        return Clock(min(seconds, self.left()))
 
 
 def with_hopper(device: str) -> bool:
@@ -61,18 +67,25 @@ def called(who: str) -> str:
 # ── settings, one after the other, in the process that measures ──
 
 
-def settings(options: argparse.Namespace, clock: Clock) -> Iterator[Setting]:
-    """From number `first` on, told to who began this process before each."""
-    everything = product(options.dtype, options.d, options.n, options.loss)
-    for number, (dtype, d, n, loss) in enumerate(everything):
+def settings(
+    options: argparse.Namespace, clock: Clock
+) -> Iterator[tuple[argparse.Namespace, Setting]]:
+    """From number `first` on, told to who began this process before each.
+
+    With `alone` a setting is one contestant's: a crash then costs no row of another.
+    """
+    parties = [[who] for who in options.who] if options.alone else [options.who]
+    everything = product(options.dtype, options.d, options.n, options.loss, parties)
+    for number, (dtype, d, n, loss, party) in enumerate(everything):
         if number < (options.first or 0):
             continue
         if clock.spent():
             return
         setting = Setting(loss, n, d, 4, dtype, options.device, torch.get_num_threads())
         if options.first is not None:
-            print(AT, json.dumps([number, asdict(setting)]), flush=True)
-        yield setting
+            at = asdict(setting) | ({"who": called(*party)} if options.alone else {})
+            print(AT, json.dumps([number, at]), flush=True)
+        yield argparse.Namespace(**vars(options) | {"who": party}), setting
         if options.device == "cuda" and lost():
             sys.exit(LOST)
 
@@ -92,9 +105,9 @@ def each(
     clock: Clock,
 ) -> Iterator[Row]:
     """The rows of every setting; a failure is a row."""
-    for setting in settings(options, clock):
+    for of_party, setting in settings(options, clock):
         try:
-            yield from measure(options, setting)
+            yield from measure(of_party, setting)
         except Exception as error:
             yield {**asdict(setting), "failure": reason(error)}
 
@@ -116,7 +129,7 @@ def rows_of(
     environment: Mapping[str, str],
 ) -> Iterator[Row]:
     """What the processes report; where one crashes or is silent too long, one follows that begins
-    after that setting.
+    after that setting. None measures for longer than that past the end of the clock.
 
     command: from the number of the first setting.
     """
@@ -134,7 +147,7 @@ def rows_of(
         )
         at, last, why = None, "", None
         try:
-            for line in lines_of(process, patience):
+            for line in lines_of(process, patience, clock):
                 kind, _, said = line.partition(" ")
                 if kind == ROW:
                     yield json.loads(said)
@@ -161,8 +174,8 @@ def rows_of(
         first = number + 1
 
 
-def lines_of(process: subprocess.Popen[str], patience: float) -> Iterator[str]:
-    """TimeoutError where it lives and says nothing for that long."""
+def lines_of(process: subprocess.Popen[str], patience: float, clock: Clock) -> Iterator[str]:
+    """TimeoutError where it lives and says nothing for that long, or is that late."""
     lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read() -> None:
@@ -175,10 +188,11 @@ def lines_of(process: subprocess.Popen[str], patience: float) -> Iterator[str]:
     Thread(target=read, daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=patience)
+            line = lines.get(timeout=max(min(patience, clock.left() + patience), 0.0))
         except Empty:
             if process.poll() is None:
-                raise TimeoutError(f"silent for {patience:.0f} s, and ended") from None
+                why = "its time was up" if clock.spent() else f"silent for {patience:.0f} s"
+                raise TimeoutError(f"{why}, and ended") from None
             return  # what it began holds its output open
         if line is None:
             return

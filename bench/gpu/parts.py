@@ -112,6 +112,15 @@ def rate_of_mm(setting: Setting, repeats: int) -> float:
     return 1e9 * product.gigaflop / (perf_counter() - start)
 
 
+def rate(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
+    """Of torch.mm alone, which is cuBLAS's on a GPU."""
+    firsts = (options.loss[0], options.n[0], options.d[0])
+    if (setting.loss, setting.n, setting.d) == firsts:
+        tflops = rate_of_mm(setting, options.repeats) / 1e12
+        print(f"torch.mm {setting.dtype} {tflops:.4g} TFLOP/s", flush=True)
+        yield {"who": "torch.mm", "dtype": setting.dtype, "mm_tflops": tflops}
+
+
 def memory(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
     """Growth of the peak by a step, beside what it may be: 64 B·N + 64 MiB, and of each set the
     gradient and two working copies, in its dtype; `wide`: one of the two in float32."""

@@ -61,6 +61,17 @@ def inf_cl(loss: str) -> Loss:
     return both
 
 
+def memeff(loss: str) -> Loss:
+    """With the gradient of the loss, which is not its default."""
+    _only(loss, "info_nce")
+    from memeff import MemoryEfficientCLIPLoss
+
+    def both(x: Tensor, y: Tensor, temperature: float = 0.07) -> Tensor:
+        return MemoryEfficientCLIPLoss(temperature, stable=False)(x, y)
+
+    return both
+
+
 def siglip_kernel(loss: str) -> Loss:
     _only(loss, "siglip")
     import siglip_kernel as package
@@ -77,6 +88,7 @@ RIVALS = {
         Contestant("linear_cross_entropy", "F.linear_cross_entropy", linear_cross_entropy),
         Contestant("cut_cross_entropy", "cut-cross-entropy", cut_cross_entropy),
         Contestant("inf_cl", "Inf-CL", inf_cl),
+        Contestant("memeff", "memeff", memeff),
         Contestant("siglip_kernel", "siglip-kernel", siglip_kernel),
     )
 }

@@ -311,12 +311,12 @@ def test_retrieval(bench, capsys):
 @exhaustive
 def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     sizes = ["--n", "24", "--d", "8", "--dtype", "float32", "--repeats", "2"]
-    parts = ["--parts", "errors", "bits", "launch", "speed"]
+    parts = ["--parts", "errors", "bits", "launch", "costs", "speed"]
     words = ["--loss", "ms", *sizes, *parts, "--who", "cuda", "triton", "chunked", "hand"]
     main(["gpu", "--device", "cpu", *words, "--output", str(tmp_path)])
     record = json.loads((tmp_path / "gpu-rehearsal.json").read_text())
     assert "triton" in record["stamp"]["versions"]
-    errors, bits, launch, speed = (
+    errors, bits, launch, costs, speed = (
         [r for r in record["rows"] if r["part"] == part] for part in parts[1:]
     )
     exact = {r["who"]: r["gradient_error"] for r in errors if r["level"] == "highest"}
@@ -328,10 +328,9 @@ def test_gpu_rehearsed_on_the_cpu(tmp_path, capsys):
     assert {r["who"]: r["twenty_runs_equal"] for r in bits} == dict.fromkeys(gpu_engines, True)
     checks = {r["who"]: r["verdict"] for r in launch if r["check"] == "beside_torch"}
     assert checks == dict.fromkeys(gpu_engines, "equal")
-    costs = {r["who"]: r["eager_to_this"] for r in launch if r["check"] == "costs"}
-    assert set(costs) == {"cuda", "triton", "chunked", "hand"}
-    assert costs["hand"] == 1
-    assert {r["who"] for r in speed if r["share_of_mm"] > 0} == set(costs)
+    assert {r["who"] for r in costs if r["host_us"] > 0} == {*gpu_engines, "hand"}
+    assert [r["eager_to_this"] for r in costs if r["who"] == "hand"] == [1]
+    assert {r["who"] for r in speed if r["share_of_mm"] > 0} == {*gpu_engines, "hand"}
     assert "written: " in capsys.readouterr().out
 
 
@@ -396,8 +395,9 @@ def test_gpu_measures_in_a_process_of_its_own():
 
 def test_gpu_of_which_setting_a_failure_is():
     options = argparse.Namespace(
-        first=None, dtype=["float32"], d=[8], n=[600, 700, 24], loss=["ms"], device="cpu"
-    )
+        first=None, dtype=["float32"], d=[8], n=[600, 700, 24], loss=["ms"], device="cpu",
+        who=["cuda", "hand"], alone=False,
+    )  # fmt: skip
 
     def measure(options, setting):
         small = lease.at_most(options, setting, 512)
