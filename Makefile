@@ -92,7 +92,7 @@ gpu-kit:
 	@$(PYTHON312) -c 'import sys; sys.version_info[:2] != (3, 12) and sys.exit("$(PYTHON312) is Python " \
 		+ sys.version.split()[0] + "; name one of 3.12: make gpu-kit PYTHON312=...")'
 	rm -rf $(KIT)
-	PAIROPS_CUDA=ON $(PYTHON312) -m pip wheel --no-deps -C build-dir=build/cp312 -w $(KIT) .
+	PAIROPS_CUDA=ON $(PYTHON312) -m pip wheel --no-deps -w $(KIT) .
 	$(PYTHON312) -m pip download --no-deps --only-binary=:all: -d $(KIT) $(RIVALS)
 	cp bench/gpu/kit/run.sh $(KIT)
 	@bytes=$$({ git ls-files -coz --exclude-standard; find $(KIT) -type f -print0; } | \

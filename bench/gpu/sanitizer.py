@@ -25,6 +25,8 @@ SIZES = ((300, 128), (300, 300), (300, 48), (100, 128), (100, 300), (100, 48))
 DTYPES = ("bfloat16", "float32")
 DONE = "all steps done"
 STEP = "step"  # how a line begins that tells one
+HEAD = "COMPUTE-SANITIZER"  # what it says in any case
+WORDS = {True: "clean", False: "NOT CLEAN", None: "no verdict in its time"}
 CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards")
 
 # Every tensor is then an allocation of its own, behind which an access is out of bounds.
@@ -47,7 +49,7 @@ def sanitizer(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         seconds = clock.left() / (len(runs) - done)
         code, output = lease.finish(command, seconds, ALLOCATIONS | environment)
         row = verdict(tool, environment, code, output)
-        print(tool, environment, "clean" if row["clean"] else "NOT CLEAN", row["summary"])
+        print(tool, environment, WORDS[row["clean"]], row["summary"])
         print(*row["complaints"][:12], row["last"], sep="\n", flush=True)
         yield row
         if "failure" in row:
@@ -55,21 +57,25 @@ def sanitizer(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
 
 
 def verdict(tool: str, environment: Mapping[str, str], code: int | None, output: str) -> Row:
-    """code: None if it was ended. A warning is a complaint, but no error.
+    """code: None if it was ended; it is not known to be clean then. A warning is a complaint, but
+    no error.
 
     Where the machine refuses the tool, as some do, that is a failure and says nothing of kernels.
     """
     lines = output.splitlines()
     said = [line for line in lines if line.startswith("=========")]
     summary = [line for line in said if "SUMMARY" in line]
-    clean = any(words in line for line in summary for words in CLEAN)
+    whole = code == 0 and DONE in lines
+    clean: bool | None = whole and any(words in line for line in summary for words in CLEAN)
+    if code is None and all(HEAD in line for line in said):
+        clean = None
     refused = next((line for line in said if "not supported" in line.lower()), None)
     failure = {"failure": f"refused here: {refused.strip('= ')}"} if refused else {}
     return {
         "tool": tool,
         "environment": dict(environment),
         "returncode": code,
-        "clean": code == 0 and clean and DONE in lines,
+        "clean": clean,
         "steps_begun": sum(line.startswith(STEP) for line in lines),
         "summary": summary,
         "complaints": said[:60],

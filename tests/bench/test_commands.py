@@ -436,6 +436,8 @@ def test_gpu_sanitizer(tmp_path, monkeypatch, capsys):
     judged = sanitizer.verdict
     assert not judged("memcheck", {}, None, f"all steps done\n{said}\n")["clean"]
     assert not judged("memcheck", {}, 0, f"ms\n{said}\n")["clean"]
+    assert judged("memcheck", {}, None, "========= COMPUTE-SANITIZER\nstep ms\n")["clean"] is None
+    assert judged("memcheck", {}, None, "========= Invalid read\nstep ms\n")["clean"] is False
     warned = "========= RACECHECK SUMMARY: 10 hazards displayed (0 errors, 10 warnings)"
     assert not judged("racecheck", {}, 0, f"all steps done\n{warned}\n")["clean"]
 

@@ -95,8 +95,10 @@ def test_a_task_without_time_is_a_row(tmp_path, monkeypatch):
 
 
 def test_who_outlasts_the_clock_is_ended():
-    sleeps = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
-    (row,) = lease.rows_of(lambda _: sleeps, lease.Clock(0.1), 0.2, {})
+    """It says something all the time, and would go on for ten seconds."""
+    talks = "import time\nfor _ in range(100): print('busy', flush=True); time.sleep(0.1)"
+    words = [sys.executable, "-S", "-c", talks]
+    (row,) = lease.rows_of(lambda _: words, lease.Clock(0.1), 0.5, {})
     assert row["failure"] == "its time was up, and ended"
 
 
