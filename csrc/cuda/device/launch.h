@@ -4,9 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <mutex>
 #include <stdexcept>
 #include <string>
+
+#include "cuda/device/shared_limits.h"
 
 namespace pairops::cuda {
 
@@ -44,10 +45,12 @@ void launch(const std::string& name, void (*kernel)(Call), Grid grid, int thread
                         " bytes of shared memory each");
     };
     const auto* function = reinterpret_cast<const void*>(kernel);
-    // A limit is the kernel's, not the launch's: another thread may be about to set a lower one.
-    static std::mutex one_at_a_time;
-    const std::lock_guard<std::mutex> held(one_at_a_time);
-    require(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    int device = 0;
+    require(cudaGetDevice(&device));
+    shared_limits().admit(device, function, shared, [&] {
+        require(
+            cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    });
     Call copy = call;
     void* parameters[] = {&copy};
     require(cudaLaunchKernel(function, dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)),

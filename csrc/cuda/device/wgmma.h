@@ -2,9 +2,9 @@
 // intrinsics.h, has a twin in tests/support/cuda_on_host.
 //
 // The order of use: wgmma_fence(sums, a) after the threads wrote those registers, multiplications,
-// wgmma_commit(), and wgmma_wait<n>(sums), n groups at most left, before the threads read `sums`.
-// Registers that are given to the fence and the wait stay on the right side of them, which the
-// compiler does not know of itself.
+// wgmma_commit(), and wgmma_wait<n>(sums, a), n groups at most left, before the threads read `sums`
+// or write `a`, which is read until then. Registers that are given to the fence and the wait stay on
+// the right side of them, which the compiler does not know of itself.
 #pragma once
 
 #include "cuda/device/intrinsics.h"
@@ -27,10 +27,13 @@ DEVICE void pin(std::uint32_t (&a)[4]) {
     UNROLL
     for (int i = 0; i < 4; i++) asm volatile("" : "+r"(a[i])::"memory");
 }
-template <int steps>
-DEVICE void pin(std::uint32_t (&a)[steps][4]) {
+template <int parts, int steps>
+DEVICE void pin(std::uint32_t (&a)[parts][steps][4]) {
     UNROLL
-    for (int k = 0; k < steps; k++) pin(a[k]);
+    for (int part = 0; part < parts; part++) {
+        UNROLL
+        for (int k = 0; k < steps; k++) pin(a[part][k]);
+    }
 }
 
 // An operand in shared memory: rows of 128 bytes whose chunks of 16 bytes are swizzled by the row,

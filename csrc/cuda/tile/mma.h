@@ -36,8 +36,17 @@ DEVICE Shared lane_row(Shared tile, int row, int chunk) {
 template <class S>
 using Products = float[S::parts == 1 ? 1 : 3][S::columns / 8][4];
 
+// Tensor cores truncate: a sum loses up to a bit, always toward zero, with every 8 or 16 products
+// that it takes up. What must be right to float32 is therefore summed on two levels, a few products
+// by a tensor core, from zero on, and then the sums of these, rounded to nearest.
+DEVICE void add(float (&sums)[4], const float (&few)[4]) {
+    UNROLL
+    for (int e = 0; e < 4; ++e) sums[e] += few[e];
+}
+
 // Add x yᵀ of a warp's 16 rows and all columns to the products, in the order of the numbers in
-// every sweep: s has the same bits in both passes, and as s_ji.
+// every sweep: s has the same bits in both passes, and as s_ji. Of two parts the products of the
+// first are summed on two levels; the others are 2^-11 of them.
 template <class S>
 DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
     constexpr int panels = S::chunk_panels;
@@ -66,10 +75,14 @@ DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
                 UNROLL
                 for (int half = 0; half < 2; ++half) {
                     const int at = 2 * t + half;
-                    multiply_add(products[0][at], a[0], b[0][2 * half], b[0][2 * half + 1]);
                     if constexpr (S::parts == 2) {
+                        float of_step[4] = {};
+                        multiply_add(of_step, a[0], b[0][2 * half], b[0][2 * half + 1]);
+                        add(products[0][at], of_step);
                         multiply_add(products[1][at], a[1], b[0][2 * half], b[0][2 * half + 1]);
                         multiply_add(products[2][at], a[0], b[1][2 * half], b[1][2 * half + 1]);
+                    } else {
+                        multiply_add(products[0][at], a[0], b[0][2 * half], b[0][2 * half + 1]);
                     }
                 }
             }
@@ -111,31 +124,60 @@ DEVICE void pack_weights(const Fragment<S>& weights,
 }
 
 // Add weights · y over a chunk of numbers of the tile, the smallest parts first: S::chunk of them,
-// those of the sums that begin at `first`.
+// those of the sums that begin at `first`. Where y has two parts, on two levels: a tile, then all.
 template <class S, int weight_parts, int first>
 DEVICE void accumulate(float (&sums)[S::slice / 8][4],
                        const std::uint32_t (&weights)[weight_parts][S::columns / 16][4], Shared y) {
-    constexpr int panels = S::chunk_panels;
+    constexpr int panels = S::chunk_panels, steps = S::columns / 16;
     const int matrix = lane() / 8, row = lane() % 8;
     const Shared b_row = lane_row<typename S::Y>(y, matrix % 2 * 8 + row, matrix / 2);
-    UNROLL
-    for (int t = 0; t < S::columns / 16; ++t) {
+    const auto load = [&](int t, int u, std::uint32_t(&b)[S::parts][4]) {
+        const Shared at = (b_row ^ (2 * CHUNK_BYTES * (u % 4))) + u / 4 * S::Y::panel_bytes +
+                          t * 16 * ROW_BYTES;
+        UNROLL
+        for (int part = 0; part < S::parts; ++part)
+            load_transposed(b[part], at + part * panels * S::Y::panel_bytes);
+    };
+    if constexpr (S::parts == 2) {
         UNROLL
         for (int u = 0; u < S::chunk / 16; ++u) {
-            const Shared at = (b_row ^ (2 * CHUNK_BYTES * (u % 4))) + u / 4 * S::Y::panel_bytes +
-                              t * 16 * ROW_BYTES;
-            std::uint32_t b[S::parts][4];
+            float of_tile[2][4] = {};
+            std::uint32_t b[steps][2][4];
             UNROLL
-            for (int part = 0; part < S::parts; ++part)
-                load_transposed(b[part], at + part * panels * S::Y::panel_bytes);
+            for (int t = 0; t < steps; ++t) {
+                load(t, u, b[t]);
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    multiply_add(of_tile[half], weights[0][t], b[t][1][2 * half],
+                                 b[t][1][2 * half + 1]);
+                    multiply_add(of_tile[half], weights[1][t], b[t][0][2 * half],
+                                 b[t][0][2 * half + 1]);
+                }
+            }
             UNROLL
-            for (int half = 0; half < 2; ++half) {
-                auto& sum = sums[first / 8 + 2 * u + half];
-                if constexpr (S::parts == 2)
-                    multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);
-                if constexpr (weight_parts == 2)
-                    multiply_add(sum, weights[1][t], b[0][2 * half], b[0][2 * half + 1]);
-                multiply_add(sum, weights[0][t], b[0][2 * half], b[0][2 * half + 1]);
+            for (int t = 0; t < steps; ++t) {
+                UNROLL
+                for (int half = 0; half < 2; ++half)
+                    multiply_add(of_tile[half], weights[0][t], b[t][0][2 * half],
+                                 b[t][0][2 * half + 1]);
+            }
+            add(sums[first / 8 + 2 * u], of_tile[0]);
+            add(sums[first / 8 + 2 * u + 1], of_tile[1]);
+        }
+    } else {
+        UNROLL
+        for (int t = 0; t < steps; ++t) {
+            UNROLL
+            for (int u = 0; u < S::chunk / 16; ++u) {
+                std::uint32_t b[S::parts][4];
+                load(t, u, b);
+                UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    auto& sum = sums[first / 8 + 2 * u + half];
+                    UNROLL
+                    for (int part = weight_parts - 1; part >= 0; --part)
+                        multiply_add(sum, weights[part][t], b[0][2 * half], b[0][2 * half + 1]);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/device/intrinsics.h"
+#include "cuda/device/wgmma.h"
 #include "host.h"
 
 namespace pairops::cuda::host {
@@ -42,6 +42,8 @@ struct Fiber {
     std::uint32_t in[6], out[4];
     float sums[4];
     float* accumulators;
+    const std::uint32_t* multiplied;  // by wgmma, from registers
+    Registers pinned;                 // given to wgmma_wait
     Clock clock;
 };
 
@@ -114,7 +116,14 @@ void join(Clock& clock, const Clock& with);
 void leave();  // by a thread that ends
 void enter_gate(const char* gate, Where where);
 void gather_rows(float (&a)[16][16], const Fiber* lanes);
-void multiply(float* sums, int stride, const float (&a)[16][16], const float* b, int columns);
+// How many products a tensor core adds at once, and 2^(23 + the bits that it has beyond 24).
+struct TensorCore {
+    int step;
+    float units;
+};
+constexpr TensorCore AMPERE{8, 0x1p24F}, HOPPER{16, 0x1p25F};
+void multiply(float* sums, int stride, const float (&a)[16][16], const float* b, int columns,
+              TensorCore core);
 float half_to_float(std::uint16_t half);
 extern std::int64_t conflicts;
 

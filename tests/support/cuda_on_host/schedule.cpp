@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 
@@ -22,6 +23,12 @@ std::int64_t launch_count;
 std::vector<std::string> names;
 constexpr const char* schedule_names[] = {"lockstep",  "reversed",      "first_warp",
                                           "last_warp", "random_thread", "random_warp"};
+
+// The dynamic shared memory that a kernel may have; 48 KiB without asking.
+int& shared_limit(const void* kernel) {
+    static std::map<const void*, int> limits;
+    return limits.try_emplace(kernel, 48 * 1024).first->second;
+}
 
 Schedule named(const std::string& name) {
     for (int i = 0; i < 6; i++) {
@@ -212,6 +219,17 @@ void forget_launches() {
 }
 std::int64_t bank_conflicts() { return conflicts; }
 
+void set_shared_limit(const void* kernel, int bytes) {
+    const std::lock_guard<std::mutex> lock(alone);
+    int& limit = shared_limit(kernel);
+    if (bytes < limit) {
+        throw std::runtime_error("a kernel's limit of shared memory falls from " +
+                                 std::to_string(limit) + " to " + std::to_string(bytes) +
+                                 " bytes: a launch that a graph has captured may have more");
+    }
+    limit = bytes;
+}
+
 void execute(const Execution& execution) {
     const std::lock_guard<std::mutex> lock(alone);
     machine.execution = &execution;
@@ -230,6 +248,11 @@ void execute(const Execution& execution) {
     }
     if (execution.shared < 0 || execution.shared > max_shared) {
         fail(nowhere, "%d bytes of shared memory", execution.shared);
+    }
+    const int limit = shared_limit(execution.kernel);
+    if (execution.shared > limit) {
+        fail(nowhere, "%d bytes of shared memory, where the kernel may have %d", execution.shared,
+             limit);
     }
     launch_count++;
     names.push_back(execution.name);

@@ -1,4 +1,5 @@
 // Shows that the machine runs a right kernel quietly, and names what is wrong with each wrong one.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -102,6 +103,52 @@ products(PARAMETER(Call) call) {
     }
 }
 
+// What tensor cores do by definition, number by number: `count` products at once are added to a sum
+// that has `extra` bits more than 24.
+struct Core {
+    int count, extra;
+};
+float added(float sum, const float* a, const float* b, int stride, Core core) {
+    const auto exponent = [](float half) { return std::max(std::ilogb(half), -14); };
+    int top = sum != 0 ? std::ilogb(sum) : -1000;
+    for (int k = 0; k < core.count; k++) {
+        const float y = b[k * stride];
+        if (a[k] * y != 0) top = std::max(top, exponent(a[k]) + exponent(y));
+    }
+    const double unit = std::ldexp(1.0, top - 23 - core.extra);
+    double units = std::trunc(sum / unit);
+    for (int k = 0; k < core.count; k++) units += std::trunc(double(a[k]) * b[k * stride] / unit);
+    if (units == 0) return 0;
+    const double last = std::ldexp(1.0, std::ilogb(units) - 23);
+    return float(std::trunc(units / last) * last * unit);
+}
+// sum + a · b over n numbers, those of b `stride` apart.
+float added(float sum, const float* a, const float* b, int stride, int n, Core core) {
+    for (int k = 0; k < n; k += core.count) sum = added(sum, a + k, b + k * stride, stride, core);
+    return sum;
+}
+
+// Limits of shared memory, of kernels that are not called.
+std::string above_limit() {
+    static int kernel;
+    try {
+        host::execute({"above", &kernel, 1, 1, 1, 32, 49153, [](const void*) {}, nullptr});
+    } catch (const std::runtime_error& error) {
+        return error.what();
+    }
+    return "right";
+}
+std::string falling_limit() {
+    static int kernel;
+    try {
+        host::set_shared_limit(&kernel, 65536);
+        host::set_shared_limit(&kernel, 65535);
+    } catch (const std::runtime_error& error) {
+        return error.what();
+    }
+    return "right";
+}
+
 template <Mutant mutant>
 std::string run(int rows) {
     std::vector<std::uint16_t> x(std::size_t(rows) * 16 * steps);
@@ -109,7 +156,8 @@ std::string run(int rows) {
     std::uint32_t state = 1;
     for (std::size_t i = 0; i < x.size(); i++) {
         state = state * 1664525 + 1013904223;
-        const std::uint32_t both = pack(float(state >> 8) * 0x1p-23F - 1, 0);
+        const float size = std::ldexp(1.F, -int(i % 23));  // also below the normal float16
+        const std::uint32_t both = pack((float(state >> 8) * 0x1p-23F - 1) * size, 0);
         x[i] = std::uint16_t(both);
         numbers[i] = unpack(both).first;
     }
@@ -121,10 +169,8 @@ std::string run(int rows) {
     }
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < rows; j++) {
-            float sum = 0;
-            for (int k = 0; k < 16 * steps; k++) {
-                sum += numbers[i * 16 * steps + k] * numbers[j * 16 * steps + k];
-            }
+            const float *x = &numbers[i * 16 * steps], *y = &numbers[j * 16 * steps];
+            const float sum = added(0, x, y, 1, 16 * steps, Core{8, 1});
             if (sum != to[i * rows + j]) return "wrong";  // bit for bit
         }
     }
@@ -171,6 +217,10 @@ int main() {
     expect("no_wgmma_wait", [] { return weigh_all<no_wgmma_wait>(); }, "wrong");
     expect("twice_empty", [] { return weigh_all<twice_empty>(); }, "");
     expect("touched", [] { return weigh_all<touched>(); }, "changed its sums");
+    expect("not_pinned", [] { return weigh_all<not_pinned>(); }, "not given the registers of a");
+    expect("rewritten", [] { return weigh_all<rewritten>(); }, "of a changed while wgmma");
+    expect("lowered", [] { return falling_limit(); }, "falls from 65536 to 65535 bytes");
+    expect("above", [] { return above_limit(); }, "where the kernel may have 49152");
     expect("no_barrier", [] { return run<no_barrier>(256); }, "shared memory at");
     expect("no_last_barrier", [] { return run<no_last_barrier>(256); }, "shared memory at");
     expect("late_wait", [] { return run<late_wait>(256); }, "while a copy to it is in flight");

@@ -15,7 +15,9 @@ enum Wrong {
     no_async_fence,
     no_wgmma_wait,
     twice_empty,
-    touched
+    touched,
+    not_pinned,
+    rewritten
 };
 
 // Rows of 64 numbers, 64 at a time: s = x y^T, w = float16(s), to = sum over tiles of w y. The
@@ -61,18 +63,22 @@ DEVICE void consume(const Tiles& call) {
         wgmma_commit();
         if (wrong == touched) s[0][0] = 1;
         if (wrong != no_wgmma_wait) wgmma_wait<0>(s);
-        std::uint32_t weights[4][4];
+        std::uint32_t weights[1][4][4];
         for (int k = 0; k < 4; k++) {
             for (int i = 0; i < 4; i++) {
-                weights[k][i] = pack(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
+                weights[0][k][i] = pack(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
             }
         }
         wgmma_fence(sums, weights);
         for (int k = 0; k < 4; k++) {
-            multiply_weights<64>(sums, weights[k], y + Shared(k) * 2048, 8192);
+            multiply_weights<64>(sums, weights[0][k], y + Shared(k) * 2048, 8192);
         }
         wgmma_commit();
-        wgmma_wait<0>(sums);
+        if (wrong == rewritten) weights[0][3][2] ^= 1;
+        if (wrong == not_pinned)
+            wgmma_wait<0>(sums);
+        else
+            wgmma_wait<0>(sums, weights);
         if (wrong != early_empty) barrier_arrive(empty + 8 * stage);
         if (wrong == twice_empty) barrier_arrive(empty + 8 * stage);
     }
@@ -108,6 +114,7 @@ weigh(PARAMETER(Tiles) call) {
 template <Wrong wrong>
 std::string weigh_all() {
     constexpr int count = 5;
+    const Core hopper{16, 2};
     std::vector<std::uint16_t> panels(4096 * (1 + count));
     std::vector<float> plain(panels.size()), to(4096, NAN), expected(4096);
     std::uint32_t state = 3;
@@ -124,11 +131,17 @@ std::string weigh_all() {
         return error.what();
     }
     for (int i = 0; i < 64; i++) {
-        for (int j = 64; j < 64 * (1 + count); j++) {
-            float s = 0;
-            for (int k = 0; k < 64; k++) s += plain[i * 64 + k] * plain[j * 64 + k];
-            s = unpack(pack(s, 0)).first;
-            for (int k = 0; k < 64; k++) expected[i * 64 + k] += s * plain[j * 64 + k];
+        for (int tile = 1; tile <= count; tile++) {
+            const float* y = &plain[std::size_t(tile) * 4096];
+            float weights[64];
+            for (int j = 0; j < 64; j++) {
+                const float s = added(0, &plain[std::size_t(i) * 64], y + j * 64, 1, 64, hopper);
+                weights[j] = unpack(pack(s, 0)).first;
+            }
+            for (int k = 0; k < 64; k++) {
+                float& sum = expected[std::size_t(i) * 64 + std::size_t(k)];
+                sum = added(sum, weights, y + k, 64, 64, hopper);
+            }
         }
     }
     return to == expected ? "right" : "wrong";

@@ -23,7 +23,8 @@ struct Issue {
     Shared a, b;
     int stride, n, group, held;
     std::int32_t tick;
-    float rows[16][16];  // of a, where it comes from registers
+    float rows[16][16];            // of a, where it comes from registers,
+    const std::uint32_t* from[32];  // and where those of each lane are
     Where where;
 };
 struct Queue {
@@ -137,8 +138,28 @@ void perform(Queue& queue, Issue& issue) {
     if (!issue.add) {
         for (volatile float& value : held.values) value = 0;  // no memset, as of clocks
     }
-    multiply(held.values, held.n, issue.rows, b, held.n);
+    multiply(held.values, held.n, issue.rows, b, held.n, HOPPER);
     if (--held.uses == 0) give_back(held, issue.where);
+}
+
+// Of multiplications that are waited for, the registers of a are read until then.
+void check_registers(const Issue& issue, Fiber* lanes, Where where) {
+    for (int lane = 0; lane < 32; lane++) {
+        const auto* from = reinterpret_cast<const unsigned char*>(issue.from[lane]);
+        const auto* pinned = static_cast<const unsigned char*>(lanes[lane].pinned.begin);
+        if (!pinned || from < pinned || from + 16 > pinned + lanes[lane].pinned.bytes) {
+            fail(where, "wgmma_wait is not given the registers of a: it was to read them");
+        }
+        std::memcpy(lanes[lane].in, from, 16);
+    }
+    float now[16][16];
+    gather_rows(now, lanes);
+    for (int row = 0; row < 16; row++) {
+        for (int k = 0; k < 16; k++) {
+            if (bits<std::uint32_t>(now[row][k]) == bits<std::uint32_t>(issue.rows[row][k])) continue;
+            fail(where, "row %d of a changed while wgmma was to read it", row);
+        }
+    }
 }
 
 }  // namespace
@@ -183,6 +204,7 @@ void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, in
     Fiber& fiber = me();
     Fiber* const lanes = machine.fibers + machine.current / 32 * 32;
     fiber.accumulators = sums;
+    fiber.multiplied = a;
     if (a) std::memcpy(fiber.in, a, 16);
     fiber.in[4] = b;
     fiber.in[5] = a ? std::uint32_t(panel_stride) : a_at;
@@ -214,6 +236,7 @@ void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, in
     issue.where = where;
     issue.tick = ++machine.tick;
     if (a) gather_rows(issue.rows, lanes);
+    for (int lane = 0; lane < 32; lane++) issue.from[lane] = lanes[lane].multiplied;
     issue.held = hold(queue, all, n, where);
     queue.held[issue.held].uses++;
     queue.issued++;
@@ -225,13 +248,15 @@ void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, in
     depart();
 }
 
-void wgmma_wait(int groups, Where where) {
+void wgmma_wait(int groups, Registers a, Where where) {
     Fiber* const lanes = machine.fibers + machine.current / 32 * 32;
+    me().pinned = a;
     if (meet("wgmma_wait", where)) {
         Queue& queue = mine();
         for (; queue.first < queue.end; queue.first++) {
             Issue& issue = queue.issues[queue.first % max_issues];
             if (issue.group >= queue.group - groups) break;
+            if (!issue.tiles) check_registers(issue, lanes, where);
             report(issue, true);
             perform(queue, issue);
             for (int lane = 0; lane < 32; lane++) {

@@ -141,10 +141,7 @@ template <class S, int weight_parts>
 DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
                              std::uint32_t (&packed)[weight_parts][S::columns / 16][4], Shared y) {
     const Shared slice = y + block_z() * (S::slice / PANEL * S::Y::panel_bytes);
-    if constexpr (weight_parts == 2)
-        wgmma_fence(sums, packed[0], packed[1]);
-    else
-        wgmma_fence(sums, packed[0]);
+    wgmma_fence(sums, packed);
     UNROLL
     for (int t = 0; t < S::columns / 16; ++t) {
         UNROLL
@@ -153,7 +150,7 @@ DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
                                        S::Y::panel_bytes);
     }
     wgmma_commit();
-    wgmma_wait<0>(sums);
+    wgmma_wait<0>(sums, packed);
 }
 
 // Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with s of a tile

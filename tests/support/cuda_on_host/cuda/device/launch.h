@@ -5,6 +5,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/device/shared_limits.h"
 #include "host.h"
 
 namespace pairops::cuda {
@@ -27,7 +28,9 @@ void launch(const std::string& name, void (*kernel)(Call), Grid grid, int thread
         Call call;
     };
     const Run run{kernel, call};
-    host::execute({name, grid.x, grid.y, grid.z, threads, shared,
+    const auto* function = reinterpret_cast<const void*>(kernel);
+    shared_limits().admit(0, function, shared, [&] { host::set_shared_limit(function, shared); });
+    host::execute({name, function, grid.x, grid.y, grid.z, threads, shared,
                    [](const void* of) {
                        const Run& run = *static_cast<const Run*>(of);
                        run.kernel(run.call);

@@ -1,49 +1,59 @@
 // The twin of csrc/cuda/device/wgmma.h: a product is done when a warp waits for it, no sooner.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/device/intrinsics.h"
 
 namespace pairops::cuda {
 
 namespace host {
+
+// Registers that a kernel gives to a fence or a wait.
+struct Registers {
+    const void* begin;
+    std::size_t bytes;
+};
+template <class A>
+Registers registers_of(const A& a) {
+    return {&a, sizeof(a)};
+}
+
 void wgmma_fence(Where where);
 void wgmma_commit(Where where);
-void wgmma_wait(int groups, Where where);
+void wgmma_wait(int groups, Registers a, Where where);
 // `a` in registers, or null for shared memory at `a_at`.
 void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int panel_stride,
            bool add, Where where);
+
 }  // namespace host
 
-// The registers given to a fence or a wait matter to a compiler alone. No pack of them, as `where`
-// would follow it.
+// Sums matter to a compiler alone, as what is given to a fence does; the registers of `a` must be
+// those of the multiplications that are waited for. No pack of them, as `where` would follow it.
 inline void wgmma_fence(PAIROPS_HERE) { host::wgmma_fence(where); }
-template <class A>
-void wgmma_fence(A&, PAIROPS_HERE) {
+template <class Sums>
+void wgmma_fence(Sums&, PAIROPS_HERE) {
     host::wgmma_fence(where);
 }
-template <class A, class B>
-void wgmma_fence(A&, B&, PAIROPS_HERE) {
-    host::wgmma_fence(where);
-}
-template <class A, class B, class C>
-void wgmma_fence(A&, B&, C&, PAIROPS_HERE) {
+template <class Sums, class A>
+void wgmma_fence(Sums&, A&, PAIROPS_HERE) {
     host::wgmma_fence(where);
 }
 inline void wgmma_commit(PAIROPS_HERE) { host::wgmma_commit(where); }
 template <int groups>
 void wgmma_wait(PAIROPS_HERE) {
-    host::wgmma_wait(groups, where);
+    host::wgmma_wait(groups, {nullptr, 0}, where);
 }
-template <int groups, class A>
-void wgmma_wait(A&, PAIROPS_HERE) {
-    host::wgmma_wait(groups, where);
+template <int groups, class Sums>
+void wgmma_wait(Sums&, PAIROPS_HERE) {
+    host::wgmma_wait(groups, {nullptr, 0}, where);
 }
-template <int groups, class A, class B>
-void wgmma_wait(A&, B&, PAIROPS_HERE) {
-    host::wgmma_wait(groups, where);
+template <int groups, class Sums, class A>
+void wgmma_wait(Sums&, A& a, PAIROPS_HERE) {
+    host::wgmma_wait(groups, host::registers_of(a), where);
 }
 
-// The machine keeps the address of `sums` until the wait: it must still be theirs then.
+// The machine keeps the addresses of `sums` and `a` until the wait: they must still be theirs then.
 template <int n>
 void multiply_tiles(float (&sums)[n / 8][4], Shared a, Shared b, bool add, PAIROPS_HERE) {
     static_assert(n == 32 || n == 64);
