@@ -80,7 +80,7 @@ cuda-on-host: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m support.cuda_on_host.check $(ARGS)
 
 cuda-resources: $(VENV)/.test
-	$(BIN)/python tests/support/cuda_resources.py
+	PYTHONPATH=tests $(BIN)/python -m support.cuda_resources $(ARGS)
 
 # What `bench gpu` needs on a machine that has Python 3.12, torch and a GPU, but no index: pairops with
 # its CUDA kernels, and the rivals. CUDAARCHS=90a-real make gpu-kit compiles for Hopper alone, in half the

@@ -1,8 +1,9 @@
 """What the CUDA kernels take of a GPU, read from the extension: registers, spills, shared memory.
 
-python tests/support/cuda_resources.py fails on a spill, on local memory, and where the shared
-memory of the largest call is more than the smallest GPU of its architecture gives a block. Nothing
-is compiled: Triton brings the program that reads the kernels which are installed.
+PYTHONPATH=tests python -m support.cuda_resources fails on a spill, on local memory, where the shared
+memory of the largest call is more than the smallest GPU of its architecture gives a block, and where
+a kernel for float32 may fuse a product into a sum. Nothing is compiled: Triton brings the program
+that reads the kernels which are installed.
 """
 
 import re
@@ -15,6 +16,8 @@ from typing import NamedTuple
 import triton
 
 from pairops import _native
+
+from support import cuda_contraction
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_resources"
@@ -127,7 +130,8 @@ def main() -> int:
         good = good and kernel.local == 0
         print(f"{kernel.architecture:3} {kernel.registers:9} {kernel.local:5}  {kernel.name}")
     print(f"{len(found)} kernels")
-    return 0 if good and found else 1
+    rounded = cuda_contraction.check(CUOBJDUMP, str(_native.__file__))
+    return 0 if good and found and rounded else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // How much dynamic shared memory each kernel may have on each device: a limit that only ever rises.
 //
-// The limit belongs to the kernel, not to a launch. A call with fewer operands that lowered it would
-// do so for a CUDA graph, too, which has captured a larger launch and is not instantiated yet.
+// The limit belongs to the kernel, not to a launch. A call with fewer operands that lowered it
+// would do so for a CUDA graph, too, which has captured a larger launch and is not instantiated
+// yet.
 #pragma once
 
 #include <map>

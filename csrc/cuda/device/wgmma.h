@@ -3,8 +3,8 @@
 //
 // The order of use: wgmma_fence(sums, a) after the threads wrote those registers, multiplications,
 // wgmma_commit(), and wgmma_wait<n>(sums, a), n groups at most left, before the threads read `sums`
-// or write `a`, which is read until then. Registers that are given to the fence and the wait stay on
-// the right side of them, which the compiler does not know of itself.
+// or write `a`, which is read until then. Registers that are given to the fence and the wait stay
+// on the right side of them, which the compiler does not know of itself.
 #pragma once
 
 #include "cuda/device/intrinsics.h"

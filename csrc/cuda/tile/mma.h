@@ -131,9 +131,9 @@ DEVICE void accumulate(float (&sums)[S::slice / 8][4],
     constexpr int panels = S::chunk_panels, steps = S::columns / 16;
     const int matrix = lane() / 8, row = lane() % 8;
     const Shared b_row = lane_row<typename S::Y>(y, matrix % 2 * 8 + row, matrix / 2);
-    const auto load = [&](int t, int u, std::uint32_t(&b)[S::parts][4]) {
-        const Shared at = (b_row ^ (2 * CHUNK_BYTES * (u % 4))) + u / 4 * S::Y::panel_bytes +
-                          t * 16 * ROW_BYTES;
+    const auto load = [&](int t, int u, std::uint32_t (&b)[S::parts][4]) {
+        const Shared at =
+            (b_row ^ (2 * CHUNK_BYTES * (u % 4))) + u / 4 * S::Y::panel_bytes + t * 16 * ROW_BYTES;
         UNROLL
         for (int part = 0; part < S::parts; ++part)
             load_transposed(b[part], at + part * panels * S::Y::panel_bytes);

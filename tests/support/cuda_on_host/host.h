@@ -25,8 +25,8 @@ void forget_launches();
 // Transactions of load_matrices beyond one a matrix, since `forget_launches`.
 std::int64_t bank_conflicts();
 
-// What cudaFuncSetAttribute does: `bytes` of dynamic shared memory, which launches of the kernel may
-// have from here on. std::runtime_error where the kernel had more.
+// What cudaFuncSetAttribute does: `bytes` of dynamic shared memory, which launches of the kernel
+// may have from here on. std::runtime_error where the kernel had more.
 void set_shared_limit(const void* kernel, int bytes);
 
 struct Execution {

@@ -20,9 +20,10 @@ COPIES = build.ROOT / "build" / "cuda_on_host_mutants"
 SCHEDULER, MMA = "tile/scheduler.h", "tile/mma.h"
 MAINLOOP, SM90 = "kernels/mainloop.h", "kernels/sm90/mainloop.h"
 FORWARD, BACKWARD = "kernels/forward.h", "kernels/backward.h"
+LIMITS = "device/shared_limits.h"
 # Cases of sweeps_test.cpp.
 ONE_SET, TWO_SETS, STREAMED = "plain, D = 40, N = 205", "plain, D = 40, N = 269", "plain, D = 300"
-SPLIT = "split, D = 40"
+SPLIT, LONG = "split, D = 40, N = 107", "split, D = 40, N = 19"
 
 
 class Mutant(NamedTuple):
@@ -45,10 +46,10 @@ class Mutant(NamedTuple):
         changed = [kernel.replace("Plain64", "PlainAny") for kernel in self.kernels()]
         return self._replace(case=STREAMED, forward=changed[0], backward=changed[1])
 
-    def split(self) -> "Mutant":
+    def split(self, case: str = SPLIT) -> "Mutant":
         backward = self.backward.replace("Plain64, 1", "Split64, 2")
         forward = self.forward.replace("Plain64", "Split64")
-        return self._replace(case=SPLIT, forward=forward, backward=backward)
+        return self._replace(case=case, forward=forward, backward=backward)
 
     def hopper(self) -> "Mutant":
         changed = [kernel.replace("Plain64", "Hopper64") for kernel in self.kernels()]
@@ -79,7 +80,8 @@ MUTANTS = [
            "((lane() / 4) ^ (i % 8))", "((lane() / 4) ^ (i % 4))"),
     Mutant("swizzle of a lane's row", MMA, "(in_block % 8)", "(in_block % 4)"),
     Mutant("no second part of y", MMA,
-           "multiply_add(sum, weights[0][t], b[1][2 * half], b[1][2 * half + 1]);",
+           "multiply_add(of_tile[half], weights[0][t], b[t][1][2 * half],\n"
+           "                                 b[t][1][2 * half + 1]);",
            "{}", first="backward").split(),
     # What lies beyond a set, or does not count.
     Mutant("row guard of masks", SCHEDULER, "if (row >= n_valid_rows) continue;", "", "address"),
@@ -106,6 +108,19 @@ MUTANTS = [
            "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
     Mutant("no shrinking", "tile/epilogue_backward.h",
            "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+    # Two levels of sums.
+    Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
+    Mutant("half of a tile's sums are not added", MMA,
+           "add(sums[first / 8 + 2 * u + 1], of_tile[1]);", "", first="backward").split(),
+    Mutant("one sum over all tiles", MMA, "float of_tile[2][4] = {};",
+           "auto& all = sums[first / 8 + 2 * u]; float of_tile[2][4];"
+           "__builtin_memcpy(of_tile, all, sizeof(of_tile));"
+           "__builtin_memset(all, 0, sizeof(of_tile));", first="backward").split(LONG),
+    # Limits of shared memory.
+    Mutant("a limit is lowered", LIMITS, "if (bytes <= limit) return;",
+           "if (bytes == limit) return;").streamed(),
+    Mutant("a limit is not raised", LIMITS, "if (bytes <= limit) return;",
+           "if (limit) return;").streamed(),
     # Splits.
     Mutant("two blocks write one state", FORWARD,
            "(Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i",
@@ -130,7 +145,9 @@ MUTANTS = [
     Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
     Mutant("no second phase", SM90, "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
     Mutant("no wait for s", SM90, "wgmma_wait<0>(s);", "").hopper(),
-    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums);", "", first="backward").hopper(),
+    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums, packed);", "", first="backward").hopper(),
+    Mutant("weights are not pinned", SM90, "wgmma_wait<0>(sums, packed);", "wgmma_wait<0>(sums);",
+           first="backward").hopper(),
     Mutant("states are read early", SM90, "group_sync(1, S::workers);", "").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),

@@ -66,7 +66,8 @@ DEVICE void consume(const Tiles& call) {
         std::uint32_t weights[1][4][4];
         for (int k = 0; k < 4; k++) {
             for (int i = 0; i < 4; i++) {
-                weights[0][k][i] = pack(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
+                weights[0][k][i] =
+                    pack(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
             }
         }
         wgmma_fence(sums, weights);

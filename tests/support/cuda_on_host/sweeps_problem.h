@@ -93,6 +93,7 @@ struct Shaped {
     const char* dtype;
     int d, n, m, ignored, classes, splits;
     bool normalized, hopper;
+    bool one_signed = false;  // no number is negative: the sums that lose most where they truncate
 };
 
 struct OneSet {
@@ -139,6 +140,7 @@ inline OneSet make_set(const Shaped& shaped, int n, Random& random,
             const std::size_t at = std::size_t(i) * std::size_t(d) + std::size_t(k);
             const double centre = centres[std::size_t(std::max(label, 0)) * std::size_t(d) + k];
             float x = float(size * (0.7 * centre + 0.7 * random.normal()) / std::sqrt(d));
+            if (shaped.one_signed) x = std::fabs(x);
             if (dtype == "bfloat16") {
                 std::uint32_t bits;
                 std::memcpy(&bits, &x, 4);

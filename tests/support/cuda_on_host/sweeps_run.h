@@ -225,8 +225,10 @@ class Run {
         call.out = out.data();
         scale(call, shaped_.dtype, 0);
         out.check_guards("the gradient");
-        // Of plain weights each is rounded to 11 bits.
-        const double gate = shaped_.precision == Precision::plain ? 1e-3 : 1e-5;
+        // Of plain weights each is rounded to 11 bits. Where no number is negative, little cancels.
+        const double gate = shaped_.precision == Precision::plain ? 1e-3
+                            : shaped_.one_signed                  ? 1e-6
+                                                                  : 1e-5;
         for (std::size_t i = 0; i < n; i++) {
             const double unit = gate * expected.largest * expected.size[axis][i];
             for (std::size_t k = 0; k < d; k++)

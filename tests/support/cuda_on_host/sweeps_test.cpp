@@ -128,7 +128,7 @@ constexpr Precision plain = Precision::plain, fine = Precision::fine, split = Pr
 
 // Rows that are no multiple of 8, more than two tiles, the last ragged; blocks with ignored rows.
 const Case cases[] = {
-    // precision, dtype, D, N, M, ignored, classes, splits, normalized, Hopper
+    // precision, dtype, D, N, M, ignored, classes, splits, normalized, Hopper, of one sign
     {{plain, "bfloat16", 40, 205, 0, 12, 23, 1, true, false}, 0, 1, true, 14},
     {{plain, "float16", 40, 269, 149, 9, 31, 3, true, false}, 0, 2, true, 21},
     {{plain, "bfloat16", 64, 149, 301, 0, 7, 2, false, false}, 1, 4, false, -1},
@@ -145,6 +145,7 @@ const Case cases[] = {
     {{fine, "bfloat16", 200, 107, 0, 9, 11, 3, true, false}, 3, 6, false, -1},
     {{fine, "bfloat16", 300, 93, 107, 9, 17, 1, true, false}, 4, 11, false, -1},
     {{split, "float32", 40, 107, 0, 9, 11, 1, true, false}, 2, 6, true, 14},
+    {{split, "float32", 40, 19, 2100, 0, 3, 1, true, false, true}, 8, 60, true, -1},
     {{split, "float32", 100, 93, 107, 9, 17, 2, true, false}, 3, 6, false, -1},
     {{split, "float32", 200, 107, 0, 9, 11, 1, true, false}, 4, 8, true, -1},
     {{split, "float32", 300, 93, 107, 0, 17, 2, false, false}, 5, 11, false, -1},

@@ -23,7 +23,7 @@ struct Issue {
     Shared a, b;
     int stride, n, group, held;
     std::int32_t tick;
-    float rows[16][16];            // of a, where it comes from registers,
+    float rows[16][16];             // of a, where it comes from registers,
     const std::uint32_t* from[32];  // and where those of each lane are
     Where where;
 };
@@ -156,7 +156,8 @@ void check_registers(const Issue& issue, Fiber* lanes, Where where) {
     gather_rows(now, lanes);
     for (int row = 0; row < 16; row++) {
         for (int k = 0; k < 16; k++) {
-            if (bits<std::uint32_t>(now[row][k]) == bits<std::uint32_t>(issue.rows[row][k])) continue;
+            if (bits<std::uint32_t>(now[row][k]) == bits<std::uint32_t>(issue.rows[row][k]))
+                continue;
             fail(where, "row %d of a changed while wgmma was to read it", row);
         }
     }
