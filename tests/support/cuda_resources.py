@@ -1,11 +1,13 @@
-"""What the CUDA kernels take of a GPU, read from the extension: registers, spills, shared memory.
+"""What the CUDA kernels take of a GPU: registers, spills, shared memory, instructions a pair.
 
-PYTHONPATH=tests python -m support.cuda_resources fails on a spill, on local memory, where the shared
-memory of the largest call is more than the smallest GPU of its architecture gives a block, and where
-a kernel for float32 may fuse a product into a sum. Nothing is compiled: Triton brings the program
-that reads the kernels which are installed.
+PYTHONPATH=tests python -m support.cuda_resources fails on a spill, on local memory, where the
+shared memory of the largest call is more than the smallest GPU of its architecture gives a block,
+where a kernel for float32 may fuse a product into a sum, and where a sweep is over its budget of
+instructions. Triton brings the program that reads the kernels which are installed; only what
+instructions are counted of is compiled.
 """
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -16,8 +18,7 @@ from typing import NamedTuple
 import triton
 
 from pairops import _native
-
-from support import cuda_contraction
+from support import cuda_contraction, instruction_budget
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_resources"
@@ -106,7 +107,8 @@ def shared_memory() -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def main() -> int:
+def resources() -> bool:
+    """Print what kernels take, as the extension has them; False if it is too much."""
     BUILD.mkdir(parents=True, exist_ok=True)
     good = True
     shared = shared_memory()
@@ -119,7 +121,7 @@ def main() -> int:
         print(
             "SKIPPED: this build has no CUDA kernels, so nothing is known of registers and spills"
         )
-        return 0 if good else 1
+        return good
     dump = subprocess.run(
         [CUOBJDUMP, "--dump-resource-usage", str(_native.__file__)],
         capture_output=True, text=True, check=True,
@@ -131,7 +133,17 @@ def main() -> int:
         print(f"{kernel.architecture:3} {kernel.registers:9} {kernel.local:5}  {kernel.name}")
     print(f"{len(found)} kernels")
     rounded = cuda_contraction.check(CUOBJDUMP, str(_native.__file__))
-    return 0 if good and found and rounded else 1
+    return good and bool(found) and rounded
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m support.cuda_resources", description=__doc__)
+    parser.add_argument(
+        "--write", action="store_true", help="write the table, and lower budgets to what is counted"
+    )
+    options = parser.parse_args()
+    good = [resources(), instruction_budget.check(options.write)]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
