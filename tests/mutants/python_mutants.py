@@ -26,6 +26,7 @@ FIRST_USE = "pairops/ops/engines/first_use.py"
 SAMPLED_ROWS = "pairops/ops/engines/sampled_rows.py"
 PASSED = "pairops/ops/engines/passed.py"
 KERNEL_CHECK = "pairops/inspection/kernel_check.py"
+ENGINES = "pairops/ops/engines/__init__.py"
 BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
 GRID = "pairops/ops/engines/blockwise/grid.py"
 NATIVE = "pairops/ops/engines/cpu.py"
@@ -121,6 +122,7 @@ OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
 OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
+OF_CHOICE = "tests/ops/engines/triton/test_declines.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
 OF_RANKS = (
     "tests/ops/distributed/test_losses.py"
@@ -687,6 +689,14 @@ MUTANTS = [
     Mutant(
         "both sets must have few rows for weights of two parts", WEIGHT_PARTS,
         "min(pairs.shape) <= FEW", "max(pairs.shape) <= FEW", (OF_WEIGHT_PARTS,),
+    ),
+    Mutant(
+        "Triton goes before cuda where cuda is ahead by the table", ENGINES,
+        "dtype.itemsize != 2 or d > 128", "dtype.itemsize != 2 or d > 256", (OF_CHOICE,),
+    ),
+    Mutant(
+        "Hopper's sweeps are turned on and not asked first", ENGINES,
+        "== (9, 0) and not cuda_kernels.on_hopper(device)", "== (9, 0)", (OF_CHOICE,),
     ),
     Mutant(
         "Triton lists the tiles in which every view found a pair", TRITON_OPERANDS,

@@ -115,6 +115,39 @@ def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.Monkey
     assert engines._preferred(pairs) == ["cpu", "blockwise", "dense"]
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "d", "n", "hopper", "faster"),
+    [
+        ((9, 0), torch.bfloat16, 128, 5000, False, True),
+        ((9, 0), torch.float16, 64, 5000, False, True),
+        ((9, 0), torch.bfloat16, 129, 5000, False, False),  # cuda is ahead at 256
+        ((9, 0), torch.bfloat16, 128, 4096, False, False),  # few rows: launches count
+        ((9, 0), torch.float32, 128, 5000, False, False),
+        ((9, 0), torch.bfloat16, 128, 5000, True, False),  # asked for
+        ((8, 0), torch.bfloat16, 128, 5000, False, False),  # not counted
+        ((10, 0), torch.bfloat16, 128, 5000, False, False),
+    ],
+)
+def test_auto_on_a_gpu_follows_the_table_of_instructions(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    d: int,
+    n: int,
+    hopper: bool,
+    faster: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines.cuda_engine, "declines", lambda *_: None)
+    monkeypatch.setattr(engines.cuda_engine, "prefers_chunks", lambda _: False)
+    monkeypatch.setattr(engine, "prefers_chunks", lambda _: False)
+    monkeypatch.setattr(engines, "capability", lambda _: capability)
+    monkeypatch.setattr(engines.cuda_kernels, "on_hopper", lambda _: hopper)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(77, d))
+    names = engines._preferred(SimpleNamespace(x=x, shape=(77, n)))  # type: ignore[arg-type]
+    first = ["triton", "cuda"] if faster else ["cuda", "triton"]
+    assert names == ["cpu", *first, "chunked", "blockwise", "dense"]
+
+
 @pytest.mark.parametrize("name", TRITON)
 def test_who_is_declined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = smooth(6, 3), torch.arange(6) // 2
