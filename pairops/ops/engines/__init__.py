@@ -138,37 +138,38 @@ def _preferred(pairs: Pairs) -> list[str]:
         return _ON_CPU
     names = list(ENGINES)
     first = cuda_engine if cuda_engine.declines(pairs, (), ()) is None else triton_engine
-    if first is cuda_engine and _has_long_sweeps(pairs):
-        x = pairs.x
-        if _triton_is_faster(x.device, x.dtype, int(x.shape[1])):
-            first = triton_engine
-            names.remove(first.NAME)
-            names.insert(names.index(cuda_engine.NAME), first.NAME)
+    if first is cuda_engine and _triton_is_faster(pairs):
+        first = triton_engine
+        names.remove(first.NAME)
+        names.insert(names.index(cuda_engine.NAME), first.NAME)
     if chunked.missing() is None and first.prefers_chunks(pairs):
         names.remove(chunked.NAME)
         names.insert(names.index(first.NAME), chunked.NAME)
     return names
 
 
-def _triton_is_faster(device: torch.device, dtype: torch.dtype, d: int) -> bool:
+def _triton_is_faster(pairs: Pairs) -> bool:
     """Return whether Triton's sweeps are expected to take less time than those of `cuda`.
 
     By instructions a pair, counted for compute capability 9.0 (docs/engines/cuda.md) and **not
     measured yet**, 16-bit embeddings reach these parts of `torch.mm`'s rate: at D = 128 0.27 by
     Triton and 0.20 by the sm_80 path of `cuda`, at D = 256 0.22 and 0.24. No other GPU was counted,
-    nor float32. Hopper's own sweeps are those of whoever turned them on. A results file of a GPU
-    that says otherwise goes before this.
+    nor float32. Of few rows the launches are expected to take longer than the sweeps, and `cuda`
+    has fewest where it sorts rows itself; the compiler may not know how many there are. A results
+    file of a GPU that says otherwise goes before this.
     """
-    if dtype.itemsize != 2 or d > 128 or device.type != "cuda":
+    x = pairs.x
+    if x.dtype.itemsize != 2 or x.shape[1] > 128 or not _runs_sm_80_path_on_9_0(x.device):
         return False
-    return capability(device) == (9, 0) and not cuda_kernels.on_hopper(device)
+    return torch.compiler.is_compiling() or max(pairs.shape) > cuda_kernels.MOST_RELATED
+
+
+def _runs_sm_80_path_on_9_0(device: torch.device) -> bool:
+    """Return whether `cuda` serves a GPU that has `wgmma` without it: nobody turned it on."""
+    if device.type != "cuda" or cuda_kernels.on_hopper(device):
+        return False
+    return capability(device) == (9, 0)
 
 
 # Marked like `devices.capability`.
-_triton_is_faster._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _has_long_sweeps(pairs: Pairs) -> bool:
-    """Return whether the sweeps of a call are expected to take longer than its launches, of which
-    `cuda` has fewest where it sorts rows itself. The compiler may not know how many there are."""
-    return torch.compiler.is_compiling() or max(pairs.shape) > cuda_kernels.MOST_RELATED
+_runs_sm_80_path_on_9_0._dynamo_marked_constant = True  # type: ignore[attr-defined]

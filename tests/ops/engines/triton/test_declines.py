@@ -35,15 +35,22 @@ with pairops.engine("triton"):
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_a_compiled_call_may_ask_the_planner() -> None:
+def test_a_compiled_call_may_ask_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 16-bit embeddings, and as on the GPU that was counted: it is asked for D and N too.
+    monkeypatch.setattr(engines, "_runs_sm_80_path_on_9_0", lambda _: True)
+
     def plan(x: Tensor) -> Tensor:
         pairs = Pairs.of(x, torch.arange(len(x)) // 2)
-        return x + 1 if engine.prefers_chunks(pairs) else x - 1
+        chunks = engine.prefers_chunks(pairs) or engines._triton_is_faster(pairs)
+        return x + 1 if chunks else x - 1
 
     torch._dynamo.reset()
-    x = smooth(6, 3)
     compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend="aot_eager")
+    x = smooth(6, 3)
     assert torch.equal(compiled(x), plan(x))
+    half = x.bfloat16()
+    assert torch.equal(compiled(half), half + 1)  # the compiler does not ask for N
+    assert torch.equal(plan(half), half - 1)  # few rows
 
 
 def test_importing_pairops_imports_no_triton() -> None:
