@@ -1,4 +1,4 @@
-"""May a product be fused into a sum, in the kernels for float32? Read from the PTX of the extension.
+"""May a product be fused into a sum in the kernels for float32? Read from the extension's PTX.
 
 What is compiled with -fmad=false says of every product and every sum that it is rounded, and ptxas
 may fuse no such two. An fma.rn is one that the source asks for.
