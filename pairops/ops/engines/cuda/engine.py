@@ -65,14 +65,18 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
 def prefers_chunks(pairs: Pairs) -> bool:
     """Return whether `chunked` is expected to be faster, as where a sliced gradient multiplies s
     once per slice. Derived, **not measured yet**."""
-    return _is_sliced(pairs.x.dtype, int(pairs.x.shape[1]))
+    return bool(pairs.x.shape[1] > _most_unsliced(pairs.x.dtype))
 
 
-def _is_sliced(dtype: torch.dtype, d: int) -> bool:
-    return bool(Kernels(cuda_kernels.installed(), dtype, d).slice < d)
+def _most_unsliced(dtype: torch.dtype) -> int:
+    """Return up to which D a gradient is one slice. The compiler may ask, since this takes no D."""
+    d = cuda_kernels.installed().module.PANEL
+    while Kernels(cuda_kernels.installed(), dtype, 2 * d).slice >= 2 * d:
+        d *= 2
+    return int(d)
 
 
-_is_sliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_most_unsliced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def prepare(pairs: Pairs) -> list[Tensor]:

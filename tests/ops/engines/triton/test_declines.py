@@ -14,6 +14,7 @@ from torch import Tensor
 import pairops
 from pairops import NEG, Function, Pairs, row_stats, total
 from pairops.ops import engines
+from pairops.ops.engines.cuda import engine as cuda_engine
 from pairops.ops.engines.triton import engine, tile_configs
 from support.engine_names import TRITON
 from support.exhaustive import exhaustive
@@ -41,7 +42,8 @@ def test_a_compiled_call_may_ask_the_planner(monkeypatch: pytest.MonkeyPatch) ->
 
     def plan(x: Tensor) -> Tensor:
         pairs = Pairs.of(x, torch.arange(len(x)) // 2)
-        chunks = engine.prefers_chunks(pairs) or engines._triton_is_faster(pairs)
+        chunks = engine.prefers_chunks(pairs) or cuda_engine.prefers_chunks(pairs)
+        chunks = chunks or engines._triton_is_faster(pairs)
         return x + 1 if chunks else x - 1
 
     torch._dynamo.reset()
