@@ -14,6 +14,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ PACKAGES = (
 )
 
 
-CHECK = 50.0  # seconds
+CHECK = 100.0  # seconds: Triton compiles, and every kernel is run
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -141,25 +142,29 @@ def command(part: str, options: argparse.Namespace, clock: Clock, first: int) ->
 def check(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
     """What `python -m pairops --check` says, of both kinds of sweeps."""
     hopper = lease.with_hopper(options.device)
-    for environment in ({}, lease.HOPPER) if hopper else ({},):
-        words = [sys.executable, "-m", "pairops", "--check", "--json"]
-        code, output = lease.finish(words, min(CHECK, clock.left()), environment)
-        row = {"environment": environment, "returncode": code, **said_by_check(code, output)}
-        print(row.get("failure") or f"passed: {row['passed']}", flush=True)
+    environments = ({}, lease.HOPPER) if hopper else ({},)
+    words = [sys.executable, "-m", "pairops", "--check", "--json"]
+    runs = [(words, environment) for environment in environments]
+    for number, code, output in lease.finish_together(runs, min(CHECK, clock.left())):
+        row = {"environment": environments[number], "returncode": code, **said(code, output)}
+        print(row.get("failure") or f"passed: {row['passed']}, {row['counts']}", flush=True)
         yield row
 
 
-def said_by_check(code: int | None, output: str) -> Row:
-    """Its report, if there is one; a warning may stand before it."""
+def said(code: int | None, output: str) -> Row:
+    """A check's report, of which kernels that passed are counted; a warning may stand before it."""
     if "unrecognized arguments: --check" in output:
         return {"failure": "this pairops has no `python -m pairops --check`"}
-    start = output.find("\n{") + 1 if not output.startswith("{") else 0
+    start = 0 if output.startswith("{") else output.find("\n{") + 1
     try:
         report, _ = json.JSONDecoder().raw_decode(output, start)
     except ValueError:
         how = "took too long and was ended" if code is None else f"ended with status {code}"
         return {"failure": f"{how}, without a report: {output.strip()[-200:]}"}
-    return {"passed": code == 0, "report": report}
+    kernels = report.pop("kernels")
+    counts = Counter(f"{kernel['engine']} {kernel['outcome']}" for kernel in kernels)
+    rest = [kernel for kernel in kernels if kernel["outcome"] != "passed"]
+    return {**report, "counts": dict(counts), "not_passed": rest}
 
 
 def tests(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -220,6 +221,23 @@ def finish(
             end(process)
         output.seek(0)
         return code, output.read()
+
+
+def finish_together(
+    runs: Sequence[tuple[Sequence[str], Mapping[str, str]]], seconds: float
+) -> Iterator[tuple[int, int | None, str]]:
+    """What is not timed may share the GPU: of each run its number and what `finish` gives, as they
+    end.
+
+    runs: commands and environments.
+    """
+    with ThreadPoolExecutor(len(runs)) as pool:
+        begun = {
+            pool.submit(finish, command, seconds, environment): number
+            for number, (command, environment) in enumerate(runs)
+        }
+        for ended in as_completed(begun):
+            yield begun[ended], *ended.result()
 
 
 def end(process: subprocess.Popen[Any]) -> None:

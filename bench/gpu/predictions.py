@@ -60,7 +60,7 @@ def beside(part: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SHOWN = {
-    "check": ("passed",),
+    "check": ("passed", "counts"),
     "sanitizer": ("clean", "steps_begun"),
     "long_sums": ("gradient_error",),
     "rate": ("mm_tflops",),

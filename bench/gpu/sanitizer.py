@@ -40,20 +40,21 @@ def sanitizer(options: argparse.Namespace, clock: Clock) -> Iterator[Row]:
         yield {"failure": "no compute-sanitizer, neither on PATH nor beside nvcc"}
         return
     hopper = lease.with_hopper(options.device)
-    runs = list(product(TOOLS, ({}, lease.HOPPER) if hopper else ({},)))
-    for done, (tool, environment) in enumerate(runs):
-        if clock.spent():
-            return
-        command = [found, "--tool", tool, "--error-exitcode", "1", sys.executable]
-        command += ["-m", "bench.gpu.sanitizer", options.device]
-        seconds = clock.left() / (len(runs) - done)
-        code, output = lease.finish(command, seconds, ALLOCATIONS | environment)
+    kinds = list(product(TOOLS, ({}, lease.HOPPER) if hopper else ({},)))
+    watched = [sys.executable, "-m", "bench.gpu.sanitizer", options.device]
+    runs = [
+        (
+            [found, "--tool", tool, "--error-exitcode", "1", *watched],
+            ALLOCATIONS | lease.UNCHECKED | environment,
+        )
+        for tool, environment in kinds
+    ]
+    for number, code, output in lease.finish_together(runs, clock.left()):
+        tool, environment = kinds[number]
         row = verdict(tool, environment, code, output)
         print(tool, environment, WORDS[row["clean"]], row["summary"])
         print(*row["complaints"][:12], row["last"], sep="\n", flush=True)
         yield row
-        if "failure" in row:
-            return
 
 
 def verdict(tool: str, environment: Mapping[str, str], code: int | None, output: str) -> Row:

@@ -80,7 +80,7 @@ def first_run(device: str) -> list[Task]:
     beside = task("speed", 60, loss=paired, dtype=short, n=sizes.middle, d=last, who=rivals)
     return [
         Task("check", seconds=100),
-        Task("sanitizer", seconds=140),
+        Task("sanitizer", seconds=90),
         sums,
         rate,
         *and_on_hopper(speed),

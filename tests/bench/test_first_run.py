@@ -125,11 +125,17 @@ def test_gradient_of_sampled_rows_in_float64(monkeypatch):
     torch.testing.assert_close(found, whole[sample], rtol=1e-12, atol=0)
 
 
+KERNELS = [{"engine": "cuda", "outcome": how} for how in ("passed", "passed", "hung")]
+
+
 @pytest.mark.parametrize(
     ("code", "output", "row"),
     [
-        (0, 'a warning\n{\n "a": {}}\nmore', {"passed": True, "report": {"a": {}}}),
-        (1, '{"a": 1}', {"passed": False, "report": {"a": 1}}),
+        (0, 'a warning\n{\n "passed": true, "kernels": []}\nmore',
+         {"passed": True, "counts": {}, "not_passed": []}),
+        (1, json.dumps({"passed": False, "kernels": KERNELS}),
+         {"passed": False, "counts": {"cuda passed": 2, "cuda hung": 1},
+          "not_passed": KERNELS[2:]}),
         (2, "python -m pairops: error: unrecognized arguments: --check",
          {"failure": "this pairops has no `python -m pairops --check`"}),
         (None, "begun", {"failure": "took too long and was ended, without a report: begun"}),
@@ -137,7 +143,7 @@ def test_gradient_of_sampled_rows_in_float64(monkeypatch):
     ],
 )  # fmt: skip
 def test_what_a_check_says(code, output, row):
-    assert entry.said_by_check(code, output) == row
+    assert entry.said(code, output) == row
 
 
 def test_a_machine_that_refuses_the_sanitizer(tmp_path, monkeypatch):
@@ -146,9 +152,9 @@ def test_a_machine_that_refuses_the_sanitizer(tmp_path, monkeypatch):
     tool.write_text(f"#!/bin/sh\necho '{said}'\nexit 1\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    (row,) = sanitizer.sanitizer(argparse.Namespace(device="cpu"), lease.Clock(60))
-    assert row["failure"].startswith("refused here: Error: Device not supported")
-    assert not row["clean"]
+    for row in sanitizer.sanitizer(argparse.Namespace(device="cpu"), lease.Clock(60)):
+        assert row["failure"].startswith("refused here: Error: Device not supported")
+        assert not row["clean"]
 
 
 def test_predictions_stand_beside():
