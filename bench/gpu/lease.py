@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -241,7 +242,8 @@ def finish_together(
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """With all that it began."""
+    """With all that it began. Where a GPU hangs, the end may not come: nobody waits for it then."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
