@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pairops.ops import engines
 from pairops.ops.bindings import cuda as cuda_kernels
-from pairops.ops.engines import passed, sampled_rows
+from pairops.ops.engines import first_use, passed, sampled_rows
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale, product
 from pairops.ops.row_stats.op import row_stats
@@ -127,7 +127,9 @@ def tried(kernel: Kernel, device: str) -> tuple[str, str]:
         live = [torch.where(z.isinf(), 0, z) for z in statistics]
         weights = [torch.linspace(-1, 2, len(z), dtype=sums).to(device) for z in live]
         total = torch.stack([(z * w).sum() for z, w in zip(live, weights, strict=True)]).sum()
-        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
+        slopes: tuple[Tensor | None, ...] = ()
+        if total.requires_grad:  # not that of extremes that only serve as thresholds
+            slopes = torch.autograd.grad(total, leaves, allow_unused=True)
         found = [*statistics, *[z for z in slopes if z is not None]]
         return [z.detach().cpu() for z in found]
 
@@ -197,6 +199,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # So outputs are poisoned.
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    first_use.ENABLED = False  # an engine that is left out would not be tried on
     first, left_out = int(arguments[0]), set(arguments[1:])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     every = kernels()

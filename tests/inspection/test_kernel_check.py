@@ -12,7 +12,7 @@ import torch
 from pairops import __main__ as command
 from pairops.inspection import kernel_check, kernel_problems
 from pairops.inspection.kernel_problems import Kernel, kernels, tried
-from pairops.ops.engines import cuda_engine, passed
+from pairops.ops.engines import cuda_engine, first_use, passed
 from support import bad_kernels
 from support.exhaustive import exhaustive
 from support.on_cpu import device as device
@@ -83,7 +83,7 @@ def test_a_kernel_that_ends_with_an_error() -> None:
 
 def test_a_kernel_that_hangs() -> None:
     """The rest of its engine is not tried, and the others are."""
-    outcomes, found = checked("k == 1 and time.sleep(60); outcome = 'passed'", limit=1.0)
+    outcomes, found = checked("k == 1 and time.sleep(60); outcome = 'passed'", limit=2.0)
     assert outcomes == {"a": "passed", "b": "hung", "c": "passed", "d": "declined", "e": "passed"}
     assert found["kernels"][3]["detail"] == "not tried, since another hung: b"
     assert found["passed"] is False
@@ -141,6 +141,7 @@ def test_the_command_prints_one_json_object(
     assert json.loads(capsys.readouterr().out) == found
 
 
+KINDS = sorted({kernel.recipe for kernel in kernels() if kernel.engine == "cuda"})
 SMALL = Kernel("cuda", "lse:pos:affine(op) lse:neg:affine(op)>", torch.bfloat16, 40, 17, 48)
 
 
@@ -149,6 +150,14 @@ SMALL = Kernel("cuda", "lse:pos:affine(op) lse:neg:affine(op)>", torch.bfloat16,
 def test_right_kernels_pass(m: int, dtype: torch.dtype) -> None:
     outcome, detail = tried(SMALL._replace(m=m, dtype=dtype), "cpu")
     assert outcome == "passed", detail
+
+
+@exhaustive
+@pytest.mark.parametrize("recipe", KINDS)
+def test_right_kernels_of_every_kind(recipe: str) -> None:
+    for m in (0, 17):
+        outcome, detail = tried(SMALL._replace(recipe=recipe, m=m, d=20), "cpu")
+        assert outcome == "passed", detail
 
 
 @exhaustive
@@ -212,6 +221,21 @@ def test_every_kind_is_tried_in_every_shape() -> None:
     dimensions = {(kernel.dtype, kernel.d) for kernel in every}
     assert len(dimensions) == 15
     assert any(min(kernel.n, kernel.m or kernel.n) > 1024 for kernel in every)  # one part
+
+
+def test_the_process_tries_an_engine_whatever_was_found_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so it checks nothing at first use."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(first_use, "ENABLED", True)
+    monkeypatch.setattr(
+        kernel_problems, "kernels", lambda: [SMALL, SMALL._replace(engine="triton")]
+    )
+    monkeypatch.setattr(kernel_problems, "tried", lambda *_: ("passed", str(first_use.ENABLED)))
+    assert kernel_problems.main(["0", "triton"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("detail") for line in lines] == [None, None, "False"]
 
 
 def test_bad_kernels_are_kernels() -> None:

@@ -57,11 +57,12 @@ def driver() -> str:
 
 @functools.cache
 def build() -> str:
-    """Return a digest of the kernels: the Python that writes or launches them, and the features of
-    the extension, with the digest of its CUDA sources."""
+    """Return a digest of the kernels: the Python that writes or launches them, the features of the
+    extension, with the digest of its CUDA sources, and whether Hopper's own sweeps serve."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted([*_HERE.glob("cuda/**/*.py"), *_HERE.glob("triton/**/*.py")]):
         digest.update(path.read_bytes())
+    digest.update(os.environ.get("PAIROPS_HOPPER", "0").encode())
     if extension.native is not None:
         features = extension.native.features()
         named = ("version", "cuda_toolkit", "cuda_architectures", "cuda_sources")
