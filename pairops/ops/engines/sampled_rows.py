@@ -63,14 +63,8 @@ def of_gradients(
     gradients: tuple[Tensor, Tensor],
 ) -> list[Comparison]:
     """Compare the gradients by x and y of `Engine.backward`, with its statistics and cotangents."""
-    terms = [
-        (axis, *known)
-        for known, axis in zip(
-            zip((*rows, *cols), statistics, cotangents, strict=True),
-            [0] * len(rows) + [1] * len(cols),
-            strict=True,
-        )
-    ]
+    axes = [0] * len(rows) + [1] * len(cols)
+    terms = [*zip(axes, (*rows, *cols), statistics, cotangents, strict=True)]
     found = []
     for axis, name in enumerate("xy"):
         if needs[axis] and (axis == 0 or pairs.y is not None):
@@ -283,12 +277,7 @@ def _listed(entries: Tensor, begin: Tensor, end: Tensor, column: Tensor) -> Tens
 
 
 def compared(
-    what: str,
-    ours: Tensor,
-    dense: Tensor,
-    truth: Tensor,
-    near: Tensor,
-    slack: Tensor | None = None,
+    what: str, ours: Tensor, dense: Tensor, truth: Tensor, near: Tensor, slack: Tensor | None = None
 ) -> Comparison:
     """Compare rows but for those where the truth is no number, or a window is near.
 
