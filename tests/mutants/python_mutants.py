@@ -73,6 +73,8 @@ TRITON_MONOIDS = "pairops/ops/engines/triton/kernels/accumulators.py"
 TRITON_TILES = "pairops/ops/engines/triton/kernels/tile.py"
 TRITON_LISTS = "pairops/ops/engines/triton/kernels/lists.py"
 TRITON_OPERANDS = "pairops/ops/engines/triton/operands.py"
+TRITON_SWEEPS = "pairops/ops/engines/triton/kernels/sweep.py"
+TRITON_TABLE = "pairops/ops/engines/triton/tile_configs.py"
 TRITON_SCALE = "pairops/ops/engines/triton/kernels/finalize.py"
 TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
 
@@ -123,6 +125,7 @@ OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_de
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
 OF_CHOICE = "tests/ops/engines/triton/test_declines.py"
+OF_TRITON_ROUNDING = "tests/ops/engines/triton/test_rounding.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
 OF_RANKS = (
     "tests/ops/distributed/test_losses.py"
@@ -746,6 +749,16 @@ MUTANTS = [
         "a GPU is known by another build", PASSED,
         'z.get("build"))', 'z.get("gpu"))',
         (OF_KERNEL_CHECK,),
+    ),
+    Mutant(
+        "Triton sums float32's products over a whole row of tiles", TRITON_SWEEPS,
+        "part = tl.zeros_like(total)", "part, total = total, tl.zeros_like(total)",
+        (OF_TRITON_ROUNDING,),
+    ),
+    Mutant(
+        "Triton fuses float32's products into sums", TRITON_TABLE,
+        "fused = self.precision.stored != torch.float32", "fused = True",
+        (OF_TRITON_ROUNDING,),
     ),
     # What adapters add.
     Mutant(

@@ -3,7 +3,7 @@
 import functools
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton.language as tl
@@ -30,15 +30,63 @@ def prepare() -> None:
     TritonSemantic.broadcast_impl_value = _broadcast
 
 
+class TensorCore(NamedTuple):
+    """How a GPU adds products of float16, by Khattak & Mikaitis (arXiv:2512.07004)."""
+
+    products: int  # that it adds in one step, to one number that is there
+    extra_bits: int  # that it keeps of them beyond float32's 24 while it adds
+
+
+AMPERE, HOPPER = TensorCore(8, 1), TensorCore(16, 2)
+# The tests have the one that loses more.
+TENSOR_CORE = AMPERE
+_FIELD, _BIAS = 255, 127  # of a float32's exponent
+
+
 def _dot(_builder: Any, a: TensorHandle, b: TensorHandle, sums: TensorHandle, *_: Any) -> Any:
-    """One product after another. The interpreter's own goes to a BLAS whose last bits depend on the
-    place in a tile, and a pair's s would differ from pass to pass."""
+    """float16 as a tensor core multiplies it, float32 one product after another. The interpreter's
+    own goes to a BLAS whose last bits depend on the place in a tile, and a pair's s would differ
+    from pass to pass."""
+    left, right = (np.ascontiguousarray(z, np.float32) for z in (a.data.T, b.data))
+    if a.data.dtype == b.data.dtype == np.float16:
+        return TensorHandle(truncated_dot(left, right, sums.data), sums.dtype.scalar)
     total = sums.data.copy()
-    left, right = (np.ascontiguousarray(z, total.dtype) for z in (a.data.T, b.data))
     products = np.empty_like(total)
     for column, row in zip(left[:, :, None], right, strict=True):
         total += np.multiply(column, row, out=products)
     return TensorHandle(total, sums.dtype.scalar)
+
+
+def truncated_dot(left: Any, right: Any, total: Any, core: TensorCore | None = None) -> Any:
+    """Return total + leftᵀ right, of float32 arrays that hold float16 numbers.
+
+    Each step truncates what it adds toward zero to 2^(E − 23 − extra bits), E the exponent of the
+    largest, adds that exactly, and truncates the sum to 24 bits.
+    """
+    core = core or TENSOR_CORE
+    for k in range(0, len(left), core.products):
+        pieces = zip(
+            left[k : k + core.products, :, None], right[k : k + core.products], strict=True
+        )
+        products = [column * row for column, row in pieces]
+        largest = np.abs(total)
+        for product in products:
+            np.maximum(largest, np.abs(product), out=largest)  # NaN if there is one
+        exponent = (largest.view(np.int32) >> 23) & _FIELD
+        # The unit must be a number: sums below 2^−102 are rounded to 2^−127.
+        steps = 23 + core.extra_bits + _BIAS - exponent
+        up = np.ldexp(np.float32(1), np.minimum(steps, _BIAS))
+        whole = (total * up).astype(np.int32)  # toward zero
+        for product in products:
+            whole += (product * up).astype(np.int32)
+        wide = whole.astype(np.float64)
+        wide.view(np.int64)[...] &= -1 << 29  # 24 bits of float64's 53 are left
+        found = (wide / up).astype(np.float32)
+        unbounded = exponent == _FIELD
+        if unbounded.any():
+            found = np.where(unbounded, total + sum(products), found)
+        total = found
+    return total
 
 
 _block_type_as_it_was = tl.block_type.__init__

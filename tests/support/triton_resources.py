@@ -3,9 +3,10 @@
     python tests/support/triton_resources.py 90 bfloat16-128-ms_loss-highest \
         float32-128-supcon_loss-high
 
-One JSON object per kernel: its registers, its shared memory, bytes spilled. Run by
-test_tile_configs.py in processes of their own, one per GPU, since it takes Triton's driver for a
-stand-in that compiles and launches nothing.
+One JSON object per kernel: its registers, its shared memory, bytes spilled, and what its text says
+of rounding. Run by test_tile_configs.py in processes of their own, one per GPU, since it takes
+Triton's driver for a stand-in that compiles and launches nothing. Another Triton comes first on
+PYTHONPATH, see docs/testing.md.
 """
 
 import json
@@ -58,6 +59,17 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": int(found["REG"]), "spilled": int(found["STACK"]) + int(found["LOCAL"])}
 
 
+def carried_products(text: str) -> int:
+    """How many products of a kernel, as Triton's first representation has it, add to a sum of the
+    tiles before: to what is no constant, no other product and no sum over dimensions, whose loops
+    stand inside those over tiles."""
+    loops = re.findall(r"^ {6,}\S+ = scf\.for .* iter_args\((.*?)\) ->", text, re.M)
+    within = {name for loop in loops for name in re.findall(r"(%\w+) =", loop)}
+    within |= set(re.findall(r"(%\w+) = tt\.dot ", text))
+    sums = re.findall(r"tt\.dot %[\w#]+, %[\w#]+, (%[\w#]+)", text)
+    return sum(name not in within and not name.startswith("%cst") for name in sums)
+
+
 def compile_for(capability: int) -> dict[str, dict[str, Any]]:
     """Triton compiles from here on instead of launching; what it has compiled, by its hash."""
     triton.runtime.driver.set_active(NoDriver(capability))
@@ -74,6 +86,9 @@ def compile_for(capability: int) -> dict[str, dict[str, Any]]:
                 "products": len(
                     re.findall("wgmma.mma_async|tcgen05.mma|mma.sync", kernel.asm["ptx"])
                 ),
+                # Without .rn a product may be fused into a sum by what reads this text.
+                "fusible": len(re.findall(r"\b(?:add|sub|mul)(?:\.ftz)?\.f32", kernel.asm["ptx"])),
+                "carried": carried_products(kernel.asm["ttir"]),
                 **resources(kernel.asm["cubin"]),
             }
         return kernel

@@ -19,6 +19,7 @@ from pairops.ops.terms.arguments import Between
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import POS, Term
 
+from . import weight_parts
 from .blockwise import grid
 from .plan import plan_of
 from .triton import tile_configs
@@ -220,7 +221,8 @@ def _cuda_prepared(call: SizedCall) -> int:
 def _configuration(call: SizedCall) -> Configuration:
     known = capability(torch.device("cuda", 0)) if torch.cuda.is_available() else (9, 0)
     level = float32_level() if call.dtype == torch.float32 else "highest"
-    return tile_configs.choose(known, call.dtype, call.d, level)
+    two_parts = call.dtype == torch.bfloat16 and min(call.n, call.m) <= weight_parts.FEW
+    return tile_configs.choose(known, call.dtype, call.d, level, two_parts)
 
 
 def _triton_shape(call: SizedCall) -> _Shape:

@@ -13,7 +13,7 @@ from .codegen import Sweep
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Found, TritonCall, options, static
+from .launch import Found, TritonCall, static
 from .operands import Side, TritonTermView
 
 _ROOM = 48 << 20  # bytes of s and of weights at a time
@@ -147,7 +147,7 @@ class Chunked(TritonCall):
         transposed = chunk.along(axis)
         kernel[(transposed.many_i + _TILE[0] - 1) // _TILE[0],](
             rows, cols, self.operands.relation, transposed, self.operands.numbers(), *more,
-            F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **options(),
+            F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **self.config.options,
         )  # fmt: skip
 
     def _weights(

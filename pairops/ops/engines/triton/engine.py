@@ -106,8 +106,8 @@ def configuration(pairs: Pairs) -> Configuration:
     have more parts in the latter, see `backward_configuration`."""
     known = None if INTERPRETED else capability(pairs.x.device)
     level = float32_level() if pairs.x.dtype == torch.float32 else "highest"
-    listed = pairs.relation.entries is not None
-    return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level, listed)
+    narrow = pairs.relation.entries is not None or two_parts(pairs)
+    return tile_configs.choose(known, pairs.x.dtype, int(pairs.x.shape[1]), level, narrow)
 
 
 def backward_configuration(pairs: Pairs) -> Configuration:

@@ -94,7 +94,7 @@ class TritonCall:
         finalize.finalize_states[(n + FINALIZE_ROWS - 1) // FINALIZE_ROWS,](
             states, self.operands.sides[axis], values, arguments or (states,), len(states),
             INIT=init, MERGE=merge, FINALIZE=finalize_state, F=static(sweep.facts), R=FINALIZE_ROWS,
-            **options(),
+            **self.config.options,
         )  # fmt: skip
 
     def _views(self, axis: int, placed: Sequence[TritonTermView]) -> list[TritonTermView]:
@@ -148,7 +148,7 @@ class TritonCall:
         finalize.normalize_backward[(n + SCALED - 1) // SCALED,](
             gradient, given.contiguous(), valid if scale is None else scale, valid, out, parts,
             n, d,
-            SCALED=scale is not None, R=SCALED, DEPTH=depth, **options(),
+            SCALED=scale is not None, R=SCALED, DEPTH=depth, **self.config.options,
         )  # fmt: skip
         return out
 
@@ -178,7 +178,7 @@ class Swept(TritonCall):
                 self._visits(axis, sweep.facts, None, parts), self.operands.numbers(), tile_masks,
                 states, self.config.padded,
                 INIT=init, VISIT=visit, F=static(sweep.facts), C=static(self.config),
-                **self._options(),
+                **self.config.sweep_options,
             )  # fmt: skip
             self.finalize_states(axis, placed, sweep, states, results)
 
@@ -220,7 +220,7 @@ class Swept(TritonCall):
                 self.operands.sides[axis], self.operands.sides[1 - axis], self.operands.relation,
                 self._visits(axis, facts, mask, parts), self.operands.numbers(),
                 gradient, sums, config.padded, d,
-                VISIT=visit, F=static(facts), C=static(config), **self._options(),
+                VISIT=visit, F=static(facts), C=static(config), **self.config.sweep_options,
             )  # fmt: skip
             if embeddings:
                 gradient = self._normalize_backward(axis, gradient)
@@ -250,7 +250,8 @@ class Swept(TritonCall):
         n = self.pairs.shape[0]
         lists.mark_occupied[(n + MARKED - 1) // MARKED,](
             self.operands.relation, n, marks, marks.shape[1],
-            ROWS=self.config.rows, COLS=self.config.cols, F=static(facts), R=MARKED, **options(),
+            ROWS=self.config.rows, COLS=self.config.cols, F=static(facts), R=MARKED,
+            **self.config.options,
         )  # fmt: skip
         return marks.bool()
 
@@ -273,9 +274,6 @@ class Swept(TritonCall):
 
     def _splits(self, programs: int, tiles: int, each: int) -> int:
         return splits(programs, tiles, processors(self.pairs.x.device), each)
-
-    def _options(self) -> dict[str, Any]:
-        return options(self.config.warps, self.config.stages)
 
 
 class _Static:
@@ -300,7 +298,3 @@ class _Static:
 @functools.cache
 def static(record: Any) -> Any:
     return record if INTERPRETED else _Static(record)
-
-
-def options(warps: int = 4, stages: int = 1) -> dict[str, Any]:
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -1,14 +1,14 @@
 """Tile shapes of the Triton sweeps: a table by architecture, dtype and D, read and never searched.
 
-The numbers are **not measured on a GPU yet.** Each row is the largest tile whose
-`backward` of every loss compiles, ahead of time by Triton 3.7.1, without a spill and within the
-shared memory of its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to
-it). `python -m bench gpu` times the neighbours of each row; its findings belong here, with
-date and GPU.
+The numbers are **not measured on a GPU yet.** Each row is a large tile whose kernels of `ms_loss`
+compile, ahead of time by Triton 3.7.1 and 3.9.0, without a stack and within the shared memory of
+its architecture (`tests/ops/engines/triton/test_tile_configs.py` holds them to it). `python -m
+bench gpu` times the neighbours of each row; its findings belong here, with date and GPU.
 """
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -64,8 +64,9 @@ class Configuration:
         return self.precision.fit
 
     @property
-    def fine(self) -> bool:
-        return self.precision.fine
+    def coarse(self) -> bool:
+        """Whether a weight has 11 bits."""
+        return self.precision.fit and not self.precision.fine
 
     @property
     def split(self) -> bool:
@@ -83,6 +84,22 @@ class Configuration:
     @property
     def padded(self) -> int:
         return self.blocks * self.depth
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return how Triton compiles the kernels of a call that are no sweeps.
+
+        It fuses a product into the sum after it where nothing stands between, which differs from
+        pass to pass and from tile to tile. A contribution f that is rounded in one of them alone
+        differs by ε|f|: at sharp temperatures most of a float32 gradient's error, and nothing
+        beside the rounding of 16 bits.
+        """
+        fused = self.precision.stored != torch.float32
+        return {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": fused}
+
+    @property
+    def sweep_options(self) -> dict[str, Any]:
+        return {**self.options, "num_warps": self.warps, "num_stages": self.stages}
 
     def tiles(self, rows: int, cols: int) -> tuple[int, int]:
         """Return the number of blocks of `rows` rows, and of tiles of `cols` columns."""
@@ -113,10 +130,10 @@ TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
     ),
     (90, 2): (
         # Both terms of ms_loss, as owners and as partners see them, take eight vectors along the
-        # columns: with 64 columns they leave no registers for sums of 128 dimensions, with 32 none
-        # for 128 rows of 256, and with 64 dimensions none for a third stage. Beyond 256 the three
-        # terms of supcon_loss have none for 64 columns.
-        Row(64, 128, 64, 64, 1, True, 8, 2),
+        # columns: with 64 columns they leave no registers for 128 rows of even 64 dimensions, with
+        # 32 none for 128 rows of 256. Beyond 256 the three terms of supcon_loss have none for 64
+        # columns.
+        Row(64, 128, 32, 64, 1, True, 8, 2),
         Row(128, 128, 32, 128, 1, True, 8, 2),
         Row(256, 64, 32, 128, 2, True, 8, 2),
         Row(math.inf, 64, 32, 64, 4, False, 8, 2),
@@ -128,40 +145,62 @@ TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
     ),
     (80, 4): (
         Row(64, 64, 32, 32, 2, True, 8, 2),
-        Row(math.inf, 64, 32, 32, 2, False, 8, 2),
+        Row(math.inf, 64, 16, 32, 2, False, 8, 2),
+    ),
+}
+# Where positives are a list, or weights are in two parts: either leaves fewer registers.
+NARROW: dict[int, tuple[Row, ...]] = {
+    80: (
+        Row(64, 128, 32, 64, 1, True, 8, 2),
+        Row(128, 64, 32, 128, 1, True, 8, 2),
+        Row(math.inf, 64, 16, 128, 2, False, 8, 2),
+    ),
+    90: (
+        Row(64, 128, 32, 64, 1, True, 8, 2),
+        Row(128, 128, 32, 128, 1, True, 8, 2),
+        Row(256, 64, 16, 64, 4, False, 8, 2),
+        Row(math.inf, 64, 16, 64, 2, False, 8, 2),
+    ),
+    100: (
+        Row(128, 128, 16, 128, 1, True, 8, 2),
+        Row(math.inf, 64, 16, 64, 4, False, 8, 2),
     ),
 }
 # Triton's interpreter pays for every tile and every operation, not for the numbers in them.
 INTERPRETED = Row(math.inf, 64, 64, 128, 3, False, 4, 1)
 _INTERPRETED_RESIDENT = 128
-# Who is listed in a tile is held in registers beside its similarities, and leaves none for more.
-_LISTED_COLS = 32
 
 
 def choose(
-    capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str, listed: bool = False
+    capability: tuple[int, int] | None, dtype: torch.dtype, d: int, level: str, narrow: bool = False
 ) -> Configuration:
     """Return the configuration for a compute capability (None: the interpreter), embeddings (N, d)
-    of this dtype and this level of `torch.get_float32_matmul_precision()`. listed: positives are a
-    list."""
+    of this dtype and this level of `torch.get_float32_matmul_precision()`.
+
+    narrow: positives are a list, or weights are in two parts though one would do for the dtype. No
+    term counts here, since a tile mask must fit every call with the same pairs.
+    """
     exact = precision(dtype, level)
-    row = INTERPRETED if capability is None else _row(capability, exact.stored, d)
+    row = INTERPRETED
+    if capability is not None:
+        row = _row(capability, exact.stored, d, narrow or exact.fine)
     depth = min(row.depth, max(16, 1 << (d - 1).bit_length()))
     blocks = max(1, (d + depth - 1) // depth)
     parts = (blocks + row.accumulators - 1) // row.accumulators
     accumulators = (blocks + parts - 1) // parts
     resident = d <= _INTERPRETED_RESIDENT if capability is None else row.resident
-    cols = min(row.cols, _LISTED_COLS) if listed else row.cols
     return Configuration(
-        row.rows, cols, depth, parts * accumulators, accumulators,
+        row.rows, row.cols, depth, parts * accumulators, accumulators,
         resident and parts == 1, row.warps, row.stages, exact,
     )  # fmt: skip
 
 
-def _row(capability: tuple[int, int], dtype: torch.dtype, d: int) -> Row:
-    width = dtype.itemsize
-    named = capability[0] * 10
-    rows = TABLE.get((named, width), TABLE[80, width])
+def _row(capability: tuple[int, int], dtype: torch.dtype, d: int, narrow: bool) -> Row:
+    width, named = dtype.itemsize, capability[0] * 10
+    if narrow and width == 2:
+        rows = NARROW.get(named, NARROW[80])
+    else:
+        rows = TABLE.get((named, width), TABLE[80, width])
     return next(row for row in rows if d <= row.most)
 
 
