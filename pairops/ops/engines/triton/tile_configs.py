@@ -152,7 +152,7 @@ TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
 NARROW: dict[int, tuple[Row, ...]] = {
     80: (
         Row(64, 128, 32, 64, 1, True, 8, 2),
-        Row(128, 64, 32, 128, 1, True, 8, 2),
+        Row(128, 64, 16, 128, 1, True, 8, 2),
         Row(math.inf, 64, 16, 128, 2, False, 8, 2),
     ),
     90: (
