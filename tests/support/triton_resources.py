@@ -64,9 +64,9 @@ def carried_products(text: str) -> int:
     tiles before: to what is no constant, no other product and no sum over dimensions, whose loops
     stand inside those over tiles."""
     loops = re.findall(r"^ {6,}\S+ = scf\.for .* iter_args\((.*?)\) ->", text, re.M)
-    within = {name for loop in loops for name in re.findall(r"(%\w+) =", loop)}
-    within |= set(re.findall(r"(%\w+) = tt\.dot ", text))
-    sums = re.findall(r"tt\.dot %[\w#]+, %[\w#]+, (%[\w#]+)", text)
+    within = {name for loop in loops for name in re.findall(r"(%[\w.]+) =", loop)}
+    within |= set(re.findall(r"(%[\w.]+) = tt\.dot ", text))
+    sums = re.findall(r"tt\.dot %[\w.#]+, %[\w.#]+, (%[\w.#]+)", text)
     return sum(name not in within and not name.startswith("%cst") for name in sums)
 
 
