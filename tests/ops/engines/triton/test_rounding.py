@@ -44,6 +44,7 @@ def one_signed(m: int, d: int) -> Tensor:
             )
             for core in (AMPERE, HOPPER)
             for level in ("high", "highest")
+            if m < 16384 or core is AMPERE
         ],
         lambda _make, m, _distance, core, level: m < 16384 and core is AMPERE and level == "high",
     ),
