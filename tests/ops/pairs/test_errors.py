@@ -363,6 +363,8 @@ def test_other_calls(case: str) -> None:
 
 def test_a_named_engine_that_cannot_serve_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Picky:
+        NAME = "picky"
+
         @staticmethod
         def declines(*_call: object) -> str:
             return "it has a headache"
