@@ -68,7 +68,7 @@ with pairops.engine(engine):
 """
 
 
-LOSSES = ["ms_loss", "supcon_loss", "info_nce_loss"]
+LOSSES = ["ms_loss", "info_nce_loss"]
 OF_PENALTY = 400  # MiB; 265 to 304 were measured
 
 

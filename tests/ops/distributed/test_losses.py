@@ -29,7 +29,7 @@ LAYOUTS = [
     for variant in variants(losses.__all__)
     for name, params in [variant.values]
     for layout in SHARDS
-    if is_first(name, params) or layout == "uneven"
+    if layout == "uneven" or (is_first(name, params) and (layout != "even" or name in THOROUGH))
 ]
 
 

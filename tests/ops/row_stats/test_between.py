@@ -35,7 +35,7 @@ from pairops.ops.pairs.similarity import product
 from pairops.ops.row_stats import ring_blocks
 from pairops.ops.terms.functions import affine, gated
 from support.error_rule import Dense, assert_within_rule
-from support.exhaustive import exhaustive, exhaustive_but
+from support.exhaustive import exhaustive_but
 from support.gloo_ranks import Ranks
 from support.named_cases import CASES, Case, smooth
 from support.on_cpu import device as device
@@ -370,8 +370,7 @@ def test_second_derivatives(engine: str, of_columns: bool, learned: bool) -> Non
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("engine", ["blockwise", pytest.param("dense", marks=exhaustive)])
-def test_transforms_and_the_compiler(engine: str) -> None:
+def test_transforms_and_the_compiler() -> None:
     batch = Batch.of(mixed())
     u, v, x, y = batch.tensors()
     places = 0, 1, 2, 3
@@ -385,7 +384,7 @@ def test_transforms_and_the_compiler(engine: str) -> None:
     def close(found: Any, other: Any) -> None:
         torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-9)
 
-    with pairops.engine(engine):
+    with pairops.engine("blockwise"):
         close(
             torch.func.grad(value, places)(u, v, x, y), torch.func.grad(truth, places)(u, v, x, y)
         )
@@ -396,7 +395,7 @@ def test_transforms_and_the_compiler(engine: str) -> None:
         close(
             torch.func.jvp(value, (u, v, x, y), along), torch.func.jvp(truth, (u, v, x, y), along)
         )
-        for learned in (False, True) if engine == "blockwise" else (True,):
+        for learned in (False, True):
             torch._dynamo.reset()
             mine = [z.clone().requires_grad_(learned or k > 1) for k, z in enumerate((u, v, x, y))]
             leaves = [z for z in mine if z.requires_grad]
