@@ -26,18 +26,17 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train_digits.py --output build/digits.png $(ARGS)
 
-# Minutes on all cores: where somebody else has one of them, who waits for the other must not spin.
-code-search: export OMP_WAIT_POLICY := PASSIVE
+# Threads that wait for another must not spin: two processes with two threads each share two cores, or
+# somebody else has one of them.
+code-search shared-identifiers test test-all mutants compat sanitize: export OMP_WAIT_POLICY := PASSIVE
+
 code-search: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
 
-shared-identifiers: export OMP_WAIT_POLICY := PASSIVE
 shared-identifiers: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_shared_identifiers.py --output build/shared_identifiers.png $(ARGS)
 
-# The tests run the examples and the benchmark too. Two processes with two threads each: who waits for
-# the other must not spin.
-test test-all: export OMP_WAIT_POLICY := PASSIVE
+# The tests run the examples and the benchmark too.
 # test-all runs the rest of the products of losses, terms, engines, cases and dtypes in the same run.
 test-all: ALL := -m ""
 test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
@@ -45,13 +44,11 @@ test test-all: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ALL) $(ARGS)
 
 # The test of the tests: mistakes in a copy of this tree, each of which they must catch. docs/testing.md.
-mutants: export OMP_WAIT_POLICY := PASSIVE
 mutants: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(MUTANTS)/.installed
 	$(BIN)/python tests/support/cuda_on_host/build.py
 	PYTHONPATH=tests $(MUTANTS)/bin/python -m mutants $(ARGS)
 
 # With the trainers of others: what of this is in the tests skips itself without them.
-compat: export OMP_WAIT_POLICY := PASSIVE
 compat: $(VENV)/.open_clip $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest -m "" tests/compat/test_sentence_transformers_numbers.py tests/compat/test_open_clip.py \
 		tests/examples/test_lightning.py $(ARGS)
@@ -66,7 +63,6 @@ LITTLE_MEMORY := tests/ops/engines/cpu/test_process.py::test_memory_that_cannot_
 # The extension's tests on AVX-512, where the machine has it, and on the baseline, as built with gcc's
 # sanitizers. Python is built without them, so what the extension needs of them is loaded before it. A report ends its
 # process: it is not captured, and pytest says which test it was.
-sanitize: export OMP_WAIT_POLICY := PASSIVE
 sanitize: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:abort_on_error=1
 sanitize: $(SANITIZED)/.installed $(VENV)/.test
@@ -106,7 +102,7 @@ bench: $(VENV)/.bench
 # To read it with its search: python -m http.server -d build/docs
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs $(VENV)/.test
-	$(BIN)/python -W error docs/site/pages.py build/site/pages
+	PYTHONPATH=tests $(BIN)/python -W error docs/site/pages.py build/site/pages
 	$(BIN)/mkdocs build --quiet --strict -f build/site/mkdocs.yml
 
 # docs/api.txt, and the tables in README and docs that follow from the code: tests hold them.

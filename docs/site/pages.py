@@ -22,6 +22,7 @@ import pairops
 from pairops import losses
 from pairops.nn.classes import class_name
 from pairops.ops.pairs.signatures import arguments, sections
+from support.documentation_tables import table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -32,13 +33,6 @@ def sentence_and_rest(loss: Callable[..., Any]) -> tuple[str, str]:
     text = (inspect.getdoc(loss) or "").partition("\nArgs:\n")[0]
     head, _, rest = text.partition("\n\n")
     return " ".join(head.split()), rest.strip()
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
 
 
 def of_arguments(loss: Callable[..., Any]) -> str:
@@ -160,12 +154,12 @@ REFERENCE = {
 
 def copied(path: Path, folder: Path) -> None:
     """Copy a guide; what lies outside of docs is named, and is no link."""
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(
-        r"\[([^\]]*)\]\((?:\.\./)+(?!numerics|losses|design|testing|distributed)[^)]*\)",
-        r"\1",
-        text,
-    )
+
+    def kept(link: re.Match[str]) -> str:
+        target = (path.parent / link[2].partition("#")[0]).resolve()
+        return link[0] if target.is_relative_to(DOCS) else link[1]
+
+    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", kept, path.read_text(encoding="utf-8"))
     target = folder / path.relative_to(DOCS)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")

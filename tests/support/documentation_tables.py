@@ -7,12 +7,12 @@ import functools
 import inspect
 import re
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pairops import losses
+from pairops.ops.pairs.signatures import sections
 from pairops.ops.terms import functions
 
 ROOT = Path(__file__).parents[2]
@@ -102,8 +102,7 @@ def _formula(loss: Callable[..., Any]) -> str:
 
 
 def _section(loss: Callable[..., Any], name: str) -> str:
-    found = re.search(rf"^{name}:\n((?:    .*\n|\n)+)", (loss.__doc__ or "") + "\n", re.MULTILINE)
-    return " ".join(textwrap.dedent(found[1]).split()) if found else ""
+    return " ".join(sections(inspect.getdoc(loss) or "").get(name, "").split())
 
 
 def _clause(sentence: str) -> str:
