@@ -19,7 +19,7 @@ from pairops.ops import engines
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.engines import first_use, passed, sampled_rows
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.pairs.similarity import apply_scale, product
+from pairops.ops.pairs.similarity import apply_scale, constant_inverse_norm, product
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.terms.arguments import Argument, Partner
 from pairops.ops.terms.recipe import unpack
@@ -102,9 +102,8 @@ def tried(kernel: Kernel, device: str) -> tuple[str, str]:
     y = torch.randn(m, d, generator=random).to(kernel.dtype) if kernel.m else None
     labels, ref_labels = [torch.randint(0, _CLASSES, (k,), generator=random) for k in (n, m)]
     labels[n // 3] = -100  # an ignored row
-    s = product(
-        *[apply_scale(z.double(), _unit(z), torch.float64) for z in (x, x if y is None else y)]
-    )
+    sets = x, x if y is None else y
+    s = product(*[apply_scale(z, constant_inverse_norm(z), torch.float64) for z in sets])
     rows, cols = ([_term(word, z, random) for word in kernel.recipe.split()] for z in (s, s.T))
 
     def run(engine: str, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -149,11 +148,6 @@ def tried(kernel: Kernel, device: str) -> tuple[str, str]:
             return "wrong", f"{what}: error {off:.2g}, where {allowed:.2g} is allowed"
         worst = max(worst, off / allowed if allowed else 0.0)
     return "passed", f"the largest error is {worst:.2f} of what is allowed"
-
-
-def _unit(z: Tensor) -> Tensor:
-    inverse: Tensor = 1 / torch.linalg.vector_norm(z.double(), dim=1)
-    return inverse
 
 
 def _term(word: str, s: Tensor, random: torch.Generator) -> Term:

@@ -691,7 +691,7 @@ MUTANTS = [
     ),
     Mutant(
         "both sets must have few rows for weights of two parts", WEIGHT_PARTS,
-        "min(pairs.shape) <= FEW", "max(pairs.shape) <= FEW", (OF_WEIGHT_PARTS,),
+        "min(n, m) <= FEW", "max(n, m) <= FEW", (OF_WEIGHT_PARTS,),
     ),
     Mutant(
         "Triton goes before cuda where cuda is ahead by the table", ENGINES,

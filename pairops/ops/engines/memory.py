@@ -19,11 +19,11 @@ from pairops.ops.terms.arguments import Between
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.term import POS, Term
 
-from . import weight_parts
 from .blockwise import grid
 from .plan import plan_of
 from .triton import tile_configs
 from .triton.tile_configs import Configuration
+from .weight_parts import two_parts_of
 
 _MIB = 1 << 20
 _PADDED = 128  # csrc/cuda/params/tile_shape.h: packed rows come in multiples of this
@@ -221,8 +221,8 @@ def _cuda_prepared(call: SizedCall) -> int:
 def _configuration(call: SizedCall) -> Configuration:
     known = capability(torch.device("cuda", 0)) if torch.cuda.is_available() else (9, 0)
     level = float32_level() if call.dtype == torch.float32 else "highest"
-    two_parts = call.dtype == torch.bfloat16 and min(call.n, call.m) <= weight_parts.FEW
-    return tile_configs.choose(known, call.dtype, call.d, level, two_parts)
+    narrow = two_parts_of(call.dtype, call.n, call.m)
+    return tile_configs.choose(known, call.dtype, call.d, level, narrow)
 
 
 def _triton_shape(call: SizedCall) -> _Shape:

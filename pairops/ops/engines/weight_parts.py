@@ -16,4 +16,9 @@ def two_parts(pairs: Pairs) -> bool:
     22 bits leave what float32 does. A second part is one more product a sweep, which is next to
     nothing where one set has few rows. docs/numerics.md lists the errors of the others.
     """
-    return pairs.x.dtype == torch.bfloat16 and min(pairs.shape) <= FEW
+    return two_parts_of(pairs.x.dtype, *pairs.shape)
+
+
+def two_parts_of(dtype: torch.dtype, n: int, m: int) -> bool:
+    """Return the same of a call that is known by its sizes."""
+    return dtype == torch.bfloat16 and min(n, m) <= FEW
