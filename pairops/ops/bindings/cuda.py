@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .devices import capability, float32_level
+from .devices import blocks_of_a_processor, capability, float32_level
 
 MOST_RELATED = 4096  # rows that are counted rather than sorted, each against all labels
 
@@ -136,6 +136,11 @@ class Kernels:
         shape = self.module.shape(self.precision, self.d, self.hopper)
         self.rows, self.columns, self.slice, self.parts, self.panels = shape
         self.width = self.parts * self.panels * self.module.PANEL
+
+    @property
+    def blocks_of_a_processor(self) -> int:
+        """How many blocks its registers hold: 255 for each thread, of which 16 rows have 32."""
+        return blocks_of_a_processor(self.rows // 16)
 
     def grid(self, owners: Any, partners: Any) -> tuple[Any, Any]:
         """Return the numbers of blocks of owners and of tiles of partners."""

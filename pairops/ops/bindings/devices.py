@@ -53,10 +53,29 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def splits(blocks: int, tiles: int, processors: int, bytes_each: int, room: int = 32 << 20) -> int:
-    """Return the number of parts of the columns with which every processor has two blocks.
+def blocks_of_a_processor(warps: int) -> int:
+    """Return how many blocks of so many warps a processor runs at a time, if a thread has all the
+    registers that one may have."""
+    return max(1, 8 // warps)
+
+
+_WAVES = 8  # of blocks; where there are more of them, the last one hardly counts
+_BESIDE = 2  # tiles that a block could visit while it begins, ends, and its results are merged
+
+
+@functools.lru_cache(maxsize=1024)
+def splits(blocks: int, tiles: int, at_a_time: int, bytes_each: int, room: int = 32 << 20) -> int:
+    """Return the number of parts of the columns with which a sweep takes the fewest tiles' time.
+
+    Blocks run in waves, `at_a_time` of them, and a wave takes as long as the tiles of a part. So a
+    number is good if the waves are almost full, and of equal ones the smallest is the best.
 
     bytes_each: of one part's results, which take no more than `room` together.
     """
-    wanted = (2 * processors + blocks - 1) // max(blocks, 1)
-    return max(1, min(wanted, tiles, room // max(bytes_each, 1)))
+    most = min(tiles, room // max(bytes_each, 1), _WAVES * at_a_time // max(blocks, 1))
+
+    def time(parts: int) -> int:
+        waves = -(-blocks * parts // at_a_time)
+        return waves * (-(-tiles // parts) + _BESIDE)
+
+    return min(range(1, max(1, most) + 1), key=time)

@@ -13,7 +13,13 @@ import torch
 
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension
-from pairops.ops.bindings.devices import capability, float32_level, processors, splits
+from pairops.ops.bindings.devices import (
+    blocks_of_a_processor,
+    capability,
+    float32_level,
+    processors,
+    splits,
+)
 from pairops.ops.pairs.distances import Measure
 from pairops.ops.terms.arguments import Between
 from pairops.ops.terms.functions import one
@@ -184,9 +190,10 @@ def _blockwise_tile(call: SizedCall, of_term: int) -> int:
 
 
 class _Shape(NamedTuple):
-    """Rows of a block, columns of a tile, and the number of blocks that share a gradient."""
+    """Rows and warps of a block, columns of a tile, and how many blocks share a gradient."""
 
     rows: int
+    warps: int
     columns: int
     shares: int
 
@@ -198,14 +205,15 @@ class _Shape(NamedTuple):
         gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
         several = _PROCESSORS if gpu is None else processors(gpu)
         blocks = -(-owners // self.rows) * shares
-        return splits(blocks, -(-partners // self.columns), several, each)
+        at_a_time = several * blocks_of_a_processor(self.warps)
+        return splits(blocks, -(-partners // self.columns), at_a_time, each)
 
 
 def _cuda_shape(call: SizedCall) -> _Shape:
     """Return the shape that csrc/cuda/params/shape_table.h has."""
     split = _is_split(call)
     rows, columns = (64, 32) if split or call.d > 128 else (128, 64)
-    return _Shape(rows, columns, -(-call.d // (128 if split else 256)))
+    return _Shape(rows, rows // 16, columns, -(-call.d // (128 if split else 256)))
 
 
 def _is_split(call: SizedCall) -> bool:
@@ -227,7 +235,7 @@ def _configuration(call: SizedCall) -> Configuration:
 
 def _triton_shape(call: SizedCall) -> _Shape:
     config = _configuration(call)
-    return _Shape(config.rows, config.cols, config.parts)
+    return _Shape(config.rows, config.warps, config.cols, config.parts)
 
 
 def _triton_copies(call: SizedCall, beside: int) -> tuple[int, int]:

@@ -218,8 +218,8 @@ class CudaCall:
         if band_only(views):  # the width is unknown here; most bands have a few tiles
             return 1
         blocks, tiles = self.kernels.grid(*self._lengths(axis))
-        processors = devices.processors(self.pairs.x.device)
-        return devices.splits(blocks * slices, tiles, processors, bytes_each)
+        at_a_time = devices.processors(self.pairs.x.device) * self.kernels.blocks_of_a_processor
+        return devices.splits(blocks * slices, tiles, at_a_time, bytes_each)
 
     def _new(self, shape: tuple[int, ...]) -> Tensor:
         self._descriptors.tensors.append(self.pairs.x.new_empty(shape, dtype=torch.float32))

@@ -9,7 +9,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from pairops.ops.bindings.devices import on_device, processors, splits
+from pairops.ops.bindings.devices import (
+    blocks_of_a_processor,
+    on_device,
+    processors,
+    splits,
+)
 from pairops.ops.engines.bands import bands
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.term import Term, Wanted
@@ -273,7 +278,8 @@ class Swept(TritonCall):
         return transposed_mask(tile_mask, blocks, tiles, times) if p.transposed else tile_mask
 
     def _splits(self, programs: int, tiles: int, each: int) -> int:
-        return splits(programs, tiles, processors(self.pairs.x.device), each)
+        at_a_time = processors(self.pairs.x.device) * blocks_of_a_processor(self.config.warps)
+        return splits(programs, tiles, at_a_time, each)
 
 
 class _Static:
