@@ -1,4 +1,4 @@
-"""Into how many parts the columns of a sweep are cut, where a GPU's processors have no rows left."""
+"""Into how many parts the columns of a sweep are cut, where rows are few for a GPU."""
 
 import itertools
 
@@ -21,8 +21,7 @@ def test_no_other_number_of_parts_is_done_earlier(processors: int) -> None:
         assert times[chosen - 1] <= 1.05 * min(times), (blocks, tiles, chosen, min(times))
         waves = -(-blocks * chosen // processors)
         assert all(
-            -(-blocks * k // processors) * (-(-tiles // k) + 2)
-            > waves * (-(-tiles // chosen) + 2)
+            -(-blocks * k // processors) * (-(-tiles // k) + 2) > waves * (-(-tiles // chosen) + 2)
             for k in range(1, chosen)
         ), "a smaller number, whose results take less, is as good"
 

@@ -27,7 +27,7 @@ from pairops.ops.terms.term import POS, Term
 
 from .blockwise import grid
 from .plan import plan_of
-from .triton import tile_configs
+from .triton import chunks, tile_configs
 from .triton.tile_configs import Configuration
 from .weight_parts import two_parts_of
 
@@ -189,6 +189,10 @@ def _blockwise_tile(call: SizedCall, of_term: int) -> int:
 # ── cuda, triton, chunked ──
 
 
+def _several() -> int:
+    return processors(torch.device("cuda", 0)) if torch.cuda.is_available() else _PROCESSORS
+
+
 class _Shape(NamedTuple):
     """Rows and warps of a block, columns of a tile, and how many blocks share a gradient."""
 
@@ -202,10 +206,8 @@ class _Shape(NamedTuple):
 
     def parts(self, owners: int, partners: int, each: int, shares: int) -> int:
         """Return how many parts partners are cut into, with `each` bytes of results apiece."""
-        gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
-        several = _PROCESSORS if gpu is None else processors(gpu)
         blocks = -(-owners // self.rows) * shares
-        at_a_time = several * blocks_of_a_processor(self.warps)
+        at_a_time = _several() * blocks_of_a_processor(self.warps)
         return splits(blocks, -(-partners // self.columns), at_a_time, each)
 
 
@@ -283,18 +285,35 @@ def _triton_backward(call: SizedCall) -> int:
 
 def _chunked_forward(call: SizedCall) -> int:
     copies, making = _triton_copies(call, 0)
-    return copies + max(making, 8 * sum(k for _, k in call.terms_and_owners) + _chunk(call))
+    return copies + max(making, _chunked_states(call) + 4 * _chunk(call))
 
 
 def _chunked_backward(call: SizedCall) -> int:
-    """Count gradients in sorted order, and two more of one while it is reordered."""
-    copies, making = _triton_copies(call, 2)
-    ordering = 2 * call.copies(max(call.lengths))
-    return copies + max(making, call.gradients() + max(ordering, _chunk(call)))
+    """Count sums in sorted order, and the largest of them twice more while it is reordered."""
+    config, (copies, making) = _configuration(call), _triton_copies(call, 2)
+    sums = [k for k, want in zip(call.lengths, call.wanted, strict=False) if want]
+    most, row = max(sums, default=0), 4 * config.padded
+    ordering = row * most + (call.copies(most) if config.padded > call.d else 0)
+    pair = chunks.pair_bytes(config.precision, two_parts_of(call.dtype, call.n, call.m))
+    return copies + max(making, row * sum(sums) + max(ordering, pair * _chunk(call)))
 
 
 def _chunk(call: SizedCall) -> int:
-    return min(48 * _MIB, 8 * call.n * call.m)
+    """Return the number of pairs of a chunk."""
+    parts = two_parts_of(call.dtype, call.n, call.m)
+    rows, cols = chunks.extent(call.n, call.m, _configuration(call).precision, parts)
+    return rows * chunks.pitch(cols)
+
+
+def _chunked_states(call: SizedCall) -> int:
+    """Count states in parts, which go on from chunk to chunk, and themselves while they begin."""
+    parts = two_parts_of(call.dtype, call.n, call.m)
+    extent = chunks.extent(call.n, call.m, _configuration(call).precision, parts)
+    size = 0
+    for terms, owners, along in ((call.rows, call.n, extent), (call.cols, call.m, extent[::-1])):
+        shared = chunks.parts(*along, _several(), 4 * owners, chunks.TILE)
+        size += 8 * len(terms) * owners * (1 + shared)
+    return size
 
 
 class Working(NamedTuple):

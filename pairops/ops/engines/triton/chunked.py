@@ -76,7 +76,7 @@ def backward(
 
     call = Chunked(pairs, triton_engine.backward_configuration(pairs))
     placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
-    gradients, found = call.backward(placed, call.wanted(needs))
+    gradients, found = call.backward(placed, cotangents, call.wanted(needs))
     return *call.by_set(*gradients), call.in_order(placed, found)
 
 

@@ -1,48 +1,44 @@
-"""Launches of the chunked path: a product, a kernel, and products of weights for each chunk."""
+"""Launches of the chunked path: for each chunk a product, a kernel, and products of weights.
 
+All buffers are allocated before the first chunk, and nothing asks the device, so that a CUDA graph
+can capture a call. Gradients are summed in place.
+"""
+
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pairops.ops.bindings.devices import on_device
+from pairops.ops.bindings.devices import on_device, processors
+from pairops.ops.engines.bands import bands
+from pairops.ops.engines.weight_parts import two_parts
+from pairops.ops.pairs.pairs import Pairs
 
-from . import codegen
+from . import codegen, weight_bounds
+from .chunks import TILE, Chunk, Extent, extent, parts, pitch
 from .codegen import Sweep
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
 from .launch import Found, TritonCall, static
 from .operands import Side, TritonTermView
+from .tile_configs import Configuration
 
-_ROOM = 48 << 20  # bytes of s and of weights at a time
-_TILE = (64, 64) if INTERPRETED else (16, 128)
-_PEAK = 15  # the largest weight of a chunk is brought below 2^_PEAK; float16 ends at 2^16
-
-
-class Chunk(NamedTuple):
-    """A chunk as `kernels/chunk.py` sees it, along its rows or, transposed, along its columns."""
-
-    s: Tensor
-    first_i: int
-    many_i: int
-    stride_i: int
-    first_j: int
-    many_j: int
-    stride_j: int
-
-    def along(self, axis: int) -> "Chunk":
-        if axis == 0:
-            return self
-        return Chunk(
-            self.s, self.first_j, self.many_j, self.stride_j,
-            self.first_i, self.many_i, self.stride_i,
-        )  # fmt: skip
+_TILE = (32, 64) if INTERPRETED else TILE
+_INTERPRETED = Extent(32, 64)  # rows and columns of a chunk, so that small calls have several
 
 
 class Chunked(TritonCall):
-    """A call whose similarities `torch.mm` multiplies, a chunk of rows at a time."""
+    """A call whose similarities `torch.mm` multiplies, a chunk of rows and columns at a time."""
+
+    def __init__(self, pairs: Pairs, config: Configuration) -> None:
+        super().__init__(pairs, config)
+        sizes = extent(*pairs.shape, config.precision, two_parts(pairs))
+        if INTERPRETED:
+            sizes = Extent(*map(min, pairs.shape, _INTERPRETED))
+        self.extent = sizes
 
     def forward(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
         """Compute statistics and arguments of all terms."""
@@ -52,10 +48,9 @@ class Chunked(TritonCall):
             for axis, terms in enumerate(terms_by_axis)
         ]
         results = self.blank(placed)
-        n, m = self.pairs.shape
-        if not (n and m):
+        if not all(self.pairs.shape):
             return results.of(placed)
-        # A row is whole in its chunk; a column's state goes on from chunk to chunk.
+        # A state goes on from chunk to chunk.
         states = [
             self._init_states(terms, axis) if terms else None
             for axis, terms in enumerate(terms_by_axis)
@@ -74,11 +69,12 @@ class Chunked(TritonCall):
         return results.of(placed)
 
     def backward(
-        self, placed: Sequence[TritonTermView], wanted: tuple[bool, bool]
+        self,
+        placed: Sequence[TritonTermView],
+        cotangents: Sequence[Tensor],
+        wanted: tuple[bool, bool],
     ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Compute gradients by both sets, empty where they are not wanted, and by every vector."""
-        nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
-        n, m = self.pairs.shape
         device = self.pairs.x.device
         along = []  # for each set: the sweep of its rows' gradients, and its vectors
         for axis in (0,) if self.same else (0, 1):
@@ -87,33 +83,42 @@ class Chunked(TritonCall):
             sweep = codegen.backward(views, embeddings=weights, **self._facts(axis))
             along.append((sweep, self.where(views, len(placed))))
         totals = [
-            torch.zeros((length, self.config.padded), device=device) if want else nothing
-            for want, length in zip(wanted, (n, m), strict=True)
+            torch.zeros((length if want else 0, self.config.padded), device=device)
+            for want, length in zip(wanted, self.pairs.shape, strict=True)
         ]
         sums = [
-            torch.zeros((len(where), self.pairs.shape[axis]), device=device)
+            torch.zeros((self._parts[axis], len(where), self.pairs.shape[axis]), device=device)
             for axis, (_, where) in enumerate(along)
         ]
-        if n and m and (any(wanted) or any(where for _, where in along)):
+        units: Tensor | None = None
+        room: list[Tensor] = []  # of a chunk's weights
+        if all(self.pairs.shape) and (any(wanted) or any(where for _, where in along)):
             with on_device(self.pairs.x):
-                for chunk in self._chunks():
+                if any(wanted) and self.config.fit:
+                    units = self._units(placed, cotangents, along[0][0], wanted)
+                room = self._room_of_weights() if any(wanted) else []
+                # The outer sums are moved once, and the inner ones once for each outer chunk.
+                for chunk in self._chunks(by_columns=not wanted[0]):
                     for axis in reversed(range(len(along))):  # rows last: they overwrite s
                         sweep, where = along[axis]
                         if sweep.facts.embeddings:
-                            self._multiply(chunk, sweep, sums[axis], totals)
+                            self._multiply(chunk, sweep, units, room, sums[axis], totals)
                         elif where:
-                            self._weights(axis, chunk, sweep, None, [chunk.s], sums[axis])
-        gradients = [
-            self._finished(axis, total) if want else nothing
-            for axis, (total, want) in enumerate(zip(totals, wanted, strict=True))
-        ]
+                            self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
+        room.clear()
+        gradients = []
+        for axis, want in enumerate(wanted):
+            total = totals.pop(0)  # so that no more than one is there twice
+            gradients.append(self._finished(axis, total, units) if want else total.view(-1))
         found = {
-            at: sums[axis][k] for axis, (_, where) in enumerate(along) for k, at in enumerate(where)
+            at: sums[axis][:, k].sum(0)
+            for axis, (_, where) in enumerate(along)
+            for k, at in enumerate(where)
         }
         return (gradients[0], gradients[1]), found
 
     def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
-        """Return states without pairs (1, numbers per row, rows)."""
+        """Return states without pairs (parts, numbers per row, rows)."""
         slots: list[Tensor] = []
         n = self.pairs.shape[axis]
         for p in placed:
@@ -123,98 +128,146 @@ class Chunked(TritonCall):
                 slots.append(nowhere.view(torch.float32))
             elif not p.term.extreme:
                 slots.append(torch.zeros_like(slots[-1]))
-        return torch.stack(slots).unsqueeze(0)
+        return torch.stack(slots).expand(self._parts[axis], -1, -1).contiguous()
 
-    def _chunk_rows(self) -> int:
+    @functools.cached_property
+    def _parts(self) -> tuple[int, int]:
+        """How many programs share a block of rows, and one of columns, of a chunk."""
+        several = processors(self.pairs.x.device)
         n, m = self.pairs.shape
-        if self.pairs.x.device.type == "cpu":
-            return max(1, min(n, 48))
-        rows = _ROOM // (8 * max(m, 1))
-        return max(1, min(n, max(16, rows // 128 * 128 if rows >= 128 else rows)))
+        rows, cols = self.extent
+        return parts(rows, cols, several, 4 * n, _TILE), parts(cols, rows, several, 4 * m, _TILE)
 
-    def _chunks(self) -> Iterator[Chunk]:
-        rows = self._chunk_rows()
+    @functools.cached_property
+    def _bands(self) -> tuple[Tensor, Tensor]:
+        """The bands of positives of each block of rows, and of columns."""
+        if self.operands.listed:
+            return (self.pairs.relation.pos_begin,) * 2  # not read
+        rows = bands(self.pairs, 0, _TILE[0])
+        return rows, rows if self.same else bands(self.pairs, 1, _TILE[0])
+
+    def _chunks(self, by_columns: bool = False) -> Iterator[Chunk]:
         x, y = (side.embeddings for side in self.operands.sides)
-        n, m = self.pairs.shape
-        for begin in range(0, n, rows):
-            s = product(x[begin : begin + rows], y.T)
-            yield Chunk(s, begin, len(s), m, 0, m, 1)
+        apart = pitch(self.extent.cols)
+        room = torch.empty((self.extent.rows, apart), device=x.device)
+        rows, cols = (
+            range(0, k, step) for k, step in zip(self.pairs.shape, self.extent, strict=True)
+        )
+        places = [(i, j) for i in rows for j in cols]
+        if by_columns:
+            places.sort(key=lambda place: place[1])
+        for i, j in places:
+            a, b = x[i : i + self.extent.rows], y[j : j + self.extent.cols]
+            s = room[: len(a), : len(b)]
+            multiply(a, b.T, s)
+            yield Chunk(s, i, len(a), apart, j, len(b), 1)
 
     def _run(
         self, kernel: Any, axis: int, chunk: Chunk, sweep: Sweep, *more: Any, **meta: Any
     ) -> None:
         rows, cols = self.operands.sides[axis], self.operands.sides[1 - axis]
-        transposed = chunk.along(axis)
-        kernel[(transposed.many_i + _TILE[0] - 1) // _TILE[0],](
-            rows, cols, self.operands.relation, transposed, self.operands.numbers(), *more,
+        turned = chunk.along(axis)
+        kernel[(turned.many_i + _TILE[0] - 1) // _TILE[0], self._parts[axis]](
+            rows, cols, self.operands.relation, self._bands[axis], turned, self.operands.numbers(),
+            *more,
             F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **self.config.options,
         )  # fmt: skip
 
-    def _weights(
+    def _weigh(
         self,
         axis: int,
         chunk: Chunk,
         sweep: Sweep,
-        times: Tensor | None,
+        units: Tensor | None,
         into: Sequence[Tensor],
         sums: Tensor,
     ) -> None:
         self._run(
-            chunk_kernels.backward, axis, chunk, sweep, sums if times is None else times,
+            chunk_kernels.backward, axis, chunk, sweep, sums if units is None else units,
             into[0], into[-1], sums,
             VISIT=sweep.functions[0], P=static(self.config.precision),
         )  # fmt: skip
 
-    def _multiply(self, chunk: Chunk, sweep: Sweep, sums: Tensor, totals: Sequence[Tensor]) -> None:
+    def _room_of_weights(self) -> list[Tensor]:
+        """Allocate the parts of a chunk's weights, the larger one first; none in float32, which
+        take the place of s."""
+        shape = self.extent.rows, pitch(self.extent.cols)
+        count = 1 + self.config.precision.fine if self.config.fit else 0
+        return [self.pairs.x.new_empty(shape, dtype=torch.float16) for _ in range(count)]
+
+    def _units(
+        self,
+        placed: Sequence[TritonTermView],
+        cotangents: Sequence[Tensor],
+        sweep: Sweep,
+        wanted: tuple[bool, bool],
+    ) -> Tensor:
+        """Return the unit of each row's weights (N,), in sorted order; one of all rows if weights
+        are also added up by columns."""
+        rows, cols = self.operands.sides
+        if weight_bounds.known(placed, self.pairs.scales.x is not None):
+            bound = weight_bounds.by_row(placed, cotangents, self.same)
+            bound = bound.float().expand(rows.n).index_select(0, rows.order)
+            bound = bound * rows.vectors[0] * cols.vectors[0].amax()
+        else:
+            largest = torch.zeros((self._parts[0], rows.n), device=rows.vectors.device)
+            for chunk in self._chunks():
+                self._run(
+                    chunk_kernels.largest_weight, 0, chunk, sweep, largest, VISIT=sweep.functions[0]
+                )
+            bound = largest.amax(0)
+        units = weight_bounds.units(bound)
+        return units.amin().expand(rows.n).contiguous() if wanted[1] else units
+
+    def _multiply(
+        self,
+        chunk: Chunk,
+        sweep: Sweep,
+        units: Tensor | None,
+        room: Sequence[Tensor],
+        sums: Tensor,
+        totals: Sequence[Tensor],
+    ) -> None:
         """Add a chunk's weights times embeddings to the gradients, in sorted order."""
         x, y = (side.embeddings for side in self.operands.sides)
-        chunk_rows = slice(chunk.first_i, chunk.first_i + chunk.many_i)
-        precision = self.config.precision
-        pieces = [chunk.s]
-        times = None
-        if precision.fit:
-            programs = (chunk.many_i + _TILE[0] - 1) // _TILE[0]
-            largest = chunk.s.new_empty(programs)
-            self._run(
-                chunk_kernels.largest_weight, 0, chunk, sweep, largest, VISIT=sweep.functions[0]
-            )
-            times = _unit(torch.where(largest.isfinite(), largest, 0.0).amax())
-            pieces = [
-                torch.empty_like(chunk.s, dtype=torch.float16) for _ in range(1 + precision.fine)
-            ]
-        self._weights(0, chunk, sweep, times, pieces, sums)
-        for piece in reversed(pieces):  # the smaller part first
-            if totals[0].dim() == 2:
-                totals[0][chunk_rows] += _in_units(product(piece, y), times)
-            if totals[1].dim() == 2:
-                totals[1].add_(_in_units(product(piece.T, x[chunk_rows]), times))
+        weights = [z[: chunk.many_i, : chunk.many_j] for z in room] or [chunk.s]
+        self._weigh(0, chunk, sweep, units, weights, sums)
+        for part in reversed(weights):  # the smaller one first
+            if len(totals[0]):
+                add_product(totals[0][chunk.rows], part, y[chunk.cols])
+            if len(totals[1]):
+                add_product(totals[1][chunk.cols], part.T, x[chunk.rows])
 
-    def _finished(self, axis: int, total: Tensor) -> Tensor:
+    def _finished(self, axis: int, total: Tensor, units: Tensor | None) -> Tensor:
         """Return the gradient by a set, in the caller's order and through its scale."""
         side: Side = self.operands.sides[axis]
         if self.operands.scaled:
             r = side.vectors[0]
-            total *= torch.where(r == 0, 0.0, 1 / r).unsqueeze(1)
-        gradient = torch.empty_like(total).index_copy(0, side.order, total)
+            factor = torch.where(r == 0, 0.0, 1 / r)
+            if units is not None:  # columns have the unit of all rows
+                factor /= units if axis == 0 else units[:1]
+            total *= factor.unsqueeze(1)
+        gradient = torch.empty_like(total).index_copy_(0, side.order, total)
         d = self.pairs.x.shape[1]
         with on_device(self.pairs.x):
             return self._normalize_backward(axis, gradient[:, :d].contiguous().unsqueeze(0))
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b in float32, whatever their dtype."""
+def multiply(a: Tensor, b: Tensor, into: Tensor) -> None:
+    """Write a b in float32, whatever their dtype."""
     if a.dtype == torch.float32:
-        return a @ b
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+        torch.mm(a, b, out=into)
+    elif a.is_cuda:
+        torch.mm(a, b, out_dtype=torch.float32, out=into)
+    else:
+        torch.mm(a.float(), b.float(), out=into)
 
 
-def _unit(largest: Tensor) -> Tensor:
-    """Return the power of two that brings `largest` into the middle of float16's range."""
-    return torch.exp2((_PEAK - torch.frexp(largest).exponent).clamp(-126, 126).float())
-
-
-def _in_units(value: Tensor, times: Tensor | None) -> Tensor:
-    """Return `value`, which may be overwritten, in units of 1 / times."""
-    return value if times is None else value.div_(times)
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a b in float32, whatever their dtype, in place."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
