@@ -77,6 +77,10 @@ TRITON_SWEEPS = "pairops/ops/engines/triton/kernels/sweep.py"
 TRITON_TABLE = "pairops/ops/engines/triton/tile_configs.py"
 TRITON_SCALE = "pairops/ops/engines/triton/kernels/finalize.py"
 TRITON_TEXT = "pairops/ops/engines/triton/codegen.py"
+TRITON_CHUNK = "pairops/ops/engines/triton/kernels/chunk.py"
+TRITON_CHUNKS = "pairops/ops/engines/triton/chunked_launch.py"
+TRITON_BOUNDS = "pairops/ops/engines/triton/weight_bounds.py"
+DEVICES = "pairops/ops/bindings/devices.py"
 
 OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
@@ -124,6 +128,8 @@ OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
 OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
+OF_CHUNKS = "tests/ops/engines/triton/test_chunks.py"
+OF_SPLITS = "tests/ops/test_splits.py"
 OF_CHOICE = "tests/ops/engines/triton/test_declines.py"
 OF_TRITON_ROUNDING = "tests/ops/engines/triton/test_rounding.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
@@ -329,6 +335,38 @@ MUTANTS = [
         "with a list, Triton takes the tile of a row and itself for a full one", TRITON_LISTS,
         "if not F.band_only:", "if F.band_only:",
         (OF_TRITON_LISTS,),
+    ),
+    Mutant(
+        "a chunk's band ends before the tile that its last positives begin", TRITON_CHUNK,
+        "last = tl.cdiv(tl.maximum(tl.load(band + 1) - chunk.first_j, 0).to(tl.int32), C)",
+        "last = tl.maximum(tl.load(band + 1) - chunk.first_j, 0).to(tl.int32) // C",
+        (OF_CHUNKS,),
+    ),
+    Mutant(
+        "a chunk's rows have units of their own though columns add up their weights", TRITON_CHUNKS,
+        "units.amin().expand(rows.n).contiguous() if wanted[1] else units", "units",
+        (OF_CHUNKS,),
+    ),
+    Mutant(
+        "all rows of a chunk have the unit of the largest weight", TRITON_CHUNKS,
+        "units.amin().expand(rows.n).contiguous() if wanted[1] else units",
+        "units.amin().expand(rows.n).contiguous()",
+        (OF_CHUNKS,),
+    ),
+    Mutant(
+        "the bound of a weight leaves out what the partner owes", TRITON_BOUNDS,
+        "total = total + bound.amax()", "pass",
+        (OF_CHUNKS,),
+    ),
+    Mutant(
+        "a buffer of s for each chunk", TRITON_CHUNKS,
+        "s = room[: len(a), : len(b)]", "s = torch.empty_like(room)[: len(a), : len(b)]",
+        (OF_CHUNKS,),
+    ),
+    Mutant(
+        "a wave that is not full costs what runs in it", DEVICES,
+        "waves = -(-blocks * parts // at_a_time)", "waves = blocks * parts / at_a_time",
+        (OF_SPLITS,),
     ),
     Mutant(
         "a row shares a label with itself", SHARED_LABELS,

@@ -75,7 +75,8 @@ class Chunked(TritonCall):
         wanted: tuple[bool, bool],
     ) -> tuple[tuple[Tensor, Tensor], Found]:
         """Compute gradients by both sets, empty where they are not wanted, and by every vector."""
-        device = self.pairs.x.device
+        # Sorted copies are made before there are sums, for their making takes memory too.
+        device = self.operands.sides[0].embeddings.device
         along = []  # for each set: the sweep of its rows' gradients, and its vectors
         for axis in (0,) if self.same else (0, 1):
             views = self._views(axis, placed)
@@ -91,21 +92,12 @@ class Chunked(TritonCall):
             for axis, (_, where) in enumerate(along)
         ]
         units: Tensor | None = None
-        room: list[Tensor] = []  # of a chunk's weights
         if all(self.pairs.shape) and (any(wanted) or any(where for _, where in along)):
             with on_device(self.pairs.x):
+                sweeps = [(sweep, bool(where)) for sweep, where in along]
                 if any(wanted) and self.config.fit:
-                    units = self._units(placed, cotangents, along[0][0], wanted)
-                room = self._room_of_weights() if any(wanted) else []
-                # The outer sums are moved once, and the inner ones once for each outer chunk.
-                for chunk in self._chunks(by_columns=not wanted[0]):
-                    for axis in reversed(range(len(along))):  # rows last: they overwrite s
-                        sweep, where = along[axis]
-                        if sweep.facts.embeddings:
-                            self._multiply(chunk, sweep, units, room, sums[axis], totals)
-                        elif where:
-                            self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
-        room.clear()
+                    units = self._units(placed, cotangents, sweeps[0][0], wanted)
+                self._add_chunks(sweeps, units, totals, sums, by_columns=not wanted[0])
         gradients = []
         for axis, want in enumerate(wanted):
             total = totals.pop(0)  # so that no more than one is there twice
@@ -116,6 +108,25 @@ class Chunked(TritonCall):
             for k, at in enumerate(where)
         }
         return (gradients[0], gradients[1]), found
+
+    def _add_chunks(
+        self,
+        sweeps: Sequence[tuple[Sweep, bool]],  # along each axis; whether vectors have gradients
+        units: Tensor | None,
+        totals: Sequence[Tensor],
+        sums: Sequence[Tensor],
+        by_columns: bool,
+    ) -> None:
+        """Add the gradients of all chunks. The outer sums are moved once, and the inner ones once
+        for each outer chunk."""
+        weights = self._room_of_weights() if sweeps[0][0].facts.embeddings else []
+        for chunk in self._chunks(by_columns):
+            for axis in reversed(range(len(sweeps))):  # rows last: they overwrite s
+                sweep, by_vector = sweeps[axis]
+                if sweep.facts.embeddings:
+                    self._multiply(chunk, sweep, units, weights, sums[axis], totals)
+                elif by_vector:
+                    self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
 
     def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
         """Return states without pairs (parts, numbers per row, rows)."""
