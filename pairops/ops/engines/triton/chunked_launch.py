@@ -126,7 +126,7 @@ class Chunked(TritonCall):
                 if sweep.facts.embeddings:
                     self._multiply(chunk, sweep, units, weights, sums[axis], totals)
                 elif by_vector:
-                    self._weigh(axis, chunk, sweep, None, [chunk.s], sums[axis])
+                    self._write_weights(axis, chunk, sweep, None, [chunk.s], sums[axis])
 
     def _init_states(self, placed: Sequence[TritonTermView], axis: int) -> Tensor:
         """Return states without pairs (parts, numbers per row, rows)."""
@@ -164,10 +164,10 @@ class Chunked(TritonCall):
         rows, cols = (
             range(0, k, step) for k, step in zip(self.pairs.shape, self.extent, strict=True)
         )
-        places = [(i, j) for i in rows for j in cols]
+        corners = [(i, j) for i in rows for j in cols]
         if by_columns:
-            places.sort(key=lambda place: place[1])
-        for i, j in places:
+            corners.sort(key=lambda corner: corner[1])
+        for i, j in corners:
             a, b = x[i : i + self.extent.rows], y[j : j + self.extent.cols]
             s = room[: len(a), : len(b)]
             multiply(a, b.T, s)
@@ -184,7 +184,7 @@ class Chunked(TritonCall):
             F=static(sweep.facts), R=_TILE[0], C=_TILE[1], **meta, **self.config.options,
         )  # fmt: skip
 
-    def _weigh(
+    def _write_weights(
         self,
         axis: int,
         chunk: Chunk,
@@ -242,7 +242,7 @@ class Chunked(TritonCall):
         """Add a chunk's weights times embeddings to the gradients, in sorted order."""
         x, y = (side.embeddings for side in self.operands.sides)
         weights = [z[: chunk.many_i, : chunk.many_j] for z in room] or [chunk.s]
-        self._weigh(0, chunk, sweep, units, weights, sums)
+        self._write_weights(0, chunk, sweep, units, weights, sums)
         for part in reversed(weights):  # the smaller one first
             if len(totals[0]):
                 add_product(totals[0][chunk.rows], part, y[chunk.cols])

@@ -105,11 +105,11 @@ def forward(rows, cols, relation, bands, chunk, numbers, states,
     row = vectors(rows, i, live_i, F.row_vectors)
     tiles = tl.cdiv(tl.maximum(limit - chunk.first_j, 0), C)
     begin, end, whole, first, last = _itinerary(bands, chunk, live_i, limit, tiles, F, R, C)
-    planes = states + tl.full((), tl.program_id(1), tl.int64) * F.states * rows.n
+    mine = states + tl.full((), tl.program_id(1), tl.int64) * F.states * rows.n
     known = ()
     for k in tl.static_range(F.states):
         plane = tl.full((), k, tl.int64) * rows.n
-        known = known + (tl.load(planes + plane + i, mask=live_i, other=0.0),)
+        known = known + (tl.load(mine + plane + i, mask=live_i, other=0.0),)
     state = MERGE(INIT(R), known)
     full = whole - begin - (last - first)
     if not F.band_only:
@@ -123,7 +123,7 @@ def forward(rows, cols, relation, bands, chunk, numbers, states,
                               state, VISIT, F, C, True)  # fmt: skip
     for k in tl.static_range(F.states):
         plane = tl.full((), k, tl.int64) * rows.n
-        tl.store(planes + plane + i, state[k].to(tl.float32, bitcast=True), mask=live_i)
+        tl.store(mine + plane + i, state[k].to(tl.float32, bitcast=True), mask=live_i)
 
 
 @triton.jit
@@ -200,11 +200,11 @@ def backward(rows, cols, relation, bands, chunk, numbers, unit, high, low, by_ve
     tiles = tl.cdiv(chunk.many_j, C)
     begin, end, whole, first, last = _itinerary(bands, chunk, live_i, limit, tiles, F, R, C)
     order = tl.load(rows.order + i, mask=live_i, other=0)
-    planes = by_vector + tl.full((), tl.program_id(1), tl.int64) * F.gradients * rows.n
+    mine = by_vector + tl.full((), tl.program_id(1), tl.int64) * F.gradients * rows.n
     slopes = ()
     for k in tl.static_range(F.gradients):
         plane = tl.full((), k, tl.int64) * rows.n
-        slopes = slopes + (tl.load(planes + plane + order, mask=live_i, other=0.0),)
+        slopes = slopes + (tl.load(mine + plane + order, mask=live_i, other=0.0),)
     factor = live_i
     if F.embeddings and F.scaled:
         factor = row[0]
@@ -231,4 +231,4 @@ def backward(rows, cols, relation, bands, chunk, numbers, unit, high, low, by_ve
             _store(weights, at, inside, high, low, P, True)
     for k in tl.static_range(F.gradients):
         plane = tl.full((), k, tl.int64) * rows.n
-        tl.store(planes + plane + order, slopes[k], mask=live_i)
+        tl.store(mine + plane + order, slopes[k], mask=live_i)
