@@ -100,13 +100,15 @@ def compile_for(capability: int) -> dict[str, dict[str, Any]]:
 
 
 def step(name: str, dtype: torch.dtype, d: int) -> None:
-    """Forward and backward of a loss, with positives by list if its name ends in "+list"; the
-    numbers that come out mean nothing."""
-    name, _, by_list = name.partition("+")
+    """Forward and backward of a loss, with positives by list if its name ends in "+list", of dot
+    products if in "+chunks"; the numbers that come out mean nothing."""
+    name, _, how = name.partition("+")
     x, y = (torch.ones(300, d, dtype=dtype, requires_grad=True) for _ in "xy")
     other = y if name in ("info_nce_loss", "siglip_loss") else torch.arange(300) // 4
     given = {"scale": torch.ones(()), "bias": 0.0} if name == "siglip_loss" else {}
-    if by_list:
+    if how == "chunks":
+        given = {"distance": "dot"}  # of which not every weight has a bound
+    elif how == "list":
         other, given = None, {"positives": (torch.arange(299), torch.arange(1, 300))}
     getattr(pairops, name)(x, other, **given).backward()
 
@@ -120,7 +122,7 @@ if __name__ == "__main__":
         kernels.clear()
         # The rows of a step as few and as many: weights in two parts, and in as many as they have.
         for weight_parts.FEW in (1024, 0):
-            with pairops.engine("triton"):
+            with pairops.engine("chunked" if loss.endswith("+chunks") else "triton"):
                 step(loss, getattr(torch, dtype), int(d))
         for kernel in kernels.values():
             print(json.dumps({"job": job, **kernel}), flush=True)

@@ -73,13 +73,20 @@ JOBS = [
 ]
 
 
+# The kernels of chunks: one set in 16 bits, of which a weight has no bound, and float32.
+IN_CHUNKS = [
+    Job(90, "bfloat16", 512, "circle_loss+chunks"),
+    Job(80, "float32", 256, "supcon_loss+chunks"),
+]
+
+
 @pytest.fixture(scope="module")
 def compiled() -> Any:
     """A process for each GPU, which begins with much that they share; two run at a time."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
     def run(capability: int) -> list[dict[str, Any]]:
-        names = [job.name for job in JOBS if job.capability == capability]
+        names = [job.name for job in (*JOBS, *IN_CHUNKS) if job.capability == capability]
         done = subprocess.run(
             [sys.executable, SCRIPT, str(capability), *names],
             env=environment, capture_output=True, text=True, check=False,
@@ -120,3 +127,12 @@ def test_a_row_of_the_table_fits_and_spills_nothing(job: Job, compiled: Any) -> 
             assert (kernel["products"] > 0) == (job.dtype != "float32" or job.level == "high"), (
                 kernel
             )
+
+
+@pytest.mark.parametrize("job", IN_CHUNKS, ids=named)
+def test_kernels_of_chunks_spill_nothing(job: Job, compiled: Any) -> None:
+    kernels = compiled(job)
+    largest = {"largest_weight"} if job.dtype == "bfloat16" else set()
+    assert {"forward", "backward", *largest} <= {k["kernel"] for k in kernels}
+    assert all(k["spilled"] == 0 and k["products"] == 0 for k in kernels)
+    assert job.dtype == "bfloat16" or all(k["fusible"] == 0 for k in kernels)

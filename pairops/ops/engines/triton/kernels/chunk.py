@@ -159,18 +159,18 @@ def largest_weight(rows, cols, relation, bands, chunk, numbers, largest,
     i, live_i, limit = _extent(rows, cols, chunk, R)
     row = vectors(rows, i, live_i, F.row_vectors)
     tiles = tl.cdiv(tl.maximum(limit - chunk.first_j, 0), C)
-    begin, end, _, _, _ = _itinerary(bands, chunk, live_i, limit, tiles, F, R, C)
+    mine = _itinerary(bands, chunk, live_i, limit, tiles, F, R, C)
     slopes = ()
     for k in tl.static_range(F.gradients):
         slopes = slopes + (tl.zeros((R,), tl.float32),)
     here = largest + tl.full((), tl.program_id(1), tl.int64) * rows.n + i
     top = tl.load(here, mask=live_i, other=0.0)
-    for tile in range(begin, end):
-        weights, _, _, _ = _weights(
+    for tile in range(mine[0], mine[1]):
+        found = _weights(
             rows, cols, relation, chunk, tile, i, live_i, row, limit, numbers, slopes, row[0],
             VISIT, F, C, True,
         )  # fmt: skip
-        top = tl.maximum(top, tl.max(tl.abs(weights), 1))
+        top = tl.maximum(top, tl.max(tl.abs(found[0]), 1))
     tl.store(here, top, mask=live_i)
 
 
