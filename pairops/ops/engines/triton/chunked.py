@@ -1,9 +1,10 @@
-"""The chunked Triton engine, for large D and two sets: s in chunks of rows, from `torch.mm`.
+"""The chunked Triton engine, for large D and two sets: s in chunks, from `torch.mm`.
 
 One fused kernel does the elementwise part, with the terms and sorted copies of `engine.py`; the
 products of weights and embeddings are `torch.mm` again. In `engine.py` a gradient of large D does
 not fit in registers, and two sets are swept twice; here s is multiplied once a pass. Memory is a
-chunk, whatever N. No tile is skipped.
+chunk, whatever N. No tile is skipped, but where positives alone count and numbers have 16 bits:
+there the band is swept as `engine.py` does it.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.term import Term, Wanted
 
+from . import chunks
 from . import engine as triton_engine
 
 NAME = "chunked"
@@ -40,7 +42,7 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
     return triton_engine.declines(pairs, rows, cols)
 
 
-_FLOAT32_OUT = hasattr(torch.ops.aten.mm, "dtype")
+_FLOAT32_OUT = all(hasattr(op, "dtype_out") for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
 
 
 def prepare(_pairs: Pairs) -> list[Tensor]:
@@ -51,10 +53,14 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    from .chunked_launch import Chunked
+    from .chunked_launch import Chunked, forward_in_band
 
-    call = Chunked(pairs, triton_engine.configuration(pairs))
-    statistics, arguments = call.forward(call.place(rows, cols))
+    config = triton_engine.configuration(pairs)
+    if chunks.sweeps_band(config.precision, rows, cols):
+        statistics, arguments = forward_in_band(pairs, config, rows, cols)
+    else:
+        call = Chunked(pairs, config)
+        statistics, arguments = call.forward(call.place(rows, cols))
     return (
         statistics,
         arguments,

@@ -15,6 +15,7 @@ from pairops.ops.bindings.devices import on_device, processors
 from pairops.ops.engines.bands import bands
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.term import Term
 
 from . import codegen, weight_bounds
 from .chunks import TILE, Chunk, Extent, extent, parts, pitch
@@ -22,7 +23,7 @@ from .codegen import Sweep
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Found, TritonCall, static
+from .launch import Found, Swept, TritonCall, static
 from .operands import Side, TritonTermView
 from .tile_configs import Configuration
 
@@ -262,6 +263,21 @@ class Chunked(TritonCall):
         d = self.pairs.x.shape[1]
         with on_device(self.pairs.x):
             return self._normalize_backward(axis, gradient[:, :d].contiguous().unsqueeze(0))
+
+
+def forward_in_band(
+    pairs: Pairs, config: Configuration, rows: Sequence[Term], cols: Sequence[Term]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute statistics and arguments of terms of positives alone, tile by tile."""
+    call = Swept(pairs, config)
+    placed = call.place(rows, cols)
+    results = call.blank(placed)
+    for axis in (0, 1):
+        terms = [p for p in placed if p.owners == axis]
+        if terms:
+            cells = sum(p.term.has_tile_mask for p in terms) * call.cells(axis)
+            call.forward(axis, terms, pairs.x.new_empty(cells, dtype=torch.uint8), results)
+    return results.of(placed)
 
 
 def multiply(a: Tensor, b: Tensor, into: Tensor) -> None:
