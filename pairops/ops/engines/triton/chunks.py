@@ -61,7 +61,7 @@ def extent(n: int, m: int, precision: Precision, two_parts: bool) -> Extent:
     rows = min(n, _LONG)
     cols = min(m, area // max(rows, 1) // _STEP * _STEP)
     if cols == m:
-        rows = min(n, max(_STEP, area // max(m, 1) // _STEP * _STEP))
+        rows = min(n, max(_STEP, area // max(pitch(m), 1) // _STEP * _STEP))
     return Extent(rows, cols)
 
 
