@@ -51,7 +51,7 @@ mutants: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(MUTANTS)/.installed
 # With the trainers of others: what of this is in the tests skips itself without them.
 compat: $(VENV)/.open_clip $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest -m "" tests/compat/test_sentence_transformers_numbers.py tests/compat/test_open_clip.py \
-		tests/examples/test_lightning.py $(ARGS)
+		tests/examples/test_stacks.py $(ARGS)
 
 # pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
 pml-conformance: $(VENV)/.test

@@ -1,36 +1,31 @@
-"""A training on scikit-learn's digits with Lightning, whose processes share every batch."""
+"""Digits under Lightning, whose processes share every batch.
 
-import argparse
+python examples/lightning/train_lightning.py 2, the number of processes
+"""
+
+import sys
 
 import lightning
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import pairops
 from pairops.retrieval import evaluate
 
-TRAINING_IMAGES = 900
+EPOCHS, BATCH = 10, 240  # rows of all processes together
 
 
 class Digits(lightning.LightningModule):
-    """A small network that embeds images (N, 64) by the digit they show."""
-
     def __init__(self) -> None:
         super().__init__()
         self.network = torch.nn.Sequential(
             torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, digits = batch
-        # Each process brings its own rows, and compares them with those of all. Lightning
-        # initialises torch.distributed where there are several processes.
-        loss = pairops.ms_loss(self(images), digits, group="auto")
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        x, labels = batch
+        loss = pairops.ms_loss(self.network(x), labels, group="auto")  # pairops
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -38,66 +33,21 @@ class Digits(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def load_halves() -> tuple[TensorDataset, TensorDataset]:
-    """Images (N, 64) in 0..1 and their digits (N,), for training and for the test."""
-    data = load_digits()
-    images = torch.from_numpy(data.data).float() / 16
-    digits = torch.from_numpy(data.target).long()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    train, test = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
-    return TensorDataset(images[train], digits[train]), TensorDataset(images[test], digits[test])
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--processes", type=int, default=2, help="on the CPU, by gloo")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training images")
-    parser.add_argument("--batch", type=int, default=128, help="images a step, of all processes")
-    options = parser.parse_args(arguments)
-    if options.processes < 1 or options.epochs < 1:
-        parser.error("--processes and --epochs must be at least 1")
-    if not 2 * options.processes <= options.batch <= TRAINING_IMAGES:
-        parser.error(
-            f"--batch must be from {2 * options.processes} to {TRAINING_IMAGES}, "
-            f"not {options.batch}"
-        )
-    return options
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
-    lightning.seed_everything(0, verbose=False)
-    training, test = load_halves()
-    loader = DataLoader(
-        training,
-        batch_size=options.batch // options.processes,
-        shuffle=True,
-        drop_last=True,
-    )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=options.processes,
-        max_epochs=options.epochs,
-        logger=False,
-        enable_checkpointing=False,
-    )
-    module = Digits()
-    before = score(module, test)
-    trainer.fit(module, loader)
-    if trainer.is_global_zero:
-        after = score(module, test)
-        print(f"{options.processes} x {options.batch // options.processes} images a step")
-        print(f"loss after {trainer.global_step} steps {trainer.callback_metrics['loss']:.4f}")
-        print(f"MAP@R on {len(test)} other images {before:.3f}, after training {after:.3f}")
-
-
-@torch.no_grad()
-def score(module: Digits, test: TensorDataset) -> float:
-    images, digits = test.tensors
-    return evaluate(module(images), digits, progress=False).map_at_r
-
-
-if __name__ == "__main__":
-    main()
+world = int(sys.argv[1]) if sys.argv[1:] else 1
+data = load_digits()
+images = torch.from_numpy(data.data).float() / 16
+digits = torch.from_numpy(data.target).long()
+lightning.seed_everything(0, verbose=False)
+train, test = torch.randperm(len(digits)).split([900, 897])
+rows = TensorDataset(images[train], digits[train])
+loader = DataLoader(rows, BATCH // world, shuffle=True, drop_last=True)
+module = Digits()
+before = evaluate(module.network(images[test]), digits[test]).map_at_r
+options = {"max_epochs": EPOCHS, "logger": False, "enable_checkpointing": False}
+trainer = lightning.Trainer(accelerator="cpu", devices=world, **options)
+trainer.fit(module, loader)
+if trainer.is_global_zero:
+    after = evaluate(module.network(images[test]), digits[test]).map_at_r
+    last = trainer.callback_metrics["loss"]
+    print(f"{world} x {BATCH // world} images a step; last loss {last:.6f}")
+    print(f"MAP@R on {len(test)} other images: {before:.3f} before training, {after:.3f} after")

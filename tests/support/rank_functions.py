@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import runpy
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -296,3 +297,18 @@ def fully_sharded(group: Any, given: dict[str, Any]) -> list[Tensor]:
     sharded(*given["args"]).backward()
     optimizer.step()
     return [own.full_tensor().detach() for own in sharded.parameters()]
+
+
+def script(_group: Any, given: dict[str, Any]) -> dict[str, float]:
+    """The numbers `wanted` that the script at `path`, one for torchrun, has when it ends."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    as_torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "TORCHELASTIC_RUN_ID": 0}
+    as_torchrun |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 0, "LOCAL_WORLD_SIZE": world}
+    with (
+        mock.patch.dict(os.environ, {name: str(value) for name, value in as_torchrun.items()}),
+        mock.patch.object(dist, "init_process_group"),  # this process has its group already
+        mock.patch.object(dist, "destroy_process_group"),
+        contextlib.redirect_stdout(None),
+    ):
+        known = runpy.run_path(given["path"], run_name="__main__")
+    return {name: torch.as_tensor(known[name]).item() for name in given["wanted"]}

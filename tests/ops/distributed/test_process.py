@@ -1,17 +1,12 @@
-"""What processes of a group cost and how they end: bytes, memory, a rank that dies, torchrun."""
+"""What processes of a group cost and how they end: bytes, memory, a rank that dies."""
 
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from support import gloo_ranks
 from support.exhaustive import exhaustive
-from support.project import ROOT
 from support.rank_problems import GATHERED, RING, D, Problem
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -113,32 +108,3 @@ def test_a_rank_that_dies_ends_the_others() -> None:
     finally:
         ranks.stop()
     assert not any(process.is_alive() for process in ranks.processes)
-
-
-def torchrun(*arguments: str) -> str:
-    port = str(29500 + os.getpid() % 1000)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-            "--master-port", port, *arguments,
-        ],
-        capture_output=True, text=True, timeout=240, cwd=ROOT, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@exhaustive
-def test_training_on_two_ranks_follows_the_curve_of_one(tmp_path: Path) -> None:
-    standard = Path(os.__file__).parent
-    for name in ("textwrap", "statistics", "argparse", "tarfile", "calendar", "zipfile"):
-        path = standard / f"{name}.py"
-        if path.exists():
-            (tmp_path / path.name).write_text(path.read_text())
-    few = ["--folders", str(tmp_path), "--batch", "50", "--steps", "6"]
-    shown = torchrun("examples/ddp/train_ddp.py", "--data", "code", *few)
-    apart = float(re.search(r"largest difference: (\S+) of the loss", shown)[1])  # type: ignore[index]
-    assert apart <= 1e-5, shown
-    curve = [float(line.split()[2]) for line in shown.splitlines() if re.match(r" +\d+ ", line)]
-    assert curve[-1] < 0.6 * curve[0], shown
