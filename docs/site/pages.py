@@ -152,15 +152,29 @@ REFERENCE = {
 }
 
 
+def of_notebook(path: Path) -> str:
+    """The text of a notebook, its code, and below each cell what that printed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", []):
+            printed = "".join(output.get("text") or output["data"]["text/plain"])
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def copied(path: Path, folder: Path) -> None:
     """Copy a guide; what lies outside of docs is named, and is no link."""
 
     def kept(link: re.Match[str]) -> str:
         target = (path.parent / link[2].partition("#")[0]).resolve()
-        return link[0] if target.is_relative_to(DOCS) else link[1]
+        inside = link[0].replace(".ipynb)", ".md)")  # a notebook is a page too
+        return inside if target.is_relative_to(DOCS) else link[1]
 
-    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", kept, path.read_text(encoding="utf-8"))
-    target = folder / path.relative_to(DOCS)
+    text = of_notebook(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", kept, text)
+    target = (folder / path.relative_to(DOCS)).with_suffix(".md")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
 
@@ -180,7 +194,7 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     front(folder)
-    for path in DOCS.rglob("*.md"):
+    for path in [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]:
         if path != DOCS / "README.md":
             copied(path, folder)
     for path in [*DOCS.glob("*.png"), DOCS / "api.txt"]:
@@ -206,7 +220,9 @@ def configuration(folder: Path) -> str:
     guides = [
         ("Install", "install"), ("Training", "training"), ("Several GPUs", "distributed"),
         ("Retrieval", "retrieval"), ("Coming from", "coming_from"), ("Papers", "papers"),
-        ("Examples", "examples"), ("Questions", "faq"),
+        ("Examples", "examples"), ("Notebook: quickstart", "notebooks/quickstart"),
+        ("Notebook: from pytorch-metric-learning", "notebooks/from_pytorch_metric_learning"),
+        ("Notebook: your own loss", "notebooks/own_loss"), ("Questions", "faq"),
     ]  # fmt: skip
     inside = [
         ("Design", "design"), ("Engines", "engines/README"), ("cpu", "engines/cpu"),
