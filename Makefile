@@ -14,17 +14,20 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo code-search shared-identifiers test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
+.PHONY: help demo unseen-digits code-search shared-identifiers test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
 	gpu-kit bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | code-search | shared-identifiers | test | test-all | mutants | compat | pml-conformance | sanitize |'
+	@echo 'make demo | unseen-digits | code-search | shared-identifiers | test | test-all | mutants | compat | pml-conformance | sanitize |'
 	@echo 'cuda-on-host | cuda-resources | gpu-kit | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train_digits.py --output build/digits.png $(ARGS)
+
+unseen-digits: $(VENV)/.demo
+	$(BIN)/python examples/digits/train_unseen_digits.py --output build/unseen_digits.png $(ARGS)
 
 # Threads that wait for another must not spin: two processes with two threads each share two cores, or
 # somebody else has one of them.
