@@ -1,10 +1,12 @@
 // Bindings of the CUDA engine. They take tuples of addresses, which engines/cuda/ has checked. A
-// call enqueues kernels on a stream and returns.
+// call enqueues all kernels of a pass on a stream and returns.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
+#include "bindings/cuda_plan.h"
 #include "bindings/fields.h"
 #include "cuda/api.h"
 
@@ -17,61 +19,6 @@ Set set_of(const py::handle& given) {
     const auto [rows, high, rest, permutation, n_valid, n] = fields<6>(given, "a set");
     return {pointer<std::uint16_t>(rows), pointer<float>(high),           pointer<float>(rest),
             pointer<Index>(permutation),  pointer<std::int32_t>(n_valid), n.cast<std::int32_t>()};
-}
-
-// The address of an operand is None where it is a number.
-int operands_of(const py::list& given, Operand* operands) {
-    if (given.size() > MOST_OPERANDS) throw py::value_error("too many operands");
-    int n = 0;
-    for (const auto& item : given) {
-        const auto [address, stride, number] = fields<3>(item, "an operand");
-        operands[n++] = {pointer<float>(address), stride.cast<std::int32_t>(),
-                         number.cast<float>()};
-    }
-    return n;
-}
-
-std::int8_t slot(const py::handle& given) { return std::int8_t(given.cast<int>()); }
-
-// The slot of an operand is −1 where the term has none. `by_arg` says which sums the gradients by
-// two arguments are. Bits may be None.
-TermCall term_of(const py::handle& given) {
-    const auto [kind, side, transposed, slots, by_arg, bits] = fields<6>(given, "a term");
-    const auto [first, second, above, below, statistic, cotangent] = fields<6>(slots, "slots");
-    const auto [by_first, by_second] = fields<2>(by_arg, "sums by arguments");
-    const auto named = side.cast<std::string>();
-    TermCall term{};
-    term.kind = kind.cast<std::int32_t>();
-    term.side = named == "pos" ? Side::pos : named == "neg" ? Side::neg : Side::all;
-    term.transposed = transposed.cast<bool>();
-    term.args[0] = slot(first), term.args[1] = slot(second);
-    term.above = slot(above), term.below = slot(below);
-    term.statistic = slot(statistic), term.cotangent = slot(cotangent);
-    term.by_arg[0] = slot(by_first), term.by_arg[1] = slot(by_second);
-    term.bits = pointer<std::uint8_t>(bits);
-    return term;
-}
-
-// The band may be None.
-void read_sweep(const py::handle& given, Sweep& sweep) {
-    const auto [rows, cols, relation, band, transposed, normalized, band_only, panels, row_operands,
-                col_operands, terms] = fields<11>(given, "a sweep");
-    const auto [pos_begin, pos_end, self_index] = fields<3>(relation, "relation");
-    sweep.rows = set_of(rows);
-    sweep.cols = set_of(cols);
-    sweep.pos_begin = pointer<Index>(pos_begin);
-    sweep.pos_end = pointer<Index>(pos_end);
-    sweep.self_index = pointer<Index>(self_index);
-    sweep.band = pointer<Index>(band);
-    sweep.transposed = transposed.cast<bool>();
-    sweep.normalized = normalized.cast<bool>();
-    sweep.band_only = band_only.cast<bool>();
-    sweep.panels = panels.cast<std::int32_t>();
-    sweep.n_row_operands = operands_of(row_operands.cast<py::list>(), sweep.row_operands);
-    sweep.n_col_operands = operands_of(col_operands.cast<py::list>(), sweep.col_operands);
-    const auto every = terms.cast<py::list>();
-    if (every.size() > MOST_TERMS) throw py::value_error("too many terms");
-    for (const auto& item : every) sweep.terms[sweep.n_terms++] = term_of(item);
 }
 
 Precision precision_called(const std::string& name) {
@@ -132,62 +79,160 @@ void sort_by_label_bound(Address z, const std::string& dtype, std::int32_t n, st
     sort_by_label(call, dtype, parts, stream);
 }
 
-// Every term has an output, whose argument and bits may be None.
-void forward_bound(const py::tuple& sweep, const py::object& states, const py::list& outputs,
-                   const std::string& precision, int d, bool hopper, int splits, Stream stream) {
-    ForwardCall call{};
-    read_sweep(sweep, call);
-    call.states = pointer<float>(states);
-    for (int k = 0; k < call.n_terms; ++k) {
-        const auto [value, argument, bits] = fields<3>(outputs[k], "an output");
-        call.values[k] = pointer<float>(value);
-        call.arguments[k] = pointer<Index>(argument);
-        call.tile_bits[k] = pointer<std::uint8_t>(bits);
-    }
-    forward(call, precision_called(precision), d, splits, stream, hopper);
-    if (states.is_none()) return;
-    FinalizeCall last{call.states, call.rows.permutation, call.rows.n, splits, call.n_terms, {}, {},
-                      {}};
-    for (int k = 0; k < call.n_terms; ++k) {
-        last.kinds[k] = call.terms[k].kind;
-        last.values[k] = call.values[k];
-        last.arguments[k] = call.arguments[k];
-    }
-    finalize(last, stream);
+template <class T>
+std::vector<T*> pointers(const py::list& addresses) {
+    std::vector<T*> found;
+    for (const auto& address : addresses) found.push_back(pointer<T>(address));
+    return found;
 }
 
-void backward_bound(const py::tuple& sweep, const py::object& gradient, Address sums, int n_sums,
-                    bool by_bits, const std::string& precision, int d, bool hopper, int splits,
-                    Stream stream) {
-    BackwardCall call{};
-    read_sweep(sweep, call);
-    call.by_bits = by_bits;
-    call.n_sums = n_sums;
-    call.width = d;
-    call.gradient = pointer<float>(gradient);
-    call.sums = reinterpret_cast<float*>(sums);
-    backward(call, precision_called(precision), splits, stream, hopper);
-}
+// What all sweeps of a pass share: d, whether Hopper's own sweeps serve, panels, whether scales are
+// inverse norms, x, y or None, the relation, and of two sets the bands of each.
+struct Pairs {
+    int d;
+    bool hopper, normalized, same;
+    std::int32_t panels;
+    Set sets[2];
+    const Index *pos_begin, *pos_end, *self_index, *bands[2];
 
-void scale_bound(Address gradient, Address x, const std::string& dtype, const py::object& scales,
-                 Address valid, std::int32_t n, std::int32_t d, std::int32_t splits, Address out,
-                 bool rounded, Stream stream) {
-    scale({reinterpret_cast<float*>(gradient), reinterpret_cast<void*>(x), pointer<double>(scales),
-           reinterpret_cast<bool*>(valid), n, d, splits, reinterpret_cast<void*>(out), rounded},
-          dtype, stream);
+    explicit Pairs(const py::tuple& given) {
+        const auto [width, on_hopper, of_row, are_norms, x, y, relation, band_x, band_y] =
+            fields<9>(given, "pairs");
+        const auto [begin, end, self] = fields<3>(relation, "a relation");
+        d = width.cast<int>();
+        hopper = on_hopper.cast<bool>();
+        panels = of_row.cast<std::int32_t>();
+        normalized = are_norms.cast<bool>();
+        same = y.is_none();
+        sets[0] = set_of(x);
+        sets[1] = same ? sets[0] : set_of(y);
+        pos_begin = pointer<Index>(begin);
+        pos_end = pointer<Index>(end);
+        self_index = pointer<Index>(self);
+        bands[0] = pointer<Index>(band_x);
+        bands[1] = pointer<Index>(band_y);
+    }
+
+    // The parameters of a sweep over the rows of a set, without its terms.
+    void begin(int axis, Sweep& sweep) const {
+        sweep.rows = sets[axis];
+        sweep.cols = sets[1 - axis];
+        sweep.pos_begin = pos_begin;
+        sweep.pos_end = pos_end;
+        sweep.self_index = self_index;
+        sweep.band = bands[axis];
+        sweep.transposed = axis == 1;
+        sweep.normalized = normalized;
+        sweep.panels = panels;
+    }
+};
+
+bool positives_alone(const Sweep& sweep) {
+    return std::all_of(sweep.terms, sweep.terms + sweep.n_terms,
+                       [](const TermCall& term) { return term.side == Side::pos; });
 }
 
 template <class Call>
-void read_soft_mean(const py::list& statistics, const py::object& valid, std::int32_t n,
+void read_soft_mean(const py::handle& statistics, const py::handle& valid, std::int32_t n,
                     Call& call) {
-    if (statistics.size() > MOST_STATISTICS) throw py::value_error("too many statistics");
-    for (const auto& item : statistics) {
+    for (const auto& item : statistics.cast<py::list>()) {
+        if (call.n_statistics == MOST_STATISTICS) throw py::value_error("too many statistics");
         const auto [address, divisor] = fields<2>(item, "a statistic");
         call.statistics[call.n_statistics] = pointer<float>(address);
         call.divisors[call.n_statistics++] = divisor.cast<float>();
     }
     call.valid = pointer<bool>(valid);
     call.n = n;
+}
+
+// A mean is (statistics, valid or None, loss, slopes): statistics with their divisors, and an
+// address for the gradient by each, or none at all.
+void soft_mean_of(const py::tuple& given, std::int32_t n, Stream stream) {
+    const auto [statistics, valid, loss, slopes] = fields<4>(given, "a mean");
+    SoftMeanCall call{};
+    read_soft_mean(statistics, valid, n, call);
+    call.loss = pointer<float>(loss);
+    const auto to = pointers<float>(slopes.cast<py::list>());
+    if (!to.empty() && int(to.size()) != call.n_statistics)
+        throw py::value_error("there must be slopes by every statistic, or by none");
+    std::copy(to.begin(), to.end(), call.slopes);
+    soft_mean(call, stream);
+}
+
+// Every term has values; its argument and bits may be None. `states` has room for those of any
+// sweep, and `splits` a number for each.
+void forward_bound(const Plan& plan, const std::string& precision, const py::tuple& pairs,
+                   const py::list& numbers, const py::list& vectors, const py::list& values,
+                   const py::list& arguments, const py::list& bits, const py::object& states,
+                   const std::vector<int>& splits, const std::optional<py::tuple>& mean,
+                   Stream stream) {
+    const Pairs given(pairs);
+    const auto to = pointers<float>(values);
+    const auto attained = pointers<Index>(arguments);
+    const auto masks = pointers<std::uint8_t>(bits);
+    std::vector<Operand> statistics;
+    for (const float* value : to) statistics.push_back({value, 1, 0.f});
+    const BoundPlan bound(plan, numbers, vectors, statistics);
+    for (std::size_t s = 0; s < plan.sweeps.size(); ++s) {
+        const PlannedSweep& planned = plan.sweeps[s];
+        ForwardCall call{};
+        given.begin(planned.axis, call);
+        for (const int k : planned.terms) bound.add_term(planned, k, false, call);
+        call.band_only = positives_alone(call);
+        call.states = splits.at(s) > 1 ? pointer<float>(states) : nullptr;
+        FinalizeCall last{
+            call.states, call.rows.permutation, call.rows.n, splits[s], call.n_terms, {}, {}, {}};
+        for (int k = 0; k < call.n_terms; ++k) {
+            const auto term = std::size_t(planned.terms[std::size_t(k)]);
+            last.kinds[k] = call.terms[k].kind;
+            last.values[k] = call.values[k] = to.at(term);
+            last.arguments[k] = call.arguments[k] = attained.at(term);
+            call.tile_bits[k] = masks.at(term);
+        }
+        forward(call, precision_called(precision), given.d, splits[s], stream, given.hopper);
+        if (call.states) finalize(last, stream);
+    }
+    if (mean) soft_mean_of(*mean, given.sets[0].n, stream);
+}
+
+// A statistic or cotangent is (address, stride). Scaled are both sets: (z, dtype, scale or None,
+// valid). A pass is None, where it has no result, or (gradient, sums, splits, out, rounded), whose
+// gradient is None where it is not wanted. What comes out is multiplied by the number at `factor`,
+// if there is one.
+void backward_bound(const Plan& plan, const std::string& precision, const py::tuple& pairs,
+                    const py::list& numbers, const py::list& vectors, const py::list& statistics,
+                    const py::list& cotangents, const py::list& bits, const py::tuple& scaled,
+                    const py::list& passes, const py::object& factor, Stream stream) {
+    const Pairs given(pairs);
+    std::vector<Operand> values;
+    for (const auto& item : statistics) values.push_back(vector_of(item));
+    const auto masks = pointers<std::uint8_t>(bits);
+    BoundPlan bound(plan, numbers, vectors, values);
+    for (std::size_t k = 0; k < bound.terms.size(); ++k)
+        bound.terms[k].cotangent = vector_of(cotangents[k]);
+    for (std::size_t s = 0; s < plan.passes.size(); ++s) {
+        if (passes[s].is_none()) continue;
+        const auto [gradient, sums, splits, out, rounded] = fields<5>(passes[s], "a pass");
+        const PlannedSweep& planned = plan.passes[s];
+        BackwardCall call{};
+        given.begin(planned.axis, call);
+        bound.add_backward(planned, masks, call);
+        call.band_only = positives_alone(call);
+        call.by_bits = std::all_of(call.terms, call.terms + call.n_terms,
+                                   [](const TermCall& term) { return term.bits != nullptr; });
+        call.n_sums = int(planned.sums.size());
+        call.width = given.d;
+        call.gradient = pointer<float>(gradient);
+        call.sums = pointer<float>(sums);
+        const int parts = splits.cast<int>();
+        backward(call, precision_called(precision), parts, stream, given.hopper);
+        if (!call.gradient) continue;
+        const auto [z, dtype, r, valid] = fields<4>(scaled[std::size_t(planned.axis)], "a set");
+        scale({call.gradient, pointer<void>(z), pointer<double>(r), pointer<bool>(valid),
+               pointer<float>(factor), call.rows.n, given.d, parts, pointer<void>(out),
+               rounded.cast<bool>()},
+              dtype.cast<std::string>(), stream);
+    }
 }
 
 void soft_mean_bound(const py::list& statistics, const py::object& valid, std::int32_t n,
@@ -243,9 +288,11 @@ void bind(py::module_& module) {
                py::arg("others"), py::arg("n_others"), py::arg("ignored"), py::arg("exclude_self"),
                py::arg("normalize"), py::arg("positions"), py::arg("valid"), py::arg("scale"),
                py::arg("panels"), py::arg("parts"), py::arg("written"), py::arg("stream"));
-    module.def("forward", &forward_bound);
-    module.def("backward", &backward_bound);
-    module.def("scale", &scale_bound);
+    py::class_<Plan>(module, "Plan")
+        .def(py::init<bool, const py::list&, const py::list&, const py::list&>(), py::arg("same"),
+             py::arg("terms"), py::arg("sweeps"), py::arg("passes"));
+    module.def("forward", &forward_bound, "Every kernel of a forward pass, in turn.");
+    module.def("backward", &backward_bound, "Every kernel of a backward pass, in turn.");
     module.def("soft_mean", &soft_mean_bound,
                "The mean over valid rows of the sum of log(1 + exp R) / divisor, and how many rows "
                "that is, at least 1: two float32.",

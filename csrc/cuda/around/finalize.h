@@ -45,6 +45,7 @@ through_scale(PARAMETER(ScaleCall) call) {
         return g;
     };
     const double r = valid && call.scale ? call.scale[i] : 1;
+    const float factor = call.factor ? load_global(call.factor) : 1.f;
     const auto unit = [&](int d) { return r * double(read<number>(call.x, row + d)); };
     double along = 0;
     if (valid && call.scale)
@@ -55,8 +56,8 @@ through_scale(PARAMETER(ScaleCall) call) {
         float out = 0.f;
         if (valid) {
             // A NaN or Inf in a row always reaches its gradient.
-            out = call.scale ? float(r * (double(total(d)) - unit(d) * along))
-                             : total(d) + 0.f * read<number>(call.x, row + d);
+            out = call.scale ? float(double(factor) * r * (double(total(d)) - unit(d) * along))
+                             : factor * total(d) + 0.f * read<number>(call.x, row + d);
         }
         if (call.rounded)
             write<number>(call.out, row + d, out);

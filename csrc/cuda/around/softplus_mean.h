@@ -10,6 +10,14 @@ namespace pairops::cuda {
 
 constexpr int AVERAGED_AT_A_TIME = 512;  // rows, one for each thread of the one block
 
+// The gradient by statistic k of row i, of which every row's loss has this share.
+template <class Call>
+DEVICE float slope(const Call& call, int k, int i, float share) {
+    if (call.valid && !call.valid[i]) return 0.f;
+    return share / call.divisors[k] *
+           Softplus::slopes(load_global(call.statistics[k] + i), 1.f, 0.f).by[2];
+}
+
 // Sums are float64, and always added in the same order.
 KERNEL(AVERAGED_AT_A_TIME, 1)
 soft_mean(PARAMETER(SoftMeanCall) call) {
@@ -38,13 +46,21 @@ soft_mean(PARAMETER(SoftMeanCall) call) {
         store_shared(counts + 4 * at, count);
     }
     block_sync();
-    if (thread() != 0) return;
-    for (int other = 1; other < warps; ++other) {
+    sum = 0.0;
+    count = 0;
+    for (int other = 0; other < warps; ++other) {
         sum += load_shared<double>(Shared(8 * other));
         count += load_shared<int>(Shared(counts + 4 * other));
     }
-    *call.count = float(count > 0 ? count : 1);
-    *call.loss = float(sum / (count > 0 ? count : 1));
+    if (count == 0) count = 1;
+    for (int k = 0; k < call.n_statistics; ++k) {
+        if (!call.slopes[k]) continue;
+        for (int i = thread(); i < call.n; i += AVERAGED_AT_A_TIME)
+            call.slopes[k][i] = slope(call, k, i, 1.f / float(count));
+    }
+    if (thread() != 0) return;
+    if (call.count) *call.count = float(count);
+    *call.loss = float(sum / count);
 }
 constexpr int SOFT_MEAN_BYTES = 12 * (AVERAGED_AT_A_TIME / 32);
 
@@ -54,13 +70,8 @@ KERNEL(SLOPES_AT_A_TIME, 1)
 soft_mean_slopes(PARAMETER(SoftMeanSlopesCall) call) {
     const int i = block_x() * SLOPES_AT_A_TIME + thread();
     if (i >= call.n) return;
-    const bool valid = !call.valid || call.valid[i];
     const float share = load_global(call.gradient) / load_global(call.count);
-    for (int k = 0; k < call.n_statistics; ++k)
-        call.cotangents[k][i] =
-            valid ? share / call.divisors[k] *
-                        Softplus::slopes(load_global(call.statistics[k] + i), 1.f, 0.f).by[2]
-                  : 0.f;
+    for (int k = 0; k < call.n_statistics; ++k) call.cotangents[k][i] = slope(call, k, i, share);
 }
 
 }  // namespace pairops::cuda

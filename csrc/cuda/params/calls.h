@@ -111,12 +111,13 @@ struct FinalizeCall {
     Index* arguments[MOST_TERMS];
 };
 
-// dx = r (g - u <u, g>), u = r x, of g = the sum over all splits, in the caller's order.
+// dx = c r (g - u <u, g>), u = r x, of g = the sum over all splits, in the caller's order.
 struct ScaleCall {
     const float* gradient;  // (splits, n, d)
     const void* x;          // (n, d)
-    const double* scale;    // (n,) or null: dx = g
+    const double* scale;    // (n,) or null: dx = c g
     const bool* valid;      // (n,)
+    const float* factor;    // () c, or null: 1
     std::int32_t n, d, splits;
     void* out;     // (n, d) of float32, or
     bool rounded;  // of the dtype of x
@@ -130,7 +131,9 @@ struct SoftMeanCall {
     float divisors[MOST_STATISTICS];
     const bool* valid;  // (n,), or null: all rows
     std::int32_t n, n_statistics;
-    float *loss, *count;  // (), (): how many are valid, at least 1
+    float* loss;                     // ()
+    float* count;                    // () how many are valid, at least 1; or null
+    float* slopes[MOST_STATISTICS];  // (n,) each, the gradient by every statistic; all or none
 };
 
 // The gradient by every statistic: `gradient` times that of the mean.

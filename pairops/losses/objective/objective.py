@@ -14,6 +14,7 @@ from pairops.ops.pairs.by_label import pairs_by_label
 from pairops.ops.pairs.by_list import pairs_by_list
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.widths import width_of
+from pairops.ops.row_stats.cuda_mean import cuda_mean
 from pairops.ops.row_stats.op import row_stats
 from pairops.ops.row_stats.pieces import Piece, losses_of
 from pairops.ops.row_stats.small_mean import small_mean
@@ -162,6 +163,8 @@ class Objective:
         plain = self.reduction in ("mean", "mean_pairs") and self.weight is None
         plain = plain and self.group is None
         mean = small_mean(pairs, rows, cols, pieces) if plain else None
+        if plain and mean is None and not cols:
+            mean = cuda_mean(pairs, rows, pieces)
         if mean is not None and not self.return_aux:
             return mean
         with torch.set_grad_enabled(torch.is_grad_enabled() and mean is None):

@@ -157,6 +157,24 @@ class Kernels:
         )
 
 
+_KERNELS: dict[Any, Kernels] = {}
+
+
+def kernels_of(
+    dtype: torch.dtype,
+    d: int,
+    hopper: bool = False,
+    width: int | None = None,
+    level: str | None = None,
+) -> Kernels:
+    """Return `Kernels` of the installed backend, made once: a small step is mostly Python."""
+    level = float32_level() if level is None else level
+    key = BACKEND, dtype, d, hopper, width, level
+    if key not in _KERNELS:
+        _KERNELS[key] = Kernels(installed(), dtype, d, hopper, width, level)
+    return _KERNELS[key]
+
+
 class Packed(NamedTuple):
     """One set in sorted order, as it is multiplied; see csrc/cuda/around/pack.h."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cuda import Kernels, installed, stream_of
+from .cuda import Kernels, kernels_of, stream_of
 from .devices import float32_level, on_device
 from .extension import DTYPES
 from .schemas import library
@@ -25,12 +25,12 @@ def _pack(
     z: Tensor, scale: Tensor | None, order: Tensor, valid: Tensor, level: str
 ) -> list[Tensor]:
     n, d = z.shape
-    kernels = Kernels(installed(), z.dtype, d, level=level)
+    kernels = kernels_of(z.dtype, d, level=level)
     packed = kernels.room(z)
     if not n:
         packed.valid_count.zero_()
     tensors = [None if t is None else t.contiguous() for t in (z, scale, order, valid)]
-    given, scales, *addresses = [_at(t) for t in tensors]
+    given, scales, *addresses = [None if t is None else t.data_ptr() for t in tensors]
     high, rest = packed.scales
     written = [t.data_ptr() for t in (packed.rows, high, rest, packed.valid_count)]
     with on_device(z):
@@ -56,23 +56,25 @@ def sort_by_label(
 ) -> None:
     z = z.contiguous()
     n, d = z.shape
-    rows, (high, rest), valid_count = packed
+    rows, scales, valid_count = packed
+    high = scales.data_ptr()
+    written = rows.data_ptr(), high, high + scales.nbytes // 2, valid_count.data_ptr()
+    # One loop, since a function for each would be a call for each.
+    given = (*outputs, labels, others, valid, scale)
+    *positions, of_x, of_y, is_valid, scales_at = [
+        None if t is None else t.data_ptr() for t in given
+    ]
     with on_device(z):
         kernels.module.sort_by_label(
-            z.data_ptr(), DTYPES[z.dtype], n, d, _at(labels), _at(others),
+            z.data_ptr(), DTYPES[z.dtype], n, d, of_x, of_y,
             0 if others is None else others.shape[0], ignore_index, exclude_self, normalize,
-            tuple([_at(z) for z in outputs]), _at(valid), _at(scale),
-            kernels.panels, kernels.parts, tuple([_at(t) for t in (rows, high, rest, valid_count)]),
+            tuple(positions), is_valid, scales_at, kernels.panels, kernels.parts, written,
             stream_of(z),
         )  # fmt: skip
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 library.impl("pack", _pack, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "pairops::pack",
-    lambda z, *rest: list(Kernels(installed(), z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),
+    lambda z, *rest: list(kernels_of(z.dtype, int(z.shape[1]), level=rest[-1]).room(z)),
 )

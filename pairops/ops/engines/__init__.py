@@ -30,6 +30,7 @@ from .triton import engine as triton_engine
 __all__ = [
     "ENGINES",
     "Engine",
+    "asks_cuda_first",
     "choose",
     "engine",
     "first_use",
@@ -130,6 +131,16 @@ def asked_in_turn(
         if reason is None:
             break
     return asked
+
+
+def asks_cuda_first(pairs: Pairs) -> bool:
+    """Return whether a call with these pairs is asked of the engine `cuda` before any other that
+    serves a GPU."""
+    named = asked_for()
+    if named != "auto" or pairs.x.device.type == "cpu":
+        return named == cuda_engine.NAME
+    names = [name for name in _preferred(pairs) if ENGINES[name].DEVICE != "cpu"]
+    return names[0] == cuda_engine.NAME
 
 
 def _preferred(pairs: Pairs) -> list[str]:

@@ -23,7 +23,7 @@ from .cpu_addresses import TILE, CpuCall
 from .plan import SERVED, Plan, declines_pairs, plan_of, serves
 
 NAME = "cpu"
-TAKES_EARLIER = True
+TAKES_EARLIER = "anywhere"
 TAKES_DISTANCES = True
 TAKES_LISTS = True
 DEVICE: str | None = "cpu"

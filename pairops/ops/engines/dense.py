@@ -20,7 +20,7 @@ from pairops.ops.terms.term import ALL, POS, Term
 from .protocol import Backward
 
 NAME = "dense"
-TAKES_EARLIER = False
+TAKES_EARLIER = "nowhere"
 TAKES_DISTANCES = False
 TAKES_LISTS = True
 DEVICE: str | None = None

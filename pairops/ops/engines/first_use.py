@@ -22,10 +22,11 @@ from torch import Tensor
 from pairops.ops.bindings.devices import float32_level
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term, Wanted
 
-from . import passed, sampled_rows
+from . import passed, sampled_calls
 from .sampled_rows import Comparison
 
 ENABLED = os.environ.get("PAIROPS_CHECK", "1") != "0"
@@ -59,28 +60,23 @@ _engines: list[str] = []  # those that are checked, the same on all ranks
 # By process group, the calls that have come once, and those that all ranks know the outcome of.
 _of_groups: weakref.WeakKeyDictionary[Any, tuple[set[Any], set[Any]]] = weakref.WeakKeyDictionary()
 
-_Forward = Callable[
-    [Pairs, Sequence[Term], Sequence[Term]], tuple[list[Tensor], list[Tensor], Tensor]
-]
 _Backward = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 
 
-def checked_forward(engine: str) -> Callable[[_Forward], _Forward]:
-    """Decorate `Engine.forward` of this engine."""
+def checked_forward(engine: str) -> Callable[[Any], Any]:
+    """Decorate `Engine.forward` of this engine, or one that takes more and returns more."""
     _engines.append(engine)
 
-    def of(forward: _Forward) -> _Forward:
+    def of(forward: Callable[..., Any]) -> Any:
         @functools.wraps(forward)
-        def called(
-            pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
-        ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-            found = forward(pairs, rows, cols)
+        def called(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term], *more: Any) -> Any:
+            found = forward(pairs, rows, cols, *more)
             if ENABLED and pairs.x.device.type == DEVICE:
                 _check(
                     engine,
                     "forward",
                     (pairs, rows, cols),
-                    lambda: sampled_rows.of_statistics(pairs, rows, cols, found[0]),
+                    lambda rows, cols: sampled_calls.of_statistics(pairs, rows, cols, found[0]),
                 )
             return found
 
@@ -90,7 +86,7 @@ def checked_forward(engine: str) -> Callable[[_Forward], _Forward]:
 
 
 def checked_backward(engine: str) -> Callable[[_Backward], _Backward]:
-    """Decorate `Engine.backward` of this engine."""
+    """Decorate `Engine.backward` of this engine, or one that also takes a plan and a factor."""
 
     def of(backward: _Backward) -> _Backward:
         @functools.wraps(backward)
@@ -102,15 +98,16 @@ def checked_backward(engine: str) -> Callable[[_Backward], _Backward]:
             cotangents: Sequence[Tensor],
             tile_masks: Tensor | None,
             needs: Wanted,
+            *more: Any,
         ) -> tuple[Tensor, Tensor, list[Tensor]]:
-            found = backward(pairs, rows, cols, statistics, cotangents, tile_masks, needs)
+            found = backward(pairs, rows, cols, statistics, cotangents, tile_masks, needs, *more)
             if ENABLED and pairs.x.device.type == DEVICE and (needs.x or needs.y):
                 _check(
                     engine,
                     "backward",
                     (pairs, rows, cols),
-                    lambda: sampled_rows.of_gradients(
-                        pairs, rows, cols, statistics, cotangents, needs, found[:2]
+                    lambda rows, cols: sampled_calls.of_gradients(
+                        pairs, rows, cols, statistics, cotangents, needs, found[:2], *more[1:]
                     ),
                     needs.x,
                     needs.y,
@@ -156,7 +153,7 @@ def agree(pairs: Pairs, call: tuple[Any, ...]) -> None:
     if call in known:
         return
     look()
-    names = sorted(_engines)
+    names = sorted(set(_engines))
     mine = sum(1 << k for k, name in enumerate(names) if name in WRONG)
     waiting, wrong = group.agree({}, len(_waiting), mine)
     if not any(waiting):
@@ -187,7 +184,7 @@ def _check(
     engine: str,
     sweep: str,
     of: tuple[Pairs, Sequence[Term], Sequence[Term]],
-    compare: Callable[[], list[Comparison]],
+    compare: Callable[[Sequence[Term], Sequence[Term]], list[Comparison]],
     *needs: bool,
 ) -> None:
     """Enqueue a comparison at the first call of a kernel. sweep: which pass it is.  needs: which
@@ -199,6 +196,7 @@ def _check(
     # Below "highest" the rule promises nothing of float32.
     if type(x) not in _PLAIN or not all(pairs.shape) or (x.dtype, level) in _UNPROMISED:
         return
+    rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
     recipe = pack(rows, cols)[0]
     sets = pairs.y is None, relation.entries is None, pairs.scales.x is None
     key = (engine, sweep, recipe, x.dtype, x.shape[1], level, x.device, *sets, *needs)
@@ -207,7 +205,7 @@ def _check(
     _seen.add(key)
     try:
         with torch.no_grad():
-            found = compare()
+            found = compare(rows, cols)
             numbers = torch.stack([z.numbers for z in found])
     except torch.OutOfMemoryError:  # whoever has so little left is served, unchecked
         return

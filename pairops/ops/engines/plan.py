@@ -1,11 +1,11 @@
-"""Plans of calls of the CPU engine: what follows from the kinds of their terms, made once and then
-looked up, and which calls the engine serves at once.
+"""Plans of calls of the compiled engines: what follows from the kinds of their terms, made once and
+then looked up, and which calls the CPU engine serves at once.
 
 A small step is mostly Python, and most of it would ask the same of the same terms again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.arguments import Between, EarlierAt
 from pairops.ops.terms.functions import one
 from pairops.ops.terms.levels import numbered, passes, sweeps
-from pairops.ops.terms.recipe import cpu_key
+from pairops.ops.terms.recipe import cpu_key, cuda_key
 from pairops.ops.terms.term import POS, Earlier, Term, indices
 
 SERVED: frozenset[str] = frozenset(_native.terms() if _native else ())
@@ -30,7 +30,9 @@ NUMBER, VECTOR, ABSENT = -1, -2, -3
 class Kind(NamedTuple):
     """A term without its numbers and tensors."""
 
-    cpu_key: str  # its name in the extension
+    cpu_key: str  # its name in the extension, for a CPU
+    cuda_key: str  # and for a GPU, where the kernel learns its side
+    side: str
     args: list[int]  # the source of each
     onward: list[int]  # the arguments whose gradient goes on to their earlier terms
     above: int
@@ -63,7 +65,10 @@ class Plan:
     # Earlier terms that are arguments: index, neutral value, and whether each owner with a positive
     # has a pair.
     arguments: list[tuple[int, float, bool]]
+    vectors: bool  # an operand is a tensor
+    earlier_args: bool  # an argument is an earlier term
     compiled: Any = None  # the extension's plan; False: it does not serve all terms
+    of_cuda: dict[Any, Any] = field(default_factory=dict)  # those of the engine `cuda`
 
 
 def plan_at_once(
@@ -170,6 +175,8 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
     kinds = [
         Kind(
             cpu_key(term),
+            cuda_key(term),
+            term.side,
             [source(k, a) for a in term.args],
             [j for j, a in enumerate(term.args) if type(a) is EarlierAt and a.grad],
             source(k, term.above),
@@ -213,4 +220,6 @@ def _made(rows: Sequence[Term], cols: Sequence[Term]) -> Plan | None:
             for k in sorted(earlier)
             if kinds[k].neutral
         ],
+        vectors=any(VECTOR in (*kind.args, kind.above, kind.below) for kind in kinds),
+        earlier_args=any(source >= 0 for kind in kinds for source in kind.args),
     )

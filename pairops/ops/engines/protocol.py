@@ -39,7 +39,9 @@ class Engine(Protocol):
     """A module with these names; `ENGINES` lists them."""
 
     NAME: str  # as `pairops.engine` takes it
-    TAKES_EARLIER: bool  # may terms of `forward` refer to earlier ones of the call?
+    # Where terms of `forward` may refer to earlier ones of the call: "nowhere", "in windows", or
+    # "anywhere", as arguments too.
+    TAKES_EARLIER: str
     # May pairs have a measure? Terms and windows are then of closeness, and gradients by x and y
     # are whole. An engine that says False gets terms of similarities, see `terms_for_engine`.
     TAKES_DISTANCES: bool

@@ -95,9 +95,7 @@ def _outputs(
     if normalize:
         result += [z.new_empty(z.shape[0], dtype=scales) for z in (x, y) if z is not None]
     if scales == torch.float64 and cuda_kernels.sorts_labels(x, y):
-        kernels = cuda_kernels.Kernels(
-            cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level
-        )
+        kernels = cuda_kernels.kernels_of(x.dtype, int(x.shape[1]), level=level)
         result += [t for z in (x, y) if z is not None for t in kernels.room(z)]
     return result
 
@@ -136,7 +134,7 @@ def _by_kernels(
 ) -> None:
     """Launch a kernel for x and one for y, which has its own permutation if it has labels."""
     relation, scales, positives, panels = related(result, y, ref_labels, normalize)
-    kernels = cuda_kernels.Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), level=level)
+    kernels = cuda_kernels.kernels_of(x.dtype, int(x.shape[1]), level=level)
     of_x, of_y = (None if z is None else z.contiguous() for z in (labels, ref_labels))
     packing.sort_by_label(
         kernels, x, of_x, of_y, ignore_index, exclude_self, normalize,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pairops.ops.engines import ENGINES, Engine, terms_for_engine, tile_masks_shape
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.terms.arguments import EarlierAt
 from pairops.ops.terms.levels import by_earlier, passes, resolved, sweeps
 from pairops.ops.terms.term import Term, Wanted
 
@@ -24,7 +25,7 @@ def forward(
     engine: Engine, pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Compute `engine.forward` of terms that may refer to earlier ones."""
-    if engine.TAKES_EARLIER and (engine.TAKES_DISTANCES or pairs.measure is None):
+    if _takes(engine, pairs, (*rows, *cols)):
         return engine.forward(pairs, rows, cols)
     order = sweeps(rows, cols)
     if len(order) == 1:
@@ -51,6 +52,15 @@ def forward(
     masks = [masks_by_term[k] for k in sorted(masks_by_term)]
     whole = tile_masks if not masks else masks[0] if len(masks) == 1 else torch.cat(masks)
     return statistics, [arguments[k] for k in sorted(arguments)], whole
+
+
+def _takes(engine: Engine, pairs: Pairs, terms: Sequence[Term]) -> bool:
+    """Return whether one call of the engine serves terms with these references to earlier ones."""
+    if engine.TAKES_EARLIER == "nowhere" or not (engine.TAKES_DISTANCES or pairs.measure is None):
+        return False
+    if engine.TAKES_EARLIER == "anywhere":
+        return True
+    return all(type(a) is not EarlierAt for term in terms for a in term.args)
 
 
 def backward(

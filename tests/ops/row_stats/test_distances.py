@@ -106,7 +106,7 @@ class Whole:
     """An engine that takes distances: of terms of closeness, with whole gradients by x and y."""
 
     NAME = "whole"
-    TAKES_EARLIER = False
+    TAKES_EARLIER = "nowhere"
     TAKES_DISTANCES = True
     DEVICE: str | None = None
 

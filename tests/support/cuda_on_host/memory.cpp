@@ -71,7 +71,12 @@ void new_block_of_shared() {
     if (!machine.shared) machine.shared = fresh_pages(pages);
     std::memset(machine.shared, 0xff, std::size_t(machine.execution->shared));
     const int used = (machine.execution->shared + 3) / 4;
-    for (int i = 0; i < used; i++) words[i].in_flight = false;
+    for (int i = 0; i < used; i++) {
+        words[i].in_flight = false;
+        // Nobody waits for another block, whose threads may be more than there are clocks of now.
+        words[i].tick = 0;
+        words[i].readers = 0;
+    }
 }
 
 void forget_words() { std::memset(words, 0, sizeof(words)); }

@@ -34,7 +34,7 @@ from . import grid as tiles
 from .grid import Grid, Tile, TiledTerm, counts
 
 NAME = "blockwise"
-TAKES_EARLIER = False
+TAKES_EARLIER = "nowhere"
 TAKES_DISTANCES = False
 TAKES_LISTS = True
 DEVICE: str | None = None

@@ -13,16 +13,19 @@ from torch import Tensor
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import extension, packing
 from pairops.ops.bindings.cuda import Kernels
+from pairops.ops.engines import first_use
 from pairops.ops.engines.first_use import checked_backward, checked_forward
+from pairops.ops.engines.plan import plan_of
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .launch import CudaCall
+from .launch import CudaCall, Made, SoftMean
+from .plans import CudaPlan, cuda_plan, mask_length
 
 NAME = "cuda"
-TAKES_EARLIER = False
+TAKES_EARLIER = "in windows"
 TAKES_DISTANCES = False
 TAKES_LISTS = False
 DEVICE: str | None = "cuda"
@@ -37,7 +40,8 @@ def missing() -> str | None:
     return "this build of pairops has no CUDA kernels" if cuda_kernels.BACKEND is None else None
 
 
-def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+def declines_pairs(pairs: Pairs) -> str | None:
+    """Return why the engine can serve no call with these pairs, or None."""
     x, reason = pairs.x, missing()
     if reason is not None:
         return reason
@@ -56,6 +60,14 @@ def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | 
         return f"x has {x.shape[1]} dimensions; the CUDA kernels take {_MOST_DIMENSIONS}"
     if any_above(pairs.shape, _MOST_ROWS):
         return f"there are {max(pairs.shape)} rows; the CUDA kernels count {_MOST_ROWS} at most"
+    return None
+
+
+def declines(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> str | None:
+    reason = declines_pairs(pairs)
+    if reason is not None:
+        return reason
+    backend = cuda_kernels.installed()
     for term in (*rows, *cols):
         if cuda_key(term) not in backend.kinds:
             return f"no recipe in csrc/recipes.h that is compiled for GPUs has a {cuda_key(term)}"
@@ -71,7 +83,7 @@ def prefers_chunks(pairs: Pairs) -> bool:
 def _most_unsliced(dtype: torch.dtype) -> int:
     """Return up to which D a gradient is one slice. The compiler may ask, since this takes no D."""
     d = cuda_kernels.installed().module.PANEL
-    while Kernels(cuda_kernels.installed(), dtype, 2 * d).slice >= 2 * d:
+    while cuda_kernels.kernels_of(dtype, 2 * d).slice >= 2 * d:
         d *= 2
     return int(d)
 
@@ -91,14 +103,30 @@ def prepare(pairs: Pairs) -> list[Tensor]:
     return made[NAME]
 
 
-def _kernels(pairs: Pairs) -> Kernels:
-    x, width = pairs.x, int(prepare(pairs)[0].shape[1])
+def _kernels(pairs: Pairs, prepared: Sequence[Tensor]) -> Kernels:
+    x, width = pairs.x, int(prepared[0].shape[1])
     hopper = cuda_kernels.on_hopper(x.device)
-    return Kernels(cuda_kernels.installed(), x.dtype, int(x.shape[1]), hopper, width)
+    return cuda_kernels.kernels_of(x.dtype, int(x.shape[1]), hopper, width)
 
 
-def _call(pairs: Pairs) -> CudaCall:
-    return CudaCall(pairs, _kernels(pairs), prepare(pairs))
+def plan_at_once(pairs: Pairs, rows: tuple[Term, ...]) -> CudaPlan | None:
+    """Return the plan of a call without tensors among its operands, or None where there are some,
+    or an argument is an earlier term, or the engine does not serve the call."""
+    if declines_pairs(pairs) is not None or first_use.reason_against(NAME, False) is not None:
+        return None
+    plan = plan_of(rows, ())
+    if plan is None or plan.vectors or plan.earlier_args or plan.extremes:
+        return None
+    return cuda_plan(plan, pairs.y is None, cuda_kernels.installed())
+
+
+def _call(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> CudaCall:
+    plan = plan_of(rows, cols)
+    assert plan is not None, "terms refer to earlier ones of the call"
+    of_cuda = cuda_plan(plan, pairs.y is None, cuda_kernels.installed())
+    assert of_cuda is not None, "the engine has not declined"
+    prepared = prepare(pairs)
+    return CudaCall(pairs, _kernels(pairs, prepared), prepared, of_cuda, rows, cols)
 
 
 @checked_forward(NAME)
@@ -107,8 +135,18 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Compute statistics; each term that has a tile mask adds its (blocks of owners, tiles of
     partners) to it, one after the other."""
-    tile_masks = pairs.x.new_empty(tile_masks_shape(pairs, rows, cols), dtype=torch.uint8)
-    return *_call(pairs).forward(rows, cols, tile_masks), tile_masks
+    made = _call(pairs, rows, cols).forward()
+    return made.values, made.arguments, made.tile_masks
+
+
+@checked_forward(NAME)
+def forward_with_mean(
+    pairs: Pairs, rows: tuple[Term, ...], _cols: tuple[()], plan: CudaPlan, mean: SoftMean
+) -> Made:
+    """Compute statistics, and a mean of them, of terms that `plan_at_once` has planned."""
+    prepared = prepare(pairs)
+    call = CudaCall(pairs, _kernels(pairs, prepared), prepared, plan, rows, ())
+    return call.forward(mean)
 
 
 @checked_backward(NAME)
@@ -121,16 +159,35 @@ def backward(
     tile_masks: Tensor | None,
     needs: Wanted,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return _call(pairs).backward(rows, cols, statistics, cotangents, tile_masks, needs)
+    return _call(pairs, rows, cols).backward(statistics, cotangents, tile_masks, needs)
+
+
+@checked_backward(NAME)
+def backward_of_mean(
+    pairs: Pairs,
+    rows: tuple[Term, ...],
+    _cols: tuple[()],
+    statistics: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    tile_masks: Tensor,
+    needs: Wanted,
+    plan: CudaPlan,
+    factor: Tensor,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute gradients of a mean by the embeddings, times `factor` (). cotangents: the slopes of
+    the mean."""
+    prepared = prepare(pairs)
+    call = CudaCall(pairs, _kernels(pairs, prepared), prepared, plan, rows, ())
+    return call.backward(statistics, cotangents, tile_masks, needs, factor)
 
 
 def tile_masks_shape(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[int | torch.SymInt, ...]:
-    kernels = _kernels(pairs)
     n, m = pairs.shape
     total = 0
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
-        blocks, tiles = kernels.grid(owners, partners)
-        total += sum(term.has_tile_mask for term in terms) * blocks * tiles
+        keeping = sum([term.has_tile_mask for term in terms])
+        if keeping:
+            total += keeping * mask_length(_kernels(pairs, prepare(pairs)), owners, partners)
     return (total,)

@@ -1,7 +1,12 @@
-"""Launches of CUDA sweeps: the terms of each, its parts, and the tensors of its results."""
+"""Launches of the CUDA engine: one call of the extension for each pass, and the tensors that the
+kernels write.
+
+Every allocation is torch's, addresses are taken afresh at each call, and nothing waits.
+"""
 
 import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,217 +15,214 @@ from pairops.ops.bindings import devices
 from pairops.ops.bindings.cuda import Kernels, stream_of
 from pairops.ops.bindings.devices import on_device
 from pairops.ops.bindings.extension import DTYPES
+from pairops.ops.engines.bands import bands
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.term import Term, Wanted
 
-from .descriptors import CudaTermView, Descriptors, band_only
+from .plans import CudaPlan, backward_splits, forward_layout
+
+
+class SoftMean(NamedTuple):
+    """A mean over anchors of Σ_k log(1 + exp R_k) / d_k, to be made with the statistics."""
+
+    terms: list[int]
+    divisors: list[float]
+    slopes: bool  # also its gradient by each of these statistics
+
+
+class Made(NamedTuple):
+    """The results of a forward pass."""
+
+    values: list[Tensor]
+    arguments: list[Tensor]
+    tile_masks: Tensor
+    mean: Tensor | None
+    slopes: list[Tensor]
 
 
 class CudaCall:
-    def __init__(self, pairs: Pairs, kernels: Kernels, prepared: Sequence[Tensor]) -> None:
-        self.pairs, self.kernels = pairs, kernels
-        self.same = pairs.y is None
-        self._descriptors = Descriptors(pairs, kernels, prepared)
-        x = pairs.x
-        self._device, self._stream = on_device(x), stream_of(x)
+    """What both passes of a call hand to the extension, and the tensors at these addresses, which
+    live as long."""
 
-    def forward(
-        self, rows: Sequence[Term], cols: Sequence[Term], tile_masks: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        views = self._owning(rows, cols)
-        new = self.pairs.x.new_empty
-        values = [new(self.pairs.shape[r.owners], dtype=torch.float32) for r in views]
-        arguments = [
-            new(self.pairs.shape[r.owners], dtype=torch.int64) if r.term.keeps_argument else None
-            for r in views
+    def __init__(
+        self,
+        pairs: Pairs,
+        kernels: Kernels,
+        prepared: Sequence[Tensor],
+        plan: CudaPlan,
+        rows: Sequence[Term],
+        cols: Sequence[Term],
+    ) -> None:
+        self._pairs, self._kernels, self._plan = pairs, kernels, plan
+        x, y = pairs.x, pairs.y
+        n = x.shape[0]
+        m = n if y is None else y.shape[0]
+        self._lengths = n, m
+        # Loops and not a function for each, since a small step is mostly calls.
+        self._tensors = [z.contiguous() for z in (*prepared, *pairs.relation.tensors())]
+        at = [z.data_ptr() for z in self._tensors]
+        permutation_x, permutation_y, begin, end, self_index, self._valid_x, self._valid_y = at[-7:]
+        # Scales are in two parts, the second after the first.
+        of_x = at[0], at[1], at[1] + prepared[1].nbytes // 2, permutation_x, at[2], n
+        of_y = band_x = band_y = None
+        if y is not None:
+            of_y = at[3], at[4], at[4] + prepared[4].nbytes // 2, permutation_y, at[5], m
+            # In one set, where a row is among its positives, intervals are bands.
+            band_x, band_y = [self._hold(bands(pairs, axis, kernels.rows)) for axis in (0, 1)]
+        self._given = (
+            kernels.d, kernels.hopper, kernels.panels, pairs.scales.x is not None, of_x, of_y,
+            (begin, end, self_index), band_x, band_y,
+        )  # fmt: skip
+        self._numbers = [
+            a
+            for term in (*rows, *cols)
+            for a in (*term.args, term.above, term.below)
+            if type(a) is float
         ]
-        masks_by_term = self._masks_by_term(views, tile_masks)
+        self._vectors: list[tuple[int, int]] = []
+        if plan.plan.vectors:
+            self._vectors = self._of_owners(
+                [z for term in (*rows, *cols) for _, z, _ in term.operands()]
+            )
+        self._device, self._stream = on_device(x), stream_of(x)
+        self._processors = devices.processors(x.device)
+
+    def forward(self, mean: SoftMean | None = None) -> Made:
+        pairs, plan, lengths = self._pairs, self._plan, self._lengths
+        new, count = pairs.x.new_empty, plan.plan.count
+        layout = forward_layout(plan, self._kernels, *lengths, self._processors)
+        values = [new(lengths[axis], dtype=torch.float32) for axis in plan.owners]
+        arguments: list[Tensor] = []
+        attained: list[int | None] = [None] * count
+        for k in plan.plan.extremes:
+            arguments.append(new(lengths[plan.owners[k]], dtype=torch.int64))
+            attained[k] = arguments[-1].data_ptr()
+        tile_masks = new(layout.mask_bytes, dtype=torch.uint8)
+        at = tile_masks.data_ptr()
+        states = loss = summary = None
+        if layout.states:
+            states = new(layout.states, dtype=torch.float32)
+        addresses = [z.data_ptr() for z in values]
+        slopes: list[Tensor] = []
+        if mean is not None:
+            loss = new((), dtype=torch.float32)
+            if mean.slopes:
+                slopes = [torch.empty_like(values[k]) for k in mean.terms]
+            summary = (
+                [(addresses[k], divisor) for k, divisor in zip(mean.terms, mean.divisors)],  # noqa: B905
+                None if pairs.complete else self._valid_x,
+                loss.data_ptr(),
+                [z.data_ptr() for z in slopes],
+            )
+        masks = [None if first is None else at + first for first in layout.masks]
         with self._device:
-            for axis in (0,) if self.same else (0, 1):
-                if self.pairs.shape[axis]:
-                    for group in self._groups([r for r in views if r.owners == axis], 1):
-                        self._forward(axis, group, values, arguments, masks_by_term)
-        return values, [a for a in arguments if a is not None]
+            self._kernels.module.forward(
+                plan.compiled, self._kernels.precision, self._given, self._numbers, self._vectors,
+                addresses, attained, masks, None if states is None else states.data_ptr(),
+                layout.splits, summary, self._stream,
+            )  # fmt: skip
+        return Made(values, arguments, tile_masks, loss, slopes)
 
     def backward(
         self,
-        rows: Sequence[Term],
-        cols: Sequence[Term],
         statistics: Sequence[Tensor],
         cotangents: Sequence[Tensor],
         tile_masks: Tensor | None,
         needs: Wanted,
+        factor: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        views = self._owning(rows, cols)
-        masks_by_term = {} if tile_masks is None else self._masks_by_term(views, tile_masks)
-        given = list(zip(statistics, cotangents, strict=True))
+        """Compute gradients. cotangents: that of a term without gradient is not read.  factor: ()
+        what the gradients by x and y are multiplied by; then no argument is a tensor."""
+        pairs, plan, kernels, lengths = self._pairs, self._plan, self._kernels, self._lengths
+        wanted, d, new = (needs.x, needs.y), kernels.d, pairs.x.new_empty
+        rounded = needs.rounded and plan.one_pass
+        parts = backward_splits(plan, kernels, *lengths, *wanted, self._processors)
+        masks = self._masks(tile_masks)
         gradients: list[list[Tensor]] = [[], []]
         found: dict[tuple[int, int], Tensor] = {}
-        groups = self._groups(views, 2 if self.same else 1)
-        if len(groups) > 1:  # gradients are added up first
-            needs = needs._replace(rounded=False)
-        with self._device:
-            for axis in (0,) if self.same else (0, 1):
-                for group in groups:
-                    gradient, sums = self._backward(
-                        axis, group, given, masks_by_term, (needs.x, needs.y)[axis], needs.rounded
-                    )
-                    gradients[axis].append(gradient)
-                    found |= sums
-        empty = self.pairs.x.new_empty(0)
-        dx, dy = (functools.reduce(torch.add, some) if some else empty for some in gradients)
-        return dx, dy, self._in_order(views, found)
-
-    def _groups(self, views: Sequence[CudaTermView], times: int) -> list[list[CudaTermView]]:
-        """Group terms into sweeps, as many as a kernel's parameters hold in `times` views each."""
-        groups: list[list[CudaTermView]] = []
-        room = operands = 0
-        for view in views:
-            needed = times * (len(view.term.args) + len(view.term.windows()) + 2)
-            if room < times or operands < needed:
-                groups.append([])
-                room, operands = self.kernels.module.MOST_TERMS, self.kernels.module.MOST_OPERANDS
-            groups[-1].append(view)
-            room, operands = room - times, operands - needed
-        return groups
-
-    def _owning(self, rows: Sequence[Term], cols: Sequence[Term]) -> list[CudaTermView]:
-        """Return the owner view of every term. In one set a column is a row."""
-        owners = [0] * len(rows) + [0 if self.same else 1] * len(cols)
-        placed = zip((*rows, *cols), owners, strict=True)
-        return [CudaTermView(k, term, axis, False) for k, (term, axis) in enumerate(placed)]
-
-    def _masks_by_term(self, views: Sequence[CudaTermView], tile_masks: Tensor) -> dict[int, int]:
-        """Return the address of the tile mask of each term that has one."""
-        masks_by_term, at = {}, self._descriptors.address(tile_masks)
-        for view in views:
-            if view.term.has_tile_mask:
-                masks_by_term[view.term_id] = at
-                blocks, tiles = self.kernels.grid(*self._lengths(view.owners))
-                at += blocks * tiles
-        return masks_by_term
-
-    def _lengths(self, axis: int) -> tuple[int, int]:
-        return self.pairs.shape[axis], self.pairs.shape[1 - axis]
-
-    def _forward(
-        self,
-        axis: int,
-        group: list[CudaTermView],
-        values: list[Tensor],
-        arguments: list[Tensor | None],
-        masks_by_term: dict[int, int],
-    ) -> None:
-        n, _ = self._lengths(axis)
-        numbers = 2 * len(group)
-        splits = self._splits(axis, group, 1, 4 * numbers * n)
-        states = None
-        if splits > 1:
-            states = self._new((splits, numbers, n)).data_ptr()
-        outputs = []
-        for view in group:
-            argument = arguments[view.term_id]
-            outputs.append((
-                values[view.term_id].data_ptr(),
-                None if argument is None else argument.data_ptr(),
-                masks_by_term.get(view.term_id),
+        passes: list[Any] = []
+        sums_of: list[Tensor | None] = []
+        for each, splits in zip(plan.passes, parts):  # noqa: B905
+            n, embeddings = lengths[each.axis], wanted[each.axis]
+            gradient = out = sums = None
+            if embeddings:
+                out = self._result(each.axis, rounded)
+                gradients[each.axis].append(out)
+            if each.sums:
+                sums = self._new((splits, len(each.sums), n))
+            sums_of.append(sums)
+            if not n or (out is None and sums is None):
+                passes.append(None)
+                continue
+            if out is not None:
+                gradient = out if splits == 1 and not rounded else self._new((splits, n, d))
+            passes.append((
+                None if gradient is None else gradient.data_ptr(),
+                None if sums is None else sums.data_ptr(), splits,
+                None if out is None else out.data_ptr(), rounded,
             ))  # fmt: skip
-        sweep = self._descriptors.sweep(axis, group, {}, {}, {})
-        kernels = self.kernels
-        kernels.module.forward(
-            sweep, states, outputs, kernels.precision, kernels.d, kernels.hopper, splits,
-            self._stream,
-        )  # fmt: skip
+        multiple = None if factor is None else self._hold(factor)
+        values, slopes = self._of_owners(statistics), self._of_owners(cotangents)
+        with self._device:
+            kernels.module.backward(
+                plan.compiled, self._weight_precision(), self._given, self._numbers, self._vectors,
+                values, slopes, masks, self._scaled(), passes, multiple, self._stream,
+            )  # fmt: skip
+        for each, splits, sums in zip(plan.passes, parts, sums_of):  # noqa: B905
+            if sums is not None:
+                for at, argument in enumerate(each.sums):
+                    found[argument] = sums[0, at] if splits == 1 else sums[:, at].sum(0)
+        dx, dy = [
+            functools.reduce(torch.add, some) if some else new(0, dtype=torch.float32)
+            for some in gradients
+        ]
+        return dx, dy, [found[argument] for argument in plan.by_tensors]
 
-    def _backward(
-        self,
-        axis: int,
-        group: Sequence[CudaTermView],
-        given: Sequence[tuple[Tensor, Tensor]],
-        masks_by_term: dict[int, int],
-        embeddings: bool,
-        rounded: bool,
-    ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
-        """Compute the gradient by the rows of `axis`, and those by arguments along them."""
-        n, _ = self._lengths(axis)
-        d, kernels = self.kernels.d, self.kernels
-        views = [view._replace(transposed=view.owners != axis) for view in group]
-        if self.same:
-            views += [view._replace(transposed=True) for view in views]
-        if not all(view.term_id in masks_by_term for view in group):
-            masks_by_term = {}  # visit all tiles, whatever the others' masks say
-        along: dict[tuple[int, bool, int], int] = {}  # by view and argument
-        for view in views:
-            for k, a in enumerate(view.term.args):
-                if not isinstance(a, float) and isinstance(a, Partner) == view.transposed:
-                    along[view.term_id, view.transposed, k] = len(along)
-        nothing = self.pairs.x.new_empty(0, dtype=torch.float32)
-        if not (embeddings or along):
-            return nothing, {}
-        if not n:
-            by_vector = {(term_id, k): self._new((0,)) for term_id, _, k in along}
-            return self._new((0, d)) if embeddings else nothing, by_vector
-        slices = -(-d // kernels.slice) if embeddings else 1
-        splits = self._splits(axis, views, slices, 4 * n * (d if embeddings else len(along)))
-        gradient = self._new((splits, n, d)) if embeddings else nothing
-        sums = self._new((splits, len(along), n))
-        sweep = self._descriptors.sweep(axis, views, dict(enumerate(given)), along, masks_by_term)
-        kernels.module.backward(
-            sweep, gradient.data_ptr() if embeddings else None, sums.data_ptr(), len(along),
-            bool(masks_by_term), self._weight_precision(), d, kernels.hopper, splits, self._stream,
-        )  # fmt: skip
-        if embeddings:
-            gradient = self._normalize_backward(axis, gradient, rounded)
-        by_vector = {
-            (term_id, k): sums[0, at] if splits == 1 else sums[:, at].sum(0)
-            for (term_id, _, k), at in along.items()
-        }
-        return gradient, by_vector
+    def _masks(self, tile_masks: Tensor | None) -> list[int | None]:
+        """Return the address of each term's tile mask, None where it has none."""
+        if tile_masks is None or not self._plan.plan.keeping:
+            return [None] * self._plan.plan.count
+        at = self._hold(tile_masks)
+        layout = forward_layout(self._plan, self._kernels, *self._lengths, self._processors)
+        return [None if first is None else at + first for first in layout.masks]
 
     def _weight_precision(self) -> str:
         """Return the precision of weights: "plain" and "fine" share packed rows and tile shapes."""
-        return "fine" if two_parts(self.pairs) else self.kernels.precision
+        return "fine" if two_parts(self._pairs) else self._kernels.precision
 
-    def _in_order(
-        self, views: Sequence[CudaTermView], found: dict[tuple[int, int], Tensor]
-    ) -> list[Tensor]:
-        return [
-            found[view.term_id, k]
-            for view in views
-            for k, a in enumerate(view.term.args)
-            if not isinstance(a, float)
-        ]
+    def _result(self, axis: int, rounded: bool) -> Tensor:
+        x = self._pairs.x if axis == 0 or self._pairs.y is None else self._pairs.y
+        dtype = x.dtype if rounded else torch.float32
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
-    def _normalize_backward(self, axis: int, gradient: Tensor, rounded: bool) -> Tensor:
-        pairs = self.pairs
-        x, scale, valid = (
-            (pairs.x, pairs.scales.x, pairs.relation.valid_x),
-            (pairs.other, pairs.scales.y, pairs.relation.valid_y),
-        )[axis]
-        splits, n, d = gradient.shape
-        if rounded:
-            out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        else:
-            out = gradient[0] if splits == 1 else self._new((n, d))
-        address = self._descriptors.address
-        self.kernels.module.scale(
-            gradient.data_ptr(), address(x), DTYPES[x.dtype],
-            None if scale is None else address(scale), address(valid), n, d, splits,
-            out.data_ptr(), rounded, self._stream,
-        )  # fmt: skip
-        return out
+    def _scaled(self) -> tuple[Any, ...]:
+        """Return both sets as gradients are taken through their scales."""
+        x, y, scales, dtype = (
+            self._pairs.x,
+            self._pairs.y,
+            self._pairs.scales,
+            DTYPES[self._pairs.x.dtype],
+        )
+        scale_x = None if scales.x is None else self._hold(scales.x)
+        of_x = self._hold(x), dtype, scale_x, self._valid_x
+        if y is None:
+            return of_x, of_x
+        scale_y = None if scales.y is None else self._hold(scales.y)
+        return of_x, (self._hold(y), dtype, scale_y, self._valid_y)
 
-    def _splits(
-        self, axis: int, views: Sequence[CudaTermView], slices: int, bytes_each: int
-    ) -> int:
-        if band_only(views):  # the width is unknown here; most bands have a few tiles
-            return 1
-        blocks, tiles = self.kernels.grid(*self._lengths(axis))
-        at_a_time = devices.processors(self.pairs.x.device) * self.kernels.blocks_of_a_processor
-        return devices.splits(blocks * slices, tiles, at_a_time, bytes_each)
+    def _of_owners(self, tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """Return the address and the stride of each: one value per owner, or one for all."""
+        strides = [min(z.stride(0), 1) for z in tensors]
+        held = [z.contiguous() if stride else z for z, stride in zip(tensors, strides)]  # noqa: B905
+        self._tensors += held
+        return [(z.data_ptr(), stride) for z, stride in zip(held, strides)]  # noqa: B905
+
+    def _hold(self, tensor: Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
 
     def _new(self, shape: tuple[int, ...]) -> Tensor:
-        self._descriptors.tensors.append(self.pairs.x.new_empty(shape, dtype=torch.float32))
-        return self._descriptors.tensors[-1]
+        self._tensors.append(self._pairs.x.new_empty(shape, dtype=torch.float32))
+        return self._tensors[-1]

@@ -22,7 +22,7 @@ from . import chunks
 from . import engine as triton_engine
 
 NAME = "chunked"
-TAKES_EARLIER = False
+TAKES_EARLIER = "nowhere"
 TAKES_DISTANCES = False
 TAKES_LISTS = True
 DEVICE: str | None = "cuda"

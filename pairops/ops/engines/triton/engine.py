@@ -47,7 +47,7 @@ def _without() -> str | None:
 
 
 NAME = "triton"
-TAKES_EARLIER = False
+TAKES_EARLIER = "nowhere"
 TAKES_DISTANCES = False
 TAKES_LISTS = True
 DEVICE: str | None = "cuda"
