@@ -163,7 +163,7 @@ class Objective:
         plain = self.reduction in ("mean", "mean_pairs") and self.weight is None
         plain = plain and self.group is None
         mean = small_mean(pairs, rows, cols, pieces) if plain else None
-        if plain and mean is None and not cols:
+        if plain and mean is None and not cols and not self.return_aux:
             mean = cuda_mean(pairs, rows, pieces)
         if mean is not None and not self.return_aux:
             return mean

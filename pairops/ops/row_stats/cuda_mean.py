@@ -119,7 +119,6 @@ class _CudaMean(torch.autograd.Function):
                 pairs, saved.rows, (), values, cotangents, tile_masks, BY_SETS[need_x, need_y],
                 saved.plan, gradient.resolve_neg(),
             )  # fmt: skip
-            dx, dy = [g if g.dtype == x.dtype else g.to(x.dtype) for g in (dx, dy)]
         return None, None, None, None, dx if need_x else None, dy if need_y else None
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,13 @@ void set_schedule(const std::string& name, std::uint64_t seed = 0);
 std::int64_t launches();
 std::vector<std::string> launched();
 void forget_launches();
+
+// What a CUDA graph does: keep the launches from here on, with the parameters that they have, and
+// run them once more, in turn.
+void record(bool on);
+bool recording();
+void keep(std::function<void()> launch);
+void replay();
 
 // Transactions of load_matrices beyond one a matrix, since `forget_launches`.
 std::int64_t bank_conflicts();

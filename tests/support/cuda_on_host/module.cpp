@@ -16,5 +16,8 @@ PYBIND11_MODULE(cuda_on_host, module) {
                pybind11::overload_cast<const std::string&, std::uint64_t>(&host::set_schedule),
                "Which thread goes on when several could, from here on.", pybind11::arg("name"),
                pybind11::arg("seed") = 0);
+    module.def("record", &host::record, "Whether launches from here on are kept.",
+               pybind11::arg("on"));
+    module.def("replay", &host::replay, "Run those that were kept once more.");
     module.def("launched", &host::launched, "Names of the kernels launched since then.");
 }

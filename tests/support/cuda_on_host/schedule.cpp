@@ -219,6 +219,21 @@ void forget_launches() {
 }
 std::int64_t bank_conflicts() { return conflicts; }
 
+namespace {
+bool keeps = false;
+std::vector<std::function<void()>> kept;
+}  // namespace
+
+void record(bool on) {
+    if (on) kept.clear();
+    keeps = on;
+}
+bool recording() { return keeps; }
+void keep(std::function<void()> launch) { kept.push_back(std::move(launch)); }
+void replay() {
+    for (const auto& launch : kept) launch();
+}
+
 void set_shared_limit(const void* kernel, int bytes) {
     const std::lock_guard<std::mutex> lock(alone);
     int& limit = shared_limit(kernel);

@@ -30,12 +30,16 @@ void launch(const std::string& name, void (*kernel)(Call), Grid grid, int thread
     const Run run{kernel, call};
     const auto* function = reinterpret_cast<const void*>(kernel);
     shared_limits().admit(0, function, shared, [&] { host::set_shared_limit(function, shared); });
-    host::execute({name, function, grid.x, grid.y, grid.z, threads, shared,
-                   [](const void* of) {
-                       const Run& run = *static_cast<const Run*>(of);
-                       run.kernel(run.call);
-                   },
-                   &run});
+    const auto execute = [=] {
+        host::execute({name, function, grid.x, grid.y, grid.z, threads, shared,
+                       [](const void* of) {
+                           const Run& run = *static_cast<const Run*>(of);
+                           run.kernel(run.call);
+                       },
+                       &run});
+    };
+    if (host::recording()) host::keep(execute);
+    execute();
 }
 
 }  // namespace pairops::cuda
