@@ -71,6 +71,10 @@ HUBS = "pairops/retrieval/hubs.py"
 PAIR_WEIGHTS = "pairops/inspection/pair_weights.py"
 TRITON_MONOIDS = "pairops/ops/engines/triton/kernels/accumulators.py"
 TRITON_TILES = "pairops/ops/engines/triton/kernels/tile.py"
+CUDA_LAUNCH = "pairops/ops/engines/cuda/launch.py"
+CUDA_PLANS = "pairops/ops/engines/cuda/plans.py"
+CUDA_MEAN = "pairops/ops/row_stats/cuda_mean.py"
+SAMPLED_CALLS = "pairops/ops/engines/sampled_calls.py"
 TRITON_LISTS = "pairops/ops/engines/triton/kernels/lists.py"
 TRITON_OPERANDS = "pairops/ops/engines/triton/operands.py"
 TRITON_SWEEPS = "pairops/ops/engines/triton/kernels/sweep.py"
@@ -126,6 +130,11 @@ OF_DERIVATIVES = (
 OF_REDUCTIONS = "tests/losses/test_reductions.py::test_reductions"
 OF_AVERAGES = "tests/losses/test_reductions.py::test_averages_over_pairs"
 OF_CPU = "tests/ops/engines/cpu/test_sweeps.py::test_every_served_term_equals_dense"
+OF_CUDA_MEAN = "tests/ops/row_stats/test_cuda_mean.py"
+OF_CUDA_TILE_BITS = (
+    "tests/ops/engines/cuda/test_engine.py::test_tile_bits_change_no_result_by_one_bit"
+)
+OF_REPLAY = "tests/ops/engines/cuda/test_graphs.py::test_a_step_that_is_replayed_is_a_step"
 OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
 OF_CHUNKS = "tests/ops/engines/triton/test_chunks.py"
@@ -142,6 +151,7 @@ OF_CACHED_STEP = "tests/training/test_cached_step.py"
 OF_RETRIEVAL = "tests/retrieval/test_metrics.py::test_every_engine_counts_what_a_sort_finds"
 OF_PAIR_WEIGHTS = "tests/inspection/test_pair_weights.py"
 OF_FIRST_USE = "tests/ops/engines/test_first_use.py"
+OF_FIRST_USE_OF_MEAN = f"{OF_FIRST_USE}::test_a_mean_and_its_gradient_are_checked"
 OF_KERNEL_CHECK = "tests/inspection/test_kernel_check.py"
 
 
@@ -813,5 +823,38 @@ MUTANTS = [
         "every version that begins with a 2 is version 2", PML,
         'startswith("2.")', 'startswith("2")',
         (OF_PML_EDGES,),
+    ),
+    # A step of the engine `cuda`.
+    Mutant(
+        "a multiple of a mean has the mean's gradient on a GPU", CUDA_LAUNCH,
+        "multiple = None if factor is None else self._hold(factor)", "multiple = None",
+        (OF_CUDA_MEAN,),
+    ),
+    Mutant(
+        "a slope of a mean is another term's on a GPU", CUDA_MEAN,
+        "zip(saved.mean.terms, slopes)", "zip(saved.mean.terms, slopes[::-1])",
+        (OF_CUDA_MEAN,),
+    ),
+    Mutant(
+        "all tile masks of a call are one on a GPU", CUDA_PLANS,
+        "masks.append(at if kind", "masks.append(0 if kind",
+        (OF_CUDA_TILE_BITS,),
+    ),
+    Mutant(
+        "an address is kept with a layout on a GPU", CUDA_LAUNCH,
+        "(begin, end, self_index), band_x, band_y,\n",
+        "plan.__dict__.setdefault('kept', (begin, end, self_index)), band_x, band_y,\n",
+        (OF_REPLAY, OF_CUDA_MEAN),
+    ),
+    Mutant(
+        "a step is launched by what its labels are", CUDA_LAUNCH,
+        "None if pairs.complete else self._valid_x",
+        "self._valid_x if pairs.complete or not pairs.relation.valid_x.all() else None",
+        (OF_REPLAY,),
+    ),
+    Mutant(
+        "at first use a mean's gradient is compared without its factor", SAMPLED_CALLS,
+        "cotangents[k] if factor is None else cotangents[k] * factor", "cotangents[k]",
+        (OF_FIRST_USE_OF_MEAN,),
     ),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pairops
 from pairops import NEG, POS, Pairs, lse, row_stats, total
 from pairops.ops import engines
-from pairops.ops.engines import ENGINES, first_use, sampled_rows
+from pairops.ops.engines import ENGINES, cuda_engine, first_use, sampled_rows
 from pairops.ops.engines.protocol import terms_for_engine
 from pairops.ops.terms.term import Term, Wanted
 from support.exhaustive import exhaustive, exhaustive_but
@@ -164,6 +164,35 @@ def test_a_wrong_gradient(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match=f"gradient by {'xy'[axis]}"):
         first_use.look()
     assert set(first_use.WRONG) == {CHECKED}
+
+
+@pytest.mark.parametrize("wrong", ["", "forward", "backward"])
+def test_a_mean_and_its_gradient_are_checked(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a mean in one node, of terms whose windows are earlier ones, times a number."""
+    forward: Any = cuda_engine.forward_with_mean.__wrapped__
+    backward: Any = cuda_engine.backward_of_mean.__wrapped__  # type: ignore[attr-defined]
+
+    def made(*call: Any) -> Any:
+        found = forward(*call)
+        return found._replace(values=[z * 1.001 for z in found.values])
+
+    def gradients(*call: Any) -> Any:
+        dx, *rest = backward(*call)
+        return dx * 1.001, *rest
+
+    changed = first_use.checked_forward(CHECKED)(made if wrong == "forward" else forward)
+    monkeypatch.setattr(cuda_engine, "forward_with_mean", changed)
+    changed = first_use.checked_backward(CHECKED)(gradients if wrong == "backward" else backward)
+    monkeypatch.setattr(cuda_engine, "backward_of_mean", changed)
+    x, labels = batch()
+    with pairops.engine(CHECKED):
+        (5 * pairops.ms_loss(x, labels)).backward()
+    assert {key[1] for key in first_use._seen} == {"forward", "backward"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        first_use.look()
+    assert len(said) == bool(wrong)
+    assert all("differs from torch" in str(warning.message) for warning in said)
 
 
 @exhaustive

@@ -108,6 +108,8 @@ MUTANTS = [
            "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
     Mutant("no shrinking", "tile/epilogue_backward.h",
            "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+    Mutant("a gradient is not multiplied", "around/finalize.h",
+           "float(double(factor) * r *", "float(r *"),
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,

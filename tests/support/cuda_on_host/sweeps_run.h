@@ -217,10 +217,10 @@ class Run {
         const Exact<float> apart(shaped_.splits > 1 ? n * d : 0);
         const Exact<float>& out = shaped_.splits > 1 ? apart : gradient;
         ScaleCall call{};
-        call.gradient = gradient.data();
-        call.x = set.z.data();
+        const Exact<float> factor(1, 3.f);
+        call.gradient = gradient.data(), call.factor = factor.data();
+        call.x = set.z.data(), call.valid = set.valid.data();
         call.scale = set.scale.data_or_null();
-        call.valid = set.valid.data();
         call.n = set.n, call.d = set.d, call.splits = shaped_.splits;
         call.out = out.data();
         scale(call, shaped_.dtype, 0);
@@ -230,9 +230,9 @@ class Run {
                             : shaped_.one_signed                  ? 1e-6
                                                                   : 1e-5;
         for (std::size_t i = 0; i < n; i++) {
-            const double unit = gate * expected.largest * expected.size[axis][i];
+            const double unit = 3 * gate * expected.largest * expected.size[axis][i];
             for (std::size_t k = 0; k < d; k++)
-                expect(out[i * d + k], set.valid[i] ? expected.by[axis][i * d + k] : 0,
+                expect(out[i * d + k], set.valid[i] ? 3 * expected.by[axis][i * d + k] : 0,
                        set.valid[i] ? unit * (shaped_.normalized ? set.r[i] : 1) : 0,
                        "number " + std::to_string(k) + " of the gradient by " + "xy"[axis], int(i));
         }
