@@ -16,7 +16,7 @@ from pairops.ops.autograd.node import followed_by_autograd_alone, transformed
 from pairops.ops.autograd.recompute import by_inputs
 from pairops.ops.distributed.allocation import refusing
 from pairops.ops.engines import cuda_engine
-from pairops.ops.engines.cuda.launch import Made, SoftMean
+from pairops.ops.engines.cuda.launch import ForwardResult, SoftMean
 from pairops.ops.engines.cuda.plans import CudaPlan
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.relation import Cache, Relation, Scales
@@ -29,7 +29,7 @@ from .softplus_mean import softplus_mean
 _Terms = tuple[Term, ...]
 
 
-class _SavedMean(NamedTuple):
+class _SavedCudaMean(NamedTuple):
     plan: CudaPlan
     relation: Relation
     scales: Scales
@@ -60,7 +60,9 @@ def cuda_mean(pairs: Pairs, rows: _Terms, pieces: Sequence[Piece]) -> Tensor | N
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
         found: Tensor = _CudaMean.apply(pairs, rows, plan, mean, x, y)  # type: ignore[no-untyped-call]
         return found
-    made: Made = cuda_engine.forward_with_mean(pairs, rows, (), plan, mean._replace(slopes=False))
+    made: ForwardResult = cuda_engine.forward_with_mean(
+        pairs, rows, (), plan, mean._replace(slopes=False)
+    )
     return made.mean
 
 
@@ -93,17 +95,17 @@ class _CudaMean(torch.autograd.Function):
         x: Tensor,
         y: Tensor | None,
     ) -> Tensor | None:
-        made: Made = cuda_engine.forward_with_mean(pairs, rows, (), plan, mean)
+        made: ForwardResult = cuda_engine.forward_with_mean(pairs, rows, (), plan, mean)
         prepared = cuda_engine.prepare(pairs)
         shared = pairs.relation, pairs.scales, pairs.complete
-        ctx.saved = _SavedMean(plan, *shared, rows, mean, len(prepared))
+        ctx.saved = _SavedCudaMean(plan, *shared, rows, mean, len(prepared))
         ctx.save_for_backward(x, y, made.tile_masks, *prepared, *made.slopes, *made.values)
         return made.mean
 
     @staticmethod
     @refusing
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        saved: _SavedMean = ctx.saved
+        saved: _SavedCudaMean = ctx.saved
         *_, need_x, need_y = ctx.needs_input_grad
         x, y, tile_masks, *rest = ctx.saved_tensors
         prepared, rest = rest[: saved.prepared], rest[saved.prepared :]
@@ -123,7 +125,7 @@ class _CudaMean(torch.autograd.Function):
 
 
 def _once_more(
-    saved: _SavedMean, pairs: Pairs, gradient: Tensor, needs: tuple[bool, bool]
+    saved: _SavedCudaMean, pairs: Pairs, gradient: Tensor, needs: tuple[bool, bool]
 ) -> Sequence[Tensor | None]:
     """Compute gradients the way of other calls, for any further derivative."""
 

@@ -21,7 +21,7 @@ from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
 
-from .launch import CudaCall, Made, SoftMean
+from .launch import CudaCall, ForwardResult, SoftMean
 from .plans import CudaPlan, cuda_plan, mask_length
 
 NAME = "cuda"
@@ -142,7 +142,7 @@ def forward(
 @checked_forward(NAME)
 def forward_with_mean(
     pairs: Pairs, rows: tuple[Term, ...], _cols: tuple[()], plan: CudaPlan, mean: SoftMean
-) -> Made:
+) -> ForwardResult:
     """Compute statistics, and a mean of them, of terms that `plan_at_once` has planned."""
     prepared = prepare(pairs)
     call = CudaCall(pairs, _kernels(pairs, prepared), prepared, plan, rows, ())

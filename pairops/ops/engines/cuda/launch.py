@@ -31,7 +31,7 @@ class SoftMean(NamedTuple):
     slopes: bool  # also its gradient by each of these statistics
 
 
-class Made(NamedTuple):
+class ForwardResult(NamedTuple):
     """The results of a forward pass."""
 
     values: list[Tensor]
@@ -88,7 +88,7 @@ class CudaCall:
         self._device, self._stream = on_device(x), stream_of(x)
         self._processors = devices.processors(x.device)
 
-    def forward(self, mean: SoftMean | None = None) -> Made:
+    def forward(self, mean: SoftMean | None = None) -> ForwardResult:
         pairs, plan, lengths = self._pairs, self._plan, self._lengths
         new, count = pairs.x.new_empty, plan.plan.count
         layout = forward_layout(plan, self._kernels, *lengths, self._processors)
@@ -122,7 +122,7 @@ class CudaCall:
                 addresses, attained, masks, None if states is None else states.data_ptr(),
                 layout.splits, summary, self._stream,
             )  # fmt: skip
-        return Made(values, arguments, tile_masks, loss, slopes)
+        return ForwardResult(values, arguments, tile_masks, loss, slopes)
 
     def backward(
         self,

@@ -14,7 +14,7 @@ from pairops.ops.engines.plan import ABSENT, VECTOR, Kind, Plan
 from pairops.ops.terms.term import POS
 
 
-class Sweep(NamedTuple):
+class PlannedSweep(NamedTuple):
     """A sweep over the rows of a set, or its part of a backward pass."""
 
     axis: int
@@ -31,8 +31,8 @@ class CudaPlan:
 
     plan: Plan
     owners: list[int]  # the set of each term's owners: 0, x, or 1, y
-    sweeps: list[Sweep]
-    passes: list[Sweep]
+    sweeps: list[PlannedSweep]
+    passes: list[PlannedSweep]
     swept: list[int]  # the terms of the backward pass, in order
     one_pass: bool  # for each set: then its gradient may be rounded at once
     by_tensors: list[tuple[int, int]]  # (term, argument): every argument that is a tensor
@@ -57,7 +57,7 @@ def _made(plan: Plan, same: bool, backend: Backend) -> CudaPlan:
     by_partner = [_by_partner(kind) for kind in kinds]
     axes = (0,) if same else (0, 1)
 
-    def sweep(axis: int, terms: list[int], backward: bool) -> Sweep:
+    def sweep(axis: int, terms: list[int], backward: bool) -> PlannedSweep:
         sums: list[tuple[int, int]] = []
         views = [(k, owners[k] != axis) for k in terms]
         if same:  # a row is the owner of some pairs and the partner of others
@@ -66,7 +66,7 @@ def _made(plan: Plan, same: bool, backend: Backend) -> CudaPlan:
             for j, source in enumerate(kinds[k].args):
                 if source == VECTOR and by_partner[k][j] == transposed:
                     sums.append((k, j))
-        return Sweep(axis, terms, sums, all(kinds[k].side == POS for k in terms))
+        return PlannedSweep(axis, terms, sums, all(kinds[k].side == POS for k in terms))
 
     sweeps = [
         sweep(axis, group, False)
@@ -173,7 +173,7 @@ def mask_length(kernels: Kernels, owners: Any, partners: Any) -> Any:
 
 
 def _splits(
-    sweep: Sweep,
+    sweep: PlannedSweep,
     kernels: Kernels,
     lengths: tuple[int, int],
     slices: int,
