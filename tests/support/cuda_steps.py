@@ -41,11 +41,11 @@ def as_on_a_gpu() -> Iterator[Any]:
         yield backend.module
 
 
-def steps() -> dict[str, Callable[[], None]]:
+def steps(n: int = N) -> dict[str, Callable[[], None]]:
     """A step of each loss, of one set or two."""
     random = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, N, D, generator=random).bfloat16().unbind()
-    labels = torch.arange(N) // 4
+    x, y = torch.randn(2, n, D, generator=random).bfloat16().unbind()
+    labels = torch.arange(n) // 4
     both = x.requires_grad_(), y.clone().requires_grad_()
     return {
         "ms_loss": lambda: pairops.ms_loss(x, labels).backward(),
