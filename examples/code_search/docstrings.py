@@ -3,6 +3,7 @@
 import ast
 import gc
 import os
+import random
 import re
 import sysconfig
 import warnings
@@ -109,10 +110,11 @@ def pairs_of(text: str, file: str) -> Iterator[Pair]:
         yield Pair(sentence, code, function.name, file, function.lineno)
 
 
-def read(folders: Sequence[Path]) -> list[Pair]:
-    """All pairs of all files that can be read, in a fixed order."""
+def read(folders: Sequence[Path], share: float = 1.0) -> list[Pair]:
+    """The pairs of a share of the files that can be read, in the same order every time."""
     found: list[Pair] = []
     files = sources(folders)
+    files = random.Random(0).sample(files, round(share * len(files))) if share < 1 else files
     # A page of code is some thousand objects, and none of them is garbage before the next file: the
     # collector would look at all of them again and again.
     collecting = gc.isenabled()
