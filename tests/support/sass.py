@@ -136,9 +136,8 @@ def opcodes(graph: list[Block], which: Iterable[int]) -> Counter[str]:
     return Counter(one.opcode for k in which for one in graph[k].code)
 
 
-def main_loop(graph: list[Block], copies: int = 1) -> Loop:
-    """The innermost loop that holds all matrix products and an exponential; of `copies` loops that
-    share the products evenly, the one with the fewest instructions.
+def main_loop(graph: list[Block]) -> Loop:
+    """The innermost loop that holds all matrix products and an exponential.
 
     The products alone would be too few: a loop over the numbers of a row may hold all of them.
     """
@@ -149,11 +148,11 @@ def main_loop(graph: list[Block], copies: int = 1) -> Loop:
     every = products(range(len(graph)))
     found: list[Loop] = []
     for loop in loops(graph):  # the smallest first
-        if copies * products(loop.blocks) == every > 0 and opcodes(graph, loop.blocks)["MUFU.EX2"]:
+        if products(loop.blocks) == every > 0 and opcodes(graph, loop.blocks)["MUFU.EX2"]:
             found += [] if any(k.blocks < loop.blocks for k in found) else [loop]
-    if len(found) != copies:
-        raise ValueError(f"{len(found)} loops, not {copies}, hold the {every} matrix products")
-    return min(found, key=lambda loop: opcodes(graph, loop.blocks).total())
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} loops, not 1, hold the {every} matrix products")
+    return found[0]
 
 
 # An instruction that a path is known to avoid weighs as much as this many that it may run, since
