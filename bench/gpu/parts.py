@@ -244,7 +244,7 @@ def shapes(options: argparse.Namespace, setting: Setting) -> Iterator[Row]:
 
 def neighbours() -> list[dict[str, int]]:
     return [
-        {"rows": rows, "cols": cols, "warps": warps, "stages": stages}
+        {"rows": rows, "cols": cols, "warps": warps, "stages": stages, "pieces": cols // 16}
         for rows, cols in ((64, 32), (64, 64), (128, 32), (128, 64), (128, 128))
         for warps in (4, 8)
         for stages in (1, 2, 3)

@@ -85,6 +85,7 @@ TRITON_CHUNK = "pairops/ops/engines/triton/kernels/chunk.py"
 TRITON_CHUNKS = "pairops/ops/engines/triton/chunked_launch.py"
 TRITON_BOUNDS = "pairops/ops/engines/triton/weight_bounds.py"
 DEVICES = "pairops/ops/bindings/devices.py"
+TRITON_TERMS = "pairops/ops/engines/triton/term_text.py"
 
 OF_FUNCTIONS = "tests/ops/terms/test_functions.py"
 OF_STATISTICS = "tests/ops/row_stats/test_row_stats.py"
@@ -139,6 +140,7 @@ OF_TRITON = "tests/ops/engines/triton/test_engine.py"
 OF_TRITON_LISTS = "tests/ops/engines/triton/test_lists.py"
 OF_CHUNKS = "tests/ops/engines/triton/test_chunks.py"
 OF_SPLITS = "tests/ops/test_splits.py"
+OF_TRITON_NUMERICS = "tests/ops/engines/triton/test_numerics.py"
 OF_CHOICE = "tests/ops/engines/triton/test_declines.py"
 OF_TRITON_ROUNDING = "tests/ops/engines/triton/test_rounding.py"
 OF_WEIGHT_PARTS = "tests/ops/engines/test_weight_parts.py"
@@ -651,7 +653,7 @@ MUTANTS = [
     # Triton's twins.
     Mutant(
         "Triton's merge shifts both log-sum-exps by the first maximum", TRITON_MONOIDS,
-        "b * tl.exp(top_b - shift)", "b * tl.exp(top_a - shift)",
+        "b * exp(top_b - shift)", "b * exp(top_a - shift)",
         (OF_TRITON,),
     ),
     Mutant(
@@ -743,7 +745,7 @@ MUTANTS = [
     ),
     Mutant(
         "Triton goes before cuda where cuda is ahead by the table", ENGINES,
-        "x.dtype.itemsize != 2 or x.shape[1] > 128", "x.dtype.itemsize != 2 or x.shape[1] > 256",
+        "x.dtype.itemsize != 2 or x.shape[1] > 256", "x.dtype.itemsize != 2 or x.shape[1] > 512",
         (OF_CHOICE,),
     ),
     Mutant(
@@ -762,9 +764,35 @@ MUTANTS = [
         (OF_TRITON,),
     ),
     Mutant(
-        "Triton's text gives a partner's argument to the owner", TRITON_TEXT,
+        "Triton's text gives a partner's argument to the owner", TRITON_TERMS,
         "given.append(_spread(next(vectors), isinstance(a, Partner) != p.transposed))",
         "given.append(_spread(next(vectors), p.transposed))",
+        (OF_TRITON,),
+    ),
+    # What 16-bit embeddings spare: maxima, a second exponential, wide partial tiles.
+    Mutant(
+        "Triton takes no maximum of a softmax that is too sharp", TRITON_OPERANDS,
+        "_SHARPEST = 52.0", "_SHARPEST = 520.0",
+        (OF_TRITON_NUMERICS,),
+    ),
+    Mutant(
+        "Triton gives the partner of a pair its owner's share", TRITON_TERMS,
+        "({shares[0]} + {shares[1]})", "({shares[0]} + {shares[0]})",
+        (OF_TRITON_NUMERICS,),
+    ),
+    Mutant(
+        "Triton's gradient by a base has the sign of s", TRITON_TERMS,
+        "by_vector[{at}] - row[{p.given[0]}]", "by_vector[{at}] + row[{p.given[0]}]",
+        (OF_TRITON_NUMERICS,),
+    ),
+    Mutant(
+        "Triton leaves the base in a log-sum-exp", TRITON_OPERANDS,
+        "total.double().log() - scale * base", "total.double().log()",
+        (OF_TRITON_NUMERICS,),
+    ),
+    Mutant(
+        "Triton's tile mask is that of the last piece of a tile", TRITON_SWEEPS,
+        "tl.where(piece == 0, 0, seen[k])", "(0 * seen[k])",
         (OF_TRITON,),
     ),
     # What is checked when kernels for GPUs are first used.

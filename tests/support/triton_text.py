@@ -1,4 +1,5 @@
-"""What `codegen` writes for a step of ms_loss, as text that a reader and a test can compare.
+"""What `codegen` writes for a step of ms_loss, as text that a reader and a test can compare: of
+float32 embeddings, and of bfloat16 ones, of which VISIT gets products without their scales.
 
 PYTHONPATH=tests python -m support.triton_text renews the file.
 """
@@ -31,9 +32,10 @@ kernels in kernels/sweep.py and kernels/finalize.py. Renewed by
 
 def generated() -> str:
     """The text of one step: pair functions, then each sweep's functions in the order of sweeps."""
-    x = torch.eye(6, 3, device=DEVICE, requires_grad=True)
     with mock.patch.object(codegen, "_SWEEPS", {}), pairops.engine("triton"):
-        pairops.ms_loss(x, torch.arange(6, device=DEVICE) // 2).backward()
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.eye(6, 3, dtype=dtype, device=DEVICE, requires_grad=True)
+            pairops.ms_loss(x, torch.arange(6, device=DEVICE) // 2).backward()
         sweeps = list(codegen._SWEEPS.items())
     found = [_HEAD, "# ---- pair functions", *_pair_functions([sweep for _, sweep in sweeps])]
     for (write, *rest), sweep in sweeps:

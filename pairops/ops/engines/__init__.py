@@ -163,14 +163,14 @@ def _triton_is_faster(pairs: Pairs) -> bool:
     """Return whether Triton's sweeps are expected to take less time than those of `cuda`.
 
     By instructions a pair, counted for compute capability 9.0 (docs/engines/cuda.md) and **not
-    measured yet**, 16-bit embeddings reach these parts of `torch.mm`'s rate: at D = 128 0.27 by
-    Triton and 0.20 by the sm_80 path of `cuda`, at D = 256 0.22 and 0.24. No other GPU was counted,
-    nor float32. Of few rows the launches are expected to take longer than the sweeps, and `cuda`
-    has fewest where it sorts rows itself; the compiler may not know how many there are. A results
-    file of a GPU that says otherwise goes before this.
+    measured yet**, 16-bit embeddings reach these parts of `torch.mm`'s rate: at D = 128 0.67 by
+    Triton and 0.20 by the sm_80 path of `cuda`, at D = 256 0.71 and 0.24. Above, neither that path
+    was counted, nor another GPU, nor float32. Of few rows the launches are expected to take longer
+    than the sweeps, and `cuda` has fewest where it sorts rows itself; the compiler may not know how
+    many there are. A results file of a GPU that says otherwise goes before this.
     """
     x = pairs.x
-    if x.dtype.itemsize != 2 or x.shape[1] > 128 or not _runs_sm_80_path_on_9_0(x.device):
+    if x.dtype.itemsize != 2 or x.shape[1] > 256 or not _runs_sm_80_path_on_9_0(x.device):
         return False
     return torch.compiler.is_compiling() or max(pairs.shape) > cuda_kernels.MOST_RELATED
 

@@ -20,10 +20,11 @@ from pairops.ops.terms.term import Term
 from . import codegen, weight_bounds
 from .chunks import TILE, Chunk, Extent, extent, parts, pitch
 from .codegen import Sweep
+from .compile_time import static
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Found, Swept, TritonCall, static
+from .launch import Found, Swept, TritonCall
 from .operands import Side, TritonTermView
 from .tile_configs import Configuration
 

@@ -17,7 +17,6 @@ so that a recipe costs no test at run time, and a kernel no line per loss.
 
 import hashlib
 import linecache
-import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ import triton
 import triton.language as tl
 
 from pairops.ops.terms import recipe
-from pairops.ops.terms.arguments import Partner
-from pairops.ops.terms.term import ALL, NEG, POS
+from pairops.ops.terms.term import POS
 
+from . import term_text
 from .kernels import accumulators
 from .kernels import math as triton_math
 from .operands import TritonTermView, along_rows
@@ -54,6 +53,7 @@ class Facts:
     tile_list: bool = False  # the tiles to visit are listed
     embeddings: bool = True  # the gradient by the rows is wanted
     listed: bool = False  # positives are a list
+    folded: bool = False  # VISIT gets products without their scales
 
 
 class Sweep(NamedTuple):
@@ -79,7 +79,9 @@ def _once(
     placed: Sequence[TritonTermView],
     facts: dict[str, Any],
 ) -> Sweep:
-    terms = [(recipe.key(p.term), p.transposed, p.numbers, p.vectors, p.given) for p in placed]
+    terms = [
+        (recipe.key(p.term), p.transposed, p.numbers, p.vectors, p.given, p.bounded) for p in placed
+    ]
     key = write, *terms, *facts.items()
     if key not in _SWEEPS:
         _SWEEPS[key] = write(placed, facts)
@@ -91,29 +93,35 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
     values, arguments = [], []
     new: list[str] = []
     seen: list[str] = []
+    similarities = term_text.need_similarities(placed, facts)
     for p in placed:
         monoid = p.term.statistic + ("_at" if p.term.keeps_argument else "")
         size = 2 if p.term.statistic in ("sum", "lse") or p.term.keeps_argument else 1
+        if p.bounded:
+            monoid, size = "powers", 1
         held = list(range(len(new), len(new) + size))
         new += [f"m{k}" for k in held]
         mine, tile = ("".join([f"{letter}{k}, " for k in held]) for letter in "mo")
         state, other = ([f"{name}[{k}]" for k in held] for name in ("state", "other"))
         init.append(f"    {mine}= monoids.{monoid}_init(R)")
-        lines = [f"    f = {_value(p)}", *_keep(p), *_select(p, "f", "f", p.term.monoid.neutral)]
+        value, neutral = term_text.value(p), p.term.monoid.neutral
+        if p.bounded:
+            value, neutral = term_text.power_of(p, similarities), 0.0
+        lines = [f"    f = {value}", *term_text.keep(p), *term_text.select(p, "f", "f", neutral)]
         lines.append(f"    {tile}= monoids.{monoid}_from_tile(f, at)")
         lines.append(f"    {mine}= monoids.{monoid}_merge({', '.join(state)}, {tile})")
         otherwise = [f"    {mine}= {', '.join(state)},"]
         if p.term.has_tile_mask:
             # A pair counts in its tile's Σ exp(f − maximum), if only as NaN.
             selected = (
-                f"o{held[1]} != 0" if p.term.statistic == "lse" else "tl.max(keep.to(tl.int32), 1)"
+                f"o{held[-1]} != 0" if p.term.statistic == "lse" else "tl.max(keep.to(tl.int32), 1)"
             )
             bit = f"b{len(seen)}"
             # Reduce to one row and not to a scalar, which Triton 3.7 refuses on Blackwell.
             lines.append(f"    {bit} = tl.max(({selected}).to(tl.int32)[None, :], 1)")
             otherwise.append(f"    {bit} = tl.zeros((1,), tl.int32)")
             seen.append(bit)
-        visit += _where_visited(p, lines, otherwise)
+        visit += term_text.where_visited(p, lines, otherwise)
         if p.term.keeps_argument:
             other[1] += ".to(tl.int32, bitcast=True)"
             values.append(state[0])
@@ -126,8 +134,9 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
     functions = {
         "init": ("R: tl.constexpr", init, new),
         "visit": (
-            "s, row, col, numbers, positive, present, at, state, PARTIAL: tl.constexpr",
-            visit,
+            f"{_first_parameter(facts)}, row, col, numbers, positive, present, at, state, "
+            "PARTIAL: tl.constexpr",
+            [*_scaled(facts), *visit],
             [*new, *seen],
         ),
         "merge": ("state, other", merge, new),
@@ -143,92 +152,49 @@ def _forward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
 def _backward(placed: Sequence[TritonTermView], facts: dict[str, Any]) -> Sweep:
     visit: list[str] = []
     slopes = along_rows(placed)
+    similarities = term_text.need_similarities(placed, facts)
     # Terms that every tile visits come first, so that there are `weights` to add to.
-    for first, p in enumerate(sorted(placed, key=lambda p: p.term.side == POS)):
-        statistic, cotangent = [_spread(k, p.transposed) for k in p.given]
-        lines, otherwise = _keep(p), []
-        if p.term.statistic == "lse":
-            lines += [f"    f = {_value(p)} - {statistic}", *_select(p, "f", "f", -math.inf)]
-            lines.append(f"    share = {cotangent} * tl.exp(f)")
+    once = sorted(_once_a_term(placed), key=lambda views: views[0].term.side == POS)
+    for first, views in enumerate(once):
+        p, otherwise = views[0], []
+        if p.bounded:
+            lines = term_text.bounded_weights(views, similarities)
         else:
-            lines.append(f"    share = tl.broadcast_to({cotangent}, s.shape)")
-        lines.append(f"    d = {p.term.function.name}_slopes({_arguments(p)})")
-        # The share of a pair that does not count is 0; its slope may be infinite or NaN.
-        spared = p.term.statistic == "lse" and p.term.function.finite
-        lines += _select(p, "w", "share * d[0]", 0.0, spared)
+            lines = term_text.weights(p)
         lines.append("    weights = weights + w" if first else "    weights = w")
         for at, (term_id, k) in enumerate(slopes):
             if placed[term_id] is p:
-                lines += _select(p, "w", f"share * d[{k + 1}]", 0.0, spared)
-                lines.append(f"    g{at} = by_vector[{at}] + tl.sum(w, 1)")
+                lines += term_text.slopes(p, at, k)
                 otherwise.append(f"    g{at} = by_vector[{at}]")
-        visit += _where_visited(p, lines, otherwise) if first else lines
-    parameters = "s, row, col, numbers, positive, present, by_vector, PARTIAL: tl.constexpr"
+        visit += term_text.where_visited(p, lines, otherwise) if first else lines
+    given = _first_parameter(facts)
+    parameters = f"{given}, row, col, numbers, positive, present, by_vector, PARTIAL: tl.constexpr"
     results = ["weights", *[f"g{at}" for at in range(len(slopes))]]
     known = Facts(
         len(placed), gradients=len(slopes),
         band_only=all(p.term.side == POS for p in placed), **facts,
     )  # fmt: skip
-    return Sweep(known, _compiled(placed, {"visit": (parameters, visit, results)}))
+    return Sweep(known, _compiled(placed, {"visit": (parameters, _scaled(facts) + visit, results)}))
 
 
-def _where_visited(p: TritonTermView, lines: list[str], otherwise: list[str]) -> list[str]:
-    """Leave POS terms out of full tiles, which have no positives."""
-    if p.term.side != POS:
-        return lines
-    indented = [f"    {line}" for line in lines]
-    if not otherwise:
-        return ["    if PARTIAL:", *indented]
-    return ["    if PARTIAL:", *indented, "    else:", *[f"    {line}" for line in otherwise]]
+def _once_a_term(placed: Sequence[TritonTermView]) -> list[list[TritonTermView]]:
+    """List the views, those of one bounded term in one set together: they have one exponential."""
+    views: dict[Any, list[TritonTermView]] = {}
+    for p in placed:
+        # A term may be placed twice, with another cotangent.
+        views.setdefault((p.term, p.given) if p.bounded else p, []).append(p)
+    return list(views.values())
 
 
-def _spread(vector: int, transposed: bool) -> str:
-    return f"col[{vector}][None, :]" if transposed else f"row[{vector}][:, None]"
+def _first_parameter(facts: dict[str, Any]) -> str:
+    return "dot" if facts["folded"] else "s"
 
 
-def _arguments(p: TritonTermView) -> str:
-    numbers, vectors = iter(p.numbers), iter(p.vectors)
-    given = ["s"]
-    for a in p.term.args:
-        if isinstance(a, float):
-            given.append(f"numbers[{next(numbers)}]")
-        else:
-            given.append(_spread(next(vectors), isinstance(a, Partner) != p.transposed))
-    return ", ".join(given)
-
-
-def _value(p: TritonTermView) -> str:
-    return f"{p.term.function.name}_value({_arguments(p)})"
-
-
-def _keep(p: TritonTermView) -> list[str]:
-    """Write `keep`, the pairs that count; in a full tile only if there is a window."""
-    side = {POS: "positive", NEG: "present & (positive == 0)", ALL: "present"}[p.term.side]
-    windows = iter(p.vectors[len(p.vectors) - len(p.term.windows()) :])
-    # Not the opposite comparison, so that a NaN counts.
-    inside = [
-        f"((s {sign} {_spread(next(windows), p.transposed)}) == 0)"
-        for bound, sign in ((p.term.above, "<="), (p.term.below, ">="))
-        if bound is not None
-    ]
-    if not inside:
-        return ["    if PARTIAL:", f"        keep = {side}"]
-    return [
-        f"    keep = {' & '.join(inside)}",
-        "    if PARTIAL:",
-        f"        keep = keep & ({side})",
-    ]
-
-
-def _select(
-    p: TritonTermView, name: str, what: str, fill: float, spared: bool = False
-) -> list[str]:
-    """Write: name = `what` where a pair counts, else `fill`. spared: or where a window drops it."""
-    chosen = f"{name} = tl.where(keep, {what}, {literal(fill)})"
-    if p.term.windows() and not spared:
-        return [f"    {chosen}"]
-    otherwise = [] if name == what else ["    else:", f"        {name} = {what}"]
-    return ["    if PARTIAL:", f"        {chosen}", *otherwise]
+def _scaled(facts: dict[str, Any]) -> list[str]:
+    """Write s, if it is not given. Its scales' product is the same if rows and columns swap."""
+    if not facts["folded"]:
+        return []
+    return ["    s = dot * (row[0][:, None] * col[0][None, :])"]
 
 
 def _compiled(

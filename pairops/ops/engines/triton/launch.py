@@ -1,12 +1,10 @@
 """Launches of Triton sweeps: the terms of each, its rows, and the tensors of its results."""
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from pairops.ops.bindings.devices import (
@@ -21,6 +19,7 @@ from pairops.ops.terms.term import Term, Wanted
 
 from . import codegen
 from .codegen import Facts, Sweep
+from .compile_time import static
 from .kernels import finalize, lists
 from .kernels import sweep as sweep_kernels
 from .kernels.accumulators import INTERPRETED
@@ -32,6 +31,7 @@ from .operands import (
     any_of,
     in_band,
     list_tiles,
+    log_of_powers,
     transposed_mask,
 )
 from .tile_configs import Configuration
@@ -57,9 +57,11 @@ class Results(NamedTuple):
 class TritonCall:
     """The pairs of a call, sorted for sweeps, and its terms."""
 
+    FOLDS = False  # scales of 16-bit embeddings are left to VISIT
+
     def __init__(self, pairs: Pairs, config: Configuration) -> None:
         self.pairs, self.config = pairs, config
-        self.operands = Operands(pairs, config)
+        self.operands = Operands(pairs, config, self.FOLDS)
         self.same = self.operands.same
 
     def place(
@@ -79,7 +81,8 @@ class TritonCall:
         values, arguments = {}, {}
         for p in placed:
             n = self.pairs.shape[p.owners]
-            values[p] = torch.full((n,), p.term.monoid.neutral, device=device)
+            neutral = 0.0 if p.bounded else p.term.monoid.neutral
+            values[p] = torch.full((n,), neutral, device=device)
             if p.term.keeps_argument:
                 arguments[p] = torch.full((n,), -1, dtype=torch.int64, device=device)
         return Results(values, arguments)
@@ -101,6 +104,9 @@ class TritonCall:
             INIT=init, MERGE=merge, FINALIZE=finalize_state, F=static(sweep.facts), R=FINALIZE_ROWS,
             **self.config.options,
         )  # fmt: skip
+        for p in placed:
+            if p.bounded:
+                results.values[p] = log_of_powers(p.term, results.values[p])
 
     def _views(self, axis: int, placed: Sequence[TritonTermView]) -> list[TritonTermView]:
         """Return the owner or partner views of terms in a sweep of `axis`; in one set both."""
@@ -130,6 +136,7 @@ class TritonCall:
             "normalized": self.pairs.scales.x is not None,
             "rows_are_y": axis == 1,
             "listed": self.operands.listed,
+            "folded": self.operands.folded,
         }
 
     def wanted(self, needs: Wanted) -> tuple[bool, bool]:
@@ -160,6 +167,8 @@ class TritonCall:
 
 class Swept(TritonCall):
     """A call whose similarities are multiplied tile by tile."""
+
+    FOLDS = True
 
     def grid(self, axis: int) -> tuple[int, int]:
         """Return the numbers of blocks of rows and of tiles of columns, for the rows of `axis`."""
@@ -280,27 +289,3 @@ class Swept(TritonCall):
     def _splits(self, programs: int, tiles: int, each: int) -> int:
         at_a_time = processors(self.pairs.x.device) * blocks_of_a_processor(self.config.warps)
         return splits(programs, tiles, at_a_time, each)
-
-
-class _Static:
-    """A compile-time record whose fields are marked as constants for Triton."""
-
-    def __init__(self, record: Any) -> None:
-        self._record = record
-
-    def __getattr__(self, name: str) -> Any:
-        return tl.constexpr(getattr(self._record, name))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._record == other._record
-
-    def __hash__(self) -> int:
-        return hash(self._record)
-
-    def __repr__(self) -> str:
-        return repr(self._record)
-
-
-@functools.cache
-def static(record: Any) -> Any:
-    return record if INTERPRETED else _Static(record)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale
 from pairops.ops.terms.arguments import Partner
+from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import Term
 
 from .tile_configs import Configuration
@@ -26,6 +27,7 @@ class TritonTermView:
     numbers: tuple[int, ...]  # indices of its numbers among all numbers
     vectors: tuple[int, ...]  # indices of its vectors, windows after arguments, by axis
     given: tuple[int, ...] = ()  # indices of its statistic and cotangent, for `backward`
+    bounded: bool = False  # exp f has digits whatever s is; `given` is then a `share_at_0`
 
     def changed(self, transposed: bool) -> "TritonTermView":
         return replace(self, transposed=transposed)
@@ -45,11 +47,10 @@ def along_rows(placed: Sequence[TritonTermView]) -> list[tuple[int, int]]:
 class Vectors:
     """The numbers of a call, and the vectors of each set, in the order that sweeps load them."""
 
-    def __init__(self, same: bool, scaled: bool) -> None:
-        self.same = same
+    def __init__(self, same: bool, scaled: bool, folded: bool) -> None:
+        self.same, self.folded = same, folded
         self.numbers: list[float] = []
-        held = 2 if scaled else 0  # the scales
-        self._counts = [held, held]
+        self.held = 2 if scaled else 0  # the scales
         self.along: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     def place(self, term: Term, axis: int, given: Sequence[Tensor] = ()) -> TritonTermView:
@@ -58,23 +59,56 @@ class Vectors:
         numbers, vectors = [], []
         for a in term.args:
             if isinstance(a, float):
-                numbers.append(len(self.numbers))
-                self.numbers.append(a)
+                if a not in self.numbers:
+                    self.numbers.append(a)
+                numbers.append(self.numbers.index(a))
             elif isinstance(a, Partner):
                 vectors.append(self._add(partners, a.values))
             elif isinstance(a, Tensor):
                 vectors.append(self._add(axis, a))
         vectors += [self._add(axis, bound) for bound in term.windows()]
+        bounded = self.folded and is_bounded(term)
+        if bounded and given:
+            given = [share_at_0(term, *given)]
         slots = tuple([self._add(axis, v) for v in given])
-        return TritonTermView(term, axis, False, tuple(numbers), tuple(vectors), slots)
+        return TritonTermView(term, axis, False, tuple(numbers), tuple(vectors), slots, bounded)
 
     def _add(self, axis: int, values: Tensor) -> int:
+        for k, known in enumerate(self.along[axis]):
+            if known is values:
+                return self.held + k
         self.along[axis].append(values)
-        self._counts[axis] += 1
-        return self._counts[axis] - 1
+        return self.held + len(self.along[axis]) - 1
 
     def counts(self, axis: int) -> int:
-        return self._counts[0 if self.same else axis]
+        return self.held + len(self.along[0 if self.same else axis])
+
+
+# The largest |scale| for which exp(scale · s), |s| ≤ 1, is between 2^±76. Then Σ of 2^31 of them is
+# a float32, and the shares of anchors of which a gradient is between 2^±33 have all their digits.
+_SHARPEST = 52.0
+
+
+def is_bounded(term: Term) -> bool:
+    """Return whether exp f of a cosine is exp(−scale · base) times a number between 2^±76."""
+    if term.statistic != "lse" or term.function is not affine:
+        return False
+    scale, base = term.args
+    sharp = not isinstance(scale, float) or abs(scale) > _SHARPEST
+    return not (sharp or isinstance(base, Partner))
+
+
+def share_at_0(term: Term, statistic: Tensor, cotangent: Tensor) -> Tensor:
+    """Return what a pair adds to the slope by s, (owners,), divided by exp(scale · s)."""
+    scale, base = [a.double() if isinstance(a, Tensor) else a for a in term.args]
+    share = torch.exp(-(scale * base + statistic.double())) * (scale * cotangent.double())
+    return torch.where(cotangent == 0, 0.0, share)
+
+
+def log_of_powers(term: Term, total: Tensor) -> Tensor:
+    """Return the log Σ exp f of a bounded term from total = Σ exp(scale · s)."""
+    scale, base = [a.double() if isinstance(a, Tensor) else a for a in term.args]
+    return torch.where(total == 0, -torch.inf, total.double().log() - scale * base).float()
 
 
 class Side(NamedTuple):
@@ -109,7 +143,7 @@ class TileList(NamedTuple):
 class Operands:
     """The sets of one call."""
 
-    def __init__(self, pairs: Pairs, config: Configuration) -> None:
+    def __init__(self, pairs: Pairs, config: Configuration, folds: bool) -> None:
         self.pairs = pairs
         self.listed = pairs.relation.entries is not None
         # A list is directed: of one set, a tile's positives are others if its sides are exchanged.
@@ -124,12 +158,15 @@ class Operands:
         self.relation: Intervals | ListedIntervals = intervals
         if known.entries is not None:
             self.relation = ListedIntervals(*intervals, known.entries)
-        scale_y = pairs.scales.x if pairs.y is None else pairs.scales.y
+        scale_x = pairs.scales.x
+        scale_y = scale_x if pairs.y is None else pairs.scales.y
         self.sets = (
-            (pairs.x, pairs.scales.x, known.permutation_x, known.valid_x),
+            (pairs.x, scale_x, known.permutation_x, known.valid_x),
             (pairs.other, scale_y, known.permutation_y, known.valid_y),
         )
-        self.vectors = Vectors(self.same, self.scaled)
+        # Of 16 bits the scales are folded into what is made of a product.
+        self.folded = folds and self._precision.stored == torch.float16 and scale_x is not None
+        self.vectors = Vectors(self.same, self.scaled, self.folded)
 
     @functools.cached_property
     def sides(self) -> tuple[Side, Side]:

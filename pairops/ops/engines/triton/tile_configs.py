@@ -57,6 +57,7 @@ class Configuration:
     resident: bool  # all blocks of a tile's embeddings stay in registers
     warps: int
     stages: int
+    pieces: int  # in which the columns of a partial tile are visited, one after the other
     precision: "Precision"
 
     @property
@@ -80,6 +81,10 @@ class Configuration:
     def parts(self) -> int:
         """The number of programs that share the gradient of a block of rows."""
         return self.blocks // self.accumulators
+
+    @property
+    def piece(self) -> int:
+        return self.cols // self.pieces
 
     @property
     def padded(self) -> int:
@@ -118,33 +123,33 @@ class Row:
     resident: bool
     warps: int
     stages: int
+    pieces: int = 1
 
 
 # By architecture (80: also newer ones that are not named) and bytes of an embedding's number.
+#
+# A warp has 16 rows: of 64 rows in 8 warps half of them would compute what the others do, where
+# all of a tile's embeddings are resident. Partial tiles need registers for masks, and for terms of
+# positives: in pieces of 16 columns they leave as many columns to full tiles as these can hold.
 TABLE: dict[tuple[int, int], tuple[Row, ...]] = {
     (80, 2): (
-        Row(64, 128, 64, 64, 1, True, 8, 2),
-        Row(128, 64, 64, 128, 1, True, 8, 2),
-        Row(256, 64, 64, 128, 2, True, 8, 2),
+        Row(128, 64, 64, 64, 2, True, 4, 2, pieces=4),
+        Row(256, 64, 64, 128, 2, True, 8, 2, pieces=4),
         Row(math.inf, 64, 32, 128, 2, False, 8, 2),
     ),
     (90, 2): (
-        # Both terms of ms_loss, as owners and as partners see them, take eight vectors along the
-        # columns: with 64 columns they leave no registers for 128 rows of even 64 dimensions, with
-        # 32 none for 128 rows of 256. Beyond 256 the three terms of supcon_loss have none for 64
-        # columns.
-        Row(64, 128, 32, 64, 1, True, 8, 2),
-        Row(128, 128, 32, 128, 1, True, 8, 2),
-        Row(256, 64, 32, 128, 2, True, 8, 2),
-        Row(math.inf, 64, 32, 64, 4, False, 8, 2),
+        Row(128, 64, 64, 128, 1, True, 4, 2, pieces=4),
+        Row(256, 64, 64, 128, 2, True, 4, 2, pieces=4),
+        # In blocks of 64 dimensions ms_loss has no registers for 64 columns.
+        Row(math.inf, 64, 64, 32, 8, False, 4, 2, pieces=4),
     ),
     (100, 2): (
-        Row(128, 128, 32, 128, 1, True, 8, 2),
-        Row(256, 64, 64, 128, 2, True, 8, 2),
-        Row(math.inf, 64, 32, 64, 4, False, 8, 2),
+        Row(128, 128, 64, 128, 1, True, 8, 2, pieces=4),
+        Row(256, 64, 64, 128, 2, True, 8, 2, pieces=2),
+        Row(math.inf, 64, 64, 64, 4, False, 8, 2, pieces=4),
     ),
     (80, 4): (
-        Row(64, 64, 32, 32, 2, True, 8, 2),
+        Row(64, 64, 32, 32, 2, True, 8, 2, pieces=2),
         Row(math.inf, 64, 16, 32, 2, False, 8, 2),
     ),
 }
@@ -156,8 +161,7 @@ NARROW: dict[int, tuple[Row, ...]] = {
         Row(math.inf, 64, 16, 128, 2, False, 8, 2),
     ),
     90: (
-        Row(64, 128, 32, 64, 1, True, 8, 2),
-        Row(128, 128, 32, 128, 1, True, 8, 2),
+        Row(128, 64, 64, 128, 1, True, 4, 2, pieces=4),
         Row(256, 64, 16, 64, 4, False, 8, 2),
         Row(math.inf, 64, 16, 64, 2, False, 8, 2),
     ),
@@ -191,7 +195,7 @@ def choose(
     resident = d <= _INTERPRETED_RESIDENT if capability is None else row.resident
     return Configuration(
         row.rows, row.cols, depth, parts * accumulators, accumulators,
-        resident and parts == 1, row.warps, row.stages, exact,
+        resident and parts == 1, row.warps, row.stages, row.pieces, exact,
     )  # fmt: skip
 
 

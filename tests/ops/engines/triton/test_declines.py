@@ -129,7 +129,8 @@ def test_auto_on_a_gpu_asks_the_planner(chunks: bool, monkeypatch: pytest.Monkey
     [
         ((9, 0), torch.bfloat16, 128, 5000, False, True),
         ((9, 0), torch.float16, 64, 5000, False, True),
-        ((9, 0), torch.bfloat16, 129, 5000, False, False),  # cuda is ahead at 256
+        ((9, 0), torch.bfloat16, 256, 5000, False, True),
+        ((9, 0), torch.bfloat16, 257, 5000, False, False),  # not counted on the sm_80 path
         ((9, 0), torch.bfloat16, 128, 4096, False, False),  # few rows: launches count
         ((9, 0), torch.float32, 128, 5000, False, False),
         ((9, 0), torch.bfloat16, 128, 5000, True, False),  # asked for

@@ -108,6 +108,7 @@ def test_dimensions(d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
 SHAPES = {
     "one block of columns": Row(float("inf"), 64, 64, 64, 2, False, 4, 1),
     "wide blocks": Row(float("inf"), 64, 16, 32, 1, False, 4, 1),
+    "partial tiles in pieces": Row(float("inf"), 64, 64, 32, 1, False, 4, 1, pieces=4),
     "all accumulators": Row(float("inf"), 32, 32, 16, 8, False, 4, 1),
     "slices of the gradient": Row(float("inf"), 16, 16, 16, 1, False, 4, 1),
 }
@@ -163,7 +164,7 @@ def test_tile_bits_change_no_result_by_one_bit(
     m: int, cols: int, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "processors", lambda _: processors)
-    row = Row(float("inf"), 32, cols, 16, 2, False, 4, 1)
+    row = Row(float("inf"), 32, cols, 16, 2, False, 4, 1, pieces=cols // 8)
     monkeypatch.setattr(tile_configs, "INTERPRETED", row)
     pairs, rows, columns = sparse(300, m)
     found, _, bits = engine.forward(pairs, rows, columns)

@@ -5,18 +5,20 @@ import torch
 from torch import Tensor
 
 import pairops
-from pairops import NEG, Pairs, highest, lowest, lse, row_stats
+from pairops import ALL, NEG, POS, Pairs, highest, lowest, lse, row_stats
 from pairops.ops import engines
 from pairops.ops.engines.triton import tile_configs
 from pairops.ops.terms.term import Wanted
+from support.error_rule import Dense, assert_within_rule
 from support.loss_comparison import compare
 from support.named_cases import Case, smooth
+from support.term_problems import results
 
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from pairops.ops.engines.triton import launch  # noqa: E402
+from pairops.ops.engines.triton import compile_time  # noqa: E402
 from pairops.ops.engines.triton.kernels import tile  # noqa: E402
 from pairops.ops.engines.triton.operands import Side  # noqa: E402
 
@@ -118,5 +120,35 @@ def test_addresses_beyond_32_bits() -> None:
     x[rows:] = torch.arange(16, dtype=torch.int8).unsqueeze(1)
     none = torch.empty(0)
     found = torch.zeros((16, config.depth), dtype=torch.int8)
-    _load[1,](Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=launch.static(config))
+    _load[1,](
+        Side(x, none, none, none, len(x)), rows, depth, found, R=16, C=compile_time.static(config)
+    )
     assert torch.equal(found, x[rows:, : config.depth])
+
+
+@pytest.mark.parametrize("scale", [52.0, 400.0])
+@pytest.mark.parametrize("two_sets", [False, True])
+def test_sharp_softmaxes_of_16_bits(scale: float, two_sets: bool) -> None:
+    """Up to 52 exponentials need no maximum; at 400 those of opposite rows are 2^−1154."""
+    x, y = (smooth(n, 12, torch.bfloat16) for n in (40, 30))
+    x[20:] = -x[:20]
+    labels, base = torch.randint(0, 6, (40,)), torch.rand(40) - 0.5
+    apart = torch.linspace(-0.3, 0.3, 40)
+
+    def run(x: Tensor, base: Tensor) -> tuple[Tensor, ...]:
+        other = {"ref_emb": y.to(x.dtype), "ref_labels": labels[:30]} if two_sets else {}
+        terms = lse(NEG, scale, base), lse(POS, -scale, base, below=apart), lse(ALL, scale, 0.5)
+        return row_stats(Pairs.of(x, labels, **other), *terms)
+
+    def of(engine: str, wide: bool = False) -> list[Tensor]:
+        mine = (x.double(), base.double()) if wide else (x, base)
+        leaves = [z.clone().requires_grad_() for z in mine]
+        with pairops.engine(engine):
+            return [z.detach() for z in results(lambda: run(*leaves), leaves)]
+
+    truth, dense = of("dense", wide=True), Dense(lambda: of("dense"))
+    for k, found in enumerate(of("triton")):
+        counted = truth[k].isfinite()
+        assert torch.equal(found[~counted].double(), truth[k][~counted])
+        orders = (z[counted] for z in dense.result(k))
+        assert_within_rule(str(k), found[counted], orders, truth[k][counted])

@@ -59,6 +59,9 @@ def rows() -> list[Job]:
 JOBS = [
     *rows(),
     Job(90, "float16", 128, "siglip_loss"),
+    # Two terms of positives beside that of negatives.
+    Job(90, "bfloat16", 128, "supcon_loss"),
+    Job(90, "bfloat16", 256, "supcon_loss"),
     Job(90, "bfloat16", 1024, "supcon_loss"),
     Job(90, "float32", 128, "supcon_loss", "high"),
     Job(90, "float32", 128, "supcon_loss"),

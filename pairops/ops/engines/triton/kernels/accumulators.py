@@ -6,8 +6,10 @@ Each monoid has `init`; `from_tile`, the state of one tile f (R, C); `merge`; an
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+LOG2_E = tl.constexpr(1.4426950408889634)
 NOWHERE = tl.constexpr(2**31 - 1)  # the argument of an extreme over no pairs, before `argument`
 
 
@@ -33,6 +35,10 @@ if INTERPRETED:
     def row_min(f):
         hidden = tl.max((f != f).to(tl.int32), 1) > 0
         return tl.where(hidden, float("nan"), tl.min(tl.where(f != f, float("inf"), f), 1))
+
+    @triton.jit
+    def exp2(x):
+        return tl.exp2(x)
 else:
 
     @triton.jit
@@ -43,6 +49,16 @@ else:
     @triton.jit
     def row_min(f):
         return tl.reduce(f, 1, _smaller)
+
+    @triton.jit
+    def exp2(x):
+        """Return 2^x, or 0 below 2^−126: in one instruction, where tl.exp2 takes four."""
+        return libdevice.exp2(x)
+
+
+@triton.jit
+def exp(x):
+    return exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -84,19 +100,40 @@ def lse_init(R: tl.constexpr):
 @triton.jit
 def lse_from_tile(f, at):
     top = row_max(f)
-    return top, tl.sum(tl.exp(f - _shift(top)[:, None]), 1)
+    return top, tl.sum(exp(f - _shift(top)[:, None]), 1)
 
 
 @triton.jit
 def lse_merge(top_a, a, top_b, b):
     top = _larger(top_a, top_b)
     shift = _shift(top)
-    return top, a * tl.exp(top_a - shift) + b * tl.exp(top_b - shift)
+    return top, a * exp(top_a - shift) + b * exp(top_b - shift)
 
 
 @triton.jit
 def lse_finalize(top, total):
     return top + tl.log(total)
+
+
+@triton.jit
+def powers_init(R: tl.constexpr):
+    return (tl.zeros((R,), tl.float32),)
+
+
+@triton.jit
+def powers_from_tile(power, at):
+    """Return Σ exp of bounded contributions, which needs no maximum."""
+    return (tl.sum(power, 1),)
+
+
+@triton.jit
+def powers_merge(a, b):
+    return (a + b,)
+
+
+@triton.jit
+def powers_finalize(total):
+    return total
 
 
 @triton.jit

@@ -31,44 +31,54 @@ from .tile import (
 
 
 @triton.jit
-def _tile(rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth,
-          F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
-    """Compute s of a tile, load its columns' vectors, and mask it if it is partial."""
-    j = tile * C.cols + tl.arange(0, C.cols)
+def _tile(rows, cols, relation, block, begin_j, i, live_i, x, row, valid_count, depth,
+          F: tl.constexpr, C: tl.constexpr, COLS: tl.constexpr,
+          PARTIAL: tl.constexpr):  # fmt: skip
+    """Compute s of COLS columns from begin_j on, load their vectors, and mask a partial tile."""
+    j = begin_j + tl.arange(0, COLS)
     live_j = j < valid_count
-    scales = vectors(cols, j, live_j, 2 if F.scaled else 0)
-    y = blocks_of(cols, tile * C.cols, live_j, depth, C.cols, C, PARTIAL)
+    scales = vectors(cols, j, live_j, 2 if F.scaled and not F.folded else 0, PARTIAL)
+    y = blocks_of(cols, begin_j, live_j, depth, COLS, C, PARTIAL)
     s = similarities(
-        rows, cols, block * C.rows, tile * C.cols, live_i, live_j, x, y, row, scales,
-        depth, F, C, PARTIAL,
+        rows, cols, block * C.rows, begin_j, live_i, live_j, x, y, row, scales,
+        depth, F, C, COLS, PARTIAL,
     )  # fmt: skip
     # Loaded after the products: before, they would be held in registers throughout.
-    col = vectors(cols, j, live_j, F.col_vectors)
+    col = vectors(cols, j, live_j, F.col_vectors, PARTIAL)
     positive, present = live_i, live_i
     if PARTIAL:
-        positive, present = masks(relation, block * C.rows, tile * C.cols, i, j, live_i, live_j, F)
+        positive, present = masks(relation, block * C.rows, begin_j, i, j, live_i, live_j, F)
     return j, live_j, col, y, s, positive, present
 
 
 @triton.jit
-def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x, row, state,
-                 valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
-                 PARTIAL: tl.constexpr):  # fmt: skip
+def _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, piece, i, live_i, x, row,
+                  state, seen, valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr,
+                  C: tl.constexpr, COLS: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
+    """Update the states by a piece of a tile; seen: what its pieces so far say of its mask."""
+    begin_j = tile * C.cols + piece * COLS
     j, live_j, col, _, s, positive, present = _tile(
-        rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth, F, C, PARTIAL
-    )
+        rows, cols, relation, block, begin_j, i, live_i, x, row, valid_count, depth, F, C, COLS,
+        PARTIAL,
+    )  # fmt: skip
     at = live_j
     if F.arguments:
-        at = tl.load(cols.order + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        if PARTIAL:
+            at = tl.load(cols.order + j, mask=live_j, other=0).to(tl.int32)[None, :]
+        else:
+            at = tl.load(cols.order + j).to(tl.int32)[None, :]
     found = VISIT(s, row, col, numbers, positive, present, at, state, PARTIAL)
     new = ()
     for k in tl.static_range(F.states):
         new = new + (found[k],)
+    now = ()
     for k in tl.static_range(F.tile_masks):
+        bit = tl.where(piece == 0, 0, seen[k]) | found[F.states + k]
+        now = now + (bit,)
         plane = (tl.full((), k, tl.int64) * tl.num_programs(0) + block) * tl.cdiv(cols.n, C.cols)
         here = tile_masks + plane + tile + tl.arange(0, 1)
-        tl.store(here, found[F.states + k].to(tl.uint8))
-    return new
+        tl.store(here, bit.to(tl.uint8))
+    return new, now
 
 
 @triton.jit
@@ -86,15 +96,24 @@ def forward(rows, cols, relation, visits, numbers, tile_masks, states, depth,
         visits, block, split, tl.num_programs(1), tiles, valid_count, F, C
     )
     state = INIT(C.rows)
+    seen = ()
+    for k in tl.static_range(F.tile_masks):
+        seen = seen + (tl.zeros((1,), tl.int32),)
     if not F.band_only:
         for visit in range(begin, tl.minimum(end, full)):
             tile = full_tile(visits, block, visit, first, width, cols.n, F, C)
-            state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i,
-                                 x, row, state, valid_count, depth, VISIT, F, C, False)  # fmt: skip
-    for visit in range(tl.maximum(begin, full), end):
-        tile = partial_tile(visits, block, visit, full, first, width, tiles, cols.n, F, C)
-        state = _forward_tile(rows, cols, relation, numbers, tile_masks, block, tile, i, live_i, x,
-                             row, state, valid_count, depth, VISIT, F, C, True)  # fmt: skip
+            state, _ = _forward_tile(
+                rows, cols, relation, numbers, tile_masks, block, tile, 0, i, live_i, x, row,
+                state, seen, valid_count, depth, VISIT, F, C, C.cols, False,
+            )  # fmt: skip
+    for step in range(tl.maximum(begin, full) * C.pieces, end * C.pieces):
+        tile = partial_tile(
+            visits, block, step // C.pieces, full, first, width, tiles, cols.n, F, C
+        )
+        state, seen = _forward_tile(
+            rows, cols, relation, numbers, tile_masks, block, tile, step % C.pieces, i, live_i, x,
+            row, state, seen, valid_count, depth, VISIT, F, C, C.piece, True,
+        )  # fmt: skip
     for k in tl.static_range(F.states):
         plane = (tl.full((), split, tl.int64) * F.states + k) * rows.n
         tl.store(states + plane + i, state[k].to(tl.float32, bitcast=True), mask=live_i)
@@ -145,12 +164,15 @@ def _add_rows(total, weights, y, C: tl.constexpr):
 
 
 @triton.jit
-def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, by_vector,
-                exponent, valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
-                PARTIAL: tl.constexpr):  # fmt: skip
+def _backward_tile(rows, cols, relation, numbers, block, begin_j, i, live_i, x, sums, by_vector,
+                   exponent, valid_count, depth, VISIT: tl.constexpr, F: tl.constexpr,
+                   C: tl.constexpr, COLS: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
+    # Loaded here, those that only partial tiles need are not held throughout the loop of full ones.
+    row = vectors(rows, i, live_i, F.row_vectors)
     _, live_j, col, y, s, positive, present = _tile(
-        rows, cols, relation, block, tile, i, live_i, x, row, valid_count, depth, F, C, PARTIAL
-    )
+        rows, cols, relation, block, begin_j, i, live_i, x, row, valid_count, depth, F, C, COLS,
+        PARTIAL,
+    )  # fmt: skip
     found = VISIT(s, row, col, numbers, positive, present, by_vector, PARTIAL)
     slopes = ()
     for k in tl.static_range(F.gradients):
@@ -167,7 +189,7 @@ def _backward_tile(rows, cols, relation, numbers, block, tile, i, live_i, x, row
                 part = y[k]
             else:
                 at = tl.program_id(2) * C.accumulators + k
-                part = block_of(cols, tile * C.cols, live_j, at, depth, C.cols, C, PARTIAL)
+                part = block_of(cols, begin_j, live_j, at, depth, COLS, C, PARTIAL)
             new = new + (_add_rows(sums[k], weights, part, C),)
         sums = new
     return sums, slopes, exponent
@@ -182,7 +204,6 @@ def backward(rows, cols, relation, visits, numbers, gradient, by_vector, depth, 
     i = block * C.rows + tl.arange(0, C.rows)
     live_i = i < tl.load(rows.valid_count).to(tl.int32)
     valid_count = tl.load(cols.valid_count).to(tl.int32)
-    row = vectors(rows, i, live_i, F.row_vectors)
     x = blocks_of(rows, block * C.rows, live_i, depth, C.rows, C, True)
     tiles = tl.cdiv(valid_count, C.cols)
     first, band_width, begin, full, end = itinerary(
@@ -199,14 +220,17 @@ def backward(rows, cols, relation, visits, numbers, gradient, by_vector, depth, 
         for visit in range(begin, tl.minimum(end, full)):
             tile = full_tile(visits, block, visit, first, band_width, cols.n, F, C)
             sums, slopes, exponent = _backward_tile(
-                rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
-                exponent, valid_count, depth, VISIT, F, C, False,
+                rows, cols, relation, numbers, block, tile * C.cols, i, live_i, x, sums, slopes,
+                exponent, valid_count, depth, VISIT, F, C, C.cols, False,
             )  # fmt: skip
-    for visit in range(tl.maximum(begin, full), end):
-        tile = partial_tile(visits, block, visit, full, first, band_width, tiles, cols.n, F, C)
+    for step in range(tl.maximum(begin, full) * C.pieces, end * C.pieces):
+        tile = partial_tile(
+            visits, block, step // C.pieces, full, first, band_width, tiles, cols.n, F, C
+        )
+        begin_j = tile * C.cols + step % C.pieces * C.piece
         sums, slopes, exponent = _backward_tile(
-            rows, cols, relation, numbers, block, tile, i, live_i, x, row, sums, slopes,
-            exponent, valid_count, depth, VISIT, F, C, True,
+            rows, cols, relation, numbers, block, begin_j, i, live_i, x, sums, slopes, exponent,
+            valid_count, depth, VISIT, F, C, C.piece, True,
         )  # fmt: skip
     at = tl.load(rows.order + i, mask=live_i, other=0)
     if F.embeddings:

@@ -13,12 +13,15 @@ from .lists import is_listed
 
 
 @triton.jit
-def vectors(side, at, live, COUNT: tl.constexpr):
+def vectors(side, at, live, COUNT: tl.constexpr, PARTIAL: tl.constexpr = True):
     """Load the COUNT vectors of these rows."""
     found = ()
     for k in tl.static_range(COUNT):
         start = side.vectors + tl.full((), k, tl.int64) * side.n
-        found = found + (tl.load(start + at, mask=live, other=0.0),)
+        if PARTIAL:
+            found = found + (tl.load(start + at, mask=live, other=0.0),)
+        else:
+            found = found + (tl.load(start + at),)
     return found
 
 
@@ -79,9 +82,13 @@ def scale(s, row, col, F: tl.constexpr):
 
 @triton.jit
 def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, depth,
-                  F: tl.constexpr, C: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
-    """Compute s of a tile, with the same bits if the sets are exchanged, and in both passes."""
-    zeros = tl.zeros((C.rows, C.cols), tl.float32)
+                 F: tl.constexpr, C: tl.constexpr, COLS: tl.constexpr,
+                 PARTIAL: tl.constexpr):  # fmt: skip
+    """Compute s of a tile, with the same bits if the sets are exchanged, and in both passes.
+
+    F.folded: its scales are left to VISIT.
+    """
+    zeros = tl.zeros((C.rows, COLS), tl.float32)
     if C.split:
         sums = (zeros, zeros, zeros)
     else:
@@ -92,13 +99,13 @@ def similarities(rows, cols, begin_i, begin_j, live_i, live_j, x, y, row, col, d
     else:
         for k in range(C.blocks):
             a = block_of(rows, begin_i, live_i, k, depth, C.rows, C, True)
-            b = block_of(cols, begin_j, live_j, k, depth, C.cols, C, PARTIAL)
+            b = block_of(cols, begin_j, live_j, k, depth, COLS, C, PARTIAL)
             sums = _add_product(sums, a, b, C)
     if C.split:
         s = sums[0] + (sums[1] + sums[2])
     else:
         s = sums[0]
-    if F.scaled:
+    if F.scaled and not F.folded:
         s = scale(s, row, col, F)
     return s
 
