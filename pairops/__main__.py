@@ -9,7 +9,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -29,6 +29,8 @@ _VARIABLES = (
     "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
 )
+_DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_WIDTH = 100  # of a line, in characters
 _TOLERANCE = 1e-5  # of float32 against float64, relative to the largest entry
 _MOVED = 1e-6  # more than float32 rounds a similarity by
 
@@ -57,14 +59,21 @@ def _extension() -> dict[str, Any]:
     return {"available": True, **native.features(), "instruction sets here": isas}
 
 
-def _engine_of(device: str) -> str:
-    if device == "cuda" and not torch.cuda.is_available():
-        return "none: torch sees no CUDA device"
-    pairs = Pairs.of(torch.zeros(2, 2, device=device), torch.zeros(2, dtype=torch.long).to(device))
-    try:
-        return engines.choose(pairs, [lse(POS, 1.0, 0.0)], [])
-    except ValueError as error:
-        return f"none: {error}"
+def _engines_of(device: str) -> dict[str, str]:
+    """For every dtype the engine that serves a small call, or why none does."""
+    chosen = {}
+    for dtype in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        if device == "cuda" and not torch.cuda.is_available():
+            chosen[name] = "none: torch sees no CUDA device"
+            continue
+        x = torch.zeros(2, 2, device=device, dtype=dtype)
+        pairs = Pairs.of(x, torch.zeros(2, dtype=torch.long, device=device))
+        try:
+            chosen[name] = engines.choose(pairs, [lse(POS, 1.0, 0.0)], [])
+        except ValueError as error:
+            chosen[name] = f"none: {error}"
+    return chosen
 
 
 def _engines() -> dict[str, str]:
@@ -156,18 +165,51 @@ def _self_test() -> dict[str, dict[str, float | str]]:
     return report
 
 
-def _line(found: Mapping[str, float | str]) -> str:
-    """Errors loss by loss, then what is said of several losses once for all of them."""
-    said: dict[str, list[str]] = {}
-    for name, value in found.items():
-        said.setdefault(f"{value:.0e}" if isinstance(value, float) else value, []).append(name)
-    errors = [f"{name} {v:.0e}" for name, v in found.items() if isinstance(v, float)]
-    rest = [
-        (value if len(names) == len(found) else f"{', '.join(names)} {value}")
-        for value, names in said.items()
-        if isinstance(found[names[0]], str)
-    ]
-    return ", ".join(errors) + "; " * bool(errors and rest) + "; ".join(rest)
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    """What a person wants to know, each in one line that a terminal shows whole."""
+    versions, built = report["versions"], report["extension"]
+    names = {"pairops": "pairops", "python": "Python", "torch": "torch", "triton": "Triton"}
+    lines = [", ".join(f"{said} {versions[k]}" for k, said in names.items() if versions[k])]
+    if built["available"]:
+        cuda = "without CUDA kernels"
+        if built["cuda"]:
+            cuda = f"CUDA {built['cuda_toolkit']} for {built['cuda_architectures']}"
+        lines.append(f"extension: {built['compiler']}, {built['instruction sets here']}; {cuda}")
+    else:
+        lines.append(f"extension: {built['reason']}")
+    given = [f"{k}={v}" for k, v in report["environment"].items() if v is not None]
+    lines += [f"environment: {', '.join(given)}"] * bool(given)
+    for device, chosen in report["a tensor on this device takes"].items():
+        dtypes: dict[str, list[str]] = {}
+        for dtype, engine in chosen.items():
+            dtypes.setdefault(engine, []).append(dtype)
+        served = "; ".join([f"{engine} ({', '.join(those)})" for engine, those in dtypes.items()])
+        alike = len(dtypes) == 1 and next(iter(dtypes)).startswith("none")
+        lines.append(f"on {device}: {next(iter(dtypes)) if alike else served}")
+    lines.append("engines, and their error in a self-test, float32 beside dense torch in float64:")
+    for engine, found in report["self-test"].items():
+        lines.append(f"  {engine:<10} {_outcome(report['engines'][engine], found)}")
+    lines.append("--json says it loss by loss, with reasons; --check tries every kernel for GPUs")
+    return [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..." for line in lines]
+
+
+def _outcome(reason: str, found: Mapping[str, float | str]) -> str:
+    """Why an engine serves nothing, or which losses it gets wrong, or how many right."""
+    failed = [f"{k} {v.removeprefix('FAILED ')}" for k, v in found.items() if _is_failure(v)]
+    if failed:
+        return f"FAILED {len(failed)} of {len(found)} losses: {', '.join(failed)}"
+    if reason != "available":
+        return f"none: {reason}"
+    errors = {k: v for k, v in found.items() if isinstance(v, float)}
+    worst = max(errors, key=errors.__getitem__, default=None)
+    said = f"{len(errors)} of {len(found)} losses"
+    said += f", at most {errors[worst]:.0e} ({worst})" if worst else ""
+    declined = len(found) - len(errors)
+    return said + f"; {declined} declined" * bool(declined)
+
+
+def _is_failure(value: float | str) -> TypeGuard[str]:
+    return isinstance(value, str) and value.startswith("FAILED")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,23 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
         "versions": _versions(),
         "extension": _extension(),
         "engines": _engines(),
-        "a tensor on this device takes": {d: _engine_of(d) for d in ("cpu", "cuda")},
+        "a tensor on this device takes": {d: _engines_of(d) for d in ("cpu", "cuda")},
         "environment": {name: os.environ.get(name) for name in _VARIABLES},
         "self-test": _self_test(),
     }
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        for title, rows in report.items():
-            print(title)
-            for key, value in rows.items():
-                if isinstance(value, dict):
-                    value = _line(value)
-                print(f"  {key:<20} {'-' if value is None else value}")
-    failed = any(
-        str(v).startswith("FAILED") for row in report["self-test"].values() for v in row.values()
+    print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    return int(
+        any(_is_failure(v) for found in report["self-test"].values() for v in found.values())
     )
-    return int(failed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from unittest import mock
@@ -20,6 +21,7 @@ from pairops.ops.engines.blockwise import engine as blockwise_engine
 from support.engine_names import TRITON
 from support.exhaustive import exhaustive
 from support.on_cpu import device as device
+from support.project import ROOT
 
 # Here Triton is interpreted, which a self-test of every loss need not wait for.
 AS_A_USER = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -40,8 +42,18 @@ def test_json_says_what_is_installed_and_who_serves() -> None:
     if engines.triton_engine.MISSING is None:
         expected |= dict.fromkeys(TRITON, "x is on cpu; Triton here is for CUDA devices")
     assert found["engines"] == expected
-    assert found["a tensor on this device takes"]["cpu"] == "cpu"
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    no_gpu = "none: torch sees no CUDA device"
+    assert found["a tensor on this device takes"] == {
+        "cpu": dict.fromkeys(dtypes, "cpu"), "cuda": dict.fromkeys(dtypes, no_gpu),
+    }  # fmt: skip
     assert set(found["self-test"]) == set(engines.ENGINES)
+    # What docs/install.md shows of it.
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    for engine in ("cpu", "blockwise", "dense"):
+        test = found["self-test"][engine]
+        right = sum(isinstance(error, float) for error in test.values())
+        assert re.search(rf"^  {engine} +{right} of {len(test)} losses, ", page, re.MULTILINE)
 
 
 @exhaustive
@@ -52,9 +64,8 @@ def test_the_environment_chooses_the_engine_and_the_instruction_set() -> None:
         [sys.executable, "-m", "pairops"],
         capture_output=True, text=True, check=True, env=AS_A_USER | chosen,
     )  # fmt: skip
-    assert "cpu                  dense" in done.stdout
-    assert "PAIROPS_ENGINE       dense" in done.stdout
-    assert "PAIROPS_ISA          baseline" in done.stdout
+    assert "on cpu: dense (float16, bfloat16, float32, float64)\n" in done.stdout
+    assert "environment: PAIROPS_ENGINE=dense, PAIROPS_ISA=baseline" in done.stdout
 
 
 def test_the_reason_of_the_driver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +101,36 @@ def test_a_wrong_engine_fails_the_self_test_and_the_others_pass(
 
     monkeypatch.setattr(blockwise_engine, "forward", off)
     assert report.main([]) == 1
-    lines = capsys.readouterr().out.partition("self-test")[2].splitlines()[1:]
-    told = {line.split()[0]: line for line in lines}
+    told = dict(re.findall(r"^  (\w+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
     assert set(told) == set(engines.ENGINES)
-    assert [name for name, line in told.items() if "FAILED" in line] == ["blockwise"]
-    assert not any("declined" in line for line in lines)
+    assert [name for name, said in told.items() if "FAILED" in said] == ["blockwise"]
+    assert re.fullmatch(r"FAILED 1 of 1 losses: supcon_loss \d\.\de-0\d", told["blockwise"])
+    assert told["dense"].startswith("1 of 1 losses, at most ")
+
+
+def test_a_person_reads_a_few_short_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However much there is to say: a loss that an engine declines, reasons of any length, and
+    every variable."""
+    for name in report._VARIABLES:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PAIROPS_ENGINE", "cpu")
+    errors = dict.fromkeys(losses.LOSSES, 1e-07)
+    monkeypatch.setattr(report, "_self_test", lambda: {
+        "cpu": errors | {"sms_loss": "declined: for a reason"}, "cuda": errors,
+        "blockwise": dict.fromkeys(errors, "FAILED 1.0e-01"),
+    })  # fmt: skip
+    reasons = {"cpu": "available", "cuda": "why " * 99, "blockwise": "available"}
+    monkeypatch.setattr(report, "_engines", lambda: reasons)
+    assert report.main([]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 15
+    assert max(len(line) for line in lines) == 100
+    n = len(errors)
+    assert f"  cpu        {n - 1} of {n} losses, at most 1e-07 (tal_loss); 1 declined" in lines
+    assert f"  blockwise  FAILED {n} of {n} losses: tal_loss 1.0e-01," in "\n".join(lines)
+    assert "  cuda       none: why why" in "\n".join(lines)
 
 
 def test_importing_prints_nothing_and_loads_no_extra() -> None:

@@ -25,6 +25,7 @@ WEIGHT_PARTS = "pairops/ops/engines/weight_parts.py"
 FIRST_USE = "pairops/ops/engines/first_use.py"
 SAMPLED_ROWS = "pairops/ops/engines/sampled_rows.py"
 PASSED = "pairops/ops/engines/passed.py"
+MAIN = "pairops/__main__.py"
 KERNEL_CHECK = "pairops/inspection/kernel_check.py"
 ENGINES = "pairops/ops/engines/__init__.py"
 BLOCKWISE = "pairops/ops/engines/blockwise/engine.py"
@@ -820,6 +821,11 @@ MUTANTS = [
         "an engine of which one kernel hung passed", KERNEL_CHECK,
         '_BAD = "wrong", "trapped", "hung"', '_BAD = "wrong", "trapped"',
         (OF_KERNEL_CHECK,),
+    ),
+    Mutant(
+        "an engine that serves and is wrong in the self-test counts as right", MAIN,
+        'value.startswith("FAILED")', 'value.startswith("declined")',
+        ("tests/test_main.py::test_a_wrong_engine_fails_the_self_test_and_the_others_pass",),
     ),
     Mutant(
         "a GPU is known by another build", PASSED,
