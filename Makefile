@@ -142,13 +142,15 @@ $(BIN)/python:
 
 # Editable: the compiled part is installed, the Python part is read from the working tree. Its import
 # hook stands before sys.path, so that both are found from whatever folder Python starts in.
+# Dependency groups want pip 25.1, and Python 3.10 to 3.13 come with an older one; a newer one takes a second.
 $(VENV)/.installed: $(BUILT_FROM) | $(BIN)/python
+	$(BIN)/python -m pip install "pip>=25.1"
 	$(BIN)/pip install -e .
 	@touch $@
 
-# What one extra of pyproject.toml names; pairops itself is there already and is left as it is.
+# One dependency group of pyproject.toml.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.sentences $(VENV)/.compat $(VENV)/.bench $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: $(VENV)/.installed
-	$(BIN)/pip install "pairops[$*]"
+	$(BIN)/pip install --group $*
 	@touch $@
 
 # What it names, torchvision and timm, is left out: the tests read its file of losses, which needs torch alone.
