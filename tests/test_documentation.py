@@ -18,6 +18,7 @@ from support.project import ROOT
 
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = sorted(f"docs/guides/{path.name}" for path in (ROOT / "docs/guides").glob("*.md"))
 ELSEWHERE = ("sentence_transformers", "init_process_group")  # blocks that need more than torch
 
 
@@ -30,10 +31,10 @@ def triplets(x: Tensor, labels: Tensor, *, margin: float = 0.1) -> Tensor:
     return pairops.triplet_loss(x, labels, margin=margin)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/losses.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/losses.md", "docs/training.md", *GUIDES])
 def test_code_runs(page: str) -> None:
-    """That of the README with nothing before it."""
-    known: dict[str, Any] = {} if page == "README.md" else {
+    """That of the README and of each task's guide with nothing before it."""
+    known: dict[str, Any] = {} if page == "README.md" or page in GUIDES else {
         "x": smooth(32, 64), "y": smooth(32, 64).flip(0), "labels": torch.arange(32) // 4,
         "images": smooth(32, 64), "network": torch.nn.Linear(64, 8), "my_loss": triplets,
         "pairops": pairops, "torch": torch,

@@ -217,12 +217,21 @@ def main(folder: Path) -> None:
 
 def configuration(folder: Path) -> str:
     """What mkdocs.yml says, and the list of pages."""
+    tasks = [
+        ("Supervised metric learning", "supervised"), ("Two towers", "two_towers"),
+        ("False negatives", "false_negatives"), ("Several labels", "several_labels"),
+        ("Numbers as labels", "numbers_as_labels"), ("Memory", "memory"),
+        ("Several GPUs", "several_gpus"), ("Big batches", "big_batches"),
+        ("Evaluation", "evaluation"), ("Your own loss", "own_loss"),
+    ]  # fmt: skip
     guides = [
-        ("Install", "install"), ("Training", "training"), ("Several GPUs", "distributed"),
-        ("Retrieval", "retrieval"), ("Coming from", "coming_from"), ("Papers", "papers"),
+        ("Install", "install"), *[(title, f"guides/{name}") for title, name in tasks],
         ("Examples", "examples"), ("Notebook: quickstart", "notebooks/quickstart"),
         ("Notebook: from pytorch-metric-learning", "notebooks/from_pytorch_metric_learning"),
-        ("Notebook: your own loss", "notebooks/own_loss"), ("Questions", "faq"),
+        ("Notebook: your own loss", "notebooks/own_loss"), ("Coming from", "coming_from"),
+        ("Papers", "papers"),
+        ("Training, in full", "training"), ("Several processes, in full", "distributed"),
+        ("Retrieval, in full", "retrieval"), ("Questions", "faq"),
     ]  # fmt: skip
     inside = [
         ("Design", "design"), ("Engines", "engines/README"), ("cpu", "engines/cpu"),
