@@ -15,12 +15,12 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: help demo unseen-digits code-search shared-identifiers sentences test test-all mutants compat pml-conformance sanitize cuda-on-host cuda-resources \
-	gpu-kit bench docs api lint format clean
+	aarch64 gpu-kit bench docs api lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo | unseen-digits | code-search | shared-identifiers | sentences | test | test-all | mutants | compat |'
-	@echo 'pml-conformance | sanitize | cuda-on-host | cuda-resources | gpu-kit | bench | docs | api | lint | format | clean,'
+	@echo 'pml-conformance | sanitize | cuda-on-host | cuda-resources | aarch64 | gpu-kit | bench | docs | api | lint | format | clean,'
 	@echo 'with options in ARGS="..."'
 
 demo: $(VENV)/.demo
@@ -85,6 +85,10 @@ cuda-on-host: $(VENV)/.test
 cuda-resources: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m support.cuda_resources $(ARGS)
 
+# The kernels for ARM, cross-compiled and run under qemu, beside plain loops; it says so where either is missing.
+aarch64:
+	$(PYTHON) tests/support/on_arm/check.py
+
 # What `bench gpu` needs on a machine that has Python 3.12, torch and a GPU, but no index: pairops with
 # its CUDA kernels, and the rivals. CUDAARCHS=90a-real make gpu-kit compiles for Hopper alone, in half the
 # time. The bound is what such a machine takes, with the files of this repository.
@@ -122,14 +126,14 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/stubtest pairops._native
-	find csrc tests/support/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/support/cuda_on_host tests/support/on_arm -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/support/import_floors.py
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find csrc tests/support/cuda_on_host -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format -i
+	find csrc tests/support/cuda_on_host tests/support/on_arm -name '*.h' -o -name '*.c*' | grep -v pycache | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -96,7 +96,10 @@ void accumulate(const typename Traits<V>::Scalar* w, int n_out, int n_in,
             micro.template run<by_row, by_depth>(range.end - range.begin,
                                                  w + i * by_row + range.begin * by_depth,
                                                  slices + range.begin * Micro::cols);
-            for (int r = 0; r < here; ++r) {
+            // Unrolled, so that no compiler keeps sums in memory, where a variable could index
+            // them.
+            unrolled(typename Micro::Rows(), [&](int r) {
+                if (r >= here) return;
                 T* to = out[i + r] + k;
                 if (width == Micro::cols) {
                     for (int half = 0; half < 2; ++half, to += V::count)
@@ -107,7 +110,7 @@ void accumulate(const typename Traits<V>::Scalar* w, int n_out, int n_in,
                         micro.sums[r][half].store(last + half * V::count);
                     for (int c = 0; c < width; ++c) to[c] += last[c];
                 }
-            }
+            });
         }
     }
 }
