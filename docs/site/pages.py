@@ -185,9 +185,14 @@ def front(folder: Path) -> None:
     text = text.replace("](docs/README.md)", "](pages.md)").replace("](docs/", "](")
     text = re.sub(r"\[([^\]]*)\]\((?:CHANGELOG|CONTRIBUTING)\.md\)", r"\1", text)
     text = text.replace("](bench/results/ms-cpu.png)", "](ms-cpu.png)")
+    # A page is called by its name here, and by its file in a clone.
+    text = re.sub(
+        r"\[docs/(\w+)(?:\.md)?\]\(", lambda file: f"[{file[1].replace('_', ' ')}](", text
+    )
     text = re.sub(r"`(\w+_loss)`(?=,| \|)", r"[`\1`](loss/\1.md)", text)  # those of the table
     (folder / "index.md").write_text(text, encoding="utf-8")
     shutil.copy(ROOT / "bench/results/ms-cpu.png", folder / "ms-cpu.png")
+    shutil.copy(DOCS / "site" / "site.css", folder / "site.css")
 
 
 def main(folder: Path) -> None:
