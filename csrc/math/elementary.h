@@ -70,7 +70,11 @@ HD inline double from_bits(std::uint64_t bits) {
 
 template <class T>
 HD inline T magnitude(T x) {
+#ifdef __CUDA_ARCH__
+    return ::fabs(x);
+#else
     return select(x < T(0), -x, x);
+#endif
 }
 
 // −|x|

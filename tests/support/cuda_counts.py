@@ -89,17 +89,21 @@ def skipped() -> frozenset[sass.Line]:
         where("tile/scheduler.h", "DEVICE bool has_pairs(", "}"),
         where("tile/epilogue.h", "const Operands<S, !transposed> bounds", "    }"),
         where("tile/epilogue_backward.h", "DEVICE void add_slopes(", "}"),
-        # The sums change units where a weight is the largest so far.
-        where("tile/epilogue_backward.h", "if (!ballot(changes)) return;", "}")
-        - where("tile/epilogue_backward.h", "if (!ballot(changes)) return;"),
+        where("kernels/backward.h", "backward_term<S>(call, term, stage, s, of, units, weights,"),
+        where("tile/epilogue_backward.h", "add_joint<S, false>(call, term, twin, stage,"),
+        # Units change where a weight is the largest so far.
+        where("tile/epilogue_backward.h", "float shrink[2];", "}"),
         where("kernels/forward.h", "int any = 0;", "}"),
         where("kernels/forward.h", "store_shared(flag_at<S>(call, k, stage, warp()), int(found));"),
+        # A full tile's pairs are all valid, and a plain scale of s in [-1, 1] needs no maximum.
+        where("kernels/forward.h", "if (!running.started) start<S>(call, running);"),
+        where("kernels/forward.h", "add_bounded<S, false>(running, s, pairs);"),
+        where("kernels/forward.h", "visit_kind(term.kind, [&](auto kind) {", "        });"),
     )
 
 
-# In one set a pair is weighed twice: for its owner, and for its partner.
-OWNER = ("tile/epilogue_backward.h", "both(std::false_type());")
-PARTNER = ("tile/epilogue_backward.h", "both(std::true_type());")
+# In one set a pair is weighed for its owner and its partner at once.
+JOINT = ("kernels/backward.h", "joint_term<S>(call, term, call.terms[term.twin],")
 
 
 class _Kernel:
@@ -114,31 +118,11 @@ class _Kernel:
         )
         if forward:
             self.off |= self.operands
-        self.pieces = where(
-            "tile/mma.h",
-            "for (int k = thread(); k < T::bytes / CHUNK_BYTES; k += threads) {",
-            "    }",
-        )
         self.loops = sass.loops(graph)
-        # What a loop that is unrolled in part leaves over, of which there is nothing.
-        looped = [k.blocks for k in self.loops if self.ends(k, self.pieces)]
-        self.left_over = {
-            k
-            for k in range(len(graph))
-            if self.pieces_of(frozenset({k})) and not any(k in blocks for blocks in looped)
-        }
         self.path = sass.Path(graph, self.is_avoided, self.trips)
 
-    def pieces_of(self, blocks: frozenset[int]) -> int:
-        """Copies of 16 bytes by a thread."""
-        return sum(
-            n
-            for op, n in sass.opcodes(self.graph, blocks).items()
-            if re.match(r"LDGSTS.*\.128", op)
-        )
-
-    def is_avoided(self, block: int, instruction: sass.Instruction) -> bool:
-        return block in self.left_over or not self.off.isdisjoint(instruction.lines)
+    def is_avoided(self, _block: int, instruction: sass.Instruction) -> bool:
+        return not self.off.isdisjoint(instruction.lines)
 
     def ends(self, loop: sass.Loop, lines: frozenset[sass.Line]) -> bool:
         """Does the loop stand there in the source, by the branches that lead back?"""
@@ -153,19 +137,14 @@ class _Kernel:
             lines = where(*line)
             return lambda _, instruction: not lines.isdisjoint(instruction.lines)
 
-        if self.ends(loop, self.pieces):
-            each = self.shape.columns * self.shape.numbers * 2 // 16 // (32 * self.shape.warps)
-            times, rest = divmod(each, self.pieces_of(loop.blocks))
-            assert rest == 0, f"{each} copies of 16 bytes, and some are left over by the loop"
-            return [(times, plain)]
         if self.ends(loop, where("tile/mma.h", "for (int panel = 0; panel < panels; ++panel) {")):
             return [(self.shape.numbers / 64, plain)]
         if self.ends(loop, self.operands):  # by fours, and there are two
             return [(0, plain)]
         if self.ends(loop, where("kernels/forward.h", "for (int k = 0; k < call.n_terms; ++k) {")):
             return [(1, plain)]
-        if self.ends(loop, where("kernels/backward.h", "for (int k = 0; k < call.n_terms; ++k)")):
-            return [(1, without(PARTNER)), (1, without(OWNER))]
+        if self.ends(loop, where("kernels/backward.h", "for (int k = 0; k < call.n_terms; ++k) {")):
+            return [(1, plain), (1, without(JOINT))]
         if self.ends(
             loop, where("tile/scheduler.h", "for (; visit < walk.end; visit += 32) {", "    }")
         ):

@@ -41,6 +41,8 @@ DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffff,
 DEVICE double shuffle_xor(double value, int mask) {
     return __shfl_xor_sync(0xffffffff, value, mask);
 }
+// The value of another lane.
+DEVICE float shuffle(float value, int from) { return __shfl_sync(0xffffffff, value, from); }
 DEVICE std::uint32_t ballot(bool vote) { return __ballot_sync(0xffffffff, vote); }
 // The position of the lowest bit that is set.
 DEVICE int first_bit(std::uint32_t bits) { return __ffs(int(bits)) - 1; }
@@ -116,7 +118,7 @@ DEVICE std::uint32_t pack(float first, float second) {
     const __half2 both = __floats2half2_rn(first, second);
     return *reinterpret_cast<const std::uint32_t*>(&both);
 }
-struct Two {
+struct alignas(8) Two {
     float first, second;
 };
 DEVICE Two unpack(std::uint32_t both) {

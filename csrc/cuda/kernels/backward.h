@@ -50,22 +50,29 @@ DEVICE void start_sums(const BackwardCall& call) {
         store_shared(Shared(call.at.states + 4 * k), 0.f);
 }
 
-// Compute the weights of a tile's pairs, r_j times the sum over all terms, and add to the sums by
-// arguments.
+// Compute the weights of a tile's pairs, r_j times the sum over all terms, in their units, and add to
+// the sums by arguments.
 template <class S>
 DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
-                          const Fragment<S>& s, Fragment<S>& weights) {
+                          const Fragment<S>& s, const Units<S>& units, Fragment<S>& weights) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
-    for (int k = 0; k < call.n_terms; ++k)
-        backward_term<S>(call, call.terms[k], stage, s, of, weights, call.gradient != nullptr);
-    const Operands<S, false> columns(call, HIGH, stage);
-    UNROLL
-    for (int t = 0; t < S::columns / 8; ++t) {
-        float r[4];
-        columns.get(t, r);
+    for (int k = 0; k < call.n_terms; ++k) {
+        const TermCall& term = call.terms[k];
+        if (term.twin < 0)
+            backward_term<S>(call, term, stage, s, of, units, weights, call.gradient != nullptr);
+        else if (term.twin > k)
+            joint_term<S>(call, term, call.terms[term.twin], stage, s, of, units, weights);
+    }
+    if constexpr (S::parts == 2) {
+        const Operands<S, false> columns(call, HIGH, stage);
         UNROLL
-        for (int e = 0; e < 4; ++e) weights[t][e] *= r[e];
+        for (int t = 0; t < S::columns / 8; ++t) {
+            float r[4];
+            columns.get(t, r);
+            UNROLL
+            for (int e = 0; e < 4; ++e) weights[t][e] *= r[e];
+        }
     }
 }
 
@@ -75,14 +82,14 @@ backward(PARAMETER(BackwardCall) call) {
     start_sums<S>(call);
     const bool embeddings = call.gradient != nullptr;
     float sums[S::slice / 8][4] = {};
-    int exponents[2] = {1, 1};
+    int exponents[2] = {0, 0};
     std::uint32_t packed[weight_parts][S::columns / 16][4];
     const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s, weights = {};
         similarities<S>(call, stage, products, s);
-        backward_tile<S>(call, tile, partial, stage, s, weights);
-        fit<S>(weights, exponents, sums);
-        pack_weights<S, weight_parts>(weights, packed);
+        const Units<S> units(call, exponents);
+        backward_tile<S>(call, tile, partial, stage, s, units, weights);
+        fit<S, weight_parts>(weights, units, exponents, sums, packed);
     };
     const auto sum = [&](int part, Shared y) {
         if (!embeddings) return;

@@ -92,17 +92,30 @@ DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
 // Add a tile's similarities to the states of the warp's rows.
 template <class S>
 DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage,
-                         const Fragment<S>& s) {
+                         const Fragment<S>& s, Running& running) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
+    if (!running.started) start<S>(call, running);
     for (int k = 0; k < call.n_terms; ++k) {
         const TermCall& term = call.terms[k];
         const std::uint32_t pairs = windowed<S, false>(call, term, stage, s, of.of(term.side));
         const bool any = ballot(pairs != 0) != 0;
         note_bit<S>(call, k, stage, any);
         if (!any) continue;
+        const bool every = !ballot(pairs != every_pair<S>);
+        if (k == call.running && running.bounded) {
+            if (every)
+                add_bounded<S, true>(running, s, pairs);
+            else
+                add_bounded<S, false>(running, s, pairs);
+            continue;
+        }
         visit_kind(term.kind, [&](auto kind) {
-            forward_term<S, decltype(kind)>(call, term, k, stage, s, pairs);
+            using K = decltype(kind);
+            if (every)
+                forward_term<S, K, true>(call, term, k, stage, s, pairs, running);
+            else
+                forward_term<S, K, false>(call, term, k, stage, s, pairs, running);
         });
     }
 }
@@ -111,16 +124,19 @@ template <class S>
 KERNEL(S::threads, 1)
 forward(PARAMETER(ForwardCall) call) {
     start_states<S>(call);
+    Running running;
     int noted = -1, noted_in = 0;
     const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s;
         similarities<S>(call, stage, products, s);
-        forward_tile<S>(call, tile, partial, stage, s);
+        forward_tile<S>(call, tile, partial, stage, s, running);
         noted = tile;
         noted_in = stage;
     };
     stream<S>(
         call, 0, known, [](int, Shared) {}, [&] { write_bit<S>(call, thread(), noted, noted_in); });
+    store_running<S>(call, running);
+    block_sync();
     write_states<S>(call);
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/device/launch.h"
+#include "cuda/kernels/short_ways.h"
 #include "cuda/kernels/sm90/backward.h"
 #include "cuda/kernels/sm90/forward.h"
 #include "cuda/params/shape_table.h"
@@ -45,6 +46,7 @@ auto backward_kernel() {
 template <class S>
 void launch_forward(ForwardCall call, int d, int splits, Stream stream) {
     prepare<S>(call, d, 2 * call.n_terms);
+    choose_short_ways<S>(call);
     launch(named<S>("forward", call, d), forward_kernel<S>(), {blocks_of<S>(call), splits, 1},
            S::threads, call.at.bytes, stream, call);
 }
@@ -52,6 +54,7 @@ void launch_forward(ForwardCall call, int d, int splits, Stream stream) {
 template <class S, int weight_parts>
 void launch_backward(BackwardCall call, int splits, Stream stream) {
     prepare<S>(call, call.width, 2 * call.n_sums);
+    choose_short_ways<S>(call);
     const int slices = call.gradient ? (call.width + S::slice - 1) / S::slice : 1;
     launch(named<S>("backward", call, call.width), backward_kernel<S, weight_parts>(),
            {blocks_of<S>(call), splits, slices}, S::threads, call.at.bytes, stream, call);

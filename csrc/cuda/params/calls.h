@@ -33,6 +33,7 @@ struct TermCall {
     bool transposed;  // are its owners the columns of the sweep?
     std::int8_t args[2], above, below, statistic, cotangent;
     std::int8_t by_arg[2];     // backward: the sum over a row that is the gradient by this argument
+    std::int8_t twin;          // backward: the other view of this term, if the two go together, or -1
     const std::uint8_t* bits;  // backward: (blocks of owners, tiles of partners), or null
 };
 
@@ -59,6 +60,8 @@ struct Sweep {
 };
 
 struct ForwardCall : Sweep {
+    std::int32_t running;  // the term whose states stay in registers, or -1
+    bool bounded;          // are its contributions, but for their bases, within MOST_EXPONENT?
     float* states;  // (splits, 2 · terms, n of rows), or null: one split, which finalizes
     float* values[MOST_TERMS];            // (n of rows,)
     Index* arguments[MOST_TERMS];         // likewise, or null

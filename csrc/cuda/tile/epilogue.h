@@ -52,7 +52,15 @@ DEVICE void visit_kind(int kind, Visit visit) {
     visit_kind(static_cast<const Kinds*>(nullptr), kind, visit);
 }
 
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+// Of a softmax's term an exponential is 2^(a s - offset), of numbers that do not vary along a row.
+template <class K>
+constexpr bool is_softmax = std::is_same_v<typename K::Accumulator, LogSumExp<float>> &&
+                            std::is_same_v<typename K::Function, Affine> && !K::by_partner(0) &&
+                            !K::by_partner(1);
+// Where |s| <= 1 and |a| is no more than this, exponentials need no maximum that is subtracted.
+constexpr float MOST_EXPONENT = 75.f;
 
 // The pairs of a thread: sums of mma, or weights.
 template <class S>
@@ -96,24 +104,33 @@ template <class S>
 DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     const Operands<S, true> high_i(call, HIGH, stage), rest_i(call, REST, stage);
     const Operands<S, false> high_j(call, HIGH, stage), rest_j(call, REST, stage);
-    UNROLL
-    for (int t = 0; t < S::columns / 8; ++t) {
-        float high_row[4], high_col[4], rest_row[4], rest_col[4];
-        high_i.get(t, high_row);
-        high_j.get(t, high_col);
-        rest_i.get(t, rest_row);
-        rest_j.get(t, rest_col);
+    const auto each = [&](auto scaled) {
         UNROLL
-        for (int e = 0; e < 4; ++e) {
-            if (call.normalized) {
-                // r is (1 + rest) times its first part: its rounding would be an error common to a
-                // whole row.
-                const float once = s[t][e] * (high_row[e] * high_col[e]);
-                s[t][e] = multiply_then_add(once, rest_row[e] + rest_col[e], once);
-            } else {
-                // Powers of two, of which the product may overflow; an infinite s stays one.
-                s[t][e] = s[t][e] * high_row[e] * high_col[e];
-            }
+        for (int t = 0; t < S::columns / 8; ++t) {
+            float row[4], col[4];
+            high_i.get(t, row);
+            high_j.get(t, col);
+            UNROLL
+            for (int e = 0; e < 4; ++e) s[t][e] = scaled(s[t][e], row[e], col[e]);
+        }
+    };
+    if (!call.normalized) {
+        // Powers of two, of which the product may overflow; an infinite s stays one.
+        each([](float sum, float row, float col) { return sum * row * col; });
+        return;
+    }
+    each([](float sum, float row, float col) { return sum * (row * col); });
+    if constexpr (S::parts == 2) {
+        // r is (1 + rest) times its first part: its rounding would be an error common to a whole
+        // row.
+        UNROLL
+        for (int t = 0; t < S::columns / 8; ++t) {
+            float row[4], col[4];
+            rest_i.get(t, row);
+            rest_j.get(t, col);
+            UNROLL
+            for (int e = 0; e < 4; ++e)
+                s[t][e] = multiply_then_add(s[t][e], row[e] + col[e], s[t][e]);
         }
     }
 }

@@ -3,12 +3,33 @@
 #pragma once
 
 #include "cuda/tile/epilogue_forward.h"
+#include "cuda/tile/mma.h"
 
 namespace pairops::cuda {
 
+// The unit of a tile's weights, by the thread's two rows: a power of two near that of the largest so
+// far, so that they need no multiplication of their own. float32 is weighed in units of 1: what
+// cancels among terms is not yet rounded then.
+//   exponents: of the units so far, biased; 0: there was no weight yet.
+template <class S>
+struct Units {
+    int biased[2];
+
+    DEVICE Units(const Sweep& call, const int (&exponents)[2]) {
+        UNROLL
+        for (int h = 0; h < 2; ++h) {
+            // No weight of unit rows overflows, nor does an exponential that is in this unit.
+            const int near = smaller(larger(exponents[h], 127 - 40), 127 + 24);
+            biased[h] = S::parts == 2 || !call.normalized || exponents[h] == 0 ? 127 : near;
+        }
+    }
+    DEVICE float inverse(int h) const { return from_bits(std::uint32_t(254 - biased[h]) << 23); }
+    DEVICE float log2(int h) const { return float(biased[h] - 127); }
+};
+
 // Call visit(t, e, valid, share, slopes) for every pair: the cotangent times its share, and its
-// slopes by s and by each argument.
-template <class S, class K, bool transposed, class Visit>
+// slopes by s and by each argument. every: all pairs are valid.
+template <class S, class K, bool transposed, bool every, class Visit>
 DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
                        std::uint32_t pairs, Visit visit) {
     using Acc = typename K::Accumulator;
@@ -27,7 +48,7 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
         cotangents.get(t, cotangent);
         UNROLL
         for (int e = 0; e < 4; ++e) {
-            const bool valid = pairs >> (4 * t + e) & 1;
+            const bool valid = every || (pairs >> (4 * t + e) & 1);
             float share = cotangent[e];
             if (exponential) {
                 // An empty side has no share.
@@ -40,14 +61,86 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
     }
 }
 
-// The weight of a pair that does not count is 0; its slope may be infinite or NaN.
-template <class S, class K, bool transposed>
+// Add r_j times the weights, in their units. The weight of a pair that does not count is 0; its
+// slope may be infinite or NaN.
+template <class S, class K, bool transposed, bool every>
 DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                        std::uint32_t pairs, Fragment<S>& weights) {
-    each_share<S, K, transposed>(call, term, stage, s, pairs,
-                                 [&](int t, int e, bool valid, float share, const auto& slopes) {
-                                     weights[t][e] += valid ? share * slopes.by[0] : 0.f;
-                                 });
+                        std::uint32_t pairs, const Units<S>& units, Fragment<S>& weights) {
+    const Operands<S, false> columns(call, HIGH, stage);
+    each_share<S, K, transposed, every>(
+        call, term, stage, s, pairs,
+        [&](int t, int e, bool valid, float share, const auto& slopes) {
+            float weight = share * slopes.by[0];
+            if constexpr (S::parts == 1) {
+                float r[4];
+                columns.get(t, r);
+                weight *= r[e] * units.inverse(e / 2);
+            }
+            weights[t][e] += valid ? weight : 0.f;
+        });
+}
+
+// What a row of either set adds to the weight of a pair that it owns, but for 2^(a s - middle): the
+// cotangent times the slope times 2^(middle - offset - R). An empty side adds nothing.
+DEVICE float own_factor(float cotangent, float scale, float base, float statistic, float middle) {
+    const float exponent =
+        middle - multiply_then_add(scale * LOG2_E, base, statistic * LOG2_E);
+    return statistic == -infinity<float>() ? 0.f : cotangent * scale * exp2(exponent);
+}
+
+// The same as `add_weights` for both views of a pair in one set, by one exponential.
+//   every: all pairs are valid in both.
+template <class S, bool every>
+DEVICE void add_joint(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
+                      const Fragment<S>& s, std::uint32_t owned, std::uint32_t owning,
+                      const Units<S>& units, Fragment<S>& weights) {
+    const Operands<S, true> scales(call, term.args[0], stage), bases(call, term.args[1], stage),
+        statistics(call, term.statistic, stage), cotangents(call, term.cotangent, stage);
+    float scale[4], base[4], statistic[4], cotangent[4];
+    scales.get(0, scale);
+    bases.get(0, base);
+    statistics.get(0, statistic);
+    cotangents.get(0, cotangent);
+    // Neither 2^(a s - middle) nor the other factor leaves float's range, whatever R is.
+    const float a = scale[0] * LOG2_E, middle = magnitude(a) / 4;
+    float of_row[2], offset[2];
+    UNROLL
+    for (int h = 0; h < 2; ++h) {
+        of_row[h] = own_factor(cotangent[2 * h], scale[0], base[2 * h], statistic[2 * h], middle);
+        offset[h] = middle + units.log2(h);
+    }
+    // Lane k computes the factors of a few columns for all others.
+    constexpr int each = S::columns / 32;
+    float of_column[each];
+    UNROLL
+    for (int k = 0; k < each; ++k) {
+        const auto in_slot = [&](int slot) {
+            const int index = stage * call.n_col_slots() + slot;
+            return load_shared<float>(
+                Shared(call.at.col_slots + 4 * (index * S::columns + each * lane() + k)));
+        };
+        of_column[k] = in_slot(HIGH) * own_factor(in_slot(twin.cotangent), scale[0],
+                                                  in_slot(twin.args[1]), in_slot(twin.statistic),
+                                                  middle);
+    }
+    const Operands<S, false> columns(call, HIGH, stage);
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        float r[4], of[2];
+        columns.get(t, r);
+        UNROLL
+        for (int k = 0; k < 2; ++k)
+            of[k] = shuffle(of_column[k % each], (8 * t + 2 * (lane() % 4) + k) / each);
+        UNROLL
+        for (int e = 0; e < 4; ++e) {
+            const bool owns = every || (owned >> (4 * t + e) & 1),
+                       is_owned = every || (owning >> (4 * t + e) & 1);
+            const float one = exp2(multiply_then_add(s[t][e], a, -offset[e / 2]));
+            const float factor =
+                multiply_then_add(owns ? of_row[e / 2] : 0.f, r[e], is_owned ? of[e % 2] : 0.f);
+            weights[t][e] = multiply_then_add(owns || is_owned ? one : 0.f, factor, weights[t][e]);
+        }
+    }
 }
 
 // Add to the sums over the rows of the gradients by arguments that stand along them.
@@ -57,7 +150,7 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
     constexpr int arity = K::Function::arity;
     if constexpr (arity > 0) {
         float sums[2][arity] = {};
-        each_share<S, K, transposed>(call, term, stage, s, pairs,
+        each_share<S, K, transposed, false>(call, term, stage, s, pairs,
                                      [&](int, int e, bool valid, float share, const auto& slopes) {
                                          UNROLL
                                          for (int k = 0; k < arity; ++k)
@@ -88,7 +181,8 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
 // Add the weights and sums of one term.
 template <class S>
 DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                          const Masks& masks, Fragment<S>& weights, bool embeddings) {
+                          const Masks& masks, const Units<S>& units, Fragment<S>& weights,
+                          bool embeddings) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
     visit_kind(term.kind, [&](auto kind) {
@@ -98,7 +192,14 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
                 constexpr bool transposed = decltype(direction)::value;
                 const std::uint32_t pairs = windowed<S, transposed>(call, term, stage, s, side);
                 if (!ballot(pairs != 0)) return;
-                if (embeddings) add_weights<S, K, transposed>(call, term, stage, s, pairs, weights);
+                if (embeddings) {
+                    if (!ballot(pairs != every_pair<S>))
+                        add_weights<S, K, transposed, true>(call, term, stage, s, pairs, units,
+                                                            weights);
+                    else
+                        add_weights<S, K, transposed, false>(call, term, stage, s, pairs, units,
+                                                             weights);
+                }
                 if (term.by_arg[0] >= 0 || term.by_arg[1] >= 0)
                     add_slopes<S, K, transposed>(call, term, stage, s, pairs);
             };
@@ -110,11 +211,44 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
     });
 }
 
-// Weights in units of a power of two per row that brings the largest so far to [1, 2), for float16
-// holds nothing below 6e-8 and nothing above 65504. The sums change units with it.
-//   exponents: biased, of the thread's two rows; from 1 on.
-template <class S, int n>
-DEVICE void fit(Fragment<S>& weights, int (&exponents)[2], float (&sums)[n][4]) {
+// Add the weights of one term in both views.
+template <class S>
+DEVICE void joint_term(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
+                       const Fragment<S>& s, const Masks& masks, const Units<S>& units,
+                       Fragment<S>& weights) {
+    const std::uint32_t side = masks.of(term.side);
+    if (!ballot(side != 0)) return;
+    const std::uint32_t owned = windowed<S, false>(call, term, stage, s, side);
+    const std::uint32_t owning = windowed<S, true>(call, twin, stage, s, side);
+    if (!ballot((owned | owning) != 0)) return;
+    if (!ballot((owned & owning) != every_pair<S>))
+        add_joint<S, true>(call, term, twin, stage, s, owned, owning, units, weights);
+    else
+        add_joint<S, false>(call, term, twin, stage, s, owned, owning, units, weights);
+}
+
+// Pack weights as rows of mma, in units of a power of two per row that brings the largest so far to
+// [1, 2), for float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with
+// it.
+//   units: those of the weights.
+//   exponents: biased, of the thread's two rows; 0: there was no weight yet.
+template <class S, int weight_parts, int n>
+DEVICE void fit(Fragment<S>& weights, const Units<S>& units, int (&exponents)[2],
+                float (&sums)[n][4],
+                std::uint32_t (&packed)[weight_parts][S::columns / 16][4]) {
+    if constexpr (S::parts == 1) {
+        pack_weights<S, weight_parts>(weights, packed);
+        // This bit says that a float16 is 2 or more.
+        std::uint32_t bits = 0;
+        UNROLL
+        for (const auto& of : packed[0]) {
+            UNROLL
+            for (std::uint32_t two : of) bits |= two;
+        }
+        const bool stays = (bits & 0x40004000) == 0 && exponents[0] == units.biased[0] &&
+                           exponents[1] == units.biased[1];
+        if (!ballot(!stays)) return;
+    }
     float shrink[2];
     bool changes = false;
     UNROLL
@@ -124,13 +258,15 @@ DEVICE void fit(Fragment<S>& weights, int (&exponents)[2], float (&sums)[n][4]) 
         for (int t = 0; t < S::columns / 8; ++t) {
             UNROLL
             for (int e = 2 * h; e < 2 * h + 2; ++e)
-                largest = magnitude(weights[t][e]) > largest ? magnitude(weights[t][e]) : largest;
+                largest = std::fmax(largest, magnitude(weights[t][e]));
         }
-        int here = int(bits_of(largest) >> 23 & 255);
+        int here = largest > 0.f ? larger(int(bits_of(largest) >> 23), 1) : 0;
         here = larger(here, shuffle_xor(here, 1));
         here = larger(here, shuffle_xor(here, 2));
-        const int now = larger(exponents[h], smaller(here, 253));
-        const float unit = from_bits(std::uint32_t(254 - now) << 23);
+        if (here > 0) here = smaller(larger(here + units.biased[h] - 127, 1), 253);
+        const int now = larger(exponents[h], here);
+        const float unit =
+            now == 0 ? 1.f : from_bits(std::uint32_t(larger(127 + units.biased[h] - now, 0)) << 23);
         UNROLL
         for (int t = 0; t < S::columns / 8; ++t) {
             UNROLL
@@ -140,6 +276,7 @@ DEVICE void fit(Fragment<S>& weights, int (&exponents)[2], float (&sums)[n][4]) 
         changes = changes || now != exponents[h];
         exponents[h] = now;
     }
+    pack_weights<S, weight_parts>(weights, packed);
     if (!ballot(changes)) return;
     UNROLL
     for (int t = 0; t < n; ++t) {

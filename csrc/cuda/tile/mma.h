@@ -6,20 +6,25 @@
 
 namespace pairops::cuda {
 
-// Copy rows [row, row + T::rows) of `panels` panels of every part, from panel `first` of each.
+// Copy rows [row, row + T::rows) of `panels` panels of every part, from panel `first` of each. A
+// thread's pieces lie as far apart as the compiler knows, but for a part and a block of rows.
 template <class T, int threads, int parts>
 DEVICE void copy_tile(Shared to, const Set& set, int panels, int row, int first) {
     constexpr int pieces = T::panel_bytes / CHUNK_BYTES, each = T::panels / parts;
-    static_assert(T::rows / T::block_rows * T::panels * pieces % threads == 0, "no piece is left");
-    const char* source = reinterpret_cast<const char*>(set.rows);
-    UNROLL_BY(2)
-    for (int k = thread(); k < T::bytes / CHUNK_BYTES; k += threads) {
-        const int piece = k % pieces, panel = k / pieces % T::panels;
-        const int block = row / PANEL_ROWS + k / pieces / T::panels;
-        const int global = panel / each * panels + first + panel % each;
-        const Index from = (Index(block) * parts * panels + global) * PANEL_BYTES +
-                           row % PANEL_ROWS * ROW_BYTES + piece * CHUNK_BYTES;
-        copy16(to + k * CHUNK_BYTES, source + from);
+    constexpr int blocks = T::rows / T::block_rows, copies = blocks * T::panels * pieces / threads;
+    static_assert(pieces % threads == 0, "a thread's pieces stand at one place of their panels");
+    static_assert(blocks * T::panels * pieces % threads == 0, "no piece is left");
+    const Shared mine = to + thread() * CHUNK_BYTES;
+    const char* source = reinterpret_cast<const char*>(set.rows) +
+                         (Index(row / PANEL_ROWS) * parts * panels + first) * PANEL_BYTES +
+                         row % PANEL_ROWS * ROW_BYTES + thread() * CHUNK_BYTES;
+    const Index part_bytes = Index(panels) * PANEL_BYTES;
+    UNROLL
+    for (int k = 0; k < copies; ++k) {
+        const int piece = k * threads % pieces, panel = k * threads / pieces % T::panels;
+        const int part = k * threads / pieces / T::panels * parts + panel / each;
+        copy16(mine + k * threads * CHUNK_BYTES,
+               source + part * part_bytes + (panel % each * PANEL_BYTES + piece * CHUNK_BYTES));
     }
 }
 

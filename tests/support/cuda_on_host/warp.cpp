@@ -155,6 +155,22 @@ std::uint32_t shuffle_xor(std::uint32_t value, int mask, Where where) {
     return fiber.out[0];
 }
 
+std::uint32_t shuffle(std::uint32_t value, int from, Where where) {
+    Fiber& fiber = me();
+    const Fiber* const lanes = machine.fibers + machine.current / 32 * 32;
+    fiber.in[0] = value;
+    fiber.in[1] = std::uint32_t(from);
+    if (from < 0 || from > 31) fail(where, "shuffle from lane %d", from);
+    if (meet("shuffle", where)) {
+        for (int i = 0; i < 32; i++) {
+            Fiber& to = machine.fibers[machine.current / 32 * 32 + i];
+            to.out[0] = lanes[to.in[1]].in[0];
+        }
+        depart();
+    }
+    return fiber.out[0];
+}
+
 std::uint32_t ballot(bool vote, Where where) {
     Fiber& fiber = me();
     Fiber* const lanes = machine.fibers + machine.current / 32 * 32;

@@ -24,16 +24,16 @@ backward_hopper(PARAMETER(BackwardCall) call) {
             int of[2];
         };
         const Shared waiting = Shared(call.at.exponents + 8 * thread());
-        store_shared(waiting, Exponents{{1, 1}});
+        store_shared(waiting, Exponents{{0, 0}});
         work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared y) {
             Fragment<S> weights = {};
-            backward_tile<S>(call, tile, partial, stage, s, weights);
+            Exponents exponents = load_shared<Exponents>(waiting);
+            const Units<S> units(call, exponents.of);
+            backward_tile<S>(call, tile, partial, stage, s, units, weights);
             if (!embeddings) return;
             std::uint32_t packed[weight_parts][S::columns / 16][4];
-            Exponents exponents = load_shared<Exponents>(waiting);
-            fit<S>(weights, exponents.of, sums);
+            fit<S, weight_parts>(weights, units, exponents.of, sums, packed);
             store_shared(waiting, exponents);
-            pack_weights<S, weight_parts>(weights, packed);
             accumulate_group<S, weight_parts>(sums, packed, y);
         });
         if (embeddings) write_gradient<S>(call, sums, load_shared<Exponents>(waiting).of);

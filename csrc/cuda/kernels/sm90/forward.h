@@ -16,9 +16,12 @@ forward_hopper(PARAMETER(ForwardCall) call) {
     if (warp() >= S::warps) {
         bring<S>(call, [&](int k, int tile, int stage) { write_bit<S>(call, k, tile, stage); });
     } else {
+        Running running;
         work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared) {
-            forward_tile<S>(call, tile, partial, stage, s);
+            forward_tile<S>(call, tile, partial, stage, s, running);
         });
+        store_running<S>(call, running);
+        group_sync(1, S::workers);
         write_states<S>(call);
     }
 #else

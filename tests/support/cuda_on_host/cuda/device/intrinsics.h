@@ -38,6 +38,7 @@ extern Place place;
 void block_sync(Where where);
 void warp_sync(Where where);
 std::uint32_t shuffle_xor(std::uint32_t value, int mask, Where where);
+std::uint32_t shuffle(std::uint32_t value, int from, Where where);
 std::uint32_t ballot(bool vote, Where where);
 void load(void* to, Shared at, int bytes, Where where);
 void store(Shared at, const void* from, int bytes, Where where);
@@ -88,6 +89,9 @@ inline double shuffle_xor(double value, int mask, PAIROPS_HERE) {
     const std::uint64_t high = host::shuffle_xor(std::uint32_t(bits >> 32), mask, where);
     return host::bits<double>(high << 32 | low);
 }
+inline float shuffle(float value, int from, PAIROPS_HERE) {
+    return host::bits<float>(host::shuffle(host::bits<std::uint32_t>(value), from, where));
+}
 inline std::uint32_t ballot(bool vote, PAIROPS_HERE) { return host::ballot(vote, where); }
 
 template <class T>
@@ -135,7 +139,7 @@ inline std::uint32_t pack(float first, float second) {
     return host::bits<std::uint16_t>(_Float16(first)) |
            std::uint32_t(host::bits<std::uint16_t>(_Float16(second))) << 16;
 }
-struct Two {
+struct alignas(8) Two {
     float first, second;
 };
 inline Two unpack(std::uint32_t both) {
