@@ -90,7 +90,8 @@ def skipped() -> frozenset[sass.Line]:
         where("tile/epilogue.h", "const Operands<S, !transposed> bounds", "    }"),
         where("tile/epilogue_backward.h", "DEVICE void add_slopes(", "}"),
         where("kernels/backward.h", "backward_term<S>(call, term, stage, s, of, units, weights,"),
-        where("tile/epilogue_backward.h", "add_joint<S, false>(call, term, twin, stage,"),
+        where("kernels/backward.h", "        scale<S>(call, stage, s);"),
+        where("tile/epilogue_backward.h", "add_joint<S, false>(call, joint, stage, s, owned,"),
         # Units change where a weight is the largest so far.
         where("tile/epilogue_backward.h", "float shrink[2];", "}"),
         where("kernels/forward.h", "int any = 0;", "}"),
@@ -98,12 +99,12 @@ def skipped() -> frozenset[sass.Line]:
         # A full tile's pairs are all valid, and a plain scale of s in [-1, 1] needs no maximum.
         where("kernels/forward.h", "if (!running.started) start<S>(call, running);"),
         where("kernels/forward.h", "add_bounded<S, false>(running, s, pairs);"),
-        where("kernels/forward.h", "visit_kind(term.kind, [&](auto kind) {", "        });"),
+        where("kernels/forward.h", "visit_kind(term.kind, [&](auto kind) INLINE {", "        });"),
     )
 
 
 # In one set a pair is weighed for its owner and its partner at once.
-JOINT = ("kernels/backward.h", "joint_term<S>(call, term, call.terms[term.twin],")
+JOINT = ("kernels/backward.h", "joint_term<S>(call, term, call.terms[term.twin], stage, s,")
 
 
 class _Kernel:
@@ -114,7 +115,7 @@ class _Kernel:
         self.off = skipped()
         # The operands of columns, a statistic and a cotangent, come with a tile in backward alone.
         self.operands = where(
-            "kernels/mainloop.h", "for (int k = 0; k < call.n_col_operands; ++k) {", "    }"
+            "kernels/mainloop.h", "for (int k = 0; k < call.n_copied; ++k) {", "    }"
         )
         if forward:
             self.off |= self.operands
@@ -137,10 +138,8 @@ class _Kernel:
             lines = where(*line)
             return lambda _, instruction: not lines.isdisjoint(instruction.lines)
 
-        if self.ends(loop, where("tile/mma.h", "for (int panel = 0; panel < panels; ++panel) {")):
-            return [(self.shape.numbers / 64, plain)]
-        if self.ends(loop, self.operands):  # by fours, and there are two
-            return [(0, plain)]
+        if self.ends(loop, self.operands):
+            return [(0 if self.forward else 2, plain)]
         if self.ends(loop, where("kernels/forward.h", "for (int k = 0; k < call.n_terms; ++k) {")):
             return [(1, plain)]
         if self.ends(loop, where("kernels/backward.h", "for (int k = 0; k < call.n_terms; ++k) {")):
@@ -179,6 +178,8 @@ class _Kernel:
         counted = sum(n * multiply_adds(opcode) for opcode, n in work.items())
         if counted != expected:
             raise ValueError(f"a warp's path has {counted} multiply-adds, and a tile {expected}")
+        if work["MUFU.EX2"] < self.shape.pairs:
+            raise ValueError("a pair's exponential is off the path")
         return Counts(work, bring)
 
 

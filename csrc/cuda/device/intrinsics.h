@@ -14,6 +14,8 @@ namespace pairops::cuda {
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define PARAMETER(Type) const __grid_constant__ Type
 #define DEVICE __device__ __forceinline__
+// A lambda that is called at several places is a function unless it says so.
+#define INLINE __attribute__((always_inline))
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY(n) DETAIL_PRAGMA(unroll n)
 #define DETAIL_PRAGMA(text) _Pragma(#text)
@@ -111,6 +113,16 @@ DEVICE void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], std::uin
         "{%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same from zero on.
+DEVICE void multiply(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                     std::uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %10, %10, %10};\n"
+        : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
 
 // Two float16, rounded to nearest; the first in the lower half.

@@ -9,12 +9,12 @@ namespace pairops::cuda {
 // Write the part of the gradient that the block's rows have, in the caller's order.
 template <class S>
 DEVICE void write_gradient(const BackwardCall& call, const float (&sums)[S::slice / 8][4],
-                           const int (&exponents)[2]) {
+                           const Units& units) {
     UNROLL
     for (int h = 0; h < 2; ++h) {
         const int i = block_x() * S::rows + 16 * warp() + lane() / 4 + 8 * h;
         if (i >= smaller(call.rows.n, load_global(call.rows.n_valid))) continue;
-        const float unit = from_bits(std::uint32_t(exponents[h]) << 23);
+        const float unit = from_bits(std::uint32_t(units.of_sums[h]) << 23);
         float* to =
             call.gradient +
             (Index(block_y()) * call.rows.n + load_global(call.rows.permutation + i)) * call.width;
@@ -51,18 +51,23 @@ DEVICE void start_sums(const BackwardCall& call) {
 }
 
 // Compute the weights of a tile's pairs, r_j times the sum over all terms, in their units, and add to
-// the sums by arguments.
+// the sums by arguments. s is not scaled yet.
 template <class S>
 DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
-                          const Fragment<S>& s, const Units<S>& units, Fragment<S>& weights) {
+                          Fragment<S>& s, const Units& units, Fragment<S>& weights) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
+    const bool folded = call.folds && !partial;
+    if (folded)
+        scale_columns<S>(call, stage, s);
+    else
+        scale<S>(call, stage, s);
     for (int k = 0; k < call.n_terms; ++k) {
         const TermCall& term = call.terms[k];
         if (term.twin < 0)
             backward_term<S>(call, term, stage, s, of, units, weights, call.gradient != nullptr);
         else if (term.twin > k)
-            joint_term<S>(call, term, call.terms[term.twin], stage, s, of, units, weights);
+            joint_term<S>(call, term, call.terms[term.twin], stage, s, of, units, folded, weights);
     }
     if constexpr (S::parts == 2) {
         const Operands<S, false> columns(call, HIGH, stage);
@@ -82,14 +87,13 @@ backward(PARAMETER(BackwardCall) call) {
     start_sums<S>(call);
     const bool embeddings = call.gradient != nullptr;
     float sums[S::slice / 8][4] = {};
-    int exponents[2] = {0, 0};
+    Units units;
     std::uint32_t packed[weight_parts][S::columns / 16][4];
     const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s, weights = {};
-        similarities<S>(call, stage, products, s);
-        const Units<S> units(call, exponents);
+        similarities<S>(products, s);
         backward_tile<S>(call, tile, partial, stage, s, units, weights);
-        fit<S, weight_parts>(weights, units, exponents, sums, packed);
+        fit<S, weight_parts>(call, weights, units, sums, packed);
     };
     const auto sum = [&](int part, Shared y) {
         if (!embeddings) return;
@@ -104,7 +108,7 @@ backward(PARAMETER(BackwardCall) call) {
         }
     };
     stream<S>(call, embeddings && S::streamed ? S::slice / S::chunk : 0, known, sum, [] {});
-    if (embeddings) write_gradient<S>(call, sums, exponents);
+    if (embeddings) write_gradient<S>(call, sums, units);
     if (block_z() == 0) write_sums<S>(call);
 }
 

@@ -89,10 +89,11 @@ DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
     call.tile_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
 }
 
-// Add a tile's similarities to the states of the warp's rows.
+// Add a tile's similarities to the states of the warp's rows. s is not scaled yet.
 template <class S>
 DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage,
-                         const Fragment<S>& s, Running& running) {
+                         Fragment<S>& s, Running& running) {
+    scale<S>(call, stage, s);
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
     if (!running.started) start<S>(call, running);
@@ -110,10 +111,11 @@ DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int st
                 add_bounded<S, false>(running, s, pairs);
             continue;
         }
-        visit_kind(term.kind, [&](auto kind) {
+        visit_kind(term.kind, [&](auto kind) INLINE {
             using K = decltype(kind);
-            if (every)
-                forward_term<S, K, true>(call, term, k, stage, s, pairs, running);
+            constexpr bool often = std::is_same_v<typename K::Accumulator, LogSumExp<float>>;
+            if (often && every)
+                forward_term<S, K, often>(call, term, k, stage, s, pairs, running);
             else
                 forward_term<S, K, false>(call, term, k, stage, s, pairs, running);
         });
@@ -128,7 +130,7 @@ forward(PARAMETER(ForwardCall) call) {
     int noted = -1, noted_in = 0;
     const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s;
-        similarities<S>(call, stage, products, s);
+        similarities<S>(products, s);
         forward_tile<S>(call, tile, partial, stage, s, running);
         noted = tile;
         noted_in = stage;

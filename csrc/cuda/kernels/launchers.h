@@ -14,6 +14,9 @@ template <class S>
 void prepare(Sweep& call, int d, int states) {
     call.at = layout<S>(FIRST_OPERAND + call.n_row_operands, call.n_col_slots(), states);
     call.chunks = (d + S::chunk - 1) / S::chunk;
+    call.n_copied = 0;
+    for (int k = 0; k < call.n_col_operands; ++k)
+        if (call.col_operands[k].values) call.copied[call.n_copied++] = std::int8_t(k);
 }
 
 template <class S>

@@ -62,14 +62,15 @@ DEVICE void copy_columns(const Sweep& call, int tile, int stage, int in_tile, In
                       4 * ((stage * call.n_col_slots() + k) * S::columns + in_tile));
     };
     copy(slot(HIGH), call.cols.high + column);
-    copy(slot(REST), call.cols.rest + column);
-    for (int k = 0; k < call.n_col_operands; ++k) {
-        const Operand& operand = call.col_operands[k];
-        if (!operand.values) continue;
+    if (S::parts == 2) copy(slot(REST), call.cols.rest + column);
+    UNROLL_BY(1)
+    for (int k = 0; k < call.n_copied; ++k) {
+        const int which = call.copied[k];
+        const Operand& operand = call.col_operands[which];
         if (index < 0)
-            store_shared(slot(FIRST_OPERAND + k), 0.f);
+            store_shared(slot(FIRST_OPERAND + which), 0.f);
         else
-            copy(slot(FIRST_OPERAND + k), operand.values + operand.stride * index);
+            copy(slot(FIRST_OPERAND + which), operand.values + (operand.stride ? index : 0));
     }
     store_shared(Shared(call.at.at + 4 * (stage * S::columns + in_tile)), int(index));
 }
@@ -124,13 +125,15 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
         const bool columns = steps.is_known_at(step) && after < walk.end;
         if (columns) index = column_index<S>(call, walk.tile(after), thread());
         if (steps.multiplies(step)) {
-            if (step == 0) {
-                UNROLL
-                for (auto& of : products) {
+            if constexpr (S::streamed) {
+                if (step == 0) {
                     UNROLL
-                    for (auto& four : of) {
+                    for (auto& of : products) {
                         UNROLL
-                        for (float& one : four) one = 0.f;
+                        for (auto& four : of) {
+                            UNROLL
+                            for (float& one : four) one = 0.f;
+                        }
                     }
                 }
             }

@@ -67,7 +67,8 @@ void choose_short_ways(BackwardCall& call) {
         return term.by_arg[0] >= 0 || term.by_arg[1] >= 0;
     };
     for (TermCall& term : call.terms) term.twin = -1;
-    if (call.rows.rows != call.cols.rows) return;
+    call.folds = false;
+    if (call.rows.rows != call.cols.rows || !call.gradient) return;
     for (int k = 0; k < call.n_terms; ++k) {
         TermCall& term = call.terms[k];
         if (wants_sums(term) || term.transposed || !is_bounded<S>(call, term, call.row_operands))
@@ -78,6 +79,13 @@ void choose_short_ways(BackwardCall& call) {
             term.twin = std::int8_t(other);
             twin.twin = std::int8_t(k);
         }
+    }
+    // A full tile has no positives. What a window drops must not depend on the view.
+    call.folds = true;
+    for (int k = 0; k < call.n_terms; ++k) {
+        const TermCall& term = call.terms[k];
+        call.folds = call.folds && term.above < 0 && term.below < 0 &&
+                     (term.twin >= 0 || term.side == Side::pos);
     }
 }
 

@@ -54,6 +54,8 @@ struct Sweep {
     std::int32_t n_terms, n_row_operands, n_col_operands;
     Layout at;
     Operand row_operands[MOST_OPERANDS], col_operands[MOST_OPERANDS];
+    std::int32_t n_copied;
+    std::int8_t copied[MOST_OPERANDS];  // the columns' operands that are not one number for all
     TermCall terms[MOST_TERMS];
 
     HD int n_col_slots() const { return FIRST_OPERAND + n_col_operands; }
@@ -70,6 +72,7 @@ struct ForwardCall : Sweep {
 
 struct BackwardCall : Sweep {
     bool by_bits;  // has every term bits?
+    bool folds;    // may r_i join the scales of a full tile's terms?
     std::int32_t n_sums;
     std::int32_t width;  // D
     float* gradient;     // (splits, n of rows, D), or null: not wanted

@@ -63,7 +63,7 @@ struct HopperShape {
 // Offsets of a block's parts of shared memory, in bytes. Columns' slots and indices, and flags, are
 // there once for each stage: for this tile and those to come.
 struct Layout {
-    int x, y, col_slots, at, row_slots, states, flags, barriers, exponents, bytes;
+    int x, y, col_slots, at, row_slots, states, flags, units, barriers, bytes;
 };
 
 // Slots are vectors along rows and columns; `states` are floats per row.
@@ -76,9 +76,9 @@ constexpr Layout layout(int row_slots, int col_slots, int states) {
     l.row_slots = l.at + S::stages * 4 * S::columns;
     l.states = l.row_slots + 4 * row_slots * S::rows;
     l.flags = l.states + 4 * states * S::rows;
-    l.barriers = l.flags + S::stages * 4 * MOST_TERMS * S::warps;
-    l.exponents = l.barriers + (S::hopper ? 2 * 8 * S::stages : 0);
-    l.bytes = l.exponents + (S::hopper ? 2 * 4 * 32 * S::warps : 0);
+    l.units = l.flags + S::stages * 4 * MOST_TERMS * S::warps;
+    l.barriers = l.units + (S::hopper ? 4 * 4 * 32 * S::warps : 0);
+    l.bytes = l.barriers + (S::hopper ? 2 * 8 * S::stages : 0);
     return l;
 }
 

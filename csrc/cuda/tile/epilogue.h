@@ -135,6 +135,19 @@ DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     }
 }
 
+// The same without r_i, where no bit of s decides about a pair.
+template <class S>
+DEVICE void scale_columns(const Sweep& call, int stage, Fragment<S>& s) {
+    const Operands<S, false> high_j(call, HIGH, stage);
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        float col[4];
+        high_j.get(t, col);
+        UNROLL
+        for (int e = 0; e < 4; ++e) s[t][e] *= col[e];
+    }
+}
+
 // The pairs without those that a window drops: s <= above, s >= below. A NaN is neither.
 template <class S, bool transposed>
 DEVICE std::uint32_t windowed(const Sweep& call, const TermCall& term, int stage,

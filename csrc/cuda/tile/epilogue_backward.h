@@ -7,24 +7,23 @@
 
 namespace pairops::cuda {
 
-// The unit of a tile's weights, by the thread's two rows: a power of two near that of the largest so
-// far, so that they need no multiplication of their own. float32 is weighed in units of 1: what
-// cancels among terms is not yet rounded then.
-//   exponents: of the units so far, biased; 0: there was no weight yet.
-template <class S>
+// The units of the weights of the thread's two rows, and of the sums of rows by them: powers of two,
+// as biased exponents.
+//   of_sums: that of the largest weight so far; 0: there was none yet.
+//   of_tile: near it, so that a tile's weights need no multiplication of their own. float32 is
+//            weighed in units of 1: what cancels among terms is not yet rounded then.
 struct Units {
-    int biased[2];
+    int of_sums[2] = {0, 0}, of_tile[2] = {127, 127};
 
-    DEVICE Units(const Sweep& call, const int (&exponents)[2]) {
-        UNROLL
-        for (int h = 0; h < 2; ++h) {
-            // No weight of unit rows overflows, nor does an exponential that is in this unit.
-            const int near = smaller(larger(exponents[h], 127 - 40), 127 + 24);
-            biased[h] = S::parts == 2 || !call.normalized || exponents[h] == 0 ? 127 : near;
-        }
+    template <class S>
+    DEVICE void raise(const Sweep& call, int h, int to) {
+        of_sums[h] = to;
+        // No weight of unit rows overflows, nor does an exponential in this unit.
+        const int near = smaller(larger(to, 127 - 40), 127 + 24);
+        of_tile[h] = S::parts == 2 || !call.normalized || to == 0 ? 127 : near;
     }
-    DEVICE float inverse(int h) const { return from_bits(std::uint32_t(254 - biased[h]) << 23); }
-    DEVICE float log2(int h) const { return float(biased[h] - 127); }
+    DEVICE float inverse(int h) const { return from_bits(std::uint32_t(254 - of_tile[h]) << 23); }
+    DEVICE float log2(int h) const { return float(of_tile[h] - 127); }
 };
 
 // Call visit(t, e, valid, share, slopes) for every pair: the cotangent times its share, and its
@@ -65,11 +64,11 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
 // slope may be infinite or NaN.
 template <class S, class K, bool transposed, bool every>
 DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                        std::uint32_t pairs, const Units<S>& units, Fragment<S>& weights) {
+                        std::uint32_t pairs, const Units& units, Fragment<S>& weights) {
     const Operands<S, false> columns(call, HIGH, stage);
     each_share<S, K, transposed, every>(
         call, term, stage, s, pairs,
-        [&](int t, int e, bool valid, float share, const auto& slopes) {
+        [&](int t, int e, bool valid, float share, const auto& slopes) INLINE {
             float weight = share * slopes.by[0];
             if constexpr (S::parts == 1) {
                 float r[4];
@@ -80,64 +79,77 @@ DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, cons
         });
 }
 
-// What a row of either set adds to the weight of a pair that it owns, but for 2^(a s - middle): the
-// cotangent times the slope times 2^(middle - offset - R). An empty side adds nothing.
-DEVICE float own_factor(float cotangent, float scale, float base, float statistic, float middle) {
-    const float exponent =
-        middle - multiply_then_add(scale * LOG2_E, base, statistic * LOG2_E);
-    return statistic == -infinity<float>() ? 0.f : cotangent * scale * exp2(exponent);
-}
+// The factors of a tile's weights for both views of its pairs in one set: of (i, j) it is
+// 2^(a s - offset_i) (factor_i + factor_j), an exponential for both.
+template <class S>
+struct Joint {
+    static constexpr int each = S::columns / 32;
+    float a[2], offset[2];   // with the unit of each row
+    float of_row[2];         // factor_i
+    float of_columns[each];  // r_j factor_j of the lane's own columns
 
-// The same as `add_weights` for both views of a pair in one set, by one exponential.
-//   every: all pairs are valid in both.
-template <class S, bool every>
-DEVICE void add_joint(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
-                      const Fragment<S>& s, std::uint32_t owned, std::uint32_t owning,
-                      const Units<S>& units, Fragment<S>& weights) {
-    const Operands<S, true> scales(call, term.args[0], stage), bases(call, term.args[1], stage),
-        statistics(call, term.statistic, stage), cotangents(call, term.cotangent, stage);
-    float scale[4], base[4], statistic[4], cotangent[4];
-    scales.get(0, scale);
-    bases.get(0, base);
-    statistics.get(0, statistic);
-    cotangents.get(0, cotangent);
-    // Neither 2^(a s - middle) nor the other factor leaves float's range, whatever R is.
-    const float a = scale[0] * LOG2_E, middle = magnitude(a) / 4;
-    float of_row[2], offset[2];
-    UNROLL
-    for (int h = 0; h < 2; ++h) {
-        of_row[h] = own_factor(cotangent[2 * h], scale[0], base[2 * h], statistic[2 * h], middle);
-        offset[h] = middle + units.log2(h);
-    }
-    // Lane k computes the factors of a few columns for all others.
-    constexpr int each = S::columns / 32;
-    float of_column[each];
-    UNROLL
-    for (int k = 0; k < each; ++k) {
-        const auto in_slot = [&](int slot) {
+    // folded: the similarities lack r_i.
+    DEVICE Joint(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
+                 const Units& units, bool folded) {
+        const Operands<S, true> high(call, HIGH, stage), scales(call, term.args[0], stage),
+            bases(call, term.args[1], stage), statistics(call, term.statistic, stage),
+            cotangents(call, term.cotangent, stage);
+        float r[4], scale[4], base[4], statistic[4], cotangent[4];
+        high.get(0, r);
+        scales.get(0, scale);
+        bases.get(0, base);
+        statistics.get(0, statistic);
+        cotangents.get(0, cotangent);
+        const float of_s = scale[0] * LOG2_E;
+        // Neither the exponential nor the factors leave float's range, whatever a statistic is.
+        const float middle = magnitude(of_s) / 4;
+        // The cotangent times the slope times 2^(middle - a base - R). An empty side has no weight.
+        const auto factor = [&](float cotangent, float base, float statistic) {
+            const float exponent = middle - multiply_then_add(of_s, base, statistic * LOG2_E);
+            return cotangent * scale[0] *
+                   exp2(statistic == -infinity<float>() ? -infinity<float>() : exponent);
+        };
+        UNROLL
+        for (int h = 0; h < 2; ++h) {
+            a[h] = folded ? of_s * r[2 * h] : of_s;
+            of_row[h] = factor(cotangent[2 * h], base[2 * h], statistic[2 * h]);
+            offset[h] = middle + units.log2(h);
+        }
+        const auto in_slot = [&](int slot, int k) {
             const int index = stage * call.n_col_slots() + slot;
             return load_shared<float>(
                 Shared(call.at.col_slots + 4 * (index * S::columns + each * lane() + k)));
         };
-        of_column[k] = in_slot(HIGH) * own_factor(in_slot(twin.cotangent), scale[0],
-                                                  in_slot(twin.args[1]), in_slot(twin.statistic),
-                                                  middle);
+        UNROLL
+        for (int k = 0; k < each; ++k)
+            of_columns[k] = in_slot(HIGH, k) * factor(in_slot(twin.cotangent, k),
+                                                      in_slot(twin.args[1], k),
+                                                      in_slot(twin.statistic, k));
     }
+    // r_j factor_j of the k-th of two columns of the t-th sums: all lanes ask together.
+    DEVICE float of_column(int t, int k) const {
+        return shuffle(of_columns[k % each], 8 / each * t + (2 * (lane() % 4) + k) / each);
+    }
+};
+
+// The same as `add_weights` for both views of a pair at once.
+//   every: all pairs are valid in both.
+template <class S, bool every>
+DEVICE void add_joint(const Sweep& call, const Joint<S>& joint, int stage, const Fragment<S>& s,
+                      std::uint32_t owned, std::uint32_t owning, Fragment<S>& weights) {
     const Operands<S, false> columns(call, HIGH, stage);
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
-        float r[4], of[2];
+        float r[4];
         columns.get(t, r);
-        UNROLL
-        for (int k = 0; k < 2; ++k)
-            of[k] = shuffle(of_column[k % each], (8 * t + 2 * (lane() % 4) + k) / each);
+        const float of[2] = {joint.of_column(t, 0), joint.of_column(t, 1)};
         UNROLL
         for (int e = 0; e < 4; ++e) {
             const bool owns = every || (owned >> (4 * t + e) & 1),
                        is_owned = every || (owning >> (4 * t + e) & 1);
-            const float one = exp2(multiply_then_add(s[t][e], a, -offset[e / 2]));
-            const float factor =
-                multiply_then_add(owns ? of_row[e / 2] : 0.f, r[e], is_owned ? of[e % 2] : 0.f);
+            const float one = exp2(multiply_then_add(s[t][e], joint.a[e / 2], -joint.offset[e / 2]));
+            const float factor = multiply_then_add(owns ? joint.of_row[e / 2] : 0.f, r[e],
+                                                   is_owned ? of[e % 2] : 0.f);
             weights[t][e] = multiply_then_add(owns || is_owned ? one : 0.f, factor, weights[t][e]);
         }
     }
@@ -151,7 +163,7 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
     if constexpr (arity > 0) {
         float sums[2][arity] = {};
         each_share<S, K, transposed, false>(call, term, stage, s, pairs,
-                                     [&](int, int e, bool valid, float share, const auto& slopes) {
+                                     [&](int, int e, bool valid, float share, const auto& slopes) INLINE {
                                          UNROLL
                                          for (int k = 0; k < arity; ++k)
                                              sums[e / 2][k] +=
@@ -181,25 +193,24 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
 // Add the weights and sums of one term.
 template <class S>
 DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                          const Masks& masks, const Units<S>& units, Fragment<S>& weights,
+                          const Masks& masks, const Units& units, Fragment<S>& weights,
                           bool embeddings) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
-    visit_kind(term.kind, [&](auto kind) {
+    visit_kind(term.kind, [&](auto kind) INLINE {
         using K = decltype(kind);
         if constexpr (!K::Accumulator::extreme) {
-            const auto both = [&](auto direction) {
+            const auto both = [&](auto direction) INLINE {
                 constexpr bool transposed = decltype(direction)::value;
                 const std::uint32_t pairs = windowed<S, transposed>(call, term, stage, s, side);
                 if (!ballot(pairs != 0)) return;
-                if (embeddings) {
-                    if (!ballot(pairs != every_pair<S>))
-                        add_weights<S, K, transposed, true>(call, term, stage, s, pairs, units,
-                                                            weights);
-                    else
-                        add_weights<S, K, transposed, false>(call, term, stage, s, pairs, units,
-                                                             weights);
-                }
+                constexpr bool often = std::is_same_v<typename K::Accumulator, LogSumExp<float>>;
+                if (embeddings && often && !ballot(pairs != every_pair<S>))
+                    add_weights<S, K, transposed, often>(call, term, stage, s, pairs, units,
+                                                         weights);
+                else if (embeddings)
+                    add_weights<S, K, transposed, false>(call, term, stage, s, pairs, units,
+                                                         weights);
                 if (term.by_arg[0] >= 0 || term.by_arg[1] >= 0)
                     add_slopes<S, K, transposed>(call, term, stage, s, pairs);
             };
@@ -211,30 +222,28 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
     });
 }
 
-// Add the weights of one term in both views.
+// Add the weights of one term in both views. folded: the similarities lack r_i.
 template <class S>
 DEVICE void joint_term(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
-                       const Fragment<S>& s, const Masks& masks, const Units<S>& units,
+                       const Fragment<S>& s, const Masks& masks, const Units& units, bool folded,
                        Fragment<S>& weights) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
     const std::uint32_t owned = windowed<S, false>(call, term, stage, s, side);
     const std::uint32_t owning = windowed<S, true>(call, twin, stage, s, side);
     if (!ballot((owned | owning) != 0)) return;
+    const Joint<S> joint(call, term, twin, stage, units, folded);
     if (!ballot((owned & owning) != every_pair<S>))
-        add_joint<S, true>(call, term, twin, stage, s, owned, owning, units, weights);
+        add_joint<S, true>(call, joint, stage, s, owned, owning, weights);
     else
-        add_joint<S, false>(call, term, twin, stage, s, owned, owning, units, weights);
+        add_joint<S, false>(call, joint, stage, s, owned, owning, weights);
 }
 
 // Pack weights as rows of mma, in units of a power of two per row that brings the largest so far to
 // [1, 2), for float16 holds nothing below 6e-8 and nothing above 65504. The sums change units with
 // it.
-//   units: those of the weights.
-//   exponents: biased, of the thread's two rows; 0: there was no weight yet.
 template <class S, int weight_parts, int n>
-DEVICE void fit(Fragment<S>& weights, const Units<S>& units, int (&exponents)[2],
-                float (&sums)[n][4],
+DEVICE void fit(const Sweep& call, Fragment<S>& weights, Units& units, float (&sums)[n][4],
                 std::uint32_t (&packed)[weight_parts][S::columns / 16][4]) {
     if constexpr (S::parts == 1) {
         pack_weights<S, weight_parts>(weights, packed);
@@ -245,8 +254,8 @@ DEVICE void fit(Fragment<S>& weights, const Units<S>& units, int (&exponents)[2]
             UNROLL
             for (std::uint32_t two : of) bits |= two;
         }
-        const bool stays = (bits & 0x40004000) == 0 && exponents[0] == units.biased[0] &&
-                           exponents[1] == units.biased[1];
+        const bool stays = (bits & 0x40004000) == 0 && units.of_sums[0] == units.of_tile[0] &&
+                           units.of_sums[1] == units.of_tile[1];
         if (!ballot(!stays)) return;
     }
     float shrink[2];
@@ -263,18 +272,19 @@ DEVICE void fit(Fragment<S>& weights, const Units<S>& units, int (&exponents)[2]
         int here = largest > 0.f ? larger(int(bits_of(largest) >> 23), 1) : 0;
         here = larger(here, shuffle_xor(here, 1));
         here = larger(here, shuffle_xor(here, 2));
-        if (here > 0) here = smaller(larger(here + units.biased[h] - 127, 1), 253);
-        const int now = larger(exponents[h], here);
+        const int before = units.of_sums[h], of_tile = units.of_tile[h];
+        if (here > 0) here = smaller(larger(here + of_tile - 127, 1), 253);
+        const int now = larger(before, here);
         const float unit =
-            now == 0 ? 1.f : from_bits(std::uint32_t(larger(127 + units.biased[h] - now, 0)) << 23);
+            now == 0 ? 1.f : from_bits(std::uint32_t(larger(127 + of_tile - now, 0)) << 23);
         UNROLL
         for (int t = 0; t < S::columns / 8; ++t) {
             UNROLL
             for (int e = 2 * h; e < 2 * h + 2; ++e) weights[t][e] *= unit;
         }
-        shrink[h] = from_bits(std::uint32_t(larger(127 + exponents[h] - now, 0)) << 23);
-        changes = changes || now != exponents[h];
-        exponents[h] = now;
+        shrink[h] = from_bits(std::uint32_t(larger(127 + before - now, 0)) << 23);
+        changes = changes || now != before;
+        units.template raise<S>(call, h, now);
     }
     pack_weights<S, weight_parts>(weights, packed);
     if (!ballot(changes)) return;

@@ -49,9 +49,9 @@ DEVICE void add(float (&sums)[4], const float (&few)[4]) {
     for (int e = 0; e < 4; ++e) sums[e] += few[e];
 }
 
-// Add x yᵀ of a warp's 16 rows and all columns to the products, in the order of the numbers in
-// every sweep: s has the same bits in both passes, and as s_ji. Of two parts the products of the
-// first are summed on two levels; the others are 2^-11 of them.
+// Multiply x yᵀ of a warp's 16 rows and all columns, in the order of the numbers in every sweep: s
+// has the same bits in both passes, and as s_ji. What is streamed is added to the products. Of two
+// parts the products of the first are summed on two levels; the others are 2^-11 of them.
 template <class S>
 DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
     constexpr int panels = S::chunk_panels;
@@ -59,36 +59,46 @@ DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
     const int matrix = lane() / 8, row = lane() % 8;
     const Shared a_row = lane_row<typename S::X>(x, 16 * warp() + matrix % 2 * 8 + row, matrix / 2);
     const Shared b_row = lane_row<typename S::Y>(y, matrix / 2 * 8 + row, matrix % 2);
-    UNROLL_BY(1)
-    for (int panel = 0; panel < panels; ++panel) {
+    UNROLL
+    for (int step = 0; step < panels * PANEL / 16; ++step) {
+        const int panel = step / (PANEL / 16), in_panel = 2 * CHUNK_BYTES * (step % (PANEL / 16));
+        const Shared a_at = (a_row ^ in_panel) + panel * S::X::panel_bytes;
+        const Shared b_at = (b_row ^ in_panel) + panel * S::Y::panel_bytes;
+        const auto add_step = [&](float(&to)[4], const std::uint32_t(&a)[4], std::uint32_t b0,
+                                  std::uint32_t b1) {
+            if (step == 0 && !S::streamed)
+                multiply(to, a, b0, b1);
+            else
+                multiply_add(to, a, b0, b1);
+        };
+        std::uint32_t a[S::parts][4];
         UNROLL
-        for (int step = 0; step < PANEL / 16; ++step) {
-            const Shared a_at = (a_row ^ (2 * CHUNK_BYTES * step)) + panel * S::X::panel_bytes;
-            const Shared b_at = (b_row ^ (2 * CHUNK_BYTES * step)) + panel * S::Y::panel_bytes;
-            std::uint32_t a[S::parts][4];
+        for (int part = 0; part < S::parts; ++part)
+            load_matrices(a[part], a_at + part * panels * S::X::panel_bytes);
+        UNROLL
+        for (int t = 0; t < S::columns / 16; ++t) {
+            // 16 rows on, the swizzle is the same.
+            std::uint32_t b[S::parts][4];
             UNROLL
             for (int part = 0; part < S::parts; ++part)
-                load_matrices(a[part], a_at + part * panels * S::X::panel_bytes);
+                load_matrices(b[part],
+                              b_at + part * panels * S::Y::panel_bytes + t * 16 * ROW_BYTES);
             UNROLL
-            for (int t = 0; t < S::columns / 16; ++t) {
-                // 16 rows on, the swizzle is the same.
-                std::uint32_t b[S::parts][4];
-                UNROLL
-                for (int part = 0; part < S::parts; ++part)
-                    load_matrices(b[part],
-                                  b_at + part * panels * S::Y::panel_bytes + t * 16 * ROW_BYTES);
-                UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const int at = 2 * t + half;
-                    if constexpr (S::parts == 2) {
-                        float of_step[4] = {};
-                        multiply_add(of_step, a[0], b[0][2 * half], b[0][2 * half + 1]);
-                        add(products[0][at], of_step);
-                        multiply_add(products[1][at], a[1], b[0][2 * half], b[0][2 * half + 1]);
-                        multiply_add(products[2][at], a[0], b[1][2 * half], b[1][2 * half + 1]);
+            for (int half = 0; half < 2; ++half) {
+                const int at = 2 * t + half;
+                if constexpr (S::parts == 2) {
+                    float of_step[4];
+                    multiply(of_step, a[0], b[0][2 * half], b[0][2 * half + 1]);
+                    if (step == 0 && !S::streamed) {
+                        UNROLL
+                        for (int e = 0; e < 4; ++e) products[0][at][e] = of_step[e];
                     } else {
-                        multiply_add(products[0][at], a[0], b[0][2 * half], b[0][2 * half + 1]);
+                        add(products[0][at], of_step);
                     }
+                    add_step(products[1][at], a[1], b[0][2 * half], b[0][2 * half + 1]);
+                    add_step(products[2][at], a[0], b[1][2 * half], b[1][2 * half + 1]);
+                } else {
+                    add_step(products[0][at], a[0], b[0][2 * half], b[0][2 * half + 1]);
                 }
             }
         }
@@ -96,8 +106,7 @@ DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
 }
 
 template <class S>
-DEVICE void similarities(const Sweep& call, int stage, const Products<S>& products,
-                         Fragment<S>& s) {
+DEVICE void similarities(const Products<S>& products, Fragment<S>& s) {
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
         UNROLL
@@ -106,7 +115,6 @@ DEVICE void similarities(const Sweep& call, int stage, const Products<S>& produc
             if constexpr (S::parts == 2) s[t][e] += products[1][t][e] + products[2][t][e];
         }
     }
-    scale<S>(call, stage, s);
 }
 
 // Weights as rows of mma, of 16 columns each, in one float16 or two.

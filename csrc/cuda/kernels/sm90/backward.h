@@ -18,25 +18,22 @@ backward_hopper(PARAMETER(BackwardCall) call) {
     } else {
         const bool embeddings = call.gradient != nullptr;
         float sums[S::slice / 8][4] = {};
-        // Exponents wait in shared memory between two tiles' fits: the terms fill the registers
-        // that sums leave, and the compiler would spill these two.
-        struct Exponents {
-            int of[2];
-        };
-        const Shared waiting = Shared(call.at.exponents + 8 * thread());
-        store_shared(waiting, Exponents{{0, 0}});
-        work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared y) {
+        // Units wait in shared memory between two tiles: the terms fill the registers that sums
+        // leave, and the compiler would spill these.
+        const Shared waiting = Shared(call.at.units + sizeof(Units) * thread());
+        store_shared(waiting, Units());
+        work<S>(call, [&](int tile, bool partial, int stage, Fragment<S>& s, Shared y) {
             Fragment<S> weights = {};
-            Exponents exponents = load_shared<Exponents>(waiting);
-            const Units<S> units(call, exponents.of);
-            backward_tile<S>(call, tile, partial, stage, s, units, weights);
+            backward_tile<S>(call, tile, partial, stage, s, load_shared<Units>(waiting), weights);
             if (!embeddings) return;
             std::uint32_t packed[weight_parts][S::columns / 16][4];
-            fit<S, weight_parts>(weights, units, exponents.of, sums, packed);
-            store_shared(waiting, exponents);
+            warp_sync();  // else the compiler would keep them in registers meanwhile
+            Units units = load_shared<Units>(waiting);
+            fit<S, weight_parts>(call, weights, units, sums, packed);
+            store_shared(waiting, units);
             accumulate_group<S, weight_parts>(sums, packed, y);
         });
-        if (embeddings) write_gradient<S>(call, sums, load_shared<Exponents>(waiting).of);
+        if (embeddings) write_gradient<S>(call, sums, load_shared<Units>(waiting));
         if (block_z() == 0) write_sums<S>(call);
     }
 #else

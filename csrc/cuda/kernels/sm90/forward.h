@@ -17,7 +17,7 @@ forward_hopper(PARAMETER(ForwardCall) call) {
         bring<S>(call, [&](int k, int tile, int stage) { write_bit<S>(call, k, tile, stage); });
     } else {
         Running running;
-        work<S>(call, [&](int tile, bool partial, int stage, const Fragment<S>& s, Shared) {
+        work<S>(call, [&](int tile, bool partial, int stage, Fragment<S>& s, Shared) {
             forward_tile<S>(call, tile, partial, stage, s, running);
         });
         store_running<S>(call, running);

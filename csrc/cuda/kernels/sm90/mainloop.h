@@ -153,8 +153,8 @@ DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
     wgmma_wait<0>(sums, packed);
 }
 
-// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with s of a tile
-// and its columns, in `stage` at `y`.
+// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with the products of
+// a tile and its columns, in `stage` at `y`.
 template <class S, class Call, class Known>
 DEVICE void work(const Call& call, Known known) {
     more_registers<WORKER_REGISTERS>();
@@ -165,7 +165,6 @@ DEVICE void work(const Call& call, Known known) {
         barrier_wait(turn.full(call), turn.parity);
         Fragment<S> s;
         multiply_group<S>(call, turn.y(call), s);
-        scale<S>(call, turn.stage, s);
         known(walk.tile(visit), walk.partial(visit), turn.stage, s, turn.y(call));
         warp_sync();
         if (lane() == 0) barrier_arrive(turn.empty(call));

@@ -13,6 +13,7 @@ namespace pairops::cuda {
 #define KERNEL(threads, blocks) void
 #define PARAMETER(Type) const Type
 #define DEVICE inline
+#define INLINE __attribute__((always_inline))
 #define UNROLL
 #define UNROLL_BY(n)
 
@@ -132,6 +133,12 @@ inline void load_transposed(std::uint32_t (&to)[4], Shared row, PAIROPS_HERE) {
 
 inline void multiply_add(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                          std::uint32_t b1, PAIROPS_HERE) {
+    host::multiply_add(sums, a, b0, b1, where);
+}
+
+inline void multiply(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                     std::uint32_t b1, PAIROPS_HERE) {
+    for (float& sum : sums) sum = 0;
     host::multiply_add(sums, a, b0, b1, where);
 }
 
