@@ -20,9 +20,12 @@ COPIES = build.ROOT / "build" / "cuda_on_host_mutants"
 SCHEDULER, MMA = "tile/scheduler.h", "tile/mma.h"
 MAINLOOP, SM90 = "kernels/mainloop.h", "kernels/sm90/mainloop.h"
 FORWARD, BACKWARD = "kernels/forward.h", "kernels/backward.h"
+FORWARD_TILE, BACKWARD_TILE = "tile/epilogue_forward.h", "tile/epilogue_backward.h"
+SM90_FORWARD, SHORT_WAYS = "kernels/sm90/forward.h", "kernels/short_ways.h"
 LIMITS = "device/shared_limits.h"
 # Cases of sweeps_test.cpp.
 ONE_SET, TWO_SETS, STREAMED = "plain, D = 40, N = 205", "plain, D = 40, N = 269", "plain, D = 300"
+NO_UNIT_ROWS = "plain, D = 40, N = 77"
 SPLIT, LONG = "split, D = 40, N = 107", "split, D = 40, N = 19"
 
 
@@ -101,15 +104,29 @@ MUTANTS = [
     Mutant("bits of one view", SCHEDULER, "if (load_global(bits + t)) return true;", "(void)t;",
            first="backward"),
     # Numbers.
-    Mutant("half of a quad's merge", "tile/epilogue_forward.h",
+    Mutant("half of a quad's merge", FORWARD_TILE,
            "for (int offset = 1; offset <= 2; offset *= 2)",
            "for (int offset = 1; offset <= 1; offset *= 2)"),
     Mutant("no exponent", BACKWARD,
-           "from_bits(std::uint32_t(exponents[h]) << 23)", "from_bits(127u << 23)"),
-    Mutant("no shrinking", "tile/epilogue_backward.h",
-           "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+           "from_bits(std::uint32_t(units.of_sums[h]) << 23)", "from_bits(127u << 23)"),
+    Mutant("no shrinking", BACKWARD_TILE, "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
+    Mutant("a tile's unit is not taken off", BACKWARD_TILE, "larger(here + of_tile - 127, 1)",
+           "larger(here, 1)"),
     Mutant("a gradient is not multiplied", "around/finalize.h",
            "float(double(factor) * r *", "float(r *"),
+    # Short ways.
+    Mutant("a state is merged twice", FORWARD, "    store_running<S>(call, running);\n",
+           2 * "    store_running<S>(call, running);\n"),
+    Mutant("no maximum of rows of any length", SHORT_WAYS, "!call.normalized || ", "",
+           case=NO_UNIT_ROWS),
+    Mutant("no maximum where a base is far away", FORWARD_TILE,
+           "running.bounded = !ballot(!within);", "running.bounded = true; (void)within;"),
+    Mutant("one exponential out of its range", SHORT_WAYS, "LOG2_E <= MOST_EXPONENT",
+           "LOG2_E <= 1e9f", first="backward"),
+    Mutant("an owner's window for its partner", BACKWARD_TILE,
+           "is_owned = every || (owning >>", "is_owned = every || (owned >>"),
+    Mutant("an empty side has a weight", BACKWARD_TILE,
+           "statistic == -infinity<float>() ? -infinity<float>() : exponent", "exponent"),
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,
@@ -150,7 +167,7 @@ MUTANTS = [
     Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums, packed);", "", first="backward").hopper(),
     Mutant("weights are not pinned", SM90, "wgmma_wait<0>(sums, packed);", "wgmma_wait<0>(sums);",
            first="backward").hopper(),
-    Mutant("states are read early", SM90, "group_sync(1, S::workers);", "").hopper(),
+    Mutant("states are read early", SM90_FORWARD, "group_sync(1, S::workers);", "").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
 ]  # fmt: skip

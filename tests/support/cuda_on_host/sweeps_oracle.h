@@ -11,6 +11,7 @@ struct Given {
     Exact<float> values;
     int stride = 0;
     float number = 0;
+    bool learned = true;  // is a gradient wanted by values?
 
     double at(int i) const { return values.size() ? values[std::size_t(stride * i)] : number; }
     Operand told() const { return {values.data_or_null(), stride, number}; }

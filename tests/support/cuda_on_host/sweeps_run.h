@@ -179,7 +179,9 @@ class Run {
                 if (!problem_.same && transposed != (term.owners != axis)) continue;
                 add_term(call, term, transposed, true);
                 for (int k = 0; k < term.arity(); k++) {
-                    if (term.by_partner[k] != transposed || !term.args[k].values.size()) continue;
+                    if (term.by_partner[k] != transposed || !term.args[k].values.size() ||
+                        !term.args[k].learned)
+                        continue;
                     call.terms[call.n_terms - 1].by_arg[k] = std::int8_t(along.size());
                     along.push_back({which, k});
                 }

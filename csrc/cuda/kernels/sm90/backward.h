@@ -33,6 +33,7 @@ backward_hopper(PARAMETER(BackwardCall) call) {
             store_shared(waiting, units);
             accumulate_group<S, weight_parts>(sums, packed, y);
         });
+        group_sync(1, S::workers);
         if (embeddings) write_gradient<S>(call, sums, load_shared<Units>(waiting));
         if (block_z() == 0) write_sums<S>(call);
     }

@@ -169,7 +169,6 @@ DEVICE void work(const Call& call, Known known) {
         warp_sync();
         if (lane() == 0) barrier_arrive(turn.empty(call));
     }
-    group_sync(1, S::workers);
 }
 
 #endif
