@@ -110,8 +110,8 @@ MUTANTS = [
     Mutant("no exponent", BACKWARD,
            "from_bits(std::uint32_t(units.of_sums[h]) << 23)", "from_bits(127u << 23)"),
     Mutant("no shrinking", BACKWARD_TILE, "sums[t][e] *= shrink[e / 2];", "(void)shrink;"),
-    Mutant("a tile's unit is not taken off", BACKWARD_TILE, "larger(here + of_tile - 127, 1)",
-           "larger(here, 1)"),
+    Mutant("a tile's unit is left out of an exponential", BACKWARD_TILE,
+           "offset[h] = middle + units.log2(h);", "offset[h] = middle;"),
     Mutant("a gradient is not multiplied", "around/finalize.h",
            "float(double(factor) * r *", "float(r *"),
     # Short ways.
@@ -125,8 +125,6 @@ MUTANTS = [
            "LOG2_E <= 1e9f", first="backward"),
     Mutant("an owner's window for its partner", BACKWARD_TILE,
            "is_owned = every || (owning >>", "is_owned = every || (owned >>"),
-    Mutant("an empty side has a weight", BACKWARD_TILE,
-           "statistic == -infinity<float>() ? -infinity<float>() : exponent", "exponent"),
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,

@@ -94,6 +94,7 @@ struct Shaped {
     int d, n, m, ignored, classes, splits;
     bool normalized, hopper;
     bool one_signed = false;  // no number is negative: the sums that lose most where they truncate
+    bool long_rows = false;  // exponentials of similarities overflow
 };
 
 struct OneSet {
@@ -133,7 +134,7 @@ inline OneSet make_set(const Shaped& shaped, int n, Random& random,
         // Scales of all sizes, where they make no difference to s.
         const double size =
             shaped.normalized ? std::exp((width == 2 && dtype[0] == 'f' ? 2 : 6) * random.normal())
-                              : std::exp2(double(random.below(3)) - 1);
+                              : std::exp2(double(random.below(3)) - (shaped.long_rows ? -1 : 1));
         const bool twin = i > 0 && i % 19 == 0 && label >= 0 && set.label[i - 1] >= 0;
         double squares = 0;
         for (int k = 0; k < d; k++) {
