@@ -159,8 +159,9 @@ void soft_mean_of(const py::tuple& given, std::int32_t n, Stream stream) {
     soft_mean(call, stream);
 }
 
-// Every term has values; its argument and bits may be None. `states` has room for those of any
-// sweep, and `splits` a number for each.
+// Every term has values; its argument and bits may be None. `splits` has a number for each sweep, and
+// `states` has room for the states of any that is split and, behind them, for a byte of each tile of
+// each of its terms that has bits.
 void forward_bound(const Plan& plan, const std::string& precision, const py::tuple& pairs,
                    const py::list& numbers, const py::list& vectors, const py::list& values,
                    const py::list& arguments, const py::list& bits, const py::object& states,
@@ -173,6 +174,7 @@ void forward_bound(const Plan& plan, const std::string& precision, const py::tup
     std::vector<Operand> statistics;
     for (const float* value : to) statistics.push_back({value, 1, 0.f});
     const BoundPlan bound(plan, numbers, vectors, statistics);
+    const ShapeFacts facts = shape_of(precision_called(precision), given.d, given.hopper);
     for (std::size_t s = 0; s < plan.sweeps.size(); ++s) {
         const PlannedSweep& planned = plan.sweeps[s];
         ForwardCall call{};
@@ -180,14 +182,24 @@ void forward_bound(const Plan& plan, const std::string& precision, const py::tup
         for (const int k : planned.terms) bound.add_term(planned, k, false, call);
         call.band_only = positives_alone(call);
         call.states = splits.at(s) > 1 ? pointer<float>(states) : nullptr;
-        FinalizeCall last{
-            call.states, call.rows.permutation, call.rows.n, splits[s], call.n_terms, {}, {}, {}};
+        FinalizeCall last{};
+        last.states = call.states;
+        last.permutation = call.rows.permutation;
+        last.n = call.rows.n, last.splits = splits[s], last.n_terms = call.n_terms;
+        last.blocks = (call.rows.n + facts.rows - 1) / facts.rows;
+        last.tiles = (call.cols.n + facts.columns - 1) / facts.columns;
+        auto* bytes = reinterpret_cast<std::uint8_t*>(call.states) +
+                      sizeof(float) * 2 * std::size_t(splits[s]) * std::size_t(call.n_terms) *
+                          std::size_t(call.rows.n);
         for (int k = 0; k < call.n_terms; ++k) {
             const auto term = std::size_t(planned.terms[std::size_t(k)]);
             last.kinds[k] = call.terms[k].kind;
             last.values[k] = call.values[k] = to.at(term);
             last.arguments[k] = call.arguments[k] = attained.at(term);
-            call.tile_bits[k] = masks.at(term);
+            last.tile_bits[k] = call.tile_bits[k] = masks.at(term);
+            if (!call.states || !masks[term]) continue;
+            last.tile_bytes[k] = call.tile_bits[k] = bytes;
+            bytes += last.blocks * last.tiles;
         }
         forward(call, precision_called(precision), given.d, splits[s], stream, given.hopper);
         if (call.states) finalize(last, stream);

@@ -98,6 +98,7 @@ def skipped() -> frozenset[sass.Line]:
         where("kernels/forward.h", "store_shared(flag_at<S>(call, k, stage, warp()), int(found));"),
         # A full tile's pairs are all valid, and a plain scale of s in [-1, 1] needs no maximum.
         where("kernels/forward.h", "if (!running.started) start<S>(call, running);"),
+        where("kernels/mainloop.h", "if (!holding) held.load(x);"),
         where("kernels/forward.h", "add_bounded<S, false>(running, s, pairs);"),
         where("kernels/forward.h", "visit_kind(term.kind, [&](auto kind) INLINE {", "        });"),
     )

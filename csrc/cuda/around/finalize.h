@@ -25,6 +25,18 @@ finalize_states(PARAMETER(FinalizeCall) call) {
             }
             write_statistic(state, at, call.values[k], call.arguments[k]);
         });
+    const Index row = bytes_of(call.tiles);
+    for (int k = 0; k < call.n_terms; ++k) {
+        if (!call.tile_bits[k]) continue;
+        for (Index byte = i; byte < call.blocks * row; byte += call.n) {
+            const std::uint8_t* from =
+                call.tile_bytes[k] + byte / row * call.tiles + byte % row * 8;
+            const int count = smaller(8, int(call.tiles - byte % row * 8));
+            int bits = 0;
+            for (int tile = 0; tile < count; ++tile) bits |= (from[tile] ? 1 : 0) << tile;
+            call.tile_bits[k][byte] = std::uint8_t(bits);
+        }
+    }
 }
 
 constexpr int SCALED_AT_A_TIME = 8;  // rows of a block, one for each warp

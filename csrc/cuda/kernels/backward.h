@@ -50,8 +50,8 @@ DEVICE void start_sums(const BackwardCall& call) {
         store_shared(Shared(call.at.states + 4 * k), 0.f);
 }
 
-// Compute the weights of a tile's pairs, r_j times the sum over all terms, in their units, and add to
-// the sums by arguments. s is not scaled yet.
+// Compute the weights of a tile's pairs, r_j times the sum over all terms, in their units, and add
+// to the sums by arguments. s is not scaled yet.
 template <class S>
 DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
                           Fragment<S>& s, const Units& units, Fragment<S>& weights) {

@@ -14,9 +14,10 @@ DEVICE void write_statistic(const Acc& state, Index at, float* value, Index* arg
     if (argument) argument[at] = found.argument;
 }
 
-// Clear the bits of tiles that no block visits: beyond the valid columns, or outside the band.
+// Clear the bits of a block of rows. Of several splits the first one clears the bytes of the tiles
+// that none visits: beyond the valid columns, or outside the band.
 template <class S>
-DEVICE void clear_unvisited(const ForwardCall& call) {
+DEVICE void clear_bits(const ForwardCall& call) {
     const Walk<S> walk(call);
     const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
     const int begin = call.band_only ? walk.first : 0;
@@ -24,14 +25,16 @@ DEVICE void clear_unvisited(const ForwardCall& call) {
     if (block_y() != 0) return;
     for (int k = 0; k < call.n_terms; ++k) {
         if (!call.tile_bits[k]) continue;
-        for (int tile = thread(); tile < tiles; tile += S::threads)
-            if (tile < begin || tile >= end) call.tile_bits[k][block_x() * tiles + tile] = 0;
+        const Index bytes = call.states ? tiles : bytes_of(tiles);
+        for (int byte = thread(); byte < bytes; byte += S::threads)
+            if (!call.states || byte < begin || byte >= end)
+                call.tile_bits[k][block_x() * bytes + byte] = 0;
     }
 }
 
 template <class S>
 DEVICE void start_states(const ForwardCall& call) {
-    clear_unvisited<S>(call);
+    clear_bits<S>(call);
     for (int k = 0; k < call.n_terms; ++k)
         visit_kind(call.terms[k].kind, [&](auto kind) {
             const Floats floats = floats_of(decltype(kind)::Accumulator::init());
@@ -86,13 +89,16 @@ DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
     int any = 0;
     for (int w = 0; w < S::warps; ++w) any |= load_shared<int>(flag_at<S>(call, k, stage, w));
     const Index tiles = (call.cols.n + S::columns - 1) / S::columns;
-    call.tile_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
+    if (call.states)
+        call.tile_bits[k][block_x() * tiles + tile] = std::uint8_t(any);
+    else if (any)
+        call.tile_bits[k][block_x() * bytes_of(tiles) + tile / 8] |= std::uint8_t(1 << tile % 8);
 }
 
 // Add a tile's similarities to the states of the warp's rows. s is not scaled yet.
 template <class S>
-DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage,
-                         Fragment<S>& s, Running& running) {
+DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage, Fragment<S>& s,
+                         Running& running) {
     scale<S>(call, stage, s);
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();

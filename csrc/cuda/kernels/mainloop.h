@@ -107,6 +107,10 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
     }
     copies_commit();
     Products<S> products;
+    // Rows that stay are held in registers where no sums of gradients fill these.
+    constexpr bool holds = !S::streamed && std::is_same_v<Call, ForwardCall>;
+    RowsInRegisters<S> held;
+    bool holding = false;
     int step = 0, buffer = 0, stage = 0, after = visit;
     Index index = -1;
     while (visit < walk.end) {
@@ -119,7 +123,7 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
             issue(walk.tile(visit), step + 1, buffer ^ 1);
         else if (after < walk.end)
             issue(walk.tile(after), 0, buffer ^ 1);
-        const Shared x = call.at.x + (S::streamed ? buffer * S::X::bytes : 0);
+        const RowsInShared<S> x{Shared(call.at.x + (S::streamed ? buffer * S::X::bytes : 0))};
         const Shared y = call.at.y + buffer * S::Y::bytes;
         // The index is read now and needed when s is known, so that nobody waits for it.
         const bool columns = steps.is_known_at(step) && after < walk.end;
@@ -137,7 +141,13 @@ DEVICE void stream(const Call& call, int sums, Known known, Sum sum, Synced sync
                     }
                 }
             }
-            multiply<S>(products, x, y);
+            if constexpr (holds) {
+                if (!holding) held.load(x);
+                holding = true;
+                multiply<S>(products, held, y);
+            } else {
+                multiply<S>(products, x, y);
+            }
         }
         if (columns) copy_columns<S>(call, walk.tile(after), stage ^ 1, thread(), index, copy);
         copies_commit();

@@ -34,12 +34,12 @@ void choose_short_ways(ForwardCall& call) {
     for (int k = 0; k < call.n_terms; ++k) {
         const TermCall& term = call.terms[k];
         if (!is_kind<HasLogSumExp>(term.kind)) continue;
-        if (call.running < 0 || (call.terms[call.running].side == Side::pos &&
-                                 term.side != Side::pos))
+        if (call.running < 0 ||
+            (call.terms[call.running].side == Side::pos && term.side != Side::pos))
             call.running = k;
     }
-    call.bounded = call.running >= 0 &&
-                   is_bounded<S>(call, call.terms[call.running], call.row_operands);
+    call.bounded =
+        call.running >= 0 && is_bounded<S>(call, call.terms[call.running], call.row_operands);
 }
 
 inline bool equal(const Operand& a, const Operand& b) {

@@ -32,12 +32,15 @@ struct TermCall {
     Side side;
     bool transposed;  // are its owners the columns of the sweep?
     std::int8_t args[2], above, below, statistic, cotangent;
-    std::int8_t by_arg[2];     // backward: the sum over a row that is the gradient by this argument
-    std::int8_t twin;          // backward: the other view of this term, if the two go together, or -1
-    const std::uint8_t* bits;  // backward: (blocks of owners, tiles of partners), or null
+    std::int8_t by_arg[2];  // backward: the sum over a row that is the gradient by this argument
+    std::int8_t twin;       // backward: the other view of this term, if the two go together, or -1
+    const std::uint8_t* bits;  // backward: (blocks of owners, bytes of tiles of partners), or null
 };
 
 constexpr int HIGH = 0, REST = 1, FIRST_OPERAND = 2;  // slots of every row and column
+
+// Bits of tiles are packed into bytes, row by row of blocks.
+HD inline Index bytes_of(Index tiles) { return (tiles + 7) / 8; }
 
 // The parameters of both sweeps.
 struct Sweep {
@@ -64,10 +67,12 @@ struct Sweep {
 struct ForwardCall : Sweep {
     std::int32_t running;  // the term whose states stay in registers, or -1
     bool bounded;          // are its contributions, but for their bases, within MOST_EXPONENT?
-    float* states;  // (splits, 2 · terms, n of rows), or null: one split, which finalizes
-    float* values[MOST_TERMS];            // (n of rows,)
-    Index* arguments[MOST_TERMS];         // likewise, or null
-    std::uint8_t* tile_bits[MOST_TERMS];  // (blocks, tiles), or null
+    float* states;         // (splits, 2 · terms, n of rows), or null: one split, which finalizes
+    float* values[MOST_TERMS];     // (n of rows,)
+    Index* arguments[MOST_TERMS];  // likewise, or null
+    // (blocks, bytes of tiles), or null. Of several splits two may share a byte: each tile then has
+    // one, (blocks, tiles), and finalize_states makes bits of them.
+    std::uint8_t* tile_bits[MOST_TERMS];
 };
 
 struct BackwardCall : Sweep {
@@ -115,6 +120,9 @@ struct FinalizeCall {
     std::int32_t kinds[MOST_TERMS];
     float* values[MOST_TERMS];
     Index* arguments[MOST_TERMS];
+    Index blocks, tiles;
+    const std::uint8_t* tile_bytes[MOST_TERMS];  // (blocks, tiles), or null
+    std::uint8_t* tile_bits[MOST_TERMS];         // (blocks, bytes of tiles), likewise
 };
 
 // dx = c r (g - u <u, g>), u = r x, of g = the sum over all splits, in the caller's order.

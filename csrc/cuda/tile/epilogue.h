@@ -56,9 +56,9 @@ constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 // Of a softmax's term an exponential is 2^(a s - offset), of numbers that do not vary along a row.
 template <class K>
-constexpr bool is_softmax = std::is_same_v<typename K::Accumulator, LogSumExp<float>> &&
-                            std::is_same_v<typename K::Function, Affine> && !K::by_partner(0) &&
-                            !K::by_partner(1);
+constexpr bool is_softmax =
+    std::is_same_v<typename K::Accumulator, LogSumExp<float>> &&
+    std::is_same_v<typename K::Function, Affine> && !K::by_partner(0) && !K::by_partner(1);
 // Where |s| <= 1 and |a| is no more than this, exponentials need no maximum that is subtracted.
 constexpr float MOST_EXPONENT = 75.f;
 

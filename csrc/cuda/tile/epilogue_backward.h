@@ -7,8 +7,8 @@
 
 namespace pairops::cuda {
 
-// The units of the weights of the thread's two rows, and of the sums of rows by them: powers of two,
-// as biased exponents.
+// The units of the weights of the thread's two rows, and of the sums of rows by them: powers of
+// two, as biased exponents.
 //   of_sums: that of the largest weight so far; 0: there was none yet.
 //   of_tile: near it, so that a tile's weights need no multiplication of their own. float32 is
 //            weighed in units of 1: what cancels among terms is not yet rounded then.
@@ -122,9 +122,9 @@ struct Joint {
         };
         UNROLL
         for (int k = 0; k < each; ++k)
-            of_columns[k] = in_slot(HIGH, k) * factor(in_slot(twin.cotangent, k),
-                                                      in_slot(twin.args[1], k),
-                                                      in_slot(twin.statistic, k));
+            of_columns[k] =
+                in_slot(HIGH, k) * factor(in_slot(twin.cotangent, k), in_slot(twin.args[1], k),
+                                          in_slot(twin.statistic, k));
     }
     // r_j factor_j of the k-th of two columns of the t-th sums: all lanes ask together.
     DEVICE float of_column(int t, int k) const {
@@ -147,7 +147,8 @@ DEVICE void add_joint(const Sweep& call, const Joint<S>& joint, int stage, const
         for (int e = 0; e < 4; ++e) {
             const bool owns = every || (owned >> (4 * t + e) & 1),
                        is_owned = every || (owning >> (4 * t + e) & 1);
-            const float one = exp2(multiply_then_add(s[t][e], joint.a[e / 2], -joint.offset[e / 2]));
+            const float one =
+                exp2(multiply_then_add(s[t][e], joint.a[e / 2], -joint.offset[e / 2]));
             const float factor = multiply_then_add(owns ? joint.of_row[e / 2] : 0.f, r[e],
                                                    is_owned ? of[e % 2] : 0.f);
             weights[t][e] = multiply_then_add(owns || is_owned ? one : 0.f, factor, weights[t][e]);
@@ -162,13 +163,13 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
     constexpr int arity = K::Function::arity;
     if constexpr (arity > 0) {
         float sums[2][arity] = {};
-        each_share<S, K, transposed, false>(call, term, stage, s, pairs,
-                                     [&](int, int e, bool valid, float share, const auto& slopes) INLINE {
-                                         UNROLL
-                                         for (int k = 0; k < arity; ++k)
-                                             sums[e / 2][k] +=
-                                                 valid ? share * slopes.by[1 + k] : 0.f;
-                                     });
+        each_share<S, K, transposed, false>(
+            call, term, stage, s, pairs,
+            [&](int, int e, bool valid, float share, const auto& slopes) INLINE {
+                UNROLL
+                for (int k = 0; k < arity; ++k)
+                    sums[e / 2][k] += valid ? share * slopes.by[1 + k] : 0.f;
+            });
         UNROLL
         for (int k = 0; k < arity; ++k) {
             if (K::by_partner(k) != transposed || term.by_arg[k] < 0) continue;

@@ -8,8 +8,8 @@
 
 namespace pairops::cuda {
 
-// Add one row's contributions to a state. Exponentials are taken of what is not above 0, and where a
-// maximum is infinite of the contributions themselves.
+// Add one row's contributions to a state. Exponentials are taken of what is not above 0, and where
+// a maximum is infinite of the contributions themselves.
 //   quad: under the maximum of four lanes, and then summed over them.
 template <bool quad, int n>
 DEVICE void add(LogSumExp<float>& state, const float (&f)[n]) {

@@ -49,22 +49,53 @@ DEVICE void add(float (&sums)[4], const float (&few)[4]) {
     for (int e = 0; e < 4; ++e) sums[e] += few[e];
 }
 
+// The 16 rows of a warp as its left operand, 16 numbers in each step.
+template <class S>
+struct RowsInShared {
+    Shared x;
+
+    DEVICE void get(int step, std::uint32_t (&a)[S::parts][4]) const {
+        // Row lane % 8 of matrix lane / 8: rows 0-7 and 8-15 by two chunks.
+        const int matrix = lane() / 8, row = 16 * warp() + matrix % 2 * 8 + lane() % 8;
+        const Shared at = lane_row<typename S::X>(x, row, matrix / 2);
+        const int panel = step / (PANEL / 16), in_panel = 2 * CHUNK_BYTES * (step % (PANEL / 16));
+        UNROLL
+        for (int part = 0; part < S::parts; ++part)
+            load_matrices(a[part],
+                          (at ^ in_panel) + (panel + part * S::chunk_panels) * S::X::panel_bytes);
+    }
+};
+template <class S>
+struct RowsInRegisters {
+    std::uint32_t of_step[S::chunk / 16][S::parts][4];
+
+    DEVICE void load(const RowsInShared<S>& from) {
+        UNROLL
+        for (int step = 0; step < S::chunk / 16; ++step) from.get(step, of_step[step]);
+    }
+    DEVICE void get(int step, std::uint32_t (&a)[S::parts][4]) const {
+        UNROLL
+        for (int part = 0; part < S::parts; ++part) {
+            UNROLL
+            for (int q = 0; q < 4; ++q) a[part][q] = of_step[step][part][q];
+        }
+    }
+};
+
 // Multiply x yᵀ of a warp's 16 rows and all columns, in the order of the numbers in every sweep: s
 // has the same bits in both passes, and as s_ji. What is streamed is added to the products. Of two
 // parts the products of the first are summed on two levels; the others are 2^-11 of them.
-template <class S>
-DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
+template <class S, class Rows>
+DEVICE void multiply(Products<S>& products, const Rows& rows, Shared y) {
     constexpr int panels = S::chunk_panels;
-    // Row lane % 8 of matrix lane / 8: rows 0-7 and 8-15 of x by two chunks, and two eights of y.
+    // Row lane % 8 of matrix lane / 8: two eights of y by two chunks.
     const int matrix = lane() / 8, row = lane() % 8;
-    const Shared a_row = lane_row<typename S::X>(x, 16 * warp() + matrix % 2 * 8 + row, matrix / 2);
     const Shared b_row = lane_row<typename S::Y>(y, matrix / 2 * 8 + row, matrix % 2);
     UNROLL
     for (int step = 0; step < panels * PANEL / 16; ++step) {
         const int panel = step / (PANEL / 16), in_panel = 2 * CHUNK_BYTES * (step % (PANEL / 16));
-        const Shared a_at = (a_row ^ in_panel) + panel * S::X::panel_bytes;
         const Shared b_at = (b_row ^ in_panel) + panel * S::Y::panel_bytes;
-        const auto add_step = [&](float(&to)[4], const std::uint32_t(&a)[4], std::uint32_t b0,
+        const auto add_step = [&](float (&to)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                   std::uint32_t b1) {
             if (step == 0 && !S::streamed)
                 multiply(to, a, b0, b1);
@@ -72,9 +103,7 @@ DEVICE void multiply(Products<S>& products, Shared x, Shared y) {
                 multiply_add(to, a, b0, b1);
         };
         std::uint32_t a[S::parts][4];
-        UNROLL
-        for (int part = 0; part < S::parts; ++part)
-            load_matrices(a[part], a_at + part * panels * S::X::panel_bytes);
+        rows.get(step, a);
         UNROLL
         for (int t = 0; t < S::columns / 16; ++t) {
             // 16 rows on, the swizzle is the same.

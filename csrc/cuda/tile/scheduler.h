@@ -51,18 +51,16 @@ struct Walk {
 template <class S>
 DEVICE bool has_pairs(const BackwardCall& call, int tile) {
     constexpr int ratio = S::rows / S::columns;  // tiles of a block
-    const int row_tiles = (call.rows.n + S::columns - 1) / S::columns;
-    const int col_tiles = (call.cols.n + S::columns - 1) / S::columns;
+    static_assert(8 % ratio == 0, "a block's tiles lie in one byte");
+    const Index row_bytes = bytes_of((call.rows.n + S::columns - 1) / S::columns);
+    const Index col_bytes = bytes_of((call.cols.n + S::columns - 1) / S::columns);
     for (int k = 0; k < call.n_terms; ++k) {
-        const std::uint8_t* bits = call.terms[k].bits;
-        if (!call.terms[k].transposed) {
-            if (load_global(bits + Index(block_x()) * col_tiles + tile)) return true;
-            continue;
-        }
-        bits += Index(tile / ratio) * row_tiles;
-        const int end = smaller((block_x() + 1) * ratio, row_tiles);
-        for (int t = block_x() * ratio; t < end; ++t)
-            if (load_global(bits + t)) return true;
+        const bool transposed = call.terms[k].transposed;
+        const int block = transposed ? tile / ratio : block_x();
+        const int first = transposed ? block_x() * ratio : tile;
+        const Index at = block * (transposed ? row_bytes : col_bytes) + first / 8;
+        const int bits = transposed ? (1 << ratio) - 1 : 1;
+        if (load_global(call.terms[k].bits + at) >> first % 8 & bits) return true;
     }
     return false;
 }

@@ -146,6 +146,11 @@ class Kernels:
         """Return the numbers of blocks of owners and of tiles of partners."""
         return (owners + self.rows - 1) // self.rows, (partners + self.columns - 1) // self.columns
 
+    def mask_bytes(self, owners: Any, partners: Any) -> Any:
+        """Return the length of a term's tile mask, a bit for each tile of each block."""
+        blocks, tiles = self.grid(owners, partners)
+        return blocks * ((tiles + 7) // 8)
+
     def room(self, z: Tensor) -> "Packed":
         """Allocate room for z (n, d), packed."""
         n = z.shape[0]

@@ -201,8 +201,8 @@ class _Shape(NamedTuple):
     columns: int
     shares: int
 
-    def cells(self, call: SizedCall) -> int:
-        return -(-call.n // self.rows) * -(-call.m // self.columns)
+    def cells(self, call: SizedCall, tiles_in_cell: int = 1) -> int:
+        return -(-call.n // self.rows) * -(-call.m // (self.columns * tiles_in_cell))
 
     def parts(self, owners: int, partners: int, each: int, shares: int) -> int:
         """Return how many parts partners are cut into, with `each` bytes of results apiece."""
@@ -248,15 +248,19 @@ def _triton_copies(call: SizedCall, beside: int) -> tuple[int, int]:
     return row * sum(call.lengths) + call.vectors(beside), making
 
 
-def _states(call: SizedCall, shape: _Shape) -> int:
-    """Count states in parts, of rows and then of columns."""
-    sides = [(len(call.rows), call.n, call.m), (len(call.cols), call.m, call.n)]
+def _states(call: SizedCall, shape: _Shape, tile_bytes: int = 0) -> int:
+    """Count states in parts, of rows and then of columns, and, where there are several parts, so
+    many bytes for each tile of a windowed term."""
+    sides = [(call.rows, call.n, call.m), (call.cols, call.m, call.n)]
     if call.same:
-        sides = [(len(call.terms_and_owners), call.n, call.n)]
+        sides = [((*call.rows, *call.cols), call.n, call.n)]
     found = [0]
     for terms, owners, partners in sides:
-        each = 8 * terms * owners
-        found.append(each * shape.parts(owners, partners, each, 1))
+        each = 8 * len(terms) * owners
+        parts = shape.parts(owners, partners, each, 1)
+        windowed = tile_bytes * sum(term.has_tile_mask for term in terms) * (parts > 1)
+        tiles = -(-owners // shape.rows) * -(-partners // shape.columns)
+        found.append(each * parts + windowed * tiles)
     return max(found)
 
 
@@ -333,10 +337,10 @@ WORKING = {
     "cpu": Working(_native_forward, _native_backward, takes_extremes=_native_takes_extremes),
     "blockwise": Working(_blockwise_forward, _blockwise_backward),
     "cuda": Working(
-        lambda call: _states(call, _cuda_shape(call)),
+        lambda call: _states(call, _cuda_shape(call), tile_bytes=1),
         lambda call: _sums(call, _cuda_shape(call)),
         _cuda_prepared,
-        lambda call: _cuda_shape(call).cells(call),
+        lambda call: _cuda_shape(call).cells(call, 8),
     ),
     "triton": Working(
         _triton_forward, _triton_backward, tile_masks=lambda call: _triton_shape(call).cells(call)

@@ -154,7 +154,9 @@ def processor_time() -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--all", action="store_true", help="ask every detector about each mutant")
+    parser.add_argument(
+        "--all", action="store_true", help="ask every detector about each mutant, and the rare ones"
+    )
     parser.add_argument("--only", help="part of the names of mutants; nothing else is run")
     parser.add_argument("--built", action="store_true", help="take what was built before")
     given = parser.parse_args()

@@ -17,6 +17,19 @@ struct Given {
     Operand told() const { return {values.data_or_null(), stride, number}; }
 };
 
+// The operands of one side of a sweep.
+struct Slots {
+    Operand* to;
+    std::int32_t* n;
+    std::int8_t add(const Operand& operand) {
+        to[*n] = operand;
+        return std::int8_t(FIRST_OPERAND + (*n)++);
+    }
+    std::int8_t add(const Given& given) {
+        return given.present ? add(given.told()) : std::int8_t(-1);
+    }
+};
+
 // A term as a caller has it: its kind by name, "lse:affine(op)".
 struct Term {
     std::string name, accumulator, function;

@@ -94,7 +94,7 @@ struct Shaped {
     int d, n, m, ignored, classes, splits;
     bool normalized, hopper;
     bool one_signed = false;  // no number is negative: the sums that lose most where they truncate
-    bool long_rows = false;  // exponentials of similarities overflow
+    bool long_rows = false;   // exponentials of similarities overflow
 };
 
 struct OneSet {

@@ -28,18 +28,6 @@ class Run {
     }
 
    private:
-    struct Slots {
-        Operand* to;
-        std::int32_t* n;
-        std::int8_t add(const Operand& operand) {
-            to[*n] = operand;
-            return std::int8_t(FIRST_OPERAND + (*n)++);
-        }
-        std::int8_t add(const Given& given) {
-            return given.present ? add(given.told()) : std::int8_t(-1);
-        }
-    };
-
     int blocks(int n) const { return (n + facts_.rows - 1) / facts_.rows; }
     int tiles(int n) const { return (n + facts_.columns - 1) / facts_.columns; }
 
@@ -122,17 +110,20 @@ class Run {
         const auto n = std::size_t(call.rows.n), splits = std::size_t(shaped_.splits);
         call.band_only = true;
         std::vector<Term*> owned;
+        std::vector<Exact<std::uint8_t>> bytes;
         for (Term& term : terms_) {
             if (term.owners != axis) continue;
             add_term(call, term, false, false);
             call.band_only = call.band_only && term.side == Side::pos;
             term.values = Exact<float>(n);
             term.arguments = Exact<Index>(term.accumulator.back() == '@' ? n : 0);
-            const int bits = term.windowed() ? blocks(call.rows.n) * tiles(call.cols.n) : 0;
-            term.bits = Exact<std::uint8_t>(std::size_t(bits), 0);
+            const Index across = tiles(call.cols.n);
+            const Index of_rows = term.windowed() ? blocks(call.rows.n) : 0;
+            term.bits = Exact<std::uint8_t>(std::size_t(of_rows * bytes_of(across)));
+            bytes.emplace_back(std::size_t(splits > 1 ? of_rows * across : 0));
             call.values[owned.size()] = term.values.data();
             call.arguments[owned.size()] = term.arguments.data_or_null();
-            call.tile_bits[owned.size()] = term.bits.data_or_null();
+            call.tile_bits[owned.size()] = (splits > 1 ? bytes.back() : term.bits).data_or_null();
             owned.push_back(&term);
         }
         if (owned.empty()) return;
@@ -141,11 +132,13 @@ class Run {
         forward(call, shaped_.precision, shaped_.d, shaped_.splits, 0, shaped_.hopper);
         states.check_guards("states");
         if (splits > 1) {
-            FinalizeCall last{call.states,  call.rows.permutation,
-                              call.rows.n,  shaped_.splits,
-                              call.n_terms, {},
-                              {},           {}};
+            FinalizeCall last{};
+            last.states = call.states, last.permutation = call.rows.permutation;
+            last.n = call.rows.n, last.splits = shaped_.splits, last.n_terms = call.n_terms;
+            last.blocks = blocks(call.rows.n), last.tiles = tiles(call.cols.n);
             for (int k = 0; k < call.n_terms; k++) {
+                last.tile_bytes[k] = call.tile_bits[k];
+                last.tile_bits[k] = owned[std::size_t(k)]->bits.data_or_null();
                 last.kinds[k] = call.terms[k].kind;
                 last.values[k] = call.values[k];
                 last.arguments[k] = call.arguments[k];
@@ -276,7 +269,8 @@ class Run {
                 });
             }
             for (std::size_t tile = 0; tile < has_pair.size(); tile++) {
-                const bool found = term.bits[std::size_t(block) * has_pair.size() + tile];
+                const auto row = std::size_t(bytes_of(Index(has_pair.size())));
+                const bool found = term.bits[std::size_t(block) * row + tile / 8] >> tile % 8 & 1;
                 // Rows that are ignored may set one, too.
                 if (found != has_pair[tile] && (has_pair[tile] || last <= rows.n_valid))
                     throw Wrong(term.name + ": the bit of block " + std::to_string(block) +

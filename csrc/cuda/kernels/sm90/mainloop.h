@@ -153,8 +153,8 @@ DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
     wgmma_wait<0>(sums, packed);
 }
 
-// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with the products of
-// a tile and its columns, in `stage` at `y`.
+// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with the products
+// of a tile and its columns, in `stage` at `y`.
 template <class S, class Call, class Known>
 DEVICE void work(const Call& call, Known known) {
     more_registers<WORKER_REGISTERS>();

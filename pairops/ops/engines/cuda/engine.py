@@ -22,7 +22,7 @@ from pairops.ops.terms.recipe import cuda_key
 from pairops.ops.terms.term import Term, Wanted
 
 from .launch import CudaCall, ForwardResult, SoftMean
-from .plans import CudaPlan, cuda_plan, mask_length
+from .plans import CudaPlan, cuda_plan
 
 NAME = "cuda"
 TAKES_EARLIER = "in windows"
@@ -133,8 +133,8 @@ def _call(pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]) -> CudaCall:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Compute statistics; each term that has a tile mask adds its (blocks of owners, tiles of
-    partners) to it, one after the other."""
+    """Compute statistics; each term that has a tile mask adds its (blocks of owners, bytes of tiles
+    of partners) to it, one after the other, a bit for each tile."""
     made = _call(pairs, rows, cols).forward()
     return made.values, made.arguments, made.tile_masks
 
@@ -189,5 +189,5 @@ def tile_masks_shape(
     for terms, owners, partners in ((rows, n, m), (cols, m, n)):
         keeping = sum([term.has_tile_mask for term in terms])
         if keeping:
-            total += keeping * mask_length(_kernels(pairs, prepare(pairs)), owners, partners)
+            total += keeping * _kernels(pairs, prepare(pairs)).mask_bytes(owners, partners)
     return (total,)

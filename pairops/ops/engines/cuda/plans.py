@@ -127,7 +127,7 @@ class ForwardLayout(NamedTuple):
     """What follows from the sizes of a call in its forward pass."""
 
     splits: list[int]  # of each sweep
-    states: int  # floats that any of them writes
+    states: int  # floats of the states of any of them that is split, and of its tiles' bytes
     masks: list[int | None]  # where the tile mask of each term begins, if it has one
     mask_bytes: int
 
@@ -142,13 +142,16 @@ def forward_layout(
         size = 2 * len(each.terms) * lengths[each.axis]
         parts.append(_splits(each, kernels, lengths, 1, 4 * size, processors))
         if parts[-1] > 1:
-            states = max(states, parts[-1] * size)
+            # Parts may share a byte of bits, so that each tile has a byte first.
+            blocks, tiles = kernels.grid(lengths[each.axis], lengths[1 - each.axis])
+            masked = sum([plan.plan.kinds[k].has_tile_mask for k in each.terms])
+            states = max(states, parts[-1] * size + (masked * blocks * tiles + 3) // 4)
     masks: list[int | None] = []
     at = 0
     for kind, axis in zip(plan.plan.kinds, plan.owners, strict=True):
         masks.append(at if kind.has_tile_mask else None)
         if kind.has_tile_mask:
-            at += mask_length(kernels, lengths[axis], lengths[1 - axis])
+            at += kernels.mask_bytes(lengths[axis], lengths[1 - axis])
     return ForwardLayout(parts, states, masks, at)
 
 
@@ -164,12 +167,6 @@ def backward_splits(
         size = 4 * owners * (kernels.d if embeddings else len(each.sums))
         found.append(_splits(each, kernels, (n, m), slices, size, processors))
     return found
-
-
-def mask_length(kernels: Kernels, owners: Any, partners: Any) -> Any:
-    """Return the length of a term's tile mask; the sizes may be symbols."""
-    blocks, tiles = kernels.grid(owners, partners)
-    return blocks * tiles
 
 
 def _splits(
