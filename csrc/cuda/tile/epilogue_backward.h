@@ -136,7 +136,7 @@ struct Joint {
 //   every: all pairs are valid in both.
 template <class S, bool every>
 DEVICE void add_joint(const Sweep& call, const Joint<S>& joint, int stage, const Fragment<S>& s,
-                      std::uint32_t owned, std::uint32_t owning, Fragment<S>& weights) {
+                      std::uint32_t row_pairs, std::uint32_t column_pairs, Fragment<S>& weights) {
     const Operands<S, false> columns(call, HIGH, stage);
     UNROLL
     for (int t = 0; t < S::columns / 8; ++t) {
@@ -145,13 +145,14 @@ DEVICE void add_joint(const Sweep& call, const Joint<S>& joint, int stage, const
         const float of[2] = {joint.of_column(t, 0), joint.of_column(t, 1)};
         UNROLL
         for (int e = 0; e < 4; ++e) {
-            const bool owns = every || (owned >> (4 * t + e) & 1),
-                       is_owned = every || (owning >> (4 * t + e) & 1);
+            const bool by_row = every || (row_pairs >> (4 * t + e) & 1),
+                       by_column = every || (column_pairs >> (4 * t + e) & 1);
             const float one =
                 exp2(multiply_then_add(s[t][e], joint.a[e / 2], -joint.offset[e / 2]));
-            const float factor = multiply_then_add(owns ? joint.of_row[e / 2] : 0.f, r[e],
-                                                   is_owned ? of[e % 2] : 0.f);
-            weights[t][e] = multiply_then_add(owns || is_owned ? one : 0.f, factor, weights[t][e]);
+            const float factor = multiply_then_add(by_row ? joint.of_row[e / 2] : 0.f, r[e],
+                                                   by_column ? of[e % 2] : 0.f);
+            weights[t][e] =
+                multiply_then_add(by_row || by_column ? one : 0.f, factor, weights[t][e]);
         }
     }
 }
@@ -230,14 +231,14 @@ DEVICE void joint_term(const Sweep& call, const TermCall& term, const TermCall& 
                        Fragment<S>& weights) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
-    const std::uint32_t owned = windowed<S, false>(call, term, stage, s, side);
-    const std::uint32_t owning = windowed<S, true>(call, twin, stage, s, side);
-    if (!ballot((owned | owning) != 0)) return;
+    const std::uint32_t row_pairs = windowed<S, false>(call, term, stage, s, side);
+    const std::uint32_t column_pairs = windowed<S, true>(call, twin, stage, s, side);
+    if (!ballot((row_pairs | column_pairs) != 0)) return;
     const Joint<S> joint(call, term, twin, stage, units, folded);
-    if (!ballot((owned & owning) != every_pair<S>))
-        add_joint<S, true>(call, joint, stage, s, owned, owning, weights);
+    if (!ballot((row_pairs & column_pairs) != every_pair<S>))
+        add_joint<S, true>(call, joint, stage, s, row_pairs, column_pairs, weights);
     else
-        add_joint<S, false>(call, joint, stage, s, owned, owning, weights);
+        add_joint<S, false>(call, joint, stage, s, row_pairs, column_pairs, weights);
 }
 
 // Pack weights as rows of mma, in units of a power of two per row that brings the largest so far to

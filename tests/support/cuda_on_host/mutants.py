@@ -124,7 +124,7 @@ MUTANTS = [
     Mutant("one exponential out of its range", SHORT_WAYS, "LOG2_E <= MOST_EXPONENT",
            "LOG2_E <= 1e9f", first="backward"),
     Mutant("an owner's window for its partner", BACKWARD_TILE,
-           "is_owned = every || (owning >>", "is_owned = every || (owned >>", rare=True),
+           "by_column = every || (column_pairs", "by_column = every || (row_pairs", rare=True),
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,
