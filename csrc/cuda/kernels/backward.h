@@ -57,7 +57,7 @@ DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int 
                           Fragment<S>& s, const Units& units, Fragment<S>& weights) {
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
-    const bool folded = call.folds && !partial;
+    const bool folded = may_fold<S> && call.folds && !partial;
     if (folded)
         scale_columns<S>(call, stage, s);
     else

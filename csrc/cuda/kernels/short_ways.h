@@ -81,7 +81,7 @@ void choose_short_ways(BackwardCall& call) {
         }
     }
     // A full tile has no positives. What a window drops must not depend on the view.
-    call.folds = true;
+    call.folds = may_fold<S>;
     for (int k = 0; k < call.n_terms; ++k) {
         const TermCall& term = call.terms[k];
         call.folds = call.folds && term.above < 0 && term.below < 0 &&

@@ -135,6 +135,11 @@ DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     }
 }
 
+// May r_i join the scales of terms? Not where sums of 256 numbers leave a thread of Hopper's no
+// register for it: the compiler would spill one.
+template <class S>
+constexpr bool may_fold = !S::hopper || S::slice < 256;
+
 // The same without r_i, where no bit of s decides about a pair.
 template <class S>
 DEVICE void scale_columns(const Sweep& call, int stage, Fragment<S>& s) {
