@@ -93,7 +93,7 @@ def kernels_of(dump: str) -> list[Kernel]:
 def shared_memory() -> dict[str, tuple[int, int, int]]:
     """By shape: the largest call's bytes, the largest layout's, the limit."""
     text = (ROOT / "csrc" / "cuda" / "params" / "shape_table.h").read_text()
-    shapes = re.findall(r"^using (\w+) = (?:Hopper)?Shape<", text, re.M)
+    shapes = re.findall(r"^using (\w+) = (?:Hopper|Halves)?Shape<", text, re.M)
     calls = "".join(f'    print<{name}>("{name}");\n' for name in shapes)
     source, program = BUILD / "layouts.cpp", BUILD / "layouts"
     source.write_text(LAYOUTS + calls + "}\n")

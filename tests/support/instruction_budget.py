@@ -37,12 +37,17 @@ SPECIAL = 16  # exponentials, a lane each
 # What the model takes for granted; none of it was measured.
 OF_PEAK = 0.8  # that torch.mm reaches, to which efficiency is relative
 BUSY = 0.75  # of the cycles in which a scheduler could issue
-EXPOSED = {"cuda": 0.5, "hopper": 0.5, "triton": 0.5}  # of tensor cycles, that nothing else hides
+EXPOSED = {"cuda": 0.5, "triton": 0.5}  # of tensor cycles, that nothing else hides
+# On Hopper a group of warps multiplies s of a tile while it works on the pairs of the one before;
+# what it must wait for, only the other group hides.
+EXPOSED_AHEAD, EXPOSED_TO_GROUP = 0.2, 0.5
+AHEAD = {128: 2 / 3, 256: 1 / 3, 512: 1 / 3}  # of the products: s of both sweeps, or of forward
 
 TILE = 128 * 64  # pairs, of which cycles are given
 
 SHAPES = {"cuda": {128: "Plain128", 256: "Plain256"}, "hopper": {}}
 SHAPES["hopper"] = {128: "Hopper128", 256: "Hopper256", 512: "Hopper512"}
+OF_BACKWARD = {"Hopper512": "Halves512"}  # where it has a shape of its own
 
 
 class Sweep(NamedTuple):
@@ -113,8 +118,12 @@ def efficiency(path: str, d: int, each: Cycles) -> tuple[str, float, float]:
     """What limits a path, the efficiency that it cannot exceed, and the one to expect."""
     useful = 3 * TILE * d / PRODUCTS / OF_PEAK
     limiter = LIMITERS[each.index(max(each))]
-    taken = max(each.issue / BUSY, each.shared, each.special) + EXPOSED[path] * each.tensor
-    return limiter, useful / max(each), useful / taken
+    if path == "hopper":
+        exposed = AHEAD[d] * EXPOSED_AHEAD + (1 - AHEAD[d]) * EXPOSED_TO_GROUP
+    else:
+        exposed = EXPOSED[path]
+    taken = max(each.issue / BUSY, each.shared, each.special) + exposed * each.tensor
+    return limiter, useful / max(each), useful / max(taken, each.tensor)
 
 
 def triton_sweeps() -> dict[tuple[str, int, str], Sweep]:
@@ -152,10 +161,12 @@ def cuda_sweeps() -> dict[tuple[str, int, str], Sweep]:
     found = {}
     for path, shapes in SHAPES.items():
         for d, name in shapes.items():
-            shape = cuda_counts.shape(name)
             for sweep in ("forward", "backward"):
-                times = -(-d // shape.slice) if sweep == "backward" else 1
-                work, bring = counted[name, sweep]
+                backward = sweep == "backward"
+                of = OF_BACKWARD.get(name, name) if backward else name
+                shape = cuda_counts.shape(of)
+                times = -(-d // shape.slice) if backward else 1
+                work, bring = counted[of, sweep]
                 found[path, d, sweep] = Sweep(shape.pairs, times, work, bring, shape.warps)
     return found
 

@@ -137,7 +137,7 @@ def opcodes(graph: list[Block], which: Iterable[int]) -> Counter[str]:
 
 
 def main_loop(graph: list[Block]) -> Loop:
-    """The innermost loop that holds all matrix products and an exponential.
+    """The innermost loop that holds all matrix products of loops and an exponential.
 
     The products alone would be too few: a loop over the numbers of a row may hold all of them.
     """
@@ -145,7 +145,7 @@ def main_loop(graph: list[Block]) -> Loop:
     def products(which: Iterable[int]) -> int:
         return sum(n for op, n in opcodes(graph, which).items() if PRODUCT.match(op))
 
-    every = products(range(len(graph)))
+    every = products({k for loop in loops(graph) for k in loop.blocks})
     found: list[Loop] = []
     for loop in loops(graph):  # the smallest first
         if products(loop.blocks) == every > 0 and opcodes(graph, loop.blocks)["MUFU.EX2"]:
@@ -155,8 +155,8 @@ def main_loop(graph: list[Block]) -> Loop:
     return found[0]
 
 
-# An instruction that a path is known to avoid weighs as much as this many that it may run, since
-# the compiler moves a few of them to where every way passes.
+# An instruction that a path is known to avoid weighs as much as this many that it may run, in a
+# block of which they are more than half: the compiler moves a few of them to other ways.
 AVOIDED = -10
 
 Avoided = Callable[[int, Instruction], bool]  # is this instruction of this block off the path?
@@ -204,8 +204,10 @@ class Path:
         def cost(one: int) -> tuple[float, Counter[str]]:
             if one not in largest:
                 code = self.graph[one].code
-                weight = sum(AVOIDED if avoided(one, k) else 1 for k in code)
-                return weight, Counter(k.opcode for k in code)
+                off = sum(avoided(one, k) for k in code)
+                mostly = 2 * off > len(code)
+                here = float(len(code) + (AVOIDED - 1) * off * mostly)
+                return here, Counter(k.opcode for k in code)
             weight, total = 0.0, Counter[str]()
             for times, also in self.trips(largest[one]):
                 each, runs = self._heaviest(
@@ -213,7 +215,7 @@ class Path:
                     lambda block, k, also=also: avoided(block, k) or also(block, k),  # type: ignore[misc]
                 )
                 weight += times * each
-                total += Counter({k: times * n for k, n in runs.items()})  # type: ignore[misc]
+                total += Counter({k: times * n for k, n in runs.items()})
             return weight, total
 
         best: dict[int, tuple[float, Counter[str]]] = {}  # from here to an end of the trip

@@ -26,8 +26,8 @@ using Shared = std::uint32_t;
 
 DEVICE int thread() { return threadIdx.x; }
 DEVICE int lane() { return threadIdx.x % 32; }
-// The index of the warp. A shuffle would let the compiler know that it is the same in all lanes,
-// but some of them alone may ask for it.
+// The index of the warp. The compiler does not know that all lanes have the same, as `uniform`
+// would tell it: some of them alone may ask.
 DEVICE int warp() { return threadIdx.x / 32; }
 DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
@@ -45,6 +45,11 @@ DEVICE double shuffle_xor(double value, int mask) {
 }
 // The value of another lane.
 DEVICE float shuffle(float value, int from) { return __shfl_sync(0xffffffff, value, from); }
+// The value that all lanes have, so that the compiler knows that they do; a T of 4 bytes.
+template <class T>
+DEVICE T uniform(T value) {
+    return __shfl_sync(0xffffffff, value, 0);
+}
 DEVICE std::uint32_t ballot(bool vote) { return __ballot_sync(0xffffffff, vote); }
 // The position of the lowest bit that is set.
 DEVICE int first_bit(std::uint32_t bits) { return __ffs(int(bits)) - 1; }
@@ -212,6 +217,10 @@ DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;\n" ::: 
 // A barrier among `threads` threads, whole warps; id from 1 to 15.
 DEVICE void group_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+// Arrive there and go on: of `threads` those count too that do not wait.
+DEVICE void group_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Set the registers of each thread of this warpgroup from here on.

@@ -36,14 +36,27 @@ DEVICE void pin(std::uint32_t (&a)[parts][steps][4]) {
     }
 }
 
-// An operand in shared memory: rows of 128 bytes whose chunks of 16 bytes are swizzled by the row,
-// groups of 8 rows 1024 bytes apart; `leading` bytes between panels, where it has several.
-DEVICE std::uint64_t operand(Shared at, int leading) {
-    return std::uint64_t((window(at) >> 4) & 0x3fff) | std::uint64_t(leading >> 4) << 16 |
-           std::uint64_t(1024 >> 4) << 32 | std::uint64_t(1) << 62;
-}
-
 }  // namespace detail
+
+// An operand in shared memory: rows of 128 bytes whose chunks of 16 bytes are swizzled by the row,
+// groups of 8 rows 1024 bytes apart; `leading` bytes between panels, where it has several. It moves
+// by an addition to the lower word, one instruction, where all lanes are known to have the same.
+class Panels {
+   public:
+    DEVICE explicit Panels(Shared at, int leading = 16)
+        : low_(detail::window(at) >> 4 & 0x3fff | std::uint32_t(leading >> 4) << 16) {}
+    DEVICE Panels operator+(int bytes) const {
+        Panels moved(*this);
+        moved.low_ += std::uint32_t(bytes >> 4);
+        return moved;
+    }
+    DEVICE std::uint64_t descriptor() const {
+        return std::uint64_t(0x40000000 | 1024 >> 4) << 32 | low_;
+    }
+
+   private:
+    std::uint32_t low_;
+};
 
 template <class... Registers>
 DEVICE void wgmma_fence(Registers&... registers) {
@@ -69,9 +82,9 @@ DEVICE void wgmma_wait(Registers&... registers) {
 // numbers, 32 bytes, in the first row of a panel, rows of 64 numbers. sums[t][e] is of row 16 (warp
 // in the group) + lane / 4, 8 more for e of 2 and 3, and of column 8 t + 2 (lane % 4) + e % 2.
 template <int n>
-DEVICE void multiply_tiles(float (&sums)[n / 8][4], Shared a, Shared b, bool add) {
+DEVICE void multiply_tiles(float (&sums)[n / 8][4], Panels a, Panels b, bool add) {
     static_assert(n == 32 || n == 64);
-    const std::uint64_t first = detail::operand(a, 16), second = detail::operand(b, 16);
+    const std::uint64_t first = a.descriptor(), second = b.descriptor();
     if constexpr (n == 32) {
         asm volatile(
             "{\n.reg .pred add;\nsetp.ne.b32 add, %18, 0;\n"
@@ -94,13 +107,12 @@ DEVICE void multiply_tiles(float (&sums)[n / 8][4], Shared a, Shared b, bool add
 }
 
 // sums (64×n) += a (64×16) b (16×n). `a` as multiply_add has it of the warp's 16 rows; `b`: the
-// first of 16 rows of a panel of 64 columns, a multiple of 1024, `panel_stride` bytes before the
-// next 64 columns.
+// first of 16 rows of a panel of 64 columns, a multiple of 1024, `leading` bytes before the next 64
+// columns.
 template <int n>
-DEVICE void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4], Shared b,
-                             int panel_stride) {
+DEVICE void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4], Panels b) {
     static_assert(n == 64 || n == 128 || n == 192 || n == 256);
-    const std::uint64_t second = detail::operand(b, panel_stride);
+    const std::uint64_t second = b.descriptor();
     if constexpr (n == 64) {
         asm volatile(
             "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
@@ -138,6 +150,20 @@ DEVICE void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(second), "r"(1)
             : "memory");
     }
+}
+
+// The same with `a` in shared memory: a step of 16 columns, 32 bytes, in the first of 64 rows.
+template <int n>
+DEVICE void multiply_stored(float (&sums)[n / 8][4], Panels a, Panels b) {
+    static_assert(n == 256);
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
+        PAIROPS_TEN() PAIROPS_TEN(1) PAIROPS_TEN(2) PAIROPS_TEN(3) PAIROPS_TEN(4) PAIROPS_TEN(5) PAIROPS_TEN(6) PAIROPS_TEN(7) PAIROPS_TEN(8) PAIROPS_TEN(9) PAIROPS_TEN(10) PAIROPS_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
+        "}, %128, %129, add, 1, 1, 0, 1;\n}\n"
+        : PAIROPS_8(0), PAIROPS_8(8), PAIROPS_8(16), PAIROPS_8(24)
+        : "l"(a.descriptor()), "l"(b.descriptor()), "r"(1)
+        : "memory");
 }
 
 #undef PAIROPS_TEN

@@ -95,11 +95,13 @@ DEVICE void write_bit(const ForwardCall& call, int k, int tile, int stage) {
         call.tile_bits[k][block_x() * bytes_of(tiles) + tile / 8] |= std::uint8_t(1 << tile % 8);
 }
 
-// Add a tile's similarities to the states of the warp's rows. s is not scaled yet.
-template <class S>
+// Add a tile's similarities to the states of the warp's rows. s is not scaled yet; scaled() is
+// called when it is.
+template <class S, class Scaled>
 DEVICE void forward_tile(const ForwardCall& call, int tile, bool partial, int stage, Fragment<S>& s,
-                         Running& running) {
+                         Running& running, Scaled scaled) {
     scale<S>(call, stage, s);
+    scaled();
     const int row = block_x() * S::rows + 16 * warp() + lane() / 4;
     const Masks of = partial ? masks<S>(call, row, tile) : full_masks<S>();
     if (!running.started) start<S>(call, running);
@@ -137,7 +139,7 @@ forward(PARAMETER(ForwardCall) call) {
     const auto known = [&](int tile, bool partial, int stage, const Products<S>& products) {
         Fragment<S> s;
         similarities<S>(products, s);
-        forward_tile<S>(call, tile, partial, stage, s, running);
+        forward_tile<S>(call, tile, partial, stage, s, running, [] {});
         noted = tile;
         noted_in = stage;
     };

@@ -6,6 +6,7 @@
 #include "cuda/kernels/short_ways.h"
 #include "cuda/kernels/sm90/backward.h"
 #include "cuda/kernels/sm90/forward.h"
+#include "cuda/kernels/sm90/halves.h"
 #include "cuda/params/shape_table.h"
 
 namespace pairops::cuda {
@@ -40,7 +41,9 @@ auto forward_kernel() {
 }
 template <class S, int weight_parts>
 auto backward_kernel() {
-    if constexpr (S::hopper)
+    if constexpr (is_halves<S>)
+        return backward_halves<S>;
+    else if constexpr (S::hopper)
         return backward_hopper<S, weight_parts>;
     else
         return backward<S, weight_parts>;
@@ -54,8 +57,9 @@ void launch_forward(ForwardCall call, int d, int splits, Stream stream) {
            S::threads, call.at.bytes, stream, call);
 }
 
-template <class S, int weight_parts>
+template <class Asked, int weight_parts>
 void launch_backward(BackwardCall call, int splits, Stream stream) {
+    using S = typename OfBackward<Asked, weight_parts>::Type;
     prepare<S>(call, call.width, 2 * call.n_sums);
     choose_short_ways<S>(call);
     const int slices = call.gradient ? (call.width + S::slice - 1) / S::slice : 1;

@@ -20,8 +20,9 @@ struct Steps {
 template <class S>
 DEVICE void load_slots(const Sweep& call) {
     const int n_valid = load_global(call.rows.n_valid);
-    for (int k = thread(); k < (FIRST_OPERAND + call.n_row_operands) * S::rows; k += S::threads) {
-        const int slot = k / S::rows, row = block_x() * S::rows + k % S::rows;
+    const int n_row_slots = FIRST_OPERAND + call.n_row_operands;
+    for (int k = thread(); k < n_row_slots * S::held_rows; k += S::threads) {
+        const int slot = k / S::held_rows, row = block_x() * S::rows + k % S::held_rows % S::rows;
         float value = 0.f;
         if (slot < FIRST_OPERAND) {
             value = load_global((slot == HIGH ? call.rows.high : call.rows.rest) + row);

@@ -23,15 +23,31 @@ using Split128 = Shape<128, 4, 32, 2>;
 using SplitAny = Shape<128, 4, 32, 2, 64>;
 
 // These are not measured either, and only for those who ask. One block of a multiprocessor has all
-// its shared memory and registers, so X may stay at every D. Above 256 what is left holds two tiles
-// of 32 columns, and s is multiplied again for each slice. The other ways to D = 512 cost more: one
-// tile of 64 columns could not be copied while it is worked on; 64 rows, a half of the gradient for
-// each group and weights exchanged between the two would read Y twice as often and wait for each
-// other at every tile.
+// its shared memory and registers, so X may stay at every D.
 using Hopper64 = HopperShape<64, 64, 3>;
 using Hopper128 = HopperShape<128, 64, 3>;
 using Hopper256 = HopperShape<256, 64, 3>;
 using Hopper512 = HopperShape<256, 32, 2, 512>;
+
+// Of backward at D = 512, where 128 rows' sums would be a multiprocessor's registers: 64 rows, and
+// weights that two groups exchange through shared memory. It reads Y as often as two slices of 128
+// rows would, and multiplies s and weighs pairs once. With weights of two parts what is left holds
+// three tiles.
+using Halves512 = HalvesShape<512, 32, 4, 1, 32>;
+using Halves512Fine = HalvesShape<512, 32, 3, 2, 32>;
+
+template <class S, int weight_parts>
+struct OfBackward {
+    using Type = S;
+};
+template <>
+struct OfBackward<Hopper512, 1> {
+    using Type = Halves512;
+};
+template <>
+struct OfBackward<Hopper512, 2> {
+    using Type = Halves512Fine;
+};
 
 // Call visit with the shape that serves embeddings of d numbers; Hopper's, where there is one, if
 // asked for.

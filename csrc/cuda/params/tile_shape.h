@@ -38,6 +38,7 @@ struct Shape {
     static constexpr int stages = 2;
     static constexpr int chunk = streamed ? chunk_ : slice;
     static constexpr int rows = 16 * warps, threads = 32 * warps;
+    static constexpr int held_rows = rows, noted_rows = rows, noted_columns = columns;
     static constexpr int chunk_panels = chunk / PANEL;
     using X = Tile<rows, parts * chunk_panels>;
     using Y = Tile<columns, parts * chunk_panels>;
@@ -45,6 +46,9 @@ struct Shape {
     static_assert(rows % columns == 0 && PADDED_ROWS % rows == 0, "whole tiles");
 };
 
+// held_rows: those of all warps, each of which has slots and states of its own for its 16.
+// noted_rows, noted_columns: the tiles that forward writes bits of, and bands are of as many rows.
+//
 // The shape for Hopper: eight warps own 16 rows each, as above, and the last four bring `stages`
 // tiles ahead, whole ones, of embeddings whose `numbers` all fit beside X.
 template <int slice_, int columns_, int stages_, int numbers = slice_>
@@ -54,16 +58,44 @@ struct HopperShape {
     static constexpr int stages = stages_, chunk = numbers, chunk_panels = chunk / PANEL;
     static constexpr int group = 128;  // threads that multiply together
     static constexpr int rows = 16 * warps, workers = 32 * warps, threads = workers + group;
+    static constexpr int held_rows = rows, noted_rows = rows, noted_columns = columns;
     using X = Tile<rows, chunk_panels>;
     using Y = Tile<columns, chunk_panels>;
     static_assert(slice % PANEL == 0 && chunk % slice == 0, "whole panels");
     static_assert(columns % 16 == 0 && columns <= PANEL_ROWS && rows == PADDED_ROWS, "whole tiles");
 };
 
+// The shape of backward for Hopper where the sums of a row fill two threads' registers: both groups
+// of four workers own the same 64 rows, each one half of the numbers, and work on every second
+// tile.
+//   weight_parts: float16 numbers that a weight is the sum of.
+//   noted: columns of a tile of forward.
+template <int slice_, int columns_, int stages_, int weight_parts_, int noted>
+struct HalvesShape {
+    static constexpr int slice = slice_, warps = 8, columns = columns_, parts = 1;
+    static constexpr bool hopper = true, streamed = false;
+    static constexpr int stages = stages_, chunk = slice, chunk_panels = chunk / PANEL;
+    static constexpr int half = slice / 2, weight_parts = weight_parts_;
+    static constexpr int group = 128;
+    static constexpr int rows = PANEL_ROWS, workers = 32 * warps, threads = workers + group;
+    static constexpr int held_rows = 16 * warps, noted_rows = PADDED_ROWS, noted_columns = noted;
+    using X = Tile<rows, chunk_panels>;
+    using Y = Tile<columns, chunk_panels>;
+    using Weights = Tile<rows, 1>;  // of a tile of each group, side by side
+    static_assert(half % PANEL == 0 && 2 * columns == PANEL, "whole panels");
+    static_assert(stages >= 3, "a group has yet to leave a tile when it needs the next but one");
+    static_assert(noted % columns == 0 && held_rows == 2 * rows, "whole tiles, and two groups");
+};
+
+template <class S>
+constexpr bool is_halves = false;
+template <int slice, int columns, int stages, int weight_parts, int noted>
+constexpr bool is_halves<HalvesShape<slice, columns, stages, weight_parts, noted>> = true;
+
 // Offsets of a block's parts of shared memory, in bytes. Columns' slots and indices, and flags, are
 // there once for each stage: for this tile and those to come.
 struct Layout {
-    int x, y, col_slots, at, row_slots, states, flags, units, barriers, bytes;
+    int x, y, weights, col_slots, at, row_slots, states, flags, units, walk, barriers, bytes;
 };
 
 // Slots are vectors along rows and columns; `states` are floats per row.
@@ -71,14 +103,17 @@ template <class S>
 constexpr Layout layout(int row_slots, int col_slots, int states) {
     Layout l{};
     l.y = (S::streamed ? 2 : 1) * S::X::bytes;
-    l.col_slots = l.y + S::stages * S::Y::bytes;
+    l.weights = l.y + S::stages * S::Y::bytes;
+    l.col_slots = l.weights;
+    if constexpr (is_halves<S>) l.col_slots += S::weight_parts * S::Weights::bytes;
     l.at = l.col_slots + S::stages * 4 * col_slots * S::columns;
     l.row_slots = l.at + S::stages * 4 * S::columns;
-    l.states = l.row_slots + 4 * row_slots * S::rows;
-    l.flags = l.states + 4 * states * S::rows;
-    l.units = l.flags + S::stages * 4 * MOST_TERMS * S::warps;
-    l.barriers = l.units + (S::hopper ? 4 * 4 * 32 * S::warps : 0);
-    l.bytes = l.barriers + (S::hopper ? 2 * 8 * S::stages : 0);
+    l.states = l.row_slots + 4 * row_slots * S::held_rows;
+    l.flags = l.states + 4 * states * S::held_rows;
+    l.units = l.flags + (is_halves<S> ? 0 : S::stages * 4 * MOST_TERMS * S::warps);
+    l.walk = l.units + (S::hopper ? (is_halves<S> ? 1 : 16) * 32 * S::warps : 0);
+    l.barriers = l.walk + (S::hopper ? 32 : 0);
+    l.bytes = l.barriers + (S::hopper ? 2 * 8 * (S::stages + is_halves<S>) : 0);
     return l;
 }
 

@@ -73,7 +73,7 @@ class Operands {
     DEVICE Operands(const Sweep& call, int slot, int stage) {
         if (by_row) {
             const Shared first =
-                call.at.row_slots + 4 * (slot * S::rows + 16 * warp() + lane() / 4);
+                call.at.row_slots + 4 * (slot * S::held_rows + 16 * warp() + lane() / 4);
             row_[0] = load_shared<float>(first);
             row_[1] = load_shared<float>(first + 4 * 8);
         } else {

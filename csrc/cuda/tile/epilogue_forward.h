@@ -74,7 +74,7 @@ HD inline Acc state_of(const Floats& floats) {
 // The address of a half of term k's state.
 template <class S>
 DEVICE Shared state_at(const Sweep& call, int k, int half, int row) {
-    return call.at.states + 4 * ((2 * k + half) * S::rows + row);
+    return call.at.states + 4 * ((2 * k + half) * S::held_rows + row);
 }
 
 // Merge the states of a quad's lanes.

@@ -10,6 +10,13 @@ namespace pairops::cuda {
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
+// The first of a thread's two rows, among the block's and among those that its warps hold.
+DEVICE int held_row() { return 16 * warp() + lane() / 4; }
+template <class S>
+DEVICE int row_in_block() {
+    return held_row() % S::rows;
+}
+
 // The tiles of a block: full ones, of negatives only, from left to right; then the partial ones,
 // which its intervals touch, and a ragged last one. Visits [begin, end) of them are this block's
 // part.
@@ -17,6 +24,7 @@ template <class S>
 struct Walk {
     int first, width, full_tiles, tiles, visits, begin, end;
 
+    Walk() = default;
     DEVICE explicit Walk(const Sweep& call) {
         const int n_valid_rows = load_global(call.rows.n_valid),
                   n_valid_cols = load_global(call.cols.n_valid);
@@ -24,8 +32,9 @@ struct Walk {
         tiles = (n_valid_cols + S::columns - 1) / S::columns;
         Index low = 0, high = 0;
         if (call.band) {
-            low = load_global(call.band + 2 * block_x());
-            high = load_global(call.band + 2 * block_x() + 1);
+            const int block = row / S::noted_rows;
+            low = load_global(call.band + 2 * block);
+            high = load_global(call.band + 2 * block + 1);
         } else {
             low = load_global(call.pos_begin + row);
             high = load_global(call.pos_end + smaller(row + S::rows, call.rows.n) - 1);
@@ -50,14 +59,14 @@ struct Walk {
 // Does any term have a pair of this tile inside its windows, with its rows as owners or partners?
 template <class S>
 DEVICE bool has_pairs(const BackwardCall& call, int tile) {
-    constexpr int ratio = S::rows / S::columns;  // tiles of a block
+    constexpr int noted = S::noted_columns, ratio = S::rows / noted;  // tiles of a block
     static_assert(8 % ratio == 0, "a block's tiles lie in one byte");
-    const Index row_bytes = bytes_of((call.rows.n + S::columns - 1) / S::columns);
-    const Index col_bytes = bytes_of((call.cols.n + S::columns - 1) / S::columns);
+    const Index row_bytes = bytes_of((call.rows.n + noted - 1) / noted);
+    const Index col_bytes = bytes_of((call.cols.n + noted - 1) / noted);
     for (int k = 0; k < call.n_terms; ++k) {
         const bool transposed = call.terms[k].transposed;
-        const int block = transposed ? tile / ratio : block_x();
-        const int first = transposed ? block_x() * ratio : tile;
+        const int block = (transposed ? tile * S::columns : block_x() * S::rows) / S::noted_rows;
+        const int first = transposed ? block_x() * ratio : tile * S::columns / noted;
         const Index at = block * (transposed ? row_bytes : col_bytes) + first / 8;
         const int bits = transposed ? (1 << ratio) - 1 : 1;
         if (load_global(call.terms[k].bits + at) >> first % 8 & bits) return true;
@@ -106,8 +115,8 @@ DEVICE Masks masks(const Sweep& call, int i, int tile) {
     Masks found{0, 0};
     UNROLL
     for (int h = 0; h < 2; ++h) {
-        const int row = i + 8 * h;
-        if (row >= n_valid_rows) continue;
+        if (i + 8 * h >= n_valid_rows) continue;
+        const auto row = std::uint32_t(i + 8 * h);  // no sign that the compiler would keep
         Index pos_begin = 0, pos_end = 0, self_index = -1;
         if (!call.transposed) {
             pos_begin = load_global(call.pos_begin + row);
@@ -123,7 +132,7 @@ DEVICE Masks masks(const Sweep& call, int i, int tile) {
                 pos_end = load_global(call.pos_end + column);
                 self_index = load_global(call.self_index + column);
             }
-            const Index position = call.transposed ? row : column;
+            const Index position = call.transposed ? Index(row) : column;
             if (position == self_index) continue;
             const std::uint32_t bit = 1u << (4 * (k / 2) + 2 * h + k % 2);
             found.present |= bit;

@@ -32,7 +32,7 @@ int bulks_count;
 
 struct Group {
     int threads, arrived, syncs;
-    std::uint32_t members[max_warps];
+    std::uint32_t members[max_warps], waiting[max_warps];
     Clock clock;
 };
 Group groups[16];
@@ -208,6 +208,10 @@ bool copy_engine() {
 
 void hopper_ends() {
     if (bulks_count) fail({nullptr, 0}, "ends with %d bulk copies in flight", bulks_count);
+    for (int id = 1; id < 16; id++) {
+        const int arrived = groups[id].arrived;
+        if (arrived) fail({nullptr, 0}, "ends with %d arrivals at group_sync(%d)", arrived, id);
+    }
     multiplications_end();
 }
 
@@ -221,28 +225,41 @@ void hopper_waits() {
 
 void fence_async() { me().fences++; }
 
-void group_sync(int id, int threads, Where where) {
-    if (id < 1 || id > 15) fail(where, "group_sync with the id %d", id);
+// Threads that arrive without waiting count, too, but get nothing of what the others did.
+void group_sync(int id, int threads, bool waits, Where where) {
+    const char* what = waits ? "group_sync" : "group_arrive";
+    if (id < 1 || id > 15) fail(where, "%s with the id %d", what, id);
     if (threads <= 0 || threads % 32 || threads > machine.threads) {
-        fail(where, "group_sync of %d threads", threads);
+        fail(where, "%s of %d threads", what, threads);
     }
     Group& group = groups[id];
-    enter_gate(group_names[id], where);
+    if (waits) enter_gate(group_names[id], where);
+    const int warp = machine.current / 32;
+    const std::uint32_t lane = 1U << machine.current % 32;
     if (group.arrived && group.threads != threads) {
-        fail(where, "group_sync(%d) of %d threads, and of %d", id, group.threads, threads);
+        fail(where, "%s(%d) of %d threads, and of %d", what, id, group.threads, threads);
     }
-    if (!group.arrived) std::memset(group.members, 0, sizeof(group.members));
+    if (!group.arrived) {
+        std::memset(group.waiting, 0, sizeof(group.waiting));
+        std::memset(group.members, 0, sizeof(group.members));
+    }
+    if (group.members[warp] & lane) fail(where, "%s(%d) again in one phase", what, id);
     group.threads = threads;
     const unsigned char* token_now = token(token_group + 2 * id + group.syncs % 2);
     tsan_release(token_now);
     join(group.clock, me().clock);
-    group.members[machine.current / 32] |= 1U << machine.current % 32;
+    group.members[warp] |= lane;
+    if (waits)
+        group.waiting[warp] |= lane;
+    else
+        me().clock[me_actor()] = ++machine.tick;  // what follows is not what others wait for
     if (++group.arrived < threads) {
+        if (!waits) return;
         wait(group_names[id], where);
     } else {
         machine.tick++;
         for (int i = 0; i < machine.threads; i++) {
-            if (!(group.members[i / 32] >> i % 32 & 1)) continue;
+            if (!(group.waiting[i / 32] >> i % 32 & 1)) continue;
             join(machine.fibers[i].clock, group.clock);
             machine.fibers[i].clock[of_thread + i] = machine.tick;
             machine.warps[i / 32].gate = nullptr;
@@ -252,7 +269,7 @@ void group_sync(int id, int threads, Where where) {
         group.arrived = 0;
         group.syncs++;
     }
-    tsan_acquire(token_now);
+    if (waits) tsan_acquire(token_now);
 }
 
 }  // namespace pairops::cuda::host

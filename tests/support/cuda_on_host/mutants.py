@@ -19,6 +19,8 @@ COPIES = build.ROOT / "build" / "cuda_on_host_mutants"
 # Files of csrc/cuda.
 SCHEDULER, MMA = "tile/scheduler.h", "tile/mma.h"
 MAINLOOP, SM90 = "kernels/mainloop.h", "kernels/sm90/mainloop.h"
+SM90_FORWARD, SM90_BACKWARD = "kernels/sm90/forward.h", "kernels/sm90/backward.h"
+HALVES = "kernels/sm90/halves.h"
 FORWARD, BACKWARD = "kernels/forward.h", "kernels/backward.h"
 FORWARD_TILE, BACKWARD_TILE = "tile/epilogue_forward.h", "tile/epilogue_backward.h"
 SM90_FORWARD, SHORT_WAYS = "kernels/sm90/forward.h", "kernels/short_ways.h"
@@ -54,13 +56,21 @@ class Mutant(NamedTuple):
         forward = self.forward.replace("Plain64", "Split64")
         return self._replace(case=case, forward=forward, backward=backward)
 
-    def hopper(self) -> "Mutant":
-        changed = [kernel.replace("Plain64", "Hopper64") for kernel in self.kernels()]
-        return self._replace(case="Hopper " + self.case, forward=changed[0], backward=changed[1])
+    def hopper(self, shape: str = "Hopper64", case: str = ONE_SET) -> "Mutant":
+        changed = [kernel.replace("Plain64", shape) for kernel in self.kernels()]
+        return self._replace(case="Hopper " + case, forward=changed[0], backward=changed[1])
+
+    def wide(self) -> "Mutant":
+        """Where the groups of four warps take turns."""
+        return self._replace(first="backward").hopper("Hopper256", "plain, D = 200")
+
+    def halves(self) -> "Mutant":
+        """Where two groups exchange weights."""
+        return self._replace(first="backward").hopper("Hopper512", "plain, D = 300")
 
 
 WAIT = "        copies_wait<0>();\n        block_sync();\n"
-LEAVE = "        if (lane() == 0) barrier_arrive(turn.empty(call));\n"
+LEAVE = "    if (lane() == 0) barrier_arrive(turn.empty(call));\n"
 
 MUTANTS = [
     # Copies and barriers.
@@ -85,7 +95,8 @@ MUTANTS = [
            "                                 b[t][1][2 * half + 1]);",
            "{}", first="backward").split(),
     # What lies beyond a set, or does not count.
-    Mutant("row guard of masks", SCHEDULER, "if (row >= n_valid_rows) continue;", "", "address"),
+    Mutant("row guard of masks", SCHEDULER, "if (i + 8 * h >= n_valid_rows) continue;", "",
+           "address"),
     Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address"),
     Mutant("row guard of the gradient", BACKWARD,
            "if (i >= smaller(call.rows.n, load_global(call.rows.n_valid))) continue;",
@@ -154,20 +165,60 @@ MUTANTS = [
            "        barrier_wait(turn.empty(call), turn.parity ^ 1);\n        left(",
            "left(").hopper(),
     Mutant("a stage is left before it is used", SM90,
-           "        known(walk", LEAVE + "        known(walk").hopper(),
-    Mutant("a stage is left while lanes read", SM90,
-           "warp_sync();\n" + LEAVE, LEAVE).hopper(),
+           "        known(walk", "        leave<S>(call, turn);\n        known(walk").hopper(),
+    Mutant("a stage is left while lanes read", SM90, "    warp_sync();\n" + LEAVE, LEAVE).hopper(),
     Mutant("fewer bytes than come", SM90,
            "S::Y::bytes + (first ? S::X::bytes : 0)", "S::Y::bytes").hopper(),
     Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
-    Mutant("no second phase", SM90, "parity ^= stage == 0 ? 1 : 0;", "").hopper(),
-    Mutant("no wait for s", SM90, "wgmma_wait<0>(s);", "").hopper(),
-    Mutant("no wait for sums", SM90, "wgmma_wait<0>(sums, packed);", "", first="backward").hopper(),
-    Mutant("weights are not pinned", SM90, "wgmma_wait<0>(sums, packed);", "wgmma_wait<0>(sums);",
-           first="backward").hopper(),
+    Mutant("no second phase", SM90, "packed ^= stage() == 0 ? ODD : 0;", "").hopper(),
+    Mutant("no wait for s", SM90,
+           "wgmma_wait<0>(products);\n        take", "take").hopper(),
+    Mutant("s is written over by the next one", SM90, "        take<S>(products, s);\n",
+           "        multiply_next<S>(call, coming, products);\n        take<S>(products, s);\n"
+           ).hopper(),
+    Mutant("no wait for sums", SM90_BACKWARD,
+           "wgmma_wait<0>(products, sums, packed);", "", first="backward").hopper(),
+    Mutant("a wait too early", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
+           "wgmma_wait<1>(products, sums, packed);", first="backward").hopper(),
+    Mutant("weights are not pinned", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
+           "wgmma_wait<0>(products, sums);", first="backward").hopper(),
     Mutant("states are read early", SM90_FORWARD, "group_sync(1, S::workers);", "").hopper(),
+    Mutant("sums are read early", SM90_BACKWARD, "    group_sync(1, S::workers);\n", "",
+           first="backward").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
+    # Turns of the two groups.
+    Mutant("a dropped arrive", SM90_BACKWARD, "            in_turn.pass();\n", "").wide(),
+    Mutant("no wait for a turn", SM90_BACKWARD, "            in_turn.wait();\n", "").wide(),
+    Mutant("the last turn is left over", SM90_BACKWARD, "    in_turn.end();\n", "").wide(),
+    # Weights that are exchanged.
+    Mutant("an exchange without a fence", HALVES, "        fence_async();\n", "").halves(),
+    Mutant("no wait for the other's weights", HALVES,
+           "barrier_wait(Half<S>::given(call, half.is_second() ? 0 : 1), parity);", "").halves(),
+    Mutant("weights are given before they are stored", HALVES,
+           "warp_sync();\n        if (lane() == 0) barrier_arrive(given",
+           "if (lane() == 0) barrier_arrive(given").halves(),
+    Mutant("weights are stored over those that are read", HALVES,
+           "            half.give(call, packed);\n",
+           "            half.give(call, packed);\n            half.give(call, packed);\n").halves(),
+    Mutant("x is not waited for", HALVES,
+           "if (visit < walk.end) barrier_wait(turn.full(call), turn.parity);", "").halves(),
+    Mutant("a stage is reused while the other's weights need it", HALVES,
+           "            if (embeddings) {\n                barrier_wait(before",
+           "            leave<S>(call, before);\n            if (embeddings) {\n"
+           "                barrier_wait(before").halves(),
+    Mutant("exchanged weights are not pinned", HALVES,
+           "wgmma_wait<0>(s, sums, packed);", "wgmma_wait<0>(s, sums);").halves(),
+    Mutant("sums stay in the unit of the last weights", HALVES,
+           "change_units(mine, theirs, sums);", "{}").halves(),
+    Mutant("units of the other's weights are forgotten", HALVES,
+           "load_exponents(half.exponents(true), units.of_sums);\n            }",
+           "}").halves(),
+    Mutant("sums of one group's tiles alone", BACKWARD, "held += S::rows)", "held += S::held_rows)",
+           ).halves(),
+    Mutant("bits of another block", SCHEDULER, "(transposed ? tile * S::columns : block_x() * S::rows) / S::noted_rows;",
+           "transposed ? tile * S::columns / S::noted_rows : block_x();"
+           ).halves(),
 ]  # fmt: skip
 
 SCHEDULES = ("lockstep", "last_warp", "random_thread")
@@ -189,7 +240,7 @@ def affected(file: str) -> tuple[str, ...]:
         return ("api",)
     if file.endswith("forward.h"):
         return ("forward",)
-    if file.endswith("backward.h"):
+    if file.endswith(("backward.h", "halves.h")):
         return ("backward",)
     return ("forward", "backward")
 

@@ -59,7 +59,8 @@ DEVICE void consume(const Tiles& call) {
         if (wrong == early_empty) barrier_arrive(empty + 8 * stage);
         float s[8][4];
         if (wrong != no_wgmma_fence) wgmma_fence(s);
-        for (Shared k = 0; k < 4; k++) multiply_tiles<64>(s, 32 * k, y + 32 * k, k > 0);
+        for (Shared k = 0; k < 4; k++)
+            multiply_tiles<64>(s, Panels(32 * k), Panels(y + 32 * k), k > 0);
         wgmma_commit();
         if (wrong == touched) s[0][0] = 1;
         if (wrong != no_wgmma_wait) wgmma_wait<0>(s);
@@ -72,7 +73,7 @@ DEVICE void consume(const Tiles& call) {
         }
         wgmma_fence(sums, weights);
         for (int k = 0; k < 4; k++) {
-            multiply_weights<64>(sums, weights[0][k], y + Shared(k) * 2048, 8192);
+            multiply_weights<64>(sums, weights[0][k], Panels(y, 8192) + k * 2048);
         }
         wgmma_commit();
         if (wrong == rewritten) weights[0][3][2] ^= 1;

@@ -184,6 +184,19 @@ std::uint32_t ballot(bool vote, Where where) {
     return fiber.out[0];
 }
 
+std::uint32_t uniform(std::uint32_t value, Where where) {
+    Fiber* const lanes = machine.fibers + machine.current / 32 * 32;
+    me().in[0] = value;
+    if (meet("uniform", where)) {
+        for (int i = 0; i < 32; i++) {
+            if (lanes[i].in[0] != value)
+                fail(where, "uniform of a value that differs in lane %d", i);
+        }
+        depart();
+    }
+    return value;
+}
+
 void load_matrices(std::uint32_t (&to)[4], Shared row, bool transposed, Where where) {
     const char* op = transposed ? "load_transposed" : "load_matrices";
     Fiber& fiber = me();

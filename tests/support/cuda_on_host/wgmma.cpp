@@ -19,7 +19,7 @@ struct Held {
     float values[16 * 256];
 };
 struct Issue {
-    bool tiles, add;
+    bool stored, add;  // is a in shared memory?
     Shared a, b;
     int stride, n, group, held;
     std::int32_t tick;
@@ -44,9 +44,11 @@ Shared swizzled(Shared at) { return at ^ (at >> 7 & 7) << 4; }
 // Shared memory that the warp reads, a piece within a row at a time.
 template <class Visit>
 void operands(const Issue& issue, Visit visit) {
-    if (issue.tiles) {
+    if (issue.stored) {
         const Shared first = issue.a + Shared(machine.current / 32 % 4) * 16 * 128;
         for (Shared row = 0; row < 16; row++) visit(swizzled(first + row * 128) & ~31U, 32);
+    }
+    if (!issue.stride) {
         for (Shared row = 0; row < Shared(issue.n); row++) {
             visit(swizzled(issue.b + row * 128) & ~31U, 32);
         }
@@ -125,11 +127,11 @@ void perform(Queue& queue, Issue& issue) {
     for (int k = 0; k < 16; k++) {
         for (int j = 0; j < issue.n; j++) {
             const int at =
-                issue.tiles ? j * 128 + 2 * k : j / 64 * issue.stride + k * 128 + j % 64 * 2;
+                !issue.stride ? j * 128 + 2 * k : j / 64 * issue.stride + k * 128 + j % 64 * 2;
             b[k * issue.n + j] = number(issue.b + Shared(at));
         }
     }
-    if (issue.tiles) {
+    if (issue.stored) {
         const Shared first = issue.a + Shared(machine.current / 32 % 4) * 16 * 128;
         for (Shared row = 0; row < 16; row++) {
             for (Shared k = 0; k < 16; k++) issue.rows[row][k] = number(first + row * 128 + 2 * k);
@@ -199,8 +201,8 @@ void wgmma_commit(Where where) {
     }
 }
 
-void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int panel_stride,
-           bool add, Where where) {
+void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int stride, bool add,
+           Where where) {
     if (machine.threads % 128) fail(where, "wgmma in a block of %d threads", machine.threads);
     Fiber& fiber = me();
     Fiber* const lanes = machine.fibers + machine.current / 32 * 32;
@@ -208,15 +210,15 @@ void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, in
     fiber.multiplied = a;
     if (a) std::memcpy(fiber.in, a, 16);
     fiber.in[4] = b;
-    fiber.in[5] = a ? std::uint32_t(panel_stride) : a_at;
+    fiber.in[5] = a ? std::uint32_t(stride) : a_at;
     tsan_release(issue_token());
     if (!meet("wgmma", where)) return;
     // A panel begins at a multiple of 1024, a step of 16 numbers in it 32 bytes on.
-    if (b % 1024 % (a ? 1024 : 32) || b % 1024 > 96 || (!a && (a_at % 32 || a_at % 1024 > 96))) {
+    if (b % 1024 % (stride ? 1024 : 32) || b % 1024 > 96 ||
+        (!a && (a_at % 32 || a_at % 1024 > 96))) {
         fail(where, "wgmma of operands at %u and %u, not where a panel's step begins", a_at, b);
     }
-    if (a && (panel_stride % 1024 || panel_stride < 0))
-        fail(where, "panels %d apart", panel_stride);
+    if (stride % 1024 || stride < 0) fail(where, "panels %d apart", stride);
     float* all[32];
     for (int lane = 0; lane < 32; lane++) {
         all[lane] = lanes[lane].accumulators;
@@ -227,11 +229,11 @@ void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, in
     Queue& queue = mine();
     if (queue.end - queue.first == max_issues) fail(where, "too many wgmmas in flight");
     Issue& issue = queue.issues[queue.end++ % max_issues];
-    issue.tiles = !a;
+    issue.stored = !a;
     issue.add = add;
     issue.a = a_at;
     issue.b = b;
-    issue.stride = panel_stride;
+    issue.stride = stride;
     issue.n = n;
     issue.group = queue.group;
     issue.where = where;
@@ -257,7 +259,7 @@ void wgmma_wait(int groups, Registers a, Where where) {
         for (; queue.first < queue.end; queue.first++) {
             Issue& issue = queue.issues[queue.first % max_issues];
             if (issue.group >= queue.group - groups) break;
-            if (!issue.tiles) check_registers(issue, lanes, where);
+            if (!issue.stored) check_registers(issue, lanes, where);
             report(issue, true);
             perform(queue, issue);
             for (int lane = 0; lane < 32; lane++) {

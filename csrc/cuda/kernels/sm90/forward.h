@@ -17,8 +17,8 @@ forward_hopper(PARAMETER(ForwardCall) call) {
         bring<S>(call, [&](int k, int tile, int stage) { write_bit<S>(call, k, tile, stage); });
     } else {
         Running running;
-        work<S>(call, [&](int tile, bool partial, int stage, Fragment<S>& s, Shared) {
-            forward_tile<S>(call, tile, partial, stage, s, running);
+        work<S>(call, [&](int tile, bool partial, int stage, Fragment<S>& s, auto scaled) {
+            forward_tile<S>(call, tile, partial, stage, s, running, scaled);
         });
         store_running<S>(call, running);
         group_sync(1, S::workers);

@@ -17,20 +17,29 @@ namespace pairops::cuda {
 // With 24 and 240 those that bring spill, and backward at D = 256 needs no more than these.
 constexpr int BRINGER_REGISTERS = 40, WORKER_REGISTERS = 232;
 
-// One stage after the other, and the parity of its barriers' phase.
+// One stage after the other, and the parity of its barriers' phase: in one register.
 template <class S>
 struct Turn {
-    int stage = 0, parity = 0;
+    static constexpr int ODD = 16;
+    int packed = 0;
 
+    DEVICE int stage() const { return packed & (ODD - 1); }
+    DEVICE int parity() const { return packed >> 4; }
     DEVICE void next() {
-        stage = stage + 1 == S::stages ? 0 : stage + 1;
-        parity ^= stage == 0 ? 1 : 0;
+        packed = stage() + 1 == S::stages ? packed & ODD : packed + 1;
+        packed ^= stage() == 0 ? ODD : 0;
+    }
+    // The next one, or this one if there is no more.
+    DEVICE Turn following_if(bool more) const {
+        Turn turn(*this);
+        if (more) turn.next();
+        return turn;
     }
     // The stage holds a tile and the operands of its columns.
-    DEVICE Shared full(const Sweep& call) const { return Shared(call.at.barriers + 8 * stage); }
+    DEVICE Shared full(const Sweep& call) const { return Shared(call.at.barriers + 8 * stage()); }
     // Every warp has done with it.
     DEVICE Shared empty(const Sweep& call) const { return full(call) + 8 * S::stages; }
-    DEVICE Shared y(const Sweep& call) const { return Shared(call.at.y + stage * S::Y::bytes); }
+    DEVICE Shared y(const Sweep& call) const { return Shared(call.at.y + stage() * S::Y::bytes); }
 };
 
 // All threads call this; a barrier of the block follows.
@@ -72,7 +81,7 @@ DEVICE void bring_embeddings(const Call& call, const Walk<S>& walk) {
          visit = next_visit(call, walk, visit + 1), turn.next()) {
         if (lane() == 0) {  // the others wait for nothing that they could miss a phase of
             const Shared full = turn.full(call);
-            barrier_wait(turn.empty(call), turn.parity ^ 1);
+            barrier_wait(turn.empty(call), turn.parity() ^ 1);
             barrier_expect(full, S::Y::bytes + (first ? S::X::bytes : 0));
             if (first) bring_tile<typename S::X>(call.at.x, call.rows, block_x() * S::rows, full);
             bring_tile<typename S::Y>(turn.y(call), call.cols, walk.tile(visit) * S::columns, full);
@@ -90,8 +99,8 @@ DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int in_tile, Le
     UNROLL
     for (int& tile : tiles) tile = -1;
     const auto wait = [&](const Turn<S>& turn, int next) {
-        barrier_wait(turn.empty(call), turn.parity ^ 1);
-        left(in_tile, tiles[0], turn.stage);
+        barrier_wait(turn.empty(call), turn.parity() ^ 1);
+        left(in_tile, tiles[0], turn.stage());
         UNROLL
         for (int k = 0; k + 1 < S::stages; ++k) tiles[k] = tiles[k + 1];
         tiles[S::stages - 1] = next;
@@ -102,7 +111,7 @@ DEVICE void bring_columns(const Call& call, const Walk<S>& walk, int in_tile, Le
         const int tile = walk.tile(visit);
         const Index index = column_index<S>(call, tile, in_tile);
         wait(turn, tile);
-        copy_columns<S>(call, tile, turn.stage, in_tile, index, copy);
+        copy_columns<S>(call, tile, turn.stage(), in_tile, index, copy);
         barrier_arrive(turn.full(call));
     }
     UNROLL
@@ -121,54 +130,85 @@ DEVICE void bring(const Call& call, Left left) {
         bring_columns<S>(call, walk, 32 * (bringer - 1) + lane(), left);
 }
 
-// Compute s of a group's 64 rows and all columns, in the order of the numbers, in both sweeps.
+// Begin with s of a group's 64 rows and all columns, in the order of the numbers, in both sweeps.
 template <class S>
-DEVICE void multiply_group(const Sweep& call, Shared y, Fragment<S>& s) {
-    const Shared x = call.at.x + warp() / 4 * S::X::block_bytes;
+DEVICE void multiply_group(Panels x, Panels y, Fragment<S>& s) {
     wgmma_fence(s);
     UNROLL
     for (int step = 0; step < S::chunk / 16; ++step) {
         const int panel = step / 4, in_panel = step % 4 * 2 * CHUNK_BYTES;
-        multiply_tiles<S::columns>(s, x + panel * S::X::panel_bytes + in_panel,
-                                   y + panel * S::Y::panel_bytes + in_panel, step > 0);
+        multiply_tiles<S::columns>(s, x + (panel * S::X::panel_bytes + in_panel),
+                                   y + (panel * S::Y::panel_bytes + in_panel), step > 0);
     }
     wgmma_commit();
-    wgmma_wait<0>(s);
 }
 
-// Add weights · y to the sums of the block's slice of the numbers, the smallest parts first.
-template <class S, int weight_parts>
-DEVICE void accumulate_group(float (&sums)[S::slice / 8][4],
-                             std::uint32_t (&packed)[weight_parts][S::columns / 16][4], Shared y) {
-    const Shared slice = y + block_z() * (S::slice / PANEL * S::Y::panel_bytes);
+// Begin to add weights · y to sums, the smallest parts first.
+template <class S, int weight_parts, int n>
+DEVICE void accumulate_group(float (&sums)[n][4],
+                             std::uint32_t (&packed)[weight_parts][S::columns / 16][4], Panels y) {
     wgmma_fence(sums, packed);
     UNROLL
     for (int t = 0; t < S::columns / 16; ++t) {
         UNROLL
         for (int part = weight_parts - 1; part >= 0; --part)
-            multiply_weights<S::slice>(sums, packed[part][t], slice + t * 16 * ROW_BYTES,
-                                       S::Y::panel_bytes);
+            multiply_weights<8 * n>(sums, packed[part][t], y + t * 16 * ROW_BYTES);
     }
     wgmma_commit();
-    wgmma_wait<0>(sums, packed);
 }
 
-// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, y) with the products
-// of a tile and its columns, in `stage` at `y`.
+// Copy products, which the next ones replace.
+template <class S>
+DEVICE void take(const Fragment<S>& products, Fragment<S>& s) {
+    UNROLL
+    for (int t = 0; t < S::columns / 8; ++t) {
+        UNROLL
+        for (int e = 0; e < 4; ++e) s[t][e] = products[t][e];
+    }
+}
+
+// Say that a warp has done with a stage.
+template <class S>
+DEVICE void leave(const Sweep& call, const Turn<S>& turn) {
+    warp_sync();
+    if (lane() == 0) barrier_arrive(turn.empty(call));
+}
+
+// Begin with s of a tile as soon as it is there. Where X begins is told to the compiler anew for
+// each tile: else it would keep the descriptors of all steps in registers, and spill them.
+template <class S>
+DEVICE void multiply_next(const Sweep& call, const Turn<S>& turn, Fragment<S>& products) {
+    const int block = S::X::rows == PANEL_ROWS ? 0 : warp() / 4;
+    barrier_wait(turn.full(call), turn.parity());
+    multiply_group<S>(Panels(uniform(Shared(call.at.x + block * S::X::block_bytes))),
+                      Panels(uniform(turn.y(call))), products);
+}
+
+// Work on tiles, by the first eight warps: call known(tile, partial, stage, s, scaled) with the
+// products of a tile and its columns' operands in `stage`. It calls scaled() when s is another
+// number than its product; the products of the next tile are then under way. Those of the last one
+// are once more, for nothing: no branch may lead around a product, or the compiler waits at once.
 template <class S, class Call, class Known>
 DEVICE void work(const Call& call, Known known) {
     more_registers<WORKER_REGISTERS>();
     const Walk<S> walk(call);
+    Fragment<S> products;
     Turn<S> turn;
-    for (int visit = next_visit(call, walk, walk.begin); visit < walk.end;
-         visit = next_visit(call, walk, visit + 1), turn.next()) {
-        barrier_wait(turn.full(call), turn.parity);
+    int visit = next_visit(call, walk, walk.begin);
+    if (visit < walk.end) multiply_next<S>(call, turn, products);
+    while (visit < walk.end) {
+        const int next = next_visit(call, walk, visit + 1);
+        const Turn<S> coming = turn.following_if(next < walk.end);
         Fragment<S> s;
-        multiply_group<S>(call, turn.y(call), s);
-        known(walk.tile(visit), walk.partial(visit), turn.stage, s, turn.y(call));
-        warp_sync();
-        if (lane() == 0) barrier_arrive(turn.empty(call));
+        wgmma_wait<0>(products);
+        take<S>(products, s);
+        known(walk.tile(visit), walk.partial(visit), turn.stage(), s,
+              [&] { multiply_next<S>(call, coming, products); });
+        leave<S>(call, turn);
+        visit = next;
+        turn = coming;
     }
+    wgmma_wait<0>(products);
 }
 
 #endif

@@ -41,6 +41,7 @@ void warp_sync(Where where);
 std::uint32_t shuffle_xor(std::uint32_t value, int mask, Where where);
 std::uint32_t shuffle(std::uint32_t value, int from, Where where);
 std::uint32_t ballot(bool vote, Where where);
+std::uint32_t uniform(std::uint32_t value, Where where);
 void load(void* to, Shared at, int bytes, Where where);
 void store(Shared at, const void* from, int bytes, Where where);
 void copy(Shared to, const void* from, int bytes, Where where);
@@ -55,7 +56,7 @@ void barrier_arrive(Shared barrier, int bytes, Where where);
 void barrier_wait(Shared barrier, int parity, Where where);
 void bulk_copy(Shared to, const void* from, int bytes, Shared barrier, Where where);
 void fence_async();
-void group_sync(int id, int threads, Where where);
+void group_sync(int id, int threads, bool waits, Where where);
 
 template <class To, class From>
 To bits(From from) {
@@ -94,6 +95,10 @@ inline float shuffle(float value, int from, PAIROPS_HERE) {
     return host::bits<float>(host::shuffle(host::bits<std::uint32_t>(value), from, where));
 }
 inline std::uint32_t ballot(bool vote, PAIROPS_HERE) { return host::ballot(vote, where); }
+template <class T>
+T uniform(T value, PAIROPS_HERE) {
+    return host::bits<T>(host::uniform(host::bits<std::uint32_t>(value), where));
+}
 
 template <class T>
 T load_shared(Shared at, PAIROPS_HERE) {
@@ -181,7 +186,12 @@ inline void bulk_copy(Shared to, const void* from, int bytes, Shared barrier, PA
     host::bulk_copy(to, from, bytes, barrier, where);
 }
 inline void fence_async() { host::fence_async(); }
-inline void group_sync(int id, int threads, PAIROPS_HERE) { host::group_sync(id, threads, where); }
+inline void group_sync(int id, int threads, PAIROPS_HERE) {
+    host::group_sync(id, threads, true, where);
+}
+inline void group_arrive(int id, int threads, PAIROPS_HERE) {
+    host::group_sync(id, threads, false, where);
+}
 
 // The pool of registers is not modelled.
 template <int count>

@@ -22,9 +22,10 @@ Registers registers_of(const A& a) {
 void wgmma_fence(Where where);
 void wgmma_commit(Where where);
 void wgmma_wait(int groups, Registers a, Where where);
-// `a` in registers, or null for shared memory at `a_at`.
-void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int panel_stride,
-           bool add, Where where);
+// `a` in registers, or null for shared memory at `a_at`; `stride`: 0 where rows of
+// `b` are columns of the sums, else bytes between its panels.
+void wgmma(float* sums, int n, const std::uint32_t* a, Shared a_at, Shared b, int stride, bool add,
+           Where where);
 
 }  // namespace host
 
@@ -52,18 +53,36 @@ template <int groups, class Sums, class A>
 void wgmma_wait(Sums&, A& a, PAIROPS_HERE) {
     host::wgmma_wait(groups, host::registers_of(a), where);
 }
+template <int groups, class S, class Sums, class A>
+void wgmma_wait(S&, Sums&, A& a, PAIROPS_HERE) {
+    host::wgmma_wait(groups, host::registers_of(a), where);
+}
+
+class Panels {
+   public:
+    explicit Panels(Shared at, int leading = 16) : at(at), leading(leading) {}
+    Panels operator+(int bytes) const { return Panels(at + Shared(bytes), leading); }
+
+    Shared at;
+    int leading;
+};
 
 // The machine keeps the addresses of `sums` and `a` until the wait: they must still be theirs then.
 template <int n>
-void multiply_tiles(float (&sums)[n / 8][4], Shared a, Shared b, bool add, PAIROPS_HERE) {
+void multiply_tiles(float (&sums)[n / 8][4], Panels a, Panels b, bool add, PAIROPS_HERE) {
     static_assert(n == 32 || n == 64);
-    host::wgmma(sums[0], n, nullptr, a, b, 0, add, where);
+    host::wgmma(sums[0], n, nullptr, a.at, b.at, 0, add, where);
 }
 template <int n>
-void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4], Shared b,
-                      int panel_stride, PAIROPS_HERE) {
+void multiply_weights(float (&sums)[n / 8][4], const std::uint32_t (&a)[4], Panels b,
+                      PAIROPS_HERE) {
     static_assert(n == 64 || n == 128 || n == 192 || n == 256);
-    host::wgmma(sums[0], n, a, 0, b, panel_stride, true, where);
+    host::wgmma(sums[0], n, a, 0, b.at, b.leading, true, where);
+}
+template <int n>
+void multiply_stored(float (&sums)[n / 8][4], Panels a, Panels b, PAIROPS_HERE) {
+    static_assert(n == 256);
+    host::wgmma(sums[0], n, nullptr, a.at, b.at, b.leading, true, where);
 }
 
 }  // namespace pairops::cuda
