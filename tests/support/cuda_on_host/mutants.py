@@ -216,7 +216,8 @@ MUTANTS = [
            "}").halves(),
     Mutant("sums of one group's tiles alone", BACKWARD, "held += S::rows)", "held += S::held_rows)",
            ).halves(),
-    Mutant("bits of another block", SCHEDULER, "(transposed ? tile * S::columns : block_x() * S::rows) / S::noted_rows;",
+    Mutant("bits of another block", SCHEDULER,
+           "(transposed ? tile * S::columns : block_x() * S::rows) / S::noted_rows;",
            "transposed ? tile * S::columns / S::noted_rows : block_x();"
            ).halves(),
 ]  # fmt: skip
