@@ -159,9 +159,9 @@ void soft_mean_of(const py::tuple& given, std::int32_t n, Stream stream) {
     soft_mean(call, stream);
 }
 
-// Every term has values; its argument and bits may be None. `splits` has a number for each sweep, and
-// `states` has room for the states of any that is split and, behind them, for a byte of each tile of
-// each of its terms that has bits.
+// Every term has values; its argument and bits may be None. `splits` has a number for each sweep,
+// and `states` has room for the states of any that is split and, behind them, for a byte of each
+// tile of each of its terms that has bits.
 void forward_bound(const Plan& plan, const std::string& precision, const py::tuple& pairs,
                    const py::list& numbers, const py::list& vectors, const py::list& values,
                    const py::list& arguments, const py::list& bits, const py::object& states,
