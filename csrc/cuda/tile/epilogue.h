@@ -135,10 +135,10 @@ DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     }
 }
 
-// May r_i join the scales of terms? Not where sums of 256 numbers leave a thread of Hopper's no
-// register for it: the compiler would spill one.
+// May r_i join the scales of terms? Not where sums of 256 numbers and 64 columns leave a thread of
+// Hopper's no register for it: the compiler would spill one.
 template <class S>
-constexpr bool may_fold = !S::hopper || S::slice < 256;
+constexpr bool may_fold = !S::hopper || S::slice < 256 || is_halves<S>;
 
 // The same without r_i, where no bit of s decides about a pair.
 template <class S>
