@@ -66,6 +66,11 @@ template <class T>
 DEVICE T load_shared(Shared at) {
     return *reinterpret_cast<const T*>(detail::shared + at);
 }
+// The same, of what the compiler may not keep in a register from an earlier reading.
+template <class T>
+DEVICE T reload_shared(Shared at) {
+    return *reinterpret_cast<const volatile T*>(detail::shared + at);
+}
 template <class T>
 DEVICE void store_shared(Shared at, T value) {
     *reinterpret_cast<T*>(detail::shared + at) = value;

@@ -55,9 +55,9 @@ DEVICE void start_sums(const BackwardCall& call) {
 
 // Compute the weights of a tile's pairs, r_j times the sum over all terms, in their units, and add
 // to the sums by arguments. s is not scaled yet; scaled() is called when it is.
-template <class S, class Scaled>
+template <class S, class U, class Scaled>
 DEVICE void backward_tile(const BackwardCall& call, int tile, bool partial, int stage,
-                          Fragment<S>& s, const Units& units, Fragment<S>& weights, Scaled scaled) {
+                          Fragment<S>& s, const U& units, Fragment<S>& weights, Scaled scaled) {
     // The row is computed here alone: in a register it would cost a spill on Hopper.
     const auto row = [] { return uniform(block_x()) * S::rows + row_in_block<S>(); };
     const Masks of = partial ? masks<S>(call, row(), tile) : full_masks<S>();

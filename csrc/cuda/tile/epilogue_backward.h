@@ -22,8 +22,27 @@ struct Units {
         const int near = smaller(larger(to, 127 - 40), 127 + 24);
         of_tile[h] = S::parts == 2 || !call.normalized || to == 0 ? 127 : near;
     }
-    DEVICE float inverse(int h) const { return from_bits(std::uint32_t(254 - of_tile[h]) << 23); }
-    DEVICE float log2(int h) const { return float(of_tile[h] - 127); }
+    DEVICE float inverse(int h) const { return inverse_of(of_tile[h]); }
+    DEVICE float log2(int h) const { return log2_of(of_tile[h]); }
+
+    static DEVICE float inverse_of(int exponent) {
+        return from_bits(std::uint32_t(254 - exponent) << 23);
+    }
+    static DEVICE float log2_of(int exponent) { return float(exponent - 127); }
+};
+
+// The units of a tile, read from shared memory whenever they are asked for, where a thread has no
+// register to keep them in.
+class WaitingUnits {
+   public:
+    // at: where a thread's Units are.
+    DEVICE explicit WaitingUnits(Shared at) : of_tile_(at + sizeof(int[2])) {}
+    DEVICE float inverse(int h) const { return Units::inverse_of(of_tile(h)); }
+    DEVICE float log2(int h) const { return Units::log2_of(of_tile(h)); }
+
+   private:
+    DEVICE int of_tile(int h) const { return reload_shared<int>(of_tile_ + 4 * h); }
+    Shared of_tile_;
 };
 
 // Call visit(t, e, valid, share, slopes) for every pair: the cotangent times its share, and its
@@ -60,11 +79,11 @@ DEVICE void each_share(const Sweep& call, const TermCall& term, int stage, const
     }
 }
 
-// Add r_j times the weights, in their units. The weight of a pair that does not count is 0; its
-// slope may be infinite or NaN.
-template <class S, class K, bool transposed, bool every>
+// Add r_j times the weights, in their units (U: Units or WaitingUnits). The weight of a pair that
+// does not count is 0; its slope may be infinite or NaN.
+template <class S, class K, bool transposed, bool every, class U>
 DEVICE void add_weights(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                        std::uint32_t pairs, const Units& units, Fragment<S>& weights) {
+                        std::uint32_t pairs, const U& units, Fragment<S>& weights) {
     const Operands<S, false> columns(call, HIGH, stage);
     each_share<S, K, transposed, every>(
         call, term, stage, s, pairs,
@@ -89,8 +108,9 @@ struct Joint {
     float of_columns[each];  // r_j factor_j of the lane's own columns
 
     // folded: the similarities lack r_i.
+    template <class U>
     DEVICE Joint(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
-                 const Units& units, bool folded) {
+                 const U& units, bool folded) {
         const Operands<S, true> high(call, HIGH, stage), scales(call, term.args[0], stage),
             bases(call, term.args[1], stage), statistics(call, term.statistic, stage),
             cotangents(call, term.cotangent, stage);
@@ -193,9 +213,9 @@ DEVICE void add_slopes(const Sweep& call, const TermCall& term, int stage, const
 }
 
 // Add the weights and sums of one term.
-template <class S>
+template <class S, class U>
 DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, const Fragment<S>& s,
-                          const Masks& masks, const Units& units, Fragment<S>& weights,
+                          const Masks& masks, const U& units, Fragment<S>& weights,
                           bool embeddings) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;
@@ -206,6 +226,9 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
                 constexpr bool transposed = decltype(direction)::value;
                 const std::uint32_t pairs = windowed<S, transposed>(call, term, stage, s, side);
                 if (!ballot(pairs != 0)) return;
+                // First, or on Hopper at D = 256 a register would be spilled.
+                if (term.by_arg[0] >= 0 || term.by_arg[1] >= 0)
+                    add_slopes<S, K, transposed>(call, term, stage, s, pairs);
                 constexpr bool often = std::is_same_v<typename K::Accumulator, LogSumExp<float>>;
                 if (embeddings && often && !ballot(pairs != every_pair<S>))
                     add_weights<S, K, transposed, often>(call, term, stage, s, pairs, units,
@@ -213,8 +236,6 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
                 else if (embeddings)
                     add_weights<S, K, transposed, false>(call, term, stage, s, pairs, units,
                                                          weights);
-                if (term.by_arg[0] >= 0 || term.by_arg[1] >= 0)
-                    add_slopes<S, K, transposed>(call, term, stage, s, pairs);
             };
             if (term.transposed)
                 both(std::true_type());
@@ -225,9 +246,9 @@ DEVICE void backward_term(const Sweep& call, const TermCall& term, int stage, co
 }
 
 // Add the weights of one term in both views. folded: the similarities lack r_i.
-template <class S>
+template <class S, class U>
 DEVICE void joint_term(const Sweep& call, const TermCall& term, const TermCall& twin, int stage,
-                       const Fragment<S>& s, const Masks& masks, const Units& units, bool folded,
+                       const Fragment<S>& s, const Masks& masks, const U& units, bool folded,
                        Fragment<S>& weights) {
     const std::uint32_t side = masks.of(term.side);
     if (!ballot(side != 0)) return;

@@ -164,7 +164,7 @@ def _triton_is_faster(pairs: Pairs) -> bool:
 
     By instructions a pair, counted for compute capability 9.0 (docs/engines/cuda.md) and **not
     measured yet**, 16-bit embeddings reach these parts of `torch.mm`'s rate: at D = 128 0.67 by
-    Triton and 0.20 by the sm_80 path of `cuda`, at D = 256 0.71 and 0.24. Above, neither that path
+    Triton and 0.35 by the sm_80 path of `cuda`, at D = 256 0.71 and 0.33. Above, neither that path
     was counted, nor another GPU, nor float32. Of few rows the launches are expected to take longer
     than the sweeps, and `cuda` has fewest where it sorts rows itself; the compiler may not know how
     many there are. A results file of a GPU that says otherwise goes before this.

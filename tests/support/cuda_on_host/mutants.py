@@ -158,11 +158,11 @@ MUTANTS = [
            "state = state_of<Acc>(Floats{{from[0], from[call.n]}});", "result", TWO_SETS),
     # Hopper's.
     Mutant("no wait for a full stage", SM90,
-           "barrier_wait(turn.full(call), turn.parity);", "").hopper(),
+           "barrier_wait(turn.full(call), turn.parity());", "").hopper(),
     Mutant("embeddings do not wait for an empty stage", SM90,
-           "            barrier_wait(turn.empty(call), turn.parity ^ 1);\n", "").hopper(),
+           "            barrier_wait(turn.empty(call), turn.parity() ^ 1);\n", "").hopper(),
     Mutant("columns do not wait for an empty stage", SM90,
-           "        barrier_wait(turn.empty(call), turn.parity ^ 1);\n        left(",
+           "        barrier_wait(turn.empty(call), turn.parity() ^ 1);\n        left(",
            "left(").hopper(),
     Mutant("a stage is left before it is used", SM90,
            "        known(walk", "        leave<S>(call, turn);\n        known(walk").hopper(),
@@ -202,7 +202,7 @@ MUTANTS = [
            "            half.give(call, packed);\n",
            "            half.give(call, packed);\n            half.give(call, packed);\n").halves(),
     Mutant("x is not waited for", HALVES,
-           "if (visit < walk.end) barrier_wait(turn.full(call), turn.parity);", "").halves(),
+           "            barrier_wait(turn.full(call), turn.parity());  // X comes with this tile\n", "").halves(),
     Mutant("a stage is reused while the other's weights need it", HALVES,
            "            if (embeddings) {\n                barrier_wait(before",
            "            leave<S>(call, before);\n            if (embeddings) {\n"

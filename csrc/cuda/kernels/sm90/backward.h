@@ -90,7 +90,7 @@ DEVICE void work_backward(const BackwardCall& call) {
         Fragment<S> s, weights = {};
         take<S>(products, s);
         backward_tile<S>(call, walk().tile(visit), walk().partial(visit), turn.stage(), s,
-                         load_shared<Units>(waiting), weights, [&] {
+                         WaitingUnits(waiting), weights, [&] {
                              if constexpr (ahead) multiply_next<S>(call, coming, products);
                          });
         std::uint32_t packed[weight_parts][S::columns / 16][4];

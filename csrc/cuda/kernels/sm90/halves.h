@@ -124,8 +124,8 @@ DEVICE void work_on_half(const BackwardCall& call) {
     const Walk<S> walk(call);
     float sums[S::half / 8][4] = {};
     std::uint32_t packed[S::weight_parts][S::columns / 16][4] = {};
-    Turn<S> turn, own, before;
-    bool has_own = false, has_before = false;
+    Turn<S> turn, held, before;
+    bool holds = false, has_before = false;
     int parity = 0;  // of the other's next weights
     int visit = next_visit(call, walk, walk.begin);
     const auto step_over = [&] {  // the other group's tile
@@ -145,7 +145,7 @@ DEVICE void work_on_half(const BackwardCall& call) {
         Fragment<S> s, weights = {};
         if (mine) multiply_next<S>(call, turn, s);
         wgmma_wait<0>(s, sums, packed);
-        if (has_own) leave<S>(call, own);
+        if (holds) leave<S>(call, held);
         Units units;
         load_exponents(half.exponents(false), units.of_sums);
         if (mine) {
@@ -164,7 +164,7 @@ DEVICE void work_on_half(const BackwardCall& call) {
             }
             leave<S>(call, before);
         }
-        has_own = mine;
+        holds = mine;
         has_before = false;
         if (!mine) continue;
         if (embeddings) {
@@ -173,13 +173,13 @@ DEVICE void work_on_half(const BackwardCall& call) {
             half.give(call, packed);
             accumulate_group<S, S::weight_parts>(sums, packed, half.numbers(turn.y(call)));
         }
-        own = turn;
+        held = turn;
         turn.next();
         visit = next_visit(call, walk, visit + 1);
         step_over();
     }
     wgmma_wait<0>(sums, packed);
-    if (has_own) leave<S>(call, own);
+    if (holds) leave<S>(call, held);
     group_sync(1, S::workers);
     if (!embeddings) return;
     // Exponents of one tile are larger than those of the one before, or the same.

@@ -144,8 +144,8 @@ def forward_layout(
         if parts[-1] > 1:
             # Parts may share a byte of bits, so that each tile has a byte first.
             blocks, tiles = kernels.grid(lengths[each.axis], lengths[1 - each.axis])
-            masked = sum([plan.plan.kinds[k].has_tile_mask for k in each.terms])
-            states = max(states, parts[-1] * size + (masked * blocks * tiles + 3) // 4)
+            keeping = sum([plan.plan.kinds[k].has_tile_mask for k in each.terms])
+            states = max(states, parts[-1] * size + (keeping * blocks * tiles + 3) // 4)
     masks: list[int | None] = []
     at = 0
     for kind, axis in zip(plan.plan.kinds, plan.owners, strict=True):

@@ -98,7 +98,7 @@ def trips(loop: sass.Loop) -> list[tuple[float, sass.Avoided]]:
 
     if of_loops(loop)["HMMA.16816.F32"]:
         return [(4, plain)]
-    return [(1, plain), (1, lambda _, one: one.opcode == "MUFU.EX2")]
+    return [(1, plain), (1, lambda _, one: one.opcode in ("MUFU.EX2", "FADD"))]
 
 
 def test_a_path_avoids_what_it_is_told_to_and_runs_loops_as_often_as_they_run() -> None:
@@ -112,6 +112,18 @@ def test_a_path_avoids_what_it_is_told_to_and_runs_loops_as_often_as_they_run() 
     assert counts.total() == 3 + 1 + 4 * 3 + 5 + 3 + 3
     everything = sass.Path(GRAPH, lambda *_: False, trips).around(sass.main_loop(GRAPH))
     assert everything["LDG.E"] == 2
+
+
+def test_an_instruction_that_was_moved_takes_no_block_off_the_path() -> None:
+    def off(_block: int, one: sass.Instruction) -> bool:
+        return one.opcode == "MUFU.EX2"  # one of three
+
+    def twice(loop: sass.Loop) -> list[tuple[float, sass.Avoided]]:
+        rounds = 4 if of_loops(loop)["HMMA.16816.F32"] else 2
+        return [(rounds, lambda *_: False)]
+
+    counts = sass.Path(GRAPH, off, twice).around(sass.main_loop(GRAPH))
+    assert (counts["MUFU.EX2"], counts["FMUL"]) == (2, 0)
 
 
 def test_lines_are_those_of_the_last_word_on_an_instruction() -> None:

@@ -109,6 +109,10 @@ T load_shared(Shared at, PAIROPS_HERE) {
     return value;
 }
 template <class T>
+T reload_shared(Shared at, PAIROPS_HERE) {
+    return load_shared<T>(at, where);
+}
+template <class T>
 void store_shared(Shared at, T value, PAIROPS_HERE) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
     static_assert(std::is_trivially_copyable_v<T>);
