@@ -159,7 +159,7 @@ def test_a_machine_that_refuses_the_sanitizer(tmp_path, monkeypatch):
 
 def test_predictions_stand_beside():
     cuda = {"who": "cuda", "n": 65_536, "d": 128, "loss": "supcon", "level": "highest"}
-    assert predictions.beside("speed", cuda) == {"predicted": {"graph_share_of_mm": 0.20}}
+    assert predictions.beside("speed", cuda) == {"predicted": {"graph_share_of_mm": 0.35}}
     assert predictions.beside("long_sums", cuda)["predicted"] == {
         "gradient_error": 4.9e-7, "gradient_error_of_one_sum": [5e-5, 2e-4],
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_predictions_stand_beside():
         {"part": "check", "failure": "none"},
     ]
     _, _, first, second = predictions.table(rows).splitlines()
-    assert first.split()[-4:] == ["ms", "2", "graph_share_of_mm", "0.2"]
+    assert first.split()[-4:] == ["ms", "2", "graph_share_of_mm", "0.35"]
     assert second.split() == ["check", "none"]
 
 

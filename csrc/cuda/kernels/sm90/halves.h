@@ -155,8 +155,10 @@ DEVICE void work_on_half(const BackwardCall& call) {
                              weights, [] {});
         }
         if (has_before) {
+            // Also where nothing is read of it: else a stage would be left for a tile to come, and
+            // be taken from whoever has not left it for this one.
+            barrier_wait(before.full(call), before.parity());
             if (embeddings) {
-                barrier_wait(before.full(call), before.parity());
                 barrier_wait(Half<S>::given(call, half.is_second() ? 0 : 1), parity);
                 parity ^= 1;
                 half.add_theirs(call, before.y(call), sums);
