@@ -177,7 +177,7 @@ MUTANTS = [
            "        multiply_next<S>(call, coming, products);\n        take<S>(products, s);\n"
            ).hopper(),
     Mutant("no wait for sums", SM90_BACKWARD,
-           "wgmma_wait<0>(products, sums, packed);", "", first="backward").hopper(),
+           "wgmma_wait<0>(products, sums, packed);", ";", first="backward").hopper(),
     Mutant("a wait too early", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
            "wgmma_wait<1>(products, sums, packed);", first="backward").hopper(),
     Mutant("weights are not pinned", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",

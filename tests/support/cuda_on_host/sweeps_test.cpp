@@ -81,8 +81,8 @@ std::vector<double> similarities_of(const Problem& problem, int axis, int row, S
 }
 
 // label: of the only owners for which windows keep a pair, so that there are tiles without one; -1:
-// they do for all.
-Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
+// they do for all.  shorter: a softmax that goes a short way.
+Term make_term(Problem& problem, const Wanted& wanted, int form, int label, bool shorter = false) {
     Term term{};
     const std::string kind = kinds()[std::size_t(wanted.kind)];
     const std::size_t colon = kind.find(':'), open = std::min(kind.find('('), kind.size());
@@ -108,9 +108,7 @@ Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
         term.args[1] = given(problem, set_of(1), form / 2 % 3,
                              [](Random& random) { return 0.4 * random.uniform() - 0.1; });
     }
-    const bool softmax = term.accumulator == "lse" && term.function == "affine" &&
-                         !term.by_partner[0] && !term.by_partner[1];
-    if (softmax && form % 2 == 0) {
+    if (shorter) {
         // A plain scale: an exponential needs no maximum and serves both views, nearly does not,
         // does not. Here and there a base is out of reach.
         const double scales[] = {5, -7, 40, 400};
@@ -119,7 +117,7 @@ Term make_term(Problem& problem, const Wanted& wanted, int form, int label) {
         term.args[0] = Given{};
         term.args[0].present = true;
         term.args[0].number = float(scales[form / 2 % (steep ? 4 : 2)]);
-        term.args[1].learned = false;
+        term.args[1].learned = false;  // else each view has an exponential of its own
         if (term.args[1].stride == 1 && steep)
             for (int i = 5; i < owners.n; i += 97)
                 if (owners.valid[i]) term.args[1].values[i] = -3;
@@ -224,11 +222,11 @@ int run(const Case& one, const std::string& choice) {
          shorter ? short_ways() : std::vector<std::vector<Short>>()) {
         std::vector<Term> terms;
         for (const auto& [wanted, form] : given)
-            terms.push_back(make_term(problem, wanted, form, -1));
+            terms.push_back(make_term(problem, wanted, form, -1, true));
         Run(problem, terms).all(true, true);
         count++;
     }
-    const int step = few ? groups : choice == "small" ? std::max(7, one.step) : one.step;
+    const int step = few ? groups : choice == "small" ? std::max(6, one.step) : one.step;
     for (int group = few ? one.few : one.first; group < groups; group += step) {
         std::vector<Term> terms;
         const int label = group % 2 == 0 ? group % one.shaped.classes : -1;
