@@ -70,6 +70,12 @@ DEVICE void work_backward(const BackwardCall& call) {
     // and the compiler would spill these.
     const Shared waiting = Shared(call.at.units + sizeof(Units) * thread());
     store_shared(waiting, Units());
+    const auto units_in_terms = [&] {
+        if constexpr (ahead)
+            return load_shared<Units>(waiting);
+        else
+            return WaitingUnits(waiting);
+    };
     const InTurn<S> in_turn;
     Fragment<S> products;
     Turn<S> turn;
@@ -90,7 +96,7 @@ DEVICE void work_backward(const BackwardCall& call) {
         Fragment<S> s, weights = {};
         take<S>(products, s);
         backward_tile<S>(call, walk().tile(visit), walk().partial(visit), turn.stage(), s,
-                         WaitingUnits(waiting), weights, [&] {
+                         units_in_terms(), weights, [&] {
                              if constexpr (ahead) multiply_next<S>(call, coming, products);
                          });
         std::uint32_t packed[weight_parts][S::columns / 16][4];
