@@ -60,6 +60,14 @@ inline bool are_twins(const Sweep& call, const TermCall& owner, const TermCall& 
            same(owner.statistic, partner.statistic) && same(owner.cotangent, partner.cotangent);
 }
 
+// Is the base a number so near that R + a base, which is between -|a| and |a| + log2 n, keeps its
+// digits? A difference of large numbers has none, and 2 to the power of it may be infinite.
+inline bool has_near_base(const Sweep& call, const TermCall& term) {
+    const Operand &scale = call.row_operands[term.args[0] - FIRST_OPERAND],
+                  &base = call.row_operands[term.args[1] - FIRST_OPERAND];
+    return !base.values && magnitude(scale.number * base.number) <= 1024.f;
+}
+
 // In one set, a bounded term whose arguments want no gradient has one exponential for both views.
 template <class S>
 void choose_short_ways(BackwardCall& call) {
@@ -71,7 +79,8 @@ void choose_short_ways(BackwardCall& call) {
     if (call.rows.rows != call.cols.rows || !call.gradient) return;
     for (int k = 0; k < call.n_terms; ++k) {
         TermCall& term = call.terms[k];
-        if (wants_sums(term) || term.transposed || !is_bounded<S>(call, term, call.row_operands))
+        if (wants_sums(term) || term.transposed || !is_bounded<S>(call, term, call.row_operands) ||
+            !has_near_base(call, term))
             continue;
         for (int other = k + 1; other < call.n_terms && term.twin < 0; ++other) {
             TermCall& twin = call.terms[other];

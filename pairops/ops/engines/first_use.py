@@ -22,6 +22,7 @@ from torch import Tensor
 from pairops.ops.bindings.devices import float32_level
 from pairops.ops.distributed.header import AMBIENT
 from pairops.ops.pairs.pairs import Pairs
+from pairops.ops.pairs.similarity import no_autocast
 from pairops.ops.terms.levels import numbered
 from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term, Wanted
@@ -197,26 +198,29 @@ def _check(
     if type(x) not in _PLAIN or not all(pairs.shape) or (x.dtype, level) in _UNPROMISED:
         return
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-    recipe = pack(rows, cols)[0]
+    recipe, numbers, _ = pack(rows, cols)
+    sharp = tuple([abs(z) > _SHARPEST for z in numbers])
     sets = pairs.y is None, relation.entries is None, pairs.scales.x is None
-    key = (engine, sweep, recipe, x.dtype, x.shape[1], level, x.device, *sets, *needs)
+    kind = engine, sweep, recipe, sharp, x.dtype, x.shape[1], level, x.device
+    key = (*kind, *sets, *needs)
     if key in _seen:
         return
     _seen.add(key)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(x.device.type):
             found = compare(rows, cols)
-            numbers = torch.stack([z.numbers for z in found])
+            outcomes = torch.stack([z.numbers for z in found])
     except torch.OutOfMemoryError:  # whoever has so little left is served, unchecked
         return
     n, m = pairs.shape
     call = f"{sweep} of {recipe} for {x.dtype} of shape ({n}, {x.shape[1]}) and {m} columns"
     event = _event(x.device)
     with _lock:
-        _waiting.append(_Waiting(engine, call, [z.what for z in found], numbers, event))
+        _waiting.append(_Waiting(engine, call, [z.what for z in found], outcomes, event))
 
 
 _PLAIN = Tensor, torch.nn.Parameter
+_SHARPEST = 52.0  # the scale of a softmax beyond which kernels for GPUs go another way
 _UNPROMISED = (torch.float32, "high"), (torch.float32, "medium")
 
 

@@ -288,9 +288,6 @@ def _triton_backward(call: SizedCall) -> int:
 
 
 def _chunked_forward(call: SizedCall) -> int:
-    if chunks.sweeps_band(_configuration(call).precision, call.rows, call.cols):
-        tile_masks = sum(term.has_tile_mask for term, _ in call.terms_and_owners)
-        return _triton_forward(call) + tile_masks * _triton_shape(call).cells(call)
     copies, making = _triton_copies(call, 0)
     return copies + max(making, _chunked_states(call) + 4 * _chunk(call))
 

@@ -131,7 +131,9 @@ def _once_more(
 
     def mean(x: Tensor, y: Tensor | None) -> tuple[Tensor]:
         again = saved.pairs(x, y, pairs.cache.prepared[cuda_engine.NAME])
-        with engines.engine(cuda_engine.NAME):
+        # An engine that was found wrong since serves no call.
+        wrong = engines.first_use.reason_against(cuda_engine.NAME, False)
+        with engines.engine("auto" if wrong else cuda_engine.NAME):
             values = row_stats(again, *saved.rows)
         statistics = [values[k] for k in saved.mean.terms]
         return (softplus_mean(again, statistics, saved.mean.divisors),)

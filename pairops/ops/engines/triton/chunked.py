@@ -3,8 +3,7 @@
 One fused kernel does the elementwise part, with the terms and sorted copies of `engine.py`; the
 products of weights and embeddings are `torch.mm` again. In `engine.py` a gradient of large D does
 not fit in registers, and two sets are swept twice; here s is multiplied once a pass. Memory is a
-chunk, whatever N. No tile is skipped, but where positives alone count and numbers have 16 bits:
-there the band is swept as `engine.py` does it.
+chunk, whatever N. No tile is skipped.
 """
 
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ from torch import Tensor
 from pairops.ops.bindings.devices import float32_level
 from pairops.ops.engines.first_use import checked_backward, checked_forward
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.term import Term, Wanted
 
-from . import chunks
 from . import engine as triton_engine
 
 NAME = "chunked"
@@ -53,14 +50,10 @@ def prepare(_pairs: Pairs) -> list[Tensor]:
 def forward(
     pairs: Pairs, rows: Sequence[Term], cols: Sequence[Term]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    from .chunked_launch import Chunked, forward_in_band
+    from .chunked_launch import Chunked
 
-    config = triton_engine.configuration(pairs)
-    if chunks.sweeps_band(config.precision, rows, cols):
-        statistics, arguments = forward_in_band(pairs, config, rows, cols)
-    else:
-        call = Chunked(pairs, config)
-        statistics, arguments = call.forward(call.place(rows, cols))
+    call = Chunked(pairs, triton_engine.configuration(pairs))
+    statistics, arguments = call.forward(call.place(rows, cols))
     return (
         statistics,
         arguments,
@@ -81,7 +74,7 @@ def backward(
     from .chunked_launch import Chunked
 
     call = Chunked(pairs, triton_engine.backward_configuration(pairs))
-    placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
+    placed = call.place(rows, cols, statistics, cotangents)
     gradients, found = call.backward(placed, cotangents, call.wanted(needs))
     return *call.by_set(*gradients), call.in_order(placed, found)
 

@@ -15,7 +15,6 @@ from pairops.ops.bindings.devices import on_device, processors
 from pairops.ops.engines.bands import bands
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.term import Term
 
 from . import codegen, weight_bounds
 from .chunks import TILE, Chunk, Extent, extent, parts, pitch
@@ -24,7 +23,7 @@ from .compile_time import static
 from .kernels import accumulators
 from .kernels import chunk as chunk_kernels
 from .kernels.accumulators import INTERPRETED
-from .launch import Found, Swept, TritonCall
+from .launch import Found, TritonCall
 from .operands import Side, TritonTermView
 from .tile_configs import Configuration
 
@@ -218,10 +217,15 @@ class Chunked(TritonCall):
         """Return the unit of each row's weights (N,), in sorted order; one of all rows if weights
         are also added up by columns."""
         rows, cols = self.operands.sides
-        if weight_bounds.known(placed, self.pairs.scales.x is not None):
+        # Rows that are ignored may hold anything.
+        counted = [
+            torch.where(torch.arange(z.n, device=z.order.device) < z.valid_count, z.vectors[0], 0.0)
+            for z in (rows, cols)
+        ]
+        if weight_bounds.known(placed):
             bound = weight_bounds.by_row(placed, cotangents, self.same)
             bound = bound.float().expand(rows.n).index_select(0, rows.order)
-            bound = bound * rows.vectors[0] * cols.vectors[0].amax()
+            bound = bound * counted[0] * weight_bounds.largest(counted[1])
         else:
             largest = torch.zeros((self._parts[0], rows.n), device=rows.vectors.device)
             for chunk in self._chunks():
@@ -264,21 +268,6 @@ class Chunked(TritonCall):
         d = self.pairs.x.shape[1]
         with on_device(self.pairs.x):
             return self._normalize_backward(axis, gradient[:, :d].contiguous().unsqueeze(0))
-
-
-def forward_in_band(
-    pairs: Pairs, config: Configuration, rows: Sequence[Term], cols: Sequence[Term]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute statistics and arguments of terms of positives alone, tile by tile."""
-    call = Swept(pairs, config)
-    placed = call.place(rows, cols)
-    results = call.blank(placed)
-    for axis in (0, 1):
-        terms = [p for p in placed if p.owners == axis]
-        if terms:
-            cells = sum(p.term.has_tile_mask for p in terms) * call.cells(axis)
-            call.forward(axis, terms, pairs.x.new_empty(cells, dtype=torch.uint8), results)
-    return results.of(placed)
 
 
 def multiply(a: Tensor, b: Tensor, into: Tensor) -> None:

@@ -4,13 +4,11 @@ L2 cache, so large that a product of theirs fills a GPU. Derived, **not measured
 Both passes cut a call into the same chunks, since the order of the sums in s may depend on them.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from pairops.ops.bindings.devices import splits
-from pairops.ops.terms.term import POS, Term
 
 from .tile_configs import Precision
 
@@ -87,12 +85,3 @@ def parts(
     """Return how many programs share a block of owners of a chunk, each with its own states."""
     blocks, tiles = -(-owners // tile[0]), -(-partners // tile[1])
     return splits(blocks, tiles, _AT_A_TIME * processors, bytes_each)
-
-
-def sweeps_band(precision: Precision, rows: Sequence[Term], cols: Sequence[Term]) -> bool:
-    """Return whether `forward` sweeps the band of positives in tiles, which are few, instead.
-
-    s then has other bits than in `backward`: of 16-bit numbers their difference does not show, of
-    float32 ones it would be most of the gradient's error at sharp temperatures.
-    """
-    return precision.fit and all(term.side == POS for term in (*rows, *cols))

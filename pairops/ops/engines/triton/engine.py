@@ -20,7 +20,6 @@ from pairops.ops.engines.first_use import checked_backward, checked_forward
 from pairops.ops.engines.weight_parts import two_parts
 from pairops.ops.pairs.indexing import any_above
 from pairops.ops.pairs.pairs import Pairs
-from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.arguments import Between, Table
 from pairops.ops.terms.term import Term, Wanted
 
@@ -162,7 +161,7 @@ def backward(
     from . import launch
 
     call = launch.Swept(pairs, backward_configuration(pairs))
-    placed = call.place(rows, cols, [finite(z) for z in statistics], cotangents)
+    placed = call.place(rows, cols, statistics, cotangents)
     masks_by_term = call.masks_by_term(placed, tile_masks)
     gradients = [pairs.x.new_empty(0), pairs.x.new_empty(0)]
     found: dict[tuple[int, int], Tensor] = {}

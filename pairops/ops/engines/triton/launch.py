@@ -182,6 +182,8 @@ class Swept(TritonCall):
         init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
+            for p in placed:
+                results.values[p].fill_(p.term.monoid.neutral)
             return
         n = self.pairs.shape[axis]
         parts = self._splits(blocks, tiles, 4 * sweep.facts.states * n)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale
+from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.arguments import Partner
 from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import Term
@@ -68,8 +69,11 @@ class Vectors:
                 vectors.append(self._add(axis, a))
         vectors += [self._add(axis, bound) for bound in term.windows()]
         bounded = self.folded and is_bounded(term)
-        if bounded and given:
-            given = [share_at_0(term, *given)]
+        if given:
+            statistic, cotangent = given
+            given = [finite(statistic), cotangent]
+            if bounded:
+                given = [share_at_0(term, statistic, cotangent)]
         slots = tuple([self._add(axis, v) for v in given])
         return TritonTermView(term, axis, False, tuple(numbers), tuple(vectors), slots, bounded)
 
@@ -101,8 +105,11 @@ def is_bounded(term: Term) -> bool:
 def share_at_0(term: Term, statistic: Tensor, cotangent: Tensor) -> Tensor:
     """Return what a pair adds to the slope by s, (owners,), divided by exp(scale · s)."""
     scale, base = [a.double() if isinstance(a, Tensor) else a for a in term.args]
-    share = torch.exp(-(scale * base + statistic.double())) * (scale * cotangent.double())
-    return torch.where(cotangent == 0, 0.0, share)
+    # Between −|scale| and |scale| + log 2^31, but where a base is so far away that R has no digits.
+    apart = (scale * base + statistic.double()).clamp(-abs(scale), abs(scale) + 22)
+    share = torch.exp(-apart) * (scale * cotangent.double())
+    # An empty side has no share, whatever its cotangent is.
+    return torch.where((cotangent == 0) | (statistic == -torch.inf), 0.0, share)
 
 
 def log_of_powers(term: Term, total: Tensor) -> Tensor:

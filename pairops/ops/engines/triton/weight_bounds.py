@@ -1,7 +1,9 @@
 """Bounds of pair weights by row, before any weight is computed.
 
 float16 ends at 65504, and whoever adds up products of weights in place needs their unit from the
-start. A weight is ∂L/∂R · share · f': a share is 1 at most, and f' of most functions has a bound.
+start. A weight is ∂L/∂R · share · f': a share is 1 at most, and f' of some functions is nearly its
+bound wherever it is not 0. Of others, such as softplus, all weights of a call may lie so far below
+a bound that float16 has no digits for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,35 +19,32 @@ from pairops.ops.terms.term import Term
 
 from .operands import TritonTermView
 
-# |f'| is at most what these return. They take the largest |s|, and |argument| of each argument.
+# |f'| is at most what these return, of the |argument| of each argument.
 _STEEPEST: dict[Function, Callable[..., Any]] = {
-    functions.identity: lambda _: 1.0,
-    functions.one: lambda _: 0.0,
-    functions.affine: lambda _, scale, _base: scale,
-    functions.hinge: lambda _, scale, _base: scale,
-    functions.sigmoid: lambda _, scale, _base: 0.25 * scale,
-    functions.softplus: lambda _, scale, _bias: scale,
-    functions.softplus_from: lambda _, scale, _base, _bias: scale,
-    functions.circle_pull: lambda s, gamma, margin: gamma * (1 + margin + s),
-    functions.circle_push: lambda s, gamma, margin: gamma * (margin + s),
+    functions.identity: lambda: 1.0,
+    functions.one: lambda: 0.0,
+    functions.affine: lambda scale, _base: scale,
+    functions.hinge: lambda scale, _base: scale,
 }
 
 
-def known(placed: Sequence[TritonTermView], normalized: bool) -> bool:
-    """Return whether every term has a bound. normalized: |s| is at most 1."""
-    far = () if normalized else (functions.circle_pull, functions.circle_push)
-    return all(p.term.function in _STEEPEST and p.term.function not in far for p in placed)
+def known(placed: Sequence[TritonTermView]) -> bool:
+    """Return whether every term has a bound."""
+    return all(p.term.function in _STEEPEST for p in placed)
 
 
 def by_row(placed: Sequence[TritonTermView], cotangents: Sequence[Tensor], same: bool) -> Tensor:
-    """Return a bound of |∂L/∂s_ij| over all j, for each row (N,) or, (), for all rows alike."""
+    """Return a bound of |∂L/∂s_ij| over all j, for each row (N,) or, (), for all rows alike.
+
+    What is not finite says nothing of other rows, and is left out.
+    """
     total = cotangents[0].new_zeros(())
     for p, cotangent in zip(placed, cotangents, strict=True):
         bound = cotangent.abs() * _steepest(p.term)
         if same or p.owners == 0:
             total = total + bound
         if same or p.owners == 1:
-            total = total + bound.amax()
+            total = total + largest(bound)
     return total
 
 
@@ -54,11 +53,16 @@ def _steepest(term: Term) -> Any:
     sizes: list[Any] = []
     for a in term.args:
         if isinstance(a, Partner):
-            sizes.append(a.values.abs().amax())
+            sizes.append(largest(a.values.abs()))
         else:
             assert isinstance(a, (float, Tensor))
             sizes.append(abs(a))
-    return _STEEPEST[term.function](1.0, *sizes)
+    return _STEEPEST[term.function](*sizes)
+
+
+def largest(sizes: Tensor) -> Tensor:
+    """Return the largest finite one, ()."""
+    return torch.where(sizes.isfinite(), sizes, 0.0).amax()
 
 
 def units(bound: Tensor) -> Tensor:

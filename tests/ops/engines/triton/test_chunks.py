@@ -96,7 +96,7 @@ def test_full_tiles_parts_and_ragged_chunks(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sweep_over_positives_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks, or tiles of the band alone."""
+    """In chunks."""
     monkeypatch.setattr(chunked_launch, "_TILE", (32, 32))
     monkeypatch.setattr(chunked_launch, "_INTERPRETED", SMALL)
     labels = torch.arange(90) // 4
@@ -203,16 +203,6 @@ def test_units_need_no_pass_where_the_functions_have_bounds(
         seen = passes(64, 0, (True, False), [term], torch.bfloat16)
         assert set(counted) == kernels
         assert not QUESTIONS & set().union(*[ops.names for ops in seen])
-
-
-def test_positives_alone_are_not_multiplied_by_all(counted: list[str]) -> None:
-    """Of 16-bit numbers; where float32 has other bits in `forward` than in `backward`, it shows."""
-    for dtype, chunked_too in ((torch.bfloat16, False), (torch.float32, True)):
-        for term in (lse(POS, 5.0, 0.1), lowest(POS)):
-            counted.clear()
-            pairs = Pairs.of(torch.randn(40, 8).to(dtype), torch.arange(40) // 4)
-            chunked.forward(pairs, [term.over(40, 40, torch.float32)], [])
-            assert ("forward" in counted) == chunked_too
 
 
 @pytest.mark.parametrize("name", [f.name for f in weight_bounds._STEEPEST])
