@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -52,6 +53,12 @@ def entered(step: Callable[[], object]) -> list[str]:
         if event == "call" and path.startswith(begin):
             files.append(path[len(begin) :])
 
+    profiled(step, note)
+    return files
+
+
+def profiled(step: Callable[[], object], note: Callable[[FrameType, str, Any], None]) -> None:
+    """Run a step under a profile function, which hears of its backward pass too."""
     before = sys.getprofile()
     with torch.autograd.set_multithreading_enabled(False):
         sys.setprofile(note)
@@ -59,7 +66,6 @@ def entered(step: Callable[[], object]) -> list[str]:
             step()
         finally:
             sys.setprofile(before)
-    return files
 
 
 def path_of(loss: str) -> list[str]:

@@ -12,19 +12,16 @@
 #include <vector>
 
 #include "bindings/fields.h"
+#include "bindings/sources.h"
 #include "cuda/api.h"
 
 namespace pairops::cuda {
 
-// The source of an argument or a window: the next number, the next vector, nothing, or the
-// statistic of an earlier term, given by that term's index in the call. As in engines/plan.py.
-constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
-
 struct PlannedTerm {
     int kind;
     Side side;
-    int owners;  // the set: 0, x, or 1, y
-    std::vector<int> args;
+    int owners;                    // the set: 0, x, or 1, y
+    std::vector<int> args;         // the source of each, and of windows
     std::vector<bool> by_partner;  // of each argument
     int above, below;
 };
@@ -78,16 +75,13 @@ class Slots {
     Slots(Operand* operands, std::int32_t& count) : operands_(operands), count_(count) {}
     std::int8_t add(const Operand& operand) {
         int at = 0;
-        while (at < count_ && !same(operands_[at], operand)) ++at;
+        while (at < count_ && !(operands_[at] == operand)) ++at;
         if (at == MOST_OPERANDS) throw pybind11::value_error("too many operands");
         if (at == count_) operands_[count_++] = operand;
         return std::int8_t(FIRST_OPERAND + at);
     }
 
    private:
-    static bool same(const Operand& a, const Operand& b) {
-        return a.values == b.values && a.stride == b.stride && a.number == b.number;
-    }
     Operand* operands_;
     std::int32_t& count_;
 };

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/fields.h"
+#include "bindings/sources.h"
 #include "cpu/sweep.h"
 
 namespace pairops::cpu {
@@ -20,10 +21,6 @@ struct Served {
     int kernel, arity;
     bool positives, by_partner[MOST_ARGUMENTS], has_product;
 };
-
-// The source of an argument or a window: the next number, the next vector (of a product the next
-// two), nothing, or the statistic of an earlier term, given by that term's index in the call.
-constexpr int NUMBER = -1, VECTOR = -2, ABSENT = -3;
 
 struct PlannedTerm {
     Served known;

@@ -1,6 +1,7 @@
 """The code search: the pairs it reads, what it counts as found, and what a short training does."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -234,11 +235,9 @@ def test_bad_options_are_refused(
     train_code_search: ModuleType,
     arguments: list[str],
     message: str,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[[ModuleType, list[str]], str],
 ) -> None:
-    with pytest.raises(SystemExit):
-        train_code_search.main(arguments)
-    assert message in capsys.readouterr().err
+    assert message in refusal(train_code_search, arguments)
 
 
 def test_too_few_pairs_are_refused(train_code_search: ModuleType, package: Path) -> None:
@@ -328,8 +327,6 @@ def test_bad_options_of_shared_identifiers_are_refused(
     shared_identifiers: ModuleType,
     arguments: list[str],
     message: str,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[[ModuleType, list[str]], str],
 ) -> None:
-    with pytest.raises(SystemExit):
-        shared_identifiers.main(arguments)
-    assert message in capsys.readouterr().err
+    assert message in refusal(shared_identifiers, arguments)

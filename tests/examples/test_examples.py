@@ -1,6 +1,7 @@
 """The examples: the measures of retrieval are right, and a short training draws its picture."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -102,8 +103,7 @@ def test_training_prints_a_table_and_draws(
 
 
 def test_a_batch_beyond_the_training_half_is_refused(
-    train_digits: ModuleType, capsys: pytest.CaptureFixture[str]
+    train_digits: ModuleType, refusal: Callable[[ModuleType, list[str]], str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        train_digits.main(["--batch", "901"])
-    assert "--batch must be from 2 to 900, not 901" in capsys.readouterr().err
+    said = refusal(train_digits, ["--batch", "901"])
+    assert "--batch must be from 2 to 900, not 901" in said

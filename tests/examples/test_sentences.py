@@ -1,6 +1,7 @@
 """The fine-tuning of a real encoder: its splits, step in chunks, measures, and a short run."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -152,11 +153,9 @@ def test_the_matrix_of_torch_is_seen_in_memory() -> None:
     ],
 )
 def test_bad_options_are_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, refusal: Callable[[ModuleType, list[str]], str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        importlib.import_module("train_sentences").main(arguments)
-    assert message in capsys.readouterr().err
+    assert message in refusal(importlib.import_module("train_sentences"), arguments)
 
 
 def test_too_few_pairs_are_refused(package: Path) -> None:

@@ -22,6 +22,7 @@ SHARDS = "pairops/ops/pairs/shards.py"
 RECIPES = "pairops/ops/terms/recipe.py"
 BANDS = "pairops/ops/engines/bands.py"
 WEIGHT_PARTS = "pairops/ops/engines/weight_parts.py"
+BOUNDED = "pairops/ops/engines/bounded.py"
 FIRST_USE = "pairops/ops/engines/first_use.py"
 SAMPLED_ROWS = "pairops/ops/engines/sampled_rows.py"
 PASSED = "pairops/ops/engines/passed.py"
@@ -772,7 +773,7 @@ MUTANTS = [
     ),
     # What 16-bit embeddings spare: maxima, a second exponential, wide partial tiles.
     Mutant(
-        "Triton takes no maximum of a softmax that is too sharp", TRITON_OPERANDS,
+        "Triton takes no maximum of a softmax that is too sharp", BOUNDED,
         "_SHARPEST = 52.0", "_SHARPEST = 520.0",
         (OF_TRITON_NUMERICS,),
     ),

@@ -1,7 +1,6 @@
 """Launches, calls of the extension and Python's calls of a small step on the engine `cuda`, by the
 kernels as compiled for a CPU: PYTHONPATH=tests python -m support.cuda_steps."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from unittest import mock
 import torch
 
 import pairops
-from bench.cpu.call_path import WARM_UPS, entered
+from bench.cpu.call_path import WARM_UPS, entered, profiled
 from pairops.losses.objective import lone_batches
 from pairops.ops.bindings import cuda as cuda_kernels
 from pairops.ops.bindings import devices
@@ -74,12 +73,7 @@ def _entries(step: Callable[[], None], module: Any) -> int:
         if event == "c_call" and function in launching:
             found.append(function)
 
-    with torch.autograd.set_multithreading_enabled(False):
-        sys.setprofile(note)
-        try:
-            step()
-        finally:
-            sys.setprofile(None)
+    profiled(step, note)
     return len(found)
 
 

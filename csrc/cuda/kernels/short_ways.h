@@ -42,17 +42,13 @@ void choose_short_ways(ForwardCall& call) {
         call.running >= 0 && is_bounded<S>(call, call.terms[call.running], call.row_operands);
 }
 
-inline bool equal(const Operand& a, const Operand& b) {
-    return a.values == b.values && a.stride == b.stride && (a.values || a.number == b.number);
-}
-
 // Are these the two views of one term?
 inline bool are_twins(const Sweep& call, const TermCall& owner, const TermCall& partner) {
     const std::int8_t *mine = owner.args, *others = partner.args;
     const auto same = [&](int row_slot, int col_slot) {
         if (row_slot < 0 || col_slot < 0) return row_slot == col_slot;
-        return equal(call.row_operands[row_slot - FIRST_OPERAND],
-                     call.col_operands[col_slot - FIRST_OPERAND]);
+        return call.row_operands[row_slot - FIRST_OPERAND] ==
+               call.col_operands[col_slot - FIRST_OPERAND];
     };
     return !owner.transposed && partner.transposed && owner.kind == partner.kind &&
            owner.side == partner.side && same(mine[0], others[0]) && same(mine[1], others[1]) &&

@@ -25,6 +25,9 @@ struct Operand {
     std::int32_t stride;  // 1, or 0
     float number;
 };
+inline bool operator==(const Operand& a, const Operand& b) {
+    return a.values == b.values && a.stride == b.stride && (a.values || a.number == b.number);
+}
 
 // A term, its operands by slot in shared memory; -1: it has none.
 struct TermCall {

@@ -104,34 +104,28 @@ template <class S>
 DEVICE void scale(const Sweep& call, int stage, Fragment<S>& s) {
     const Operands<S, true> high_i(call, HIGH, stage), rest_i(call, REST, stage);
     const Operands<S, false> high_j(call, HIGH, stage), rest_j(call, REST, stage);
-    const auto each = [&](auto scaled) {
+    const auto each = [&](const auto& of_rows, const auto& of_cols, auto scaled) {
         UNROLL
         for (int t = 0; t < S::columns / 8; ++t) {
             float row[4], col[4];
-            high_i.get(t, row);
-            high_j.get(t, col);
+            of_rows.get(t, row);
+            of_cols.get(t, col);
             UNROLL
             for (int e = 0; e < 4; ++e) s[t][e] = scaled(s[t][e], row[e], col[e]);
         }
     };
     if (!call.normalized) {
         // Powers of two, of which the product may overflow; an infinite s stays one.
-        each([](float sum, float row, float col) { return sum * row * col; });
+        each(high_i, high_j, [](float sum, float row, float col) { return sum * row * col; });
         return;
     }
-    each([](float sum, float row, float col) { return sum * (row * col); });
+    each(high_i, high_j, [](float sum, float row, float col) { return sum * (row * col); });
     if constexpr (S::parts == 2) {
         // r is (1 + rest) times its first part: its rounding would be an error common to a whole
         // row.
-        UNROLL
-        for (int t = 0; t < S::columns / 8; ++t) {
-            float row[4], col[4];
-            rest_i.get(t, row);
-            rest_j.get(t, col);
-            UNROLL
-            for (int e = 0; e < 4; ++e)
-                s[t][e] = multiply_then_add(s[t][e], row[e] + col[e], s[t][e]);
-        }
+        each(rest_i, rest_j, [](float once, float row, float col) {
+            return multiply_then_add(once, row + col, once);
+        });
     }
 }
 

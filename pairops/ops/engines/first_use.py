@@ -28,6 +28,7 @@ from pairops.ops.terms.recipe import pack
 from pairops.ops.terms.term import Term, Wanted
 
 from . import passed, sampled_calls
+from .bounded import is_bounded
 from .sampled_rows import Comparison
 
 ENABLED = os.environ.get("PAIROPS_CHECK", "1") != "0"
@@ -198,10 +199,10 @@ def _check(
     if type(x) not in _PLAIN or not all(pairs.shape) or (x.dtype, level) in _UNPROMISED:
         return
     rows, cols = numbered(rows, cols, "rows"), numbered(cols, rows, "cols")
-    recipe, numbers, _ = pack(rows, cols)
-    sharp = tuple([abs(z) > _SHARPEST for z in numbers])
+    recipe, *_ = pack(rows, cols)
+    bounded = tuple([is_bounded(term) for term in (*rows, *cols)])
     sets = pairs.y is None, relation.entries is None, pairs.scales.x is None
-    kind = engine, sweep, recipe, sharp, x.dtype, x.shape[1], level, x.device
+    kind = engine, sweep, recipe, bounded, x.dtype, x.shape[1], level, x.device
     key = (*kind, *sets, *needs)
     if key in _seen:
         return
@@ -220,7 +221,6 @@ def _check(
 
 
 _PLAIN = Tensor, torch.nn.Parameter
-_SHARPEST = 52.0  # the scale of a softmax beyond which kernels for GPUs go another way
 _UNPROMISED = (torch.float32, "high"), (torch.float32, "medium")
 
 

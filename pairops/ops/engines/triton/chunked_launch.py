@@ -217,15 +217,15 @@ class Chunked(TritonCall):
         """Return the unit of each row's weights (N,), in sorted order; one of all rows if weights
         are also added up by columns."""
         rows, cols = self.operands.sides
-        # Rows that are ignored may hold anything.
-        counted = [
-            torch.where(torch.arange(z.n, device=z.order.device) < z.valid_count, z.vectors[0], 0.0)
-            for z in (rows, cols)
-        ]
         if weight_bounds.known(placed):
             bound = weight_bounds.by_row(placed, cotangents, self.same)
             bound = bound.float().expand(rows.n).index_select(0, rows.order)
-            bound = bound * counted[0] * weight_bounds.largest(counted[1])
+            # Rows that are ignored may hold anything.
+            of_rows, of_cols = (
+                torch.where(torch.arange(z.n, device=bound.device) < z.valid_count, z.vectors[0], 0)
+                for z in (rows, cols)
+            )
+            bound = bound * of_rows * weight_bounds.largest(of_cols)
         else:
             largest = torch.zeros((self._parts[0], rows.n), device=rows.vectors.device)
             for chunk in self._chunks():

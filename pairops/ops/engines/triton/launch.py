@@ -45,13 +45,13 @@ MasksByTerm = list[Tensor]  # of each term (blocks of owners, tiles of partners)
 
 
 class Results(NamedTuple):
-    values: dict[TritonTermView, Tensor]
+    values: dict[TritonTermView, Tensor]  # of a bounded term the sum of powers
     arguments: dict[TritonTermView, Tensor]
 
     def of(self, placed: Sequence[TritonTermView]) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.values.values()), [
-            self.arguments[p] for p in placed if p in self.arguments
-        ]
+        """Return statistics and arguments in the order of the terms."""
+        statistics = [log_of_powers(p.term, z) if p.bounded else z for p, z in self.values.items()]
+        return statistics, [self.arguments[p] for p in placed if p in self.arguments]
 
 
 class TritonCall:
@@ -104,9 +104,6 @@ class TritonCall:
             INIT=init, MERGE=merge, FINALIZE=finalize_state, F=static(sweep.facts), R=FINALIZE_ROWS,
             **self.config.options,
         )  # fmt: skip
-        for p in placed:
-            if p.bounded:
-                results.values[p] = log_of_powers(p.term, results.values[p])
 
     def _views(self, axis: int, placed: Sequence[TritonTermView]) -> list[TritonTermView]:
         """Return the owner or partner views of terms in a sweep of `axis`; in one set both."""
@@ -182,8 +179,6 @@ class Swept(TritonCall):
         init, visit, _, _ = sweep.functions
         blocks, tiles = self.grid(axis)
         if not (blocks and tiles):
-            for p in placed:
-                results.values[p].fill_(p.term.monoid.neutral)
             return
         n = self.pairs.shape[axis]
         parts = self._splits(blocks, tiles, 4 * sweep.facts.states * n)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pairops.ops.engines.bounded import is_bounded
 from pairops.ops.pairs.pairs import Pairs
 from pairops.ops.pairs.similarity import apply_scale
 from pairops.ops.terms.accumulators import finite
 from pairops.ops.terms.arguments import Partner
-from pairops.ops.terms.functions import affine
 from pairops.ops.terms.term import Term
 
 from .tile_configs import Configuration
@@ -86,20 +86,6 @@ class Vectors:
 
     def counts(self, axis: int) -> int:
         return self.held + len(self.along[0 if self.same else axis])
-
-
-# The largest |scale| for which exp(scale · s), |s| ≤ 1, is between 2^±76. Then Σ of 2^31 of them is
-# a float32, and the shares of anchors of which a gradient is between 2^±33 have all their digits.
-_SHARPEST = 52.0
-
-
-def is_bounded(term: Term) -> bool:
-    """Return whether exp f of a cosine is exp(−scale · base) times a number between 2^±76."""
-    if term.statistic != "lse" or term.function is not affine:
-        return False
-    scale, base = term.args
-    sharp = not isinstance(scale, float) or abs(scale) > _SHARPEST
-    return not (sharp or isinstance(base, Partner))
 
 
 def share_at_0(term: Term, statistic: Tensor, cotangent: Tensor) -> Tensor:
