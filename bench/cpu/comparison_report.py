@@ -98,20 +98,21 @@ def write(
 
 def plot(rows: Sequence[Row], stamp: dict[str, object], reached: Mapping[int, Rates]) -> Figure:
     """The dashed line is the time that the loss's products alone would take at the hot rate."""
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    # Small, and so its text is large: the README shows it on telephones, too.
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
     time, memory = figure.subplots(1, 2)
-    ends = draw(time, rows, "ms", "forward + backward, ms (median, quartiles)")
+    ends = draw(time, rows, "ms", "forward + backward, ms")
     needed, sizes = products(rows[0].loss).both, sorted(reached)
     least = [1e3 * gigaflop(needed, n, stamp["d"]) / reached[n].hot for n in sizes]
     time.plot(sizes, least, "--", color=GREY)
-    name_lines(time, [*ends, (least[-1], sizes[-1], "the products alone, hot", GREY)])
-    name_lines(memory, draw(memory, rows, "peak_mib", "growth of peak memory, MiB"))
+    name_lines(time, [*ends, (least[-1], sizes[-1], "products alone, hot", GREY)])
+    name_lines(memory, draw(memory, rows, "peak_mib", "added to peak memory, MiB"))
     machine = stamp["gpu"] or f"{stamp['cpu']}, threads: {stamp['threads']}"
     figure.suptitle(f"{rows[0].loss}_loss: D = {stamp['d']}, {stamp['dtype']}, {machine}")
     figure.supxlabel(
-        f"{stamp['date']}   commit {stamp['commit'] or 'unknown'}   torch {stamp['torch']}   "
-        f"pytorch-metric-learning {stamp['pytorch_metric_learning']}   "
-        f"medians of {stamp['repeats']}, taken in turns",
+        f"{stamp['date'][:10]}, torch {stamp['torch']}, "
+        f"pytorch-metric-learning {stamp['pytorch_metric_learning']}, "
+        f"medians of {stamp['repeats']} taken in turns, and quartiles",
         fontsize=8,
         color=GREY,
     )
@@ -144,7 +145,7 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
             low, high = [row.ms_q1 for row in kept], [row.ms_q3 for row in kept]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         unit = "MiB" if what == "peak_mib" else "ms"
-        label = f"{kept[-1].label}: {number(y[-1])} {unit}"
+        label = f"{kept[-1].label}\n{number(y[-1])} {unit}"
         if ends and ends[0][1] == x[-1]:  # as many times the first one's
             label += f", {y[-1] / ends[0][0]:.{0 if y[-1] > 10 * ends[0][0] else 1}f} ×"
         ends.append((y[-1], x[-1], label, colour))
@@ -165,10 +166,13 @@ def name_lines(axes: Axes, ends: list[End]) -> None:
     to_fraction = axes.transScale + axes.transLimits
     ends = sorted(ends)
     at = [float(to_fraction.transform((x, y))[1]) for y, x, _, _ in ends]
-    line = 0.052  # the height of a line of text
+    # Heights of a line of text, and of the labels, which have one or two.
+    line = 0.075
+    tall = [line * (1 + label.count("\n")) for _, _, label, _ in ends]
     for _ in range(200):
+        at[-1] = min(at[-1], 1 - tall[-1] / 2)  # below the title
         for i in range(len(at) - 1):
-            lacking = line - (at[i + 1] - at[i])
+            lacking = (tall[i] + tall[i + 1]) / 2 - (at[i + 1] - at[i])
             if lacking > 0:
                 at[i] -= lacking / 2
                 at[i + 1] += lacking / 2
@@ -180,7 +184,7 @@ def name_lines(axes: Axes, ends: list[End]) -> None:
             textcoords="axes fraction",
             color=colour,
             va="center",
-            fontsize=9,
+            fontsize=10,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
