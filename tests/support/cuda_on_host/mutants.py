@@ -83,7 +83,8 @@ MUTANTS = [
            "issue(walk.tile(after), 0, buffer ^ 1);", "issue(walk.tile(after), 0, buffer);"),
     Mutant("next chunk into the same buffer", MAINLOOP,
            "step + 1, buffer ^ 1);", "step + 1, buffer);").streamed(),
-    Mutant("x of the other buffer", MAINLOOP, "buffer * S::X::bytes : 0", "0 : 0", rare=True).streamed(),
+    Mutant("x of the other buffer", MAINLOOP, "buffer * S::X::bytes : 0", "0 : 0",
+           rare=True).streamed(),
     Mutant("columns of one stage", MAINLOOP, "stage ^= 1;", ""),
     Mutant("flags of one stage", FORWARD,
            "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)",
@@ -142,7 +143,8 @@ MUTANTS = [
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,
-           "add(sums[first / 8 + 2 * u + 1], of_tile[1]);", "", first="backward", rare=True).split(),
+           "add(sums[first / 8 + 2 * u + 1], of_tile[1]);", "", first="backward",
+           rare=True).split(),
     Mutant("one sum over all tiles", MMA, "float of_tile[2][4] = {};",
            "auto& all = sums[first / 8 + 2 * u]; float of_tile[2][4];"
            "__builtin_memcpy(of_tile, all, sizeof(of_tile));"
@@ -193,7 +195,8 @@ MUTANTS = [
     # Turns of the two groups.
     Mutant("a dropped arrive", SM90_BACKWARD, "            in_turn.pass();\n", "").wide(),
     Mutant("no wait for a turn", SM90_BACKWARD, "            in_turn.wait();\n", "").wide(),
-    Mutant("the last turn is left over", SM90_BACKWARD, "    in_turn.end();\n", "", rare=True).wide(),
+    Mutant("the last turn is left over", SM90_BACKWARD, "    in_turn.end();\n", "",
+           rare=True).wide(),
     # Weights that are exchanged.
     Mutant("an exchange without a fence", HALVES, "        fence_async();\n", "").halves(),
     Mutant("no wait for the other's weights", HALVES,
