@@ -1,4 +1,4 @@
-"""One step of the native engine at an N whose matrix no memory holds: seconds, and memory."""
+"""One step of the engine cpu at an N whose matrix no memory holds: seconds, and memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
     setting = Setting(options.loss, options.n, options.d, threads=options.threads)
     conditions = stamp(list(argv), "cpu") | {"threads": options.threads}
-    title = f"{options.loss}_loss on native, N={options.n:,}, D={options.d}, float32"
+    title = f"{options.loss}_loss on cpu, N={options.n:,}, D={options.d}, float32"
     row = asdict(setting) | bound(setting)
     try:
         row |= with_a_clock(f"{title}: forward + backward once", setting)

@@ -128,7 +128,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, default=4096, help="pairs to fine-tune on")
     parser.add_argument("--head-pairs", type=int, default=16384, help="pairs for the heads")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind")
     parser.add_argument(
         "--tune",
         action="store_true",
