@@ -92,7 +92,7 @@ def write(
     ]
     figures = write_figures(folder, name, [asdict(row) for row in rows], stamp | {"rates": rates})
     picture = folder / f"{name}.png"
-    plot(rows, stamp, reached).savefig(picture, dpi=150)
+    plot(rows, stamp, reached).savefig(picture, dpi=200)
     return figures, picture
 
 
