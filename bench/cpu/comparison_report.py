@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.report import number, percent, write_figures
 from bench.yardsticks import Rates, gigaflop, products
@@ -112,7 +112,7 @@ def plot(rows: Sequence[Row], stamp: dict[str, object], reached: Mapping[int, Ra
     figure.supxlabel(
         f"{stamp['date'][:10]}, torch {stamp['torch']}, "
         f"pytorch-metric-learning {stamp['pytorch_metric_learning']}, "
-        f"medians of {stamp['repeats']} taken in turns, and quartiles",
+        f"times: medians of {stamp['repeats']} taken in turns, with quartiles",
         fontsize=8,
         color=GREY,
     )
@@ -154,6 +154,7 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{int(n):,}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return ends
@@ -170,6 +171,7 @@ def name_lines(axes: Axes, ends: list[End]) -> None:
     line = 0.075
     tall = [line * (1 + label.count("\n")) for _, _, label, _ in ends]
     for _ in range(200):
+        at[0] = max(at[0], tall[0] / 2)  # above the axis
         at[-1] = min(at[-1], 1 - tall[-1] / 2)  # below the title
         for i in range(len(at) - 1):
             lacking = (tall[i] + tall[i + 1]) / 2 - (at[i + 1] - at[i])

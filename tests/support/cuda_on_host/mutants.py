@@ -23,7 +23,7 @@ SM90_FORWARD, SM90_BACKWARD = "kernels/sm90/forward.h", "kernels/sm90/backward.h
 HALVES = "kernels/sm90/halves.h"
 FORWARD, BACKWARD = "kernels/forward.h", "kernels/backward.h"
 FORWARD_TILE, BACKWARD_TILE = "tile/epilogue_forward.h", "tile/epilogue_backward.h"
-SM90_FORWARD, SHORT_WAYS = "kernels/sm90/forward.h", "kernels/short_ways.h"
+SHORT_WAYS = "kernels/short_ways.h"
 LIMITS = "device/shared_limits.h"
 # Cases of sweeps_test.cpp.
 ONE_SET, TWO_SETS, STREAMED = "plain, D = 40, N = 205", "plain, D = 40, N = 269", "plain, D = 300"
@@ -174,13 +174,13 @@ MUTANTS = [
     Mutant("a stage is left while lanes read", SM90, "    warp_sync();\n" + LEAVE, LEAVE).hopper(),
     Mutant("fewer bytes than come", SM90,
            "S::Y::bytes + (first ? S::X::bytes : 0)", "S::Y::bytes").hopper(),
-    Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);", rare=True).hopper(),
+    Mutant("one arrival too few", SM90, "1 + S::columns);", "S::columns);").hopper(),
     Mutant("no second phase", SM90, "packed ^= stage() == 0 ? ODD : 0;", "").hopper(),
     Mutant("no wait for s", SM90,
            "wgmma_wait<0>(products);\n        take", "take").hopper(),
     Mutant("s is written over by the next one", SM90, "        take<S>(products, s);\n",
            "        multiply_next<S>(call, coming, products);\n        take<S>(products, s);\n",
-           rare=True).hopper(),
+           ).hopper(),
     Mutant("no wait for sums", SM90_BACKWARD,
            "wgmma_wait<0>(products, sums, packed);", ";", first="backward").hopper(),
     Mutant("a wait too early", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
