@@ -162,6 +162,8 @@ def draw(axes: Axes, rows: Sequence[Row], what: str, title: str) -> list[End]:
 
 def name_lines(axes: Axes, ends: list[End]) -> None:
     """Labels to the right of the lines, moved apart where their ends are too close to be read."""
+    if not ends:  # nothing was measured
+        return
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     to_fraction = axes.transScale + axes.transLimits

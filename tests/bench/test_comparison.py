@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contestants import Contestant, contestants
 from bench.cpu.comparison import compare
-from bench.cpu.comparison_report import Row, table
+from bench.cpu.comparison_report import Row, plot, table
 from bench.guard import truth
 from bench.memory.peak import peak_mib
 from bench.problems import Problem, Setting, problem
@@ -258,6 +258,18 @@ def test_a_rate_that_is_not_known_is_a_dash():
     assert "hot 100, FMA -" in rate
     assert head.split()[-6:] == ["of", "hot", "of", "FMA", "peak", "MiB"]
     assert line.split()[-3:] == ["25%", "-", "-"]
+
+
+@pytest.mark.parametrize("measured", [{}, {"ms": 1.0, "ms_q1": 0.9, "ms_q3": 1.1}])
+def test_a_picture_is_drawn_of_what_was_measured_alone(measured):
+    """A time without its memory, and nothing at all: every process may have failed."""
+    row = Row("ms", 64, "hand", "torch by hand", **measured)
+    stamp = {"d": 8, "dtype": "float32", "gpu": None, "cpu": "CPU", "threads": 1, "repeats": 2}
+    stamp |= {"date": "2026-12-01", "torch": "2", "pytorch_metric_learning": "2"}
+    figure = plot([row], stamp, {64: Rates(100.0, None)})
+    time, memory = figure.axes
+    assert any("products" in text.get_text() for text in time.texts)
+    assert not memory.texts
 
 
 MATRIX = """
