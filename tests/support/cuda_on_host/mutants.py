@@ -39,8 +39,7 @@ class Mutant(NamedTuple):
     by: str = "result"
     case: str = ONE_SET
     first: str = "forward"  # of an edit of both, the kernel that is asked first
-    # Whether `--all` alone asks, for the time that it takes: of mistakes of one kind one is enough.
-    rare: bool = False
+    rare: bool = False  # whether `--all` alone asks, for the time that it takes
     # What is compiled: the kernels of one shape.
     forward: str = "launch_forward<Plain64>(ForwardCall, int, int, Stream)"
     backward: str = "launch_backward<Plain64, 1>(BackwardCall, int, Stream)"
@@ -77,18 +76,16 @@ MUTANTS = [
     # Copies and barriers.
     Mutant("no barrier after the wait", MAINLOOP, WAIT, "        copies_wait<0>();\n"),
     Mutant("no wait for copies", MAINLOOP, WAIT, "        block_sync();\n"),
-    Mutant("waits for another group", MAINLOOP, WAIT, WAIT.replace("<0>", "<1>"), rare=True),
+    Mutant("waits for another group", MAINLOOP, WAIT, WAIT.replace("<0>", "<1>")),
     Mutant("no last barrier", MAINLOOP, "    block_sync();\n    synced();\n}", "    synced();\n}"),
     Mutant("prefetch into the same buffer", MAINLOOP,
            "issue(walk.tile(after), 0, buffer ^ 1);", "issue(walk.tile(after), 0, buffer);"),
     Mutant("next chunk into the same buffer", MAINLOOP,
            "step + 1, buffer ^ 1);", "step + 1, buffer);").streamed(),
-    Mutant("x of the other buffer", MAINLOOP, "buffer * S::X::bytes : 0", "0 : 0",
-           rare=True).streamed(),
+    Mutant("x of the other buffer", MAINLOOP, "buffer * S::X::bytes : 0", "0 : 0").streamed(),
     Mutant("columns of one stage", MAINLOOP, "stage ^= 1;", ""),
     Mutant("flags of one stage", FORWARD,
-           "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)",
-           rare=True),
+           "4 * ((stage * MOST_TERMS + k) * S::warps + warp)", "4 * (k * S::warps + warp)"),
     # Layouts.
     Mutant("swizzle of pack", "around/pack.h",
            "((lane() / 4) ^ (i % 8))", "((lane() / 4) ^ (i % 4))"),
@@ -99,9 +96,8 @@ MUTANTS = [
            "{}", first="backward").split(),
     # What lies beyond a set, or does not count.
     Mutant("row guard of masks", SCHEDULER, "if (i + 8 * h >= n_valid_rows) continue;", "",
-           "address", rare=True),
-    Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address",
-           rare=True),
+           "address"),
+    Mutant("row guard of states", FORWARD, "if (i >= call.rows.n) continue;", "", "address"),
     Mutant("row guard of the gradient", BACKWARD,
            "if (i >= smaller(call.rows.n, load_global(call.rows.n_valid))) continue;",
            "", "address"),
@@ -143,8 +139,7 @@ MUTANTS = [
     # Two levels of sums.
     Mutant("a step's sum is not added", MMA, "add(products[0][at], of_step);", "").split(),
     Mutant("half of a tile's sums are not added", MMA,
-           "add(sums[first / 8 + 2 * u + 1], of_tile[1]);", "", first="backward",
-           rare=True).split(),
+           "add(sums[first / 8 + 2 * u + 1], of_tile[1]);", "", first="backward").split(),
     Mutant("one sum over all tiles", MMA, "float of_tile[2][4] = {};",
            "auto& all = sums[first / 8 + 2 * u]; float of_tile[2][4];"
            "__builtin_memcpy(of_tile, all, sizeof(of_tile));"
@@ -153,7 +148,7 @@ MUTANTS = [
     Mutant("a limit is lowered", LIMITS, "if (bytes <= limit) return;",
            "if (bytes == limit) return;").streamed(),
     Mutant("a limit is not raised", LIMITS, "if (bytes <= limit) return;",
-           "if (limit) return;", rare=True).streamed(),
+           "if (limit) return;").streamed(),
     # Splits.
     Mutant("two blocks write one state", FORWARD,
            "(Index(block_y()) * call.n_terms + k) * 2 * call.rows.n + i",
@@ -179,38 +174,36 @@ MUTANTS = [
     Mutant("no wait for s", SM90,
            "wgmma_wait<0>(products);\n        take", "take").hopper(),
     Mutant("s is written over by the next one", SM90, "        take<S>(products, s);\n",
-           "        multiply_next<S>(call, coming, products);\n        take<S>(products, s);\n",
+           "        multiply_next<S>(call, coming, products);\n        take<S>(products, s);\n"
            ).hopper(),
     Mutant("no wait for sums", SM90_BACKWARD,
            "wgmma_wait<0>(products, sums, packed);", ";", first="backward").hopper(),
     Mutant("a wait too early", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
-           "wgmma_wait<1>(products, sums, packed);", first="backward", rare=True).hopper(),
+           "wgmma_wait<1>(products, sums, packed);", first="backward").hopper(),
     Mutant("weights are not pinned", SM90_BACKWARD, "wgmma_wait<0>(products, sums, packed);",
            "wgmma_wait<0>(products, sums);", first="backward").hopper(),
     Mutant("states are read early", SM90_FORWARD, "group_sync(1, S::workers);", "").hopper(),
     Mutant("sums are read early", SM90_BACKWARD, "    group_sync(1, S::workers);\n", "",
-           first="backward", rare=True).hopper(),
+           first="backward").hopper(),
     Mutant("another step's numbers", SM90, "step % 4 * 2 * CHUNK_BYTES",
            "step % 2 * 2 * CHUNK_BYTES").hopper(),
     # Turns of the two groups.
     Mutant("a dropped arrive", SM90_BACKWARD, "            in_turn.pass();\n", "").wide(),
     Mutant("no wait for a turn", SM90_BACKWARD, "            in_turn.wait();\n", "").wide(),
-    Mutant("the last turn is left over", SM90_BACKWARD, "    in_turn.end();\n", "",
-           rare=True).wide(),
+    Mutant("the last turn is left over", SM90_BACKWARD, "    in_turn.end();\n", "").wide(),
     # Weights that are exchanged.
     Mutant("an exchange without a fence", HALVES, "        fence_async();\n", "").halves(),
     Mutant("no wait for the other's weights", HALVES,
            "barrier_wait(Half<S>::given(call, half.is_second() ? 0 : 1), parity);", "").halves(),
     Mutant("weights are given before they are stored", HALVES,
            "warp_sync();\n        if (lane() == 0) barrier_arrive(given",
-           "if (lane() == 0) barrier_arrive(given", rare=True).halves(),
+           "if (lane() == 0) barrier_arrive(given").halves(),
     Mutant("weights are stored over those that are read", HALVES,
            "            half.give(call, packed);\n",
-           "            half.give(call, packed);\n            half.give(call, packed);\n",
-           rare=True).halves(),
+           "            half.give(call, packed);\n            half.give(call, packed);\n").halves(),
     Mutant("x is not waited for", HALVES,
            "            barrier_wait(turn.full(call), turn.parity());  // X comes with this tile\n",
-           "", rare=True).halves(),
+           "").halves(),
     Mutant("a stage is reused while the other's weights need it", HALVES,
            "            if (embeddings) {\n                barrier_wait(Half",
            "            leave<S>(call, before);\n            if (embeddings) {\n"
@@ -220,12 +213,12 @@ MUTANTS = [
            "            if (embeddings) barrier_wait(before.full(call), before.parity());\n",
            ).halves(),
     Mutant("exchanged weights are not pinned", HALVES,
-           "wgmma_wait<0>(s, sums, packed);", "wgmma_wait<0>(s, sums);", rare=True).halves(),
+           "wgmma_wait<0>(s, sums, packed);", "wgmma_wait<0>(s, sums);").halves(),
     Mutant("sums stay in the unit of the last weights", HALVES,
            "change_units(mine, theirs, sums);", "{}").halves(),
     Mutant("units of the other's weights are forgotten", HALVES,
            "load_exponents(half.exponents(true), units.of_sums);\n            }",
-           "}", rare=True).halves(),
+           "}").halves(),
     Mutant("sums of one group's tiles alone", BACKWARD, "held += S::rows)", "held += S::held_rows)",
            ).halves(),
     Mutant("bits of another block", SCHEDULER,

@@ -61,13 +61,18 @@ JOBS = [
     Job(90, "float16", 128, "siglip_loss"),
     # Two terms of positives beside that of negatives.
     Job(90, "bfloat16", 128, "supcon_loss"),
+    Job(90, "bfloat16", 256, "supcon_loss"),
     Job(90, "bfloat16", 1024, "supcon_loss"),
     Job(90, "float32", 128, "supcon_loss", "high"),
+    Job(90, "float32", 128, "supcon_loss"),
     # A reference per row and one per column, besides both log-sum-exps.
     Job(100, "bfloat16", 128, "info_nce_loss"),
     # Positives by list, whose flags are held besides all that.
+    Job(80, "bfloat16", 128, "ms_loss+list"),
     Job(80, "float32", 1024, "ms_loss+list"),
+    Job(90, "bfloat16", 64, "ms_loss+list"),
     Job(90, "bfloat16", 256, "ms_loss+list"),
+    Job(100, "bfloat16", 128, "ms_loss+list"),
 ]
 
 
