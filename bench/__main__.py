@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
     "kernel": (
         kernel.options,
         kernel.run,
-        "the native sweeps' share of the peak, and where their time goes",
+        "the share of the peak that the engine cpu's sweeps reach, and where their time goes",
     ),
     "mined": (mined.options, mined.run, "what skipping tiles that mining emptied saves"),
     "relations": (relations.options, relations.run, "positives by a list or a width beside labels"),

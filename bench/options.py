@@ -27,5 +27,5 @@ def extension() -> ModuleType:
     try:
         from pairops import _native
     except ImportError as error:
-        sys.exit(f"this command measures the native engine, which cannot be imported: {error}")
+        sys.exit(f"this command measures the engine cpu, which cannot be imported: {error}")
     return _native

@@ -1,1 +1,1 @@
-"""Benchmarks of one process on a CPU: the comparison, the native sweeps, retrieval."""
+"""Benchmarks of one process on a CPU: the comparison, the sweeps of the engine cpu, retrieval."""

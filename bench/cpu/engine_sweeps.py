@@ -1,4 +1,4 @@
-"""The sweeps of the native engine that a loss makes, without the loss around them."""
+"""The sweeps of the engine cpu that a loss makes, without the loss around them."""
 
 from __future__ import annotations
 

@@ -143,7 +143,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> None:
             )
         except RuntimeError as error:
             sys.exit(f"{job}: {error}")
-    print(f"\nThe native sweeps alone: N={options.n}, float32, {conditions['cpu']}, ", end="")
+    print(
+        f"\nThe sweeps of the engine cpu alone: N={options.n}, float32, {conditions['cpu']}, ",
+        end="",
+    )
     print(
         f"load {conditions['load']}, medians of {options.repeats} taken in turns, shares ", end=""
     )
