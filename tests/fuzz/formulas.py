@@ -13,8 +13,8 @@ import pairops
 from fuzz.finding import Skipped
 from fuzz.neighbours import confirmed
 from support.error_rule import Dense, assert_within_rule
-from support.loss_comparison import values_and_gradients
-from support.loss_parameters import ONE_SET, with_rest
+from support.loss_comparison import of_two_sets, values_and_gradients
+from support.loss_parameters import ONE_SET
 
 # What is said of a call that has no meaning.
 REFUSED = (
@@ -121,24 +121,12 @@ def against_proxies(
     return Compared([x, proxies], ours, formula, has_kinks(name, params), name in REFERRED)
 
 
-def two_sets(name: str, params: dict[str, Any], x: Tensor, y: Tensor, **told: Any) -> Compared:
-    """told: in place of what `with_rest` tells."""
-
-    def run(function: Callable[..., Tensor], x: Tensor, y: Tensor, **keywords: Any) -> Tensor:
-        rest, further = with_rest(name, x, y)
-        if "labels" in told:
-            rest = (y, told["labels"])
-        return function(x, *rest, **further, **params, **keywords)
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
-        return run(getattr(pairops, name), x, y, reduction="none")
-
-    def formula(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-        return run(getattr(oracle, name), x, y, dtype=dtype)
-
-    return Compared(
-        [x, y], ours, formula, has_kinks(name, params), name in REFERRED, name == "tal_loss"
-    )
+def two_sets(
+    name: str, params: dict[str, Any], x: Tensor, y: Tensor, labels: Tensor | None = None
+) -> Compared:
+    """labels: of `of_two_sets`."""
+    call = of_two_sets(name, params, x, y, labels)
+    return Compared(*call, has_kinks(name, params), name in REFERRED, name == "tal_loss")
 
 
 def has_kinks(name: str, params: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import oracle
 import pairops
 from support.engine_names import HERE, WIDE
 from support.exhaustive import exhaustive_but
-from support.loss_comparison import case_for, check, compare, fits
+from support.loss_comparison import case_for, check, compare, fits, of_two_sets
 from support.loss_parameters import (  # fmt: skip
     AGAINST_PROXIES,
     LABELLED,
@@ -23,7 +23,6 @@ from support.loss_parameters import (  # fmt: skip
     is_first,
     parameters,
     variants,
-    with_rest,
 )
 from support.named_cases import CASES, Case, smaller, smooth
 
@@ -149,18 +148,7 @@ def test_two_sets(name: str, params: dict[str, Any], n: int, d: int, dtype: torc
         x[3] = 0
         y[5] = 0
         y[7] = y[8]
-    loss, formula = getattr(pairops, name), getattr(oracle, name)
-
-    def run(function: Callable[..., Tensor], x: Tensor, y: Tensor, **keywords: Any) -> Tensor:
-        rest, told = with_rest(name, x, y)
-        return function(x, *rest, **told, **params, **keywords)
-
-    check(
-        [x, y],
-        functools.partial(run, loss, reduction="none"),
-        functools.partial(run, formula),
-        engines_for(name, params),
-    )
+    check(*of_two_sets(name, params, x, y), engines_for(name, params))
 
 
 @pytest.mark.usefixtures("small_tiles", "engine")

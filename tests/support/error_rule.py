@@ -66,11 +66,11 @@ def assert_within_rule(name: str, ours: Tensor, dense: Iterable[Tensor], truth: 
         return
     assert bool(torch.isfinite(truth).all()), f"{name}: the truth itself is not finite"
     eps = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
-    error, rounding = _distance(ours, truth), 4 * eps * float(truth.abs().max())
+    error, rounding = distance(ours, truth), 4 * eps * float(truth.abs().max())
     allowed = 0.0
     for result in dense:
         assert result.dtype == ours.dtype, name
-        found = _distance(result, truth)
+        found = distance(result, truth)
         assert math.isfinite(found), f"{name}: dense torch is not finite"
         allowed = max(allowed, found)
         if error <= 2 * allowed + rounding:
@@ -79,7 +79,16 @@ def assert_within_rule(name: str, ours: Tensor, dense: Iterable[Tensor], truth: 
     raise AssertionError(f"{name}: error {error:.3g} > {bound:.3g}, dense torch has {allowed:.3g}")
 
 
-def _distance(result: Tensor, truth: Tensor) -> float:
+def times_allowed(ours: Tensor, dense: Iterable[Tensor], truth: Tensor) -> float:
+    """The error as a multiple of what the rule allows, which may be nothing."""
+    eps = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
+    error = distance(ours, truth)
+    allowed = 2 * max(distance(z, truth) for z in dense) + 4 * eps * float(truth.abs().max())
+    return error / allowed if allowed else math.inf if error else 0.0
+
+
+def distance(result: Tensor, truth: Tensor) -> float:
+    """The largest error of an entry."""
     return float((result.double() - truth).abs().max())
 
 

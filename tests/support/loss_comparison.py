@@ -1,8 +1,8 @@
 """Losses on several engines against the naive float64 formulas, by the error rule."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,20 @@ import oracle
 import pairops
 from support.engine_names import HERE, WIDE
 from support.error_rule import Dense, assert_within_rule, gradients
-from support.loss_parameters import ONE_SET, mined
+from support.loss_parameters import ONE_SET, mined, with_rest
 from support.named_cases import Case, embeddings, separated, smaller, smooth, turned
 
 Result = list[Tensor]
+
+
+class Found(NamedTuple):
+    """Losses of each anchor, or a gradient of their weighted sum."""
+
+    engine: str
+    what: str
+    ours: Tensor
+    dense: Iterator[Tensor]  # dense torch's, in one order of summation after another
+    truth: Tensor
 
 
 def check(
@@ -23,10 +33,25 @@ def check(
     formula: Callable[..., Tensor],
     engines: Sequence[str] = tuple(HERE),
 ) -> list[str]:
-    """Per-anchor losses and gradients by `tensors` on these engines, by the error rule.
+    """`beside_dense` by the error rule. Returns the engines that served the call."""
+    ran = []
+    for found in beside_dense(tensors, ours, formula, engines):
+        if found.engine not in ran:
+            ran.append(found.engine)
+        assert_within_rule(f"{found.engine}: {found.what}", found.ours, found.dense, found.truth)
+    return ran
+
+
+def beside_dense(
+    tensors: list[Tensor],
+    ours: Callable[..., Tensor],
+    formula: Callable[..., Tensor],
+    engines: Sequence[str] = tuple(HERE),
+) -> Iterator[Found]:
+    """Per-anchor losses and gradients by `tensors`, on those of the engines that serve the call.
 
     ours(*tensors) is the library, formula(*tensors, dtype=) the oracle. The oracle is the slow
-    part, so it runs once for all engines. Returns those that served the call.
+    part, so it runs once for all engines.
     """
     wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     weight = 0.5 + torch.rand(max(len(z) for z in tensors), dtype=torch.float64)
@@ -37,7 +62,6 @@ def check(
     stored = tensors[0].dtype
     dense = Dense(lambda: run(functools.partial(formula, dtype=wide), stored), wide)
     truth = run(functools.partial(formula, dtype=torch.float64), torch.float64)
-    ran = []
     for engine in engines:
         if wide == torch.float64 and engine not in WIDE:
             continue
@@ -48,10 +72,8 @@ def check(
                 if "cannot serve this call" not in str(error):
                     raise
                 continue
-        ran.append(engine)
         for k, what in enumerate(["losses", "dx", "dy"][: len(found)]):
-            assert_within_rule(f"{engine}: {what}", found[k], dense.result(k), truth[k])
-    return ran
+            yield Found(engine, what, found[k], dense.result(k), truth[k])
 
 
 def values_and_gradients(
@@ -69,10 +91,27 @@ def compare(name: str, params: dict[str, Any], case: Case, engines: Sequence[str
     return check(*call_and_formula(name, params, case), engines)
 
 
-def call_and_formula(
-    name: str, params: dict[str, Any], case: Case
-) -> tuple[list[Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
-    """What `check` takes of a labelled loss: its tensors, the library's loss and the oracle's."""
+# What `check` takes: tensors, the library's loss of them and the oracle's.
+Call = tuple[list[Tensor], Callable[..., Tensor], Callable[..., Tensor]]
+
+
+def of_two_sets(
+    name: str, params: dict[str, Any], x: Tensor, y: Tensor, labels: Tensor | None = None
+) -> Call:
+    """A loss over two sets. labels: in place of those that `with_rest` makes."""
+
+    def run(function: Callable[..., Tensor], x: Tensor, y: Tensor, **keywords: Any) -> Tensor:
+        rest, told = with_rest(name, x, y)
+        if labels is not None:
+            rest = (y, labels)
+        return function(x, *rest, **told, **params, **keywords)
+
+    loss, formula = getattr(pairops, name), getattr(oracle, name)
+    return [x, y], functools.partial(run, loss, reduction="none"), functools.partial(run, formula)
+
+
+def call_and_formula(name: str, params: dict[str, Any], case: Case) -> Call:
+    """A labelled loss."""
     params = {**params, **{k: case.keywords[k] for k in ("distance",) if k in case.keywords}}
     if params.get("distance") == "dot":
         params.pop("normalize", None)
