@@ -107,6 +107,27 @@ def of_gpus(terms: Iterable[Term]) -> list[Term]:
     return [term for term in terms if cuda_key(term) in cuda_kernels.installed().kinds]
 
 
+def gpu_problem(m: int) -> tuple[list[Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """200 rows, against m others if there are any, and every term that is compiled for GPUs over
+    rows and over columns: what it is called with, and the call."""
+    n = 200
+    x, labels, other = problem(n=n, m=m, d=16, classes=12)
+    labels[[5, 20, 150]] = -100
+    if m:
+        other["ref_labels"][7] = -100
+        other |= {"ids": torch.randint(0, 300, (n,)), "ref_ids": torch.randint(0, 300, (m,))}
+    leaves = [x, torch.rand(n) + 0.5, torch.rand(m or n) + 0.5, torch.tensor(1.3)]
+    if m:
+        leaves.append(other.pop("ref_emb"))
+
+    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+        pairs = Pairs.of(x, labels, **{**other, **({"ref_emb": y[0]} if y else {})})
+        rows, columns = served_terms(u, v, t), served_terms(v, u, t, turn=1)
+        return row_stats(pairs, *of_gpus(rows), cols=of_gpus(columns))
+
+    return leaves, run
+
+
 def terms_for(engine: str, n: int, m: int) -> list[Term]:
     """Terms of every kind that the engine serves."""
     u, v = torch.rand(n, dtype=DOUBLE), torch.rand(m, dtype=DOUBLE)

@@ -68,7 +68,12 @@ def module() -> Any:
         others = [*machine(), HERE / "module.cpp", ROOT / "csrc" / "bindings" / "cuda.cpp"]
         made = compile_each([*kernels(), *others], OBJECTS)
         link(MODULE, made, ("-shared",))
-    spec = importlib.util.spec_from_file_location("cuda_on_host", MODULE)
+    return loaded(MODULE)
+
+
+def loaded(path: Path) -> Any:
+    """A compiled module; a process can have one."""
+    spec = importlib.util.spec_from_file_location("cuda_on_host", path)
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)

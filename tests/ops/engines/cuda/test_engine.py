@@ -20,19 +20,9 @@ from support.engine_comparison import assert_as_dense
 from support.exhaustive import exhaustive, exhaustive_but
 from support.loss_comparison import compare
 from support.named_cases import Case, embeddings, smooth
-from support.term_problems import of_gpus, problem, results, served_terms, sparse
+from support.term_problems import gpu_problem, problem, results, sparse
 
 SPLITS = [1, 40]  # processors: of one block each, and of more parts than there are tiles
-
-
-def statistics(
-    x: Tensor, labels: Tensor, other: dict[str, Any], u: Tensor, v: Tensor, t: Tensor
-) -> tuple[Tensor, ...]:
-    """Every term that is compiled for GPUs over rows and over columns."""
-    pairs = Pairs.of(x, labels, **other)
-    return row_stats(
-        pairs, *of_gpus(served_terms(u, v, t)), cols=of_gpus(served_terms(v, u, t, turn=1))
-    )
 
 
 @pytest.mark.parametrize(
@@ -47,19 +37,7 @@ def test_every_term_with_gradients_by_every_argument(
     # With seed 0 one owner has a hinge of 0.04 over two pairs, the difference of a similarity and a
     # base, and shows the last bit of that: docs/numerics.md, "Where the rule is not kept".
     torch.manual_seed(1)
-    n = 200
-    x, labels, other = problem(n=n, m=m, d=16, classes=12)
-    labels[[5, 20, 150]] = -100
-    if m:
-        other["ref_labels"][7] = -100
-        other |= {"ids": torch.randint(0, 300, (n,)), "ref_ids": torch.randint(0, 300, (m,))}
-    leaves = [x, torch.rand(n) + 0.5, torch.rand(m or n) + 0.5, torch.tensor(1.3)]
-    if m:
-        leaves.append(other.pop("ref_emb"))
-
-    def run(x: Tensor, u: Tensor, v: Tensor, t: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
-        return statistics(x, labels, {**other, **({"ref_emb": y[0]} if y else {})}, u, v, t)
-
+    leaves, run = gpu_problem(m)
     first = assert_as_dense("cuda", run, *leaves)
     with pairops.engine("cuda"):
         mine = [z.float().requires_grad_() for z in leaves]

@@ -6,54 +6,21 @@ to hundreds of times as wrong as dense torch's; signs that do not cancel are the
 
 import pytest
 import torch
-from torch import Tensor
 
-import pairops
-from pairops import NEG, Pairs, lse, row_stats
 from pairops.ops.bindings import devices
+from support.cuda_in_one_sum import edited_text
+from support.cuda_on_host import build
+from support.cuda_truncation import (
+    COLUMNS,
+    SIGNS,
+    errors,
+    of_16_bits,
+    statistics_beyond_the_rule,
+)  # fmt: skip
 from support.engine_names import DEVICE
-from support.error_rule import Dense
 from support.exhaustive import exhaustive_but
 
-COLUMNS = [1024, 16384]
-SIGNS = ["random", "columns of one sign", "all of one sign"]
-
-
-def problem(signs: str, n: int, m: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, y = torch.randn(n, d), torch.randn(m, d)
-    if signs != "random":
-        y = y.abs()
-    if signs == "all of one sign":
-        x = x.abs()
-    return x, y, 0.5 + torch.rand(n)
-
-
-def statistics_and_gradient(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
-    """Log-sum-exps over all of y, and what they make of x."""
-    leaf = x.clone().requires_grad_()
-    labels, others = torch.zeros(len(x), dtype=torch.long), torch.ones(len(y), dtype=torch.long)
-    pairs = Pairs.of(leaf, labels, ref_emb=y, ref_labels=others)
-    (found,) = row_stats(pairs, lse(NEG, 10.0, 0.0))
-    (gradient,) = torch.autograd.grad((found * weight.to(found.dtype)).sum(), leaf)
-    return [found.detach(), gradient]
-
-
-def errors(signs: str, n: int, m: int, d: int) -> list[tuple[float, float]]:
-    """The 2-norm of the error, relative to the truth: ours, and dense torch's worst."""
-    x, y, weight = problem(signs, n, m, d)
-    with pairops.engine("dense"):
-        truth = statistics_and_gradient(x.double(), y.double(), weight)
-        dense = Dense(lambda: statistics_and_gradient(x, y, weight))
-        of_dense = [list(dense.result(k)) for k in range(2)]
-    with pairops.engine("cuda"):
-        ours = statistics_and_gradient(x, y, weight)
-
-    def error(found: Tensor, right: Tensor) -> float:
-        return float((found - right).norm() / right.norm())
-
-    return [
-        (error(ours[k], truth[k]), max(error(z, truth[k]) for z in of_dense[k])) for k in range(2)
-    ]
+on_the_host = pytest.mark.skipif(DEVICE != "cpu", reason="it is about the kernels of a CPU")
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +44,26 @@ def test_many_numbers(signs: str) -> None:
     """Similarities are sums, too."""
     (ours, dense), _ = errors(signs, 16, 70, 700)
     assert ours <= 2 * dense + torch.finfo().eps / 2, f"{ours:.2g}, dense torch has {dense:.2g}"
+
+
+@on_the_host
+def test_values_of_16_bits_of_one_sign_are_beyond_the_rule() -> None:
+    """They keep one sum."""
+    _, error, times, *_ = of_16_bits(512)
+    assert 1e-6 < error < 1e-4
+    assert times > 1
+
+
+@on_the_host
+def test_one_sum_is_an_edit_away() -> None:
+    """What is measured beside two levels is compiled from this text."""
+    right = (build.ROOT / "csrc" / "cuda" / "tile" / "mma.h").read_text()
+    assert edited_text() != right
+
+
+@on_the_host
+def test_a_hinge_that_few_pairs_reach() -> None:
+    count, beyond = statistics_beyond_the_rule(1)
+    assert count > 60
+    assert len(beyond) == 1
+    assert 1 < beyond[0] < 2

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 import pairops
-from pairops import NEG, Pairs, lse, row_stats
 from support.engine_names import TRITON
 from support.error_rule import Dense, assert_within_rule
 from support.exhaustive import exhaustive_but
 from support.on_cpu import device as device
-from support.term_problems import results
 
 pytest.importorskip("triton")
 
@@ -24,11 +22,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from support import triton_interpreter
 from support.triton_interpreter import AMPERE, HOPPER, TensorCore
-
-
-def one_signed(m: int, d: int) -> Tensor:
-    """Whose sums only grow, so that a truncation is always toward 0."""
-    return torch.randn(m, d).abs()
+from support.triton_truncation import errors, few_against_many, one_signed
 
 
 @pytest.mark.parametrize(
@@ -59,18 +53,7 @@ def test_a_few_rows_against_many(
 ) -> None:
     """Also of products of two halves, which promise less than that at large D."""
     monkeypatch.setattr(triton_interpreter, "TENSOR_CORE", core)
-    x, y = torch.randn(8, 16) / 4, make(m, 16)
-    labels, ref_labels = torch.arange(8) % 2, torch.arange(m) % 7
-
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        other = {"ref_emb": y.to(x.dtype), "ref_labels": ref_labels, "distance": distance}
-        return row_stats(Pairs.of(x, labels, **other), lse(NEG, 5.0, 0.0))
-
-    def of(engine: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        mine = x.to(dtype).requires_grad_()
-        with pairops.engine(engine):
-            return [z.detach() for z in results(lambda: run(mine), [mine])]
-
+    of = few_against_many(make, m, distance)
     truth, dense = of("dense", torch.float64), Dense(lambda: of("dense"))
     torch.set_float32_matmul_precision(level)
     try:
@@ -79,6 +62,12 @@ def test_a_few_rows_against_many(
         torch.set_float32_matmul_precision("highest")
     for k, what in enumerate(["statistics", "dx"]):
         assert_within_rule(what, ours[k], dense.result(k), truth[k])
+
+
+def test_what_one_sum_over_all_tiles_would_lose() -> None:
+    found = errors(2048, "one")
+    assert found["in one sum"] > 4 * found["tile by tile"]
+    assert found["tile by tile"] < 2 * found["dense torch"] + 4 * torch.finfo().eps
 
 
 def _toward_zero(value: Fraction, unit: Fraction) -> Fraction:
