@@ -20,14 +20,20 @@ def prepare() -> None:
     assert not InterpreterOptions().debug
     interpreter.interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
     # `tl` is told once how it is run, and not at every launch and call.
+    interpreter._patch_attr = _patch_attr
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda _: SimpleNamespace(restore=lambda: None)
     InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
     # Shapes are few, and were looked at number by number for every result.
     interpreter._get_np_dtype = _numbers
     tl.block_type.__init__ = _block_type
+    tl.block_type.with_element_ty = _with_element_type
     tl.tensor.__init__ = _tensor
     TritonSemantic.broadcast_impl_value = _broadcast
+    TritonSemantic.binary_op_type_checking_impl = _operands
+    TritonSemantic.cast = _cast
+    tl.core._unwrap_if_constexpr = _unwrapped
+    TensorHandle.__post_init__ = lambda _: None  # it compares the sizes of two dtypes
 
 
 class TensorCore(NamedTuple):
@@ -91,6 +97,11 @@ def truncated_dot(left: Any, right: Any, total: Any, core: TensorCore | None = N
 
 _block_type_as_it_was = tl.block_type.__init__
 _broadcast_as_it_was = TritonSemantic.broadcast_impl_value
+_operands_as_they_were = TritonSemantic.binary_op_type_checking_impl
+_cast_as_it_was = TritonSemantic.cast
+_unwrapped_as_it_was = tl.core._unwrap_if_constexpr
+# Of two operands of one of these types neither is converted, whatever the operation.
+_NEVER_CONVERTED = {t.name for t in (tl.float32, tl.float64, tl.int32, tl.int64, tl.int1)}
 _NUMBERS = {
     t.name: interpreter._get_np_dtype(t)
     for t in vars(tl).values()
@@ -123,6 +134,18 @@ def _block_type(self: Any, element_ty: Any, shape: Any) -> None:
     self.element_ty, self.name = element_ty, f"<{name}, {element_ty}>"
 
 
+_block_types: dict[tuple[int, int], Any] = {}
+
+
+def _with_element_type(self: Any, element_ty: Any) -> Any:
+    """A type that is kept keeps the two objects that it is found by."""
+    key = (id(element_ty), id(self.shape))
+    found = _block_types.get(key)
+    if found is None:
+        found = _block_types[key] = tl.block_type(element_ty, self.shape)
+    return found
+
+
 def _tensor(self: Any, handle: Any, type: Any) -> None:
     self.handle, self.type, self.dtype = handle, type, type.scalar
     self.numel, self.shape = type.of_tensors if type.is_block() else _extent(())
@@ -132,3 +155,51 @@ def _broadcast(self: Any, lhs: Any, rhs: Any) -> Any:
     if getattr(lhs.type, "shape", None) is getattr(rhs.type, "shape", None):
         return lhs, rhs
     return _broadcast_as_it_was(self, lhs, rhs)
+
+
+_constants: dict[tuple[Any, ...], Any] = {}
+
+
+def _operands(self: Any, lhs: Any, rhs: Any, *flags: Any, **named: Any) -> Any:
+    """Return both in one type and shape. A number becomes a block once for each of these."""
+    if not isinstance(lhs, tl.tensor):
+        return _operands_as_they_were(self, lhs, rhs, *flags, **named)
+    if isinstance(rhs, tl.tensor):
+        if lhs.dtype is rhs.dtype and lhs.dtype.name in _NEVER_CONVERTED:
+            return self.broadcast_impl_value(lhs, rhs)
+    elif isinstance(rhs, (int, float)):
+        key = (rhs, type(rhs), lhs.dtype.name, id(lhs.shape), flags, *named.items())
+        if key in _constants:
+            return lhs, _constants[key]
+        converted, constant = _operands_as_they_were(self, lhs, rhs, *flags, **named)
+        if converted is lhs:
+            constant.handle.data.flags.writeable = False
+            _constants[key] = constant
+        return converted, constant
+    return _operands_as_they_were(self, lhs, rhs, *flags, **named)
+
+
+def _cast(self: Any, given: Any, to: Any, *rounding: Any, **named: Any) -> Any:
+    if given.type.scalar is to.scalar:
+        return given
+    return _cast_as_it_was(self, given, to, *rounding, **named)
+
+
+def _patch_attr(obj: Any, name: str, member: Any, _builder: Any, scope: Any) -> None:
+    """As it was, but without a look at whether an interpreter is given."""
+    function = getattr(member, "__wrapped__", member)
+
+    def call(*args: Any, **named: Any) -> Any:
+        named["_semantic"] = interpreter.interpreter_semantic
+        return function(*args, **named)
+
+    scope.set_attr(obj, name, call)
+
+
+def _unwrapped(given: Any) -> Any:
+    """What is asked of most things is whether they are a list."""
+    if isinstance(given, tl.constexpr):
+        return given.value
+    if isinstance(given, (list, tuple, tl.tuple)):
+        return _unwrapped_as_it_was(given)
+    return given
