@@ -3,14 +3,16 @@
 python tests/support/cuda_on_host/build.py makes the module, if it is older than its sources.
 """
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,23 +37,44 @@ def machine() -> list[Path]:
     return sorted(path for path in HERE.glob("*.cpp") if path.name not in PROGRAMS)
 
 
+class Compiled(NamedTuple):
+    """Sources, the folder that their objects lie in, and how they are compiled."""
+
+    sources: Sequence[Path]
+    to: Path
+    flags: tuple[str, ...] = ()
+    csrc: Path = ROOT / "csrc"  # the folder that they include from
+
+    def objects(self) -> list[str]:
+        return [str(self.to / f"{source.name}.o") for source in self.sources]
+
+    def commands(self) -> list[list[str]]:
+        python = sysconfig.get_paths()["include"]
+        bindings = Path(torch.__file__).parent / "include"  # it has pybind11
+        include = ["-I", str(HERE), "-I", str(self.csrc)]
+        include += ["-isystem", python, "-isystem", str(bindings)]
+        return [
+            [COMPILER, *FLAGS, *self.flags, *include, "-x", "c++", "-c", str(source), "-o", made]
+            for source, made in zip(self.sources, self.objects(), strict=True)
+        ]
+
+
+def compile_all(*wanted: Compiled) -> None:
+    """As many at a time as there are cores, those first that are named first."""
+    for one in wanted:
+        one.to.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        commands = [command for one in wanted for command in one.commands()]
+        list(pool.map(functools.partial(subprocess.run, check=True), commands))
+
+
 def compile_each(
-    sources: list[Path], to: Path, flags: tuple[str, ...] = (), csrc: Path = ROOT / "csrc"
+    sources: Sequence[Path], to: Path, flags: tuple[str, ...] = (), csrc: Path = ROOT / "csrc"
 ) -> list[str]:
     """The objects, in the folder `to`."""
-    python = sysconfig.get_paths()["include"]
-    bindings = Path(torch.__file__).parent / "include"  # it has pybind11
-    include = ["-I", str(HERE), "-I", str(csrc), "-isystem", python, "-isystem", str(bindings)]
-    to.mkdir(parents=True, exist_ok=True)
-
-    def compiled(source: Path) -> str:
-        made = str(to / f"{source.name}.o")
-        command = [COMPILER, *FLAGS, *flags, *include, "-x", "c++", "-c", str(source), "-o", made]
-        subprocess.run(command, check=True)
-        return made
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compiled, sources))
+    made = Compiled(sources, to, flags, csrc)
+    compile_all(made)
+    return made.objects()
 
 
 def link(target: Path, objects: list[str], flags: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from support.cuda_truncation import (
     statistics_beyond_the_rule,
 )  # fmt: skip
 from support.engine_names import DEVICE
-from support.exhaustive import exhaustive_but
+from support.exhaustive import exhaustive, exhaustive_but
 
 on_the_host = pytest.mark.skipif(DEVICE != "cpu", reason="it is about the kernels of a CPU")
 
@@ -62,6 +62,7 @@ def test_one_sum_is_an_edit_away() -> None:
 
 
 @on_the_host
+@exhaustive
 def test_a_hinge_that_few_pairs_reach() -> None:
     count, beyond = statistics_beyond_the_rule(1)
     assert count > 60
